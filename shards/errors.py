@@ -1,0 +1,15 @@
+"""How work ends early: two kinds of failure and a wish, each with one message for the person who reads it."""
+
+from __future__ import annotations
+
+
+class Refused(Exception):
+    """Asked for something wrong; nothing was done. The command line ends with exit code 2."""
+
+
+class Failed(Exception):
+    """Something broke on the way. The command line ends with exit code 1."""
+
+
+class Stopped(Exception):
+    """Asked to stop; what was finished is kept, and the same command goes on from there."""

@@ -1,0 +1,152 @@
+"""Files that appear whole or not at all: all writing goes through here, and may be killed anywhere."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from shards.errors import Failed, Refused
+
+TEMPORARY_SUFFIX = ".tmp"
+_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NOT_ALLOWED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
+
+
+def commit_bytes(path: Path, data: bytes, exclusive: bool = False) -> bool:
+    """Puts a file under its name, complete and on disk, making its folder where there is none.
+
+    Args:
+        path: the final name.
+        data: the whole content.
+        exclusive: leave alone what already stands under the name, instead of replacing it.
+
+    Returns:
+        Whether the file was put there; only False when `exclusive` and the name was taken.
+
+    Raises:
+        Refused: the place cannot be written to.
+        Failed: the disk is full, or broke.
+    """
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+    with _explained("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if exclusive:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+            else:
+                os.replace(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+    return True
+
+
+def remove(path: Path) -> bool:
+    """Takes a file away; whether there was one."""
+    with _explained("remove", path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return False
+        _sync_folder(path.parent)
+    return True
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        Failed: it is missing, or cannot be read.
+        Refused: reading it is not allowed.
+    """
+    with _explained("read", path):
+        return path.read_bytes()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """sha256 (hex) of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 (hex) of a file's content. Raises like `read_bytes`."""
+    with _explained("read", path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_names(folder: Path, suffix: str) -> list[str]:
+    """Sorted names of the committed files with this suffix; none where the folder is not there."""
+    with _explained("list", folder):
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return []
+    return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+
+def remove_stale_temporaries(folder: Path, older_than_seconds: float) -> int:
+    """Removes what killed writers left in a folder; how many files that were.
+
+    Args:
+        folder: where `commit_bytes` wrote.
+        older_than_seconds: younger ones may belong to a writer that lives, on any machine.
+    """
+    limit = time.time() - older_than_seconds
+    removed = 0
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        # Another cleaner, or the writer itself, may be faster.
+        with _explained("remove", path), suppress(FileNotFoundError):
+            if path.stat().st_mtime < limit:
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name is on disk only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(action: str, path: Path) -> Iterator[None]:
+    """Turns the system's errors into the two kinds that people see."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Failed(f"cannot {action} {path}: it is missing") from error
+    except OSError as error:
+        if error.errno in _OUT_OF_SPACE:
+            raise Failed(
+                f"cannot {action} {path}: no space left there; free some and run the same command again"
+            ) from error
+        if error.errno in _NOT_ALLOWED:
+            raise Refused(
+                f"cannot {action} {path}: {error.strerror}; choose a place where you may {action}"
+            ) from error
+        raise Failed(f"cannot {action} {path}: {error.strerror or error}") from error
