@@ -1,0 +1,224 @@
+"""A data set as a whole: founding it, the table of its shards read as one, and views cut out of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import Failed, Refused
+from shards.record import PairSpec
+from shards.rows import (
+    ROW_FOLDER,
+    ManifestRow,
+    read_joined,
+    read_row,
+    row_path,
+    row_problem,
+    shard_name,
+    write_joined,
+)
+from shards.storage import commit_bytes, list_names, read_bytes
+
+DATASET_FILE = "dataset.json"
+
+
+def dataset_exists(root: Path | str) -> bool:
+    """Whether a data set was founded there."""
+    return (Path(root) / DATASET_FILE).is_file()
+
+
+def create_dataset(root: Path | str, spec: PairSpec) -> None:
+    """Founds a pair data set, or confirms that the one that is there is the same.
+
+    Raises:
+        Refused: another data set is there; names every key that differs as `there -> asked`.
+    """
+    data = (json.dumps(spec.to_json(), indent=2, allow_nan=False) + "\n").encode()
+    if not commit_bytes(Path(root) / DATASET_FILE, data, exclusive=True):
+        refuse_other_spec(root, spec)
+
+
+def refuse_other_spec(root: Path | str, spec: PairSpec) -> None:
+    """Confirms that the data set that is there has this spec; writes nothing.
+
+    Raises:
+        Refused: it has another one; names every key that differs as `there -> asked`.
+    """
+    there = _flat(read_spec(root).to_json())
+    # Through JSON, so that a tuple is the list that was read back.
+    wanted = _flat(json.loads(json.dumps(spec.to_json())))
+    absent = object()
+    differing = [
+        f"{key}: {there.get(key, 'nothing')!r} -> {wanted.get(key, 'nothing')!r}"
+        for key in sorted(there.keys() | wanted.keys())
+        if key != "fingerprint" and there.get(key, absent) != wanted.get(key, absent)
+    ]
+    if differing:
+        raise Refused(
+            f"{Path(root) / DATASET_FILE} describes other pairs (there -> asked): {'; '.join(differing)}. "
+            "Ask for the same, or choose another folder"
+        )
+
+
+def read_spec(root: Path | str) -> PairSpec:
+    """The spec in dataset.json.
+
+    Raises:
+        Refused: there is no data set, or dataset.json is not what onestep wrote.
+    """
+    path = Path(root) / DATASET_FILE
+    if not dataset_exists(root):
+        raise Refused(f"{root} is not a pair data set: it has no {DATASET_FILE}")
+    try:
+        content = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise Refused(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise Refused(f"{path} must hold a JSON object")
+    try:
+        return PairSpec.from_json(content)
+    except Refused as error:
+        raise Refused(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class View:
+    """A run of pairs, `first` .. `first + size - 1`, cut out of whole shards.
+
+    Attributes:
+        first: pair_index of the first pair.
+        size: number of pairs.
+        spec: of the data set.
+        rows: the shards that cover it, in order.
+    """
+
+    first: int
+    size: int
+    spec: PairSpec
+    rows: tuple[ManifestRow, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many pairs of the view each of its shards holds."""
+        stop = self.first + self.size
+        return tuple(
+            min(row.first_pair + row.num_pairs, stop) - max(row.first_pair, self.first) for row in self.rows
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All committed shards of a data set, by first_pair."""
+
+    root: Path
+    spec: PairSpec
+    rows: tuple[ManifestRow, ...]
+
+    @classmethod
+    def open(cls, root: Path | str) -> Manifest:
+        """Reads dataset.json and every row.
+
+        The joined table saves opening rows one by one; where there is a folder of rows, that folder alone
+        says which shards are done.
+
+        Raises:
+            Refused: no data set there, or a row of other pairs.
+            Failed: a row that cannot be read, or does not stand where its name says.
+        """
+        root = Path(root)
+        spec = read_spec(root)
+        joined = read_joined(root)
+        names = [Path(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")]
+        if not (root / ROW_FOLDER).is_dir():
+            names = list(joined)
+        found = (joined.get(name) or read_row(root, name) for name in names)
+        rows = sorted((row for row in found if row is not None), key=lambda row: row.first_pair)
+        for row in rows:
+            problem = row_problem(spec, row)
+            if row.fingerprint != spec.fingerprint:
+                raise Refused(f"{row_path(root, row.shard)}: {problem}")
+            if problem:
+                raise Failed(f"{row_path(root, row.shard)}: {problem}; run `onestep shards repair {root}`")
+        return cls(root, spec, tuple(rows))
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs in all committed shards, held out ones included."""
+        return sum(row.num_pairs for row in self.rows)
+
+    def missing(self, num_shards: int) -> tuple[int, ...]:
+        """Which of the first `num_shards` shards are not there yet."""
+        done = {row.shard for row in self.rows}
+        return tuple(index for index in range(num_shards) if shard_name(index) not in done)
+
+    def view(self, size: int | None = None) -> View:
+        """The first `size` training pairs, all of them where `size` is None.
+
+        Raises:
+            Refused: there are fewer, or a shard in between is missing.
+        """
+        first = self.spec.num_heldout
+        gap = self._first_gap()
+        available = max(0, gap - first)
+        beyond = any(row.first_pair >= gap for row in self.rows)
+        if size is None and beyond:
+            missing = shard_name(gap // self.spec.pairs_per_shard)
+            raise Refused(
+                f"{self.root}: {missing} is not there though later shards are; "
+                f"run the same `onestep generate ... --out {self.root}` again"
+            )
+        wanted = available if size is None else size
+        if wanted < 1 or wanted > available:
+            asked = "training pairs" if size is None else f"{size} training pairs"
+            raise Refused(
+                f"asked for {asked} of {self.root}, which holds {available} of them; "
+                f"`onestep generate ... --out {self.root} --num-pairs {max(wanted, 1)}` would extend it"
+            )
+        return self._cut(first, wanted)
+
+    def heldout(self) -> View:
+        """The pairs kept out of every training.
+
+        Raises:
+            Refused: not all of them are there yet.
+        """
+        size = self.spec.num_heldout
+        if self._first_gap() < size:
+            raise Refused(
+                f"{self.root} does not hold all of its {size} held out pairs yet; "
+                f"run the same `onestep generate ... --out {self.root}` again"
+            )
+        return self._cut(0, size)
+
+    def write_joined(self) -> Path:
+        """Writes all rows into one file beside dataset.json; derived, deletable."""
+        return write_joined(self.root, self.rows)
+
+    def _first_gap(self) -> int:
+        """The first pair_index that no committed shard holds."""
+        position = 0
+        for row in self.rows:
+            if row.first_pair != position:
+                break
+            position += row.num_pairs
+        return position
+
+    def _cut(self, first: int, size: int) -> View:
+        rows = (
+            row
+            for row in self.rows
+            if row.first_pair < first + size and row.first_pair + row.num_pairs > first
+        )
+        return View(first, size, self.spec, tuple(rows))
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted paths."""
+    leaves: dict[str, Any] = {}
+    for key, value in content.items():
+        nested = isinstance(value, Mapping) and value
+        leaves |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return leaves

@@ -1,0 +1,166 @@
+"""One Parquet row a shard, committed after its tar: the only mark that the shard is done.
+
+pyarrow is imported where it is used: it would double the time that `--help` takes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shards.errors import Failed
+from shards.record import PairSpec
+from shards.storage import commit_bytes, read_bytes, remove
+
+JOINED_FILE = "manifest.parquet"
+ROW_FOLDER = "manifest"
+SHARD_FOLDER = "shards"
+_COLUMNS = {
+    "shard": "string",
+    "first_pair": "int64",
+    "num_pairs": "int64",
+    "num_bytes": "int64",
+    "sha256": "string",
+    "fingerprint": "string",
+    "seconds": "float64",
+    "host": "string",
+    "device": "string",
+    "batch_size": "int64",
+    "versions": "string",
+}
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One committed shard: what it holds, what its file must be, and how it came about.
+
+    Attributes:
+        shard: the stem of its file, `pairs-000000`.
+        first_pair: pair_index of its first pair.
+        num_pairs: pairs in it.
+        num_bytes: size of the tar.
+        sha256: of the tar (hex).
+        fingerprint: of the data set it belongs to.
+        seconds: wall time of making it.
+        host: machine that made it.
+        device: kind of device that made it.
+        batch_size: pairs mapped at a time.
+        versions: software it was made with, in words.
+    """
+
+    shard: str
+    first_pair: int
+    num_pairs: int
+    num_bytes: int
+    sha256: str
+    fingerprint: str
+    seconds: float
+    host: str
+    device: str
+    batch_size: int
+    versions: str
+
+
+def shard_name(index: int) -> str:
+    """Stem of a shard's files."""
+    return f"pairs-{index:06d}"
+
+
+def shard_path(root: Path | str, name: str) -> Path:
+    """Where the tar of this name lies."""
+    return Path(root) / SHARD_FOLDER / f"{name}.tar"
+
+
+def row_path(root: Path | str, name: str) -> Path:
+    """Where the manifest row of this name lies."""
+    return Path(root) / ROW_FOLDER / f"{name}.parquet"
+
+
+def write_row(root: Path | str, row: ManifestRow) -> bool:
+    """Commits a shard's row, unless one is there; whether it was this one that was committed."""
+    return commit_bytes(row_path(root, row.shard), _to_parquet([row]), exclusive=True)
+
+
+def read_row(root: Path | str, name: str) -> ManifestRow | None:
+    """The committed row of a shard, None where there is none.
+
+    Raises:
+        Failed: the file is there and cannot be read as this shard's row.
+    """
+    path = row_path(root, name)
+    if not path.is_file():
+        return None
+    try:
+        rows = _from_parquet(path)
+    except Failed as error:
+        raise Failed(f"{error}; run `onestep shards repair {root}`") from error
+    if len(rows) != 1 or rows[0].shard != name:
+        raise Failed(f"{path} does not hold the one row of {name}; run `onestep shards repair {root}`")
+    return rows[0]
+
+
+def read_joined(root: Path | str) -> dict[str, ManifestRow]:
+    """The rows of the joined table by shard; none where there is no such table.
+
+    Raises:
+        Failed: the file is there and cannot be read.
+    """
+    path = Path(root) / JOINED_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return {row.shard: row for row in _from_parquet(path)}
+    except Failed as error:
+        raise Failed(f"{error}; delete it, it can be made again from {ROW_FOLDER}/") from error
+
+
+def write_joined(root: Path | str, rows: Sequence[ManifestRow]) -> Path:
+    """Writes rows into one file beside dataset.json; derived, deletable."""
+    path = Path(root) / JOINED_FILE
+    commit_bytes(path, _to_parquet(rows))
+    return path
+
+
+def forget(root: Path | str, name: str) -> None:
+    """Takes back a shard's row, so that the shard counts as not made."""
+    # The joined table first: a copy of the row that outlived the row would still vouch for the shard.
+    remove(Path(root) / JOINED_FILE)
+    remove(row_path(root, name))
+
+
+def row_problem(spec: PairSpec, row: ManifestRow) -> str | None:
+    """What is wrong with a row of this data set, None where nothing is."""
+    if row.fingerprint != spec.fingerprint:
+        return f"its shard belongs to other pairs (fingerprint {row.fingerprint}, here {spec.fingerprint})"
+    if row.num_pairs != spec.pairs_per_shard:
+        return f"num_pairs is {row.num_pairs}: every shard holds {spec.pairs_per_shard} pairs"
+    if row.first_pair % spec.pairs_per_shard or row.shard != shard_name(
+        row.first_pair // spec.pairs_per_shard
+    ):
+        return f"first_pair is {row.first_pair}, which is not where {row.shard} begins"
+    return None
+
+
+def _to_parquet(rows: Sequence[ManifestRow]) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
+    buffer = io.BytesIO()
+    table = pyarrow.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+    pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def _from_parquet(path: Path) -> list[ManifestRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    data = read_bytes(path)
+    try:
+        reader = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=True)
+        return [ManifestRow(**row) for row in reader.read(columns=list(_COLUMNS)).to_pylist()]
+    except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
+        raise Failed(f"{path} is not a readable table of shards: {error}") from error

@@ -1,0 +1,140 @@
+"""What is missing, broken or foreign in a pair data set: looks at every byte and changes none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.errors import Failed, Refused
+from shards.manifest import DATASET_FILE, read_spec
+from shards.noise import gaussian_noise
+from shards.reader import read_shard
+from shards.record import PairSpec, label
+from shards.rows import (
+    JOINED_FILE,
+    ROW_FOLDER,
+    SHARD_FOLDER,
+    ManifestRow,
+    read_joined,
+    read_row,
+    row_path,
+    row_problem,
+    shard_name,
+    shard_path,
+)
+from shards.storage import list_names
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Attributes:
+        kind: "dataset" (dataset.json unreadable or edited), "missing" (a gap in the sequence), "row"
+            (unreadable or misplaced row), "joined" (the joined table says otherwise than the rows),
+            "foreign" (a row of other pairs), "broken" (file missing, short or changed), "tokens", "labels",
+            "noise" (content that breaks its rule), or "uncommitted" (a tar without a row, which the next
+            writer replaces: no damage).
+        where: path of the file.
+        message: what is wrong, in words.
+    """
+
+    kind: str
+    where: str
+    message: str
+
+
+def verify(root: Path | str) -> list[Finding]:
+    """Everything wrong with a data set, by shard.
+
+    Raises:
+        Refused: there is no data set at `root`.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise Refused(f"{root} is not a pair data set: there is no such folder")
+    try:
+        spec = read_spec(root)
+    except (Refused, Failed) as error:
+        return [Finding("dataset", str(root / DATASET_FILE), str(error))]
+    return list(_findings(root, spec))
+
+
+def _findings(root: Path, spec: PairSpec) -> Iterator[Finding]:
+    committed = {Path(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")}
+    tars = {Path(name).stem for name in list_names(root / SHARD_FOLDER, ".tar")}
+    last = max((_shard_index(name) for name in committed), default=-1)
+    expected = {shard_name(index) for index in range(last + 1)}
+    joined: dict[str, ManifestRow] = {}
+    try:
+        joined = read_joined(root)
+    except (Refused, Failed) as error:
+        yield Finding("joined", str(root / JOINED_FILE), str(error))
+    for name in sorted(expected | committed | tars | joined.keys()):
+        if name in committed:
+            yield from _shard_findings(root, spec, name, joined.get(name))
+            continue
+        if name in joined:
+            yield Finding(
+                "joined", str(root / JOINED_FILE), f"holds {name}, which has no row of its own; delete it"
+            )
+        if name in expected:
+            message = "there is no row of this shard though there are rows of later ones"
+            yield Finding("missing", str(row_path(root, name)), message)
+        if name in tars:
+            message = "no row stands for this file: its writer was killed, or is still at work"
+            yield Finding("uncommitted", str(shard_path(root, name)), message)
+
+
+def _shard_findings(root: Path, spec: PairSpec, name: str, joined: ManifestRow | None) -> Iterator[Finding]:
+    where = str(row_path(root, name))
+    try:
+        row = read_row(root, name)
+    except (Refused, Failed) as error:
+        yield Finding("row", where, str(error))
+        return
+    if row is None:
+        yield Finding("row", where, "the row was taken away during the check")
+        return
+    if joined is not None and joined != row:
+        yield Finding(
+            "joined", str(root / JOINED_FILE), f"holds another row of {name} than {where}; delete it"
+        )
+    if problem := row_problem(spec, row):
+        yield Finding("foreign" if row.fingerprint != spec.fingerprint else "row", where, problem)
+        return
+    yield from _content_findings(root, spec, row)
+
+
+def _content_findings(root: Path, spec: PairSpec, row: ManifestRow) -> Iterator[Finding]:
+    where = str(shard_path(root, row.shard))
+    try:
+        pairs = read_shard(root, spec, row)
+    except (Refused, Failed) as error:
+        yield Finding("broken", where, str(error))
+        return
+    tokens_BL = pairs.tokens_BL.astype(np.int64)
+    outside_B = ((tokens_BL < 0) | (tokens_BL >= spec.vocab_size)).any(axis=1)
+    mislabelled_B = np.not_equal(pairs.label_B, label(pairs.index_B, spec.num_classes))
+    rules = [
+        ("tokens", outside_B, f"tokens outside 0 .. {spec.vocab_size - 1}"),
+        ("labels", mislabelled_B, f"a label that is not pair_index % {spec.num_classes}"),
+    ]
+    if spec.noise == "stored":
+        noise_BLC = gaussian_noise(spec.seed, row.first_pair, row.num_pairs, spec.noise_shape)
+        foreign_B = (noise_BLC.view(np.uint16) != pairs.noise_BLC.view(np.uint16)).any(axis=(1, 2))
+        rules.append(("noise", foreign_B, f"noise that seed {spec.seed} does not give"))
+    for kind, breaking_B, what in rules:
+        if breaking_B.any():
+            pair_index = pairs.index_B[np.argmax(breaking_B)]
+            message = f"{np.count_nonzero(breaking_B)} pairs, the first of them {pair_index}, hold {what}"
+            yield Finding(kind, where, message)
+
+
+def _shard_index(name: str) -> int:
+    """Place of a shard in the sequence; -1 for a name that no shard has."""
+    digits = name.removeprefix("pairs-")
+    return int(digits) if digits.isdecimal() and name == shard_name(int(digits)) else -1

@@ -1,0 +1,105 @@
+"""One shard: pairs -> deterministic tar -> committed file and row."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.errors import Failed, Refused
+from shards.layout import TAR_MODE, TAR_OWNER
+from shards.record import Pairs, PairSpec, check_pairs, encode_pair
+from shards.rows import ManifestRow, read_row, row_problem, shard_name, shard_path, write_row
+from shards.storage import commit_bytes, read_bytes, sha256_bytes, sha256_file
+
+
+def shard_bytes(spec: PairSpec, pairs: Pairs) -> bytes:
+    """The tar of these pairs, the same bytes for the same pairs. Changing any of them breaks: SHARD FORMAT.
+
+    Raises:
+        Failed: pairs that do not have the spec's shapes, dtypes and ranges.
+    """
+    # webdataset imports torch, which whoever only reads or lists shards does not need.
+    from webdataset import TarWriter
+
+    check_pairs(spec, pairs)
+    buffer = io.BytesIO()
+    # An integer mtime: any other makes webdataset spend another block on every member.
+    with TarWriter(buffer, encoder=False, mtime=0, mode=TAR_MODE, user=TAR_OWNER, group=TAR_OWNER) as tar:
+        for pair_index, noise_LC, tokens_L, pair_label in zip(
+            pairs.index_B.tolist(), pairs.noise_BLC, pairs.tokens_BL, pairs.label_B.tolist(), strict=True
+        ):
+            tar.write(encode_pair(spec, pair_index, noise_LC, tokens_L, pair_label))
+    return buffer.getvalue()
+
+
+def commit_shard(
+    root: Path | str, spec: PairSpec, shard_index: int, pairs: Pairs, row_extras: Mapping[str, Any]
+) -> ManifestRow:
+    """Commits a shard's tar and then its row, in this order: a row never stands without its tar.
+
+    Killed anywhere, the same call completes it. Of two writers of one shard the first row wins, and the
+    other's work is discarded.
+
+    Args:
+        root: the data set's folder.
+        spec: its spec, as in dataset.json.
+        shard_index: which shard.
+        pairs: all pairs of the shard, in the order of their index.
+        row_extras: the columns seconds, host, device, batch_size and versions.
+
+    Returns:
+        The row that stands in the manifest, of this writer or of an earlier one.
+
+    Raises:
+        Failed: pairs that are not this shard's, or a disk that is full.
+        Refused: the place cannot be written to, or holds other pairs.
+    """
+    name = shard_name(shard_index)
+    first_pair = shard_index * spec.pairs_per_shard
+    if (winner := _committed(root, spec, name)) is not None:
+        return winner
+    if not np.array_equal(pairs.index_B, np.arange(first_pair, first_pair + spec.pairs_per_shard)):
+        raise Failed(
+            f"{name} must hold the pairs {first_pair} .. {first_pair + spec.pairs_per_shard - 1} in order"
+        )
+    data = shard_bytes(spec, pairs)
+    row = ManifestRow(
+        shard=name,
+        first_pair=first_pair,
+        num_pairs=len(pairs),
+        num_bytes=len(data),
+        sha256=sha256_bytes(data),
+        fingerprint=spec.fingerprint,
+        **row_extras,
+    )
+    path = shard_path(root, name)
+    displaced = None
+    if not commit_bytes(path, data, exclusive=True):
+        # A killed writer's tar, or a living rival's: of the same bytes, unless its device computes otherwise.
+        displaced = read_bytes(path)
+        if (winner := _committed(root, spec, name)) is not None:
+            return winner
+        if displaced != data:
+            commit_bytes(path, data)
+    if write_row(root, row):
+        return row
+    winner = _committed(root, spec, name)
+    if winner is None:
+        raise Failed(
+            f"the row of {name} in {root} was taken away while it was written; run the same command again"
+        )
+    if displaced is not None and winner.sha256 == sha256_bytes(displaced) != sha256_file(path):
+        # The rival committed its row between this writer's look and its replacing the tar.
+        commit_bytes(path, displaced)
+    return winner
+
+
+def _committed(root: Path | str, spec: PairSpec, name: str) -> ManifestRow | None:
+    row = read_row(root, name)
+    if row is not None and (problem := row_problem(spec, row)):
+        raise Refused(f"{root} already holds {name}: {problem}")
+    return row
