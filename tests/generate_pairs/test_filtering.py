@@ -1,0 +1,81 @@
+"""Temperature, top-k and top-p of both families, against arrays recorded from their own samplers."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from generate_pairs.teachers.filtering import SamplingSettings, filter_llamagen, filter_var
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def load_recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("golden_recipe", GOLDEN / "recipe.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("case", "function"),
+    [
+        ("var_sampling_a", filter_var),
+        ("var_sampling_ties_a", filter_var),
+        ("lg_sampling_a", filter_llamagen),
+        ("lg_sampling_ties_a", filter_llamagen),
+    ],
+)
+def test_official_samplers(case, function):
+    recipe = load_recipe()
+    spec, _, inputs, expected = recipe.load_case(GOLDEN / f"{case}.json")
+    logits = torch.from_numpy(inputs["logits"])
+    outputs = {
+        f"probs_{i}": function(logits, *setting).exp().numpy()
+        for i, setting in enumerate(spec["config"]["settings"])
+    }
+    report = recipe.compare(spec, expected, outputs)
+    assert {array for array, *_ in report} == set(expected)
+    assert all(ok for _, ok, *_ in report), report
+    for name, got in outputs.items():
+        np.testing.assert_array_equal(got > 0, expected[name] > 0)
+    np.testing.assert_array_equal(logits.numpy(), inputs["logits"])  # the official code changes its input
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_are_normalised_float32_with_minus_infinity_where_removed(dtype):
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for log_probs in (filter_var(logits, 10, 0.9), filter_llamagen(logits, 10, 0.9, 0.8)):
+        assert log_probs.dtype == torch.float32
+        torch.testing.assert_close(log_probs.exp().sum(dim=1), torch.ones(5), atol=1e-6, rtol=0)
+        kept = (log_probs > -torch.inf).sum(dim=1)
+        assert bool(((kept >= 1) & (kept <= 10)).all())
+
+
+def test_settings_that_are_off_leave_a_plain_softmax():
+    logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(1)) * 3
+    for log_probs in (
+        filter_var(logits, 0, 0.0),
+        filter_var(logits, 0, 1.0),
+        filter_var(logits, 1000, 1.0),
+        filter_llamagen(logits, 0, 1.0, 1.0),
+    ):
+        assert torch.equal(log_probs, torch.log_softmax(logits, dim=1))
+
+
+def test_the_families_cut_the_tail_from_opposite_ends():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    assert (filter_var(logits, 0, 0.7) > -torch.inf).tolist() == [[True, True, False]]
+    assert (filter_llamagen(logits, 0, 0.45, 1.0) > -torch.inf).tolist() == [[True, False, False]]
+    assert (filter_llamagen(logits, 0, 0.55, 1.0) > -torch.inf).tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SamplingSettings(guidance_scale=1.0, **wrong)
