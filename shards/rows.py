@@ -68,6 +68,12 @@ def shard_name(index: int) -> str:
     return f"pairs-{index:06d}"
 
 
+def shard_index(name: str) -> int | None:
+    """Place of a shard in the sequence by its name, None for a name that no shard has."""
+    digits = name.removeprefix("pairs-")
+    return int(digits) if digits.isdecimal() and name == shard_name(int(digits)) else None
+
+
 def shard_path(root: Path | str, name: str) -> Path:
     """Where the tar of this name lies."""
     return Path(root) / SHARD_FOLDER / f"{name}.tar"

@@ -22,6 +22,7 @@ from shards.rows import (
     read_row,
     row_path,
     row_problem,
+    shard_index,
     shard_name,
     shard_path,
 )
@@ -66,7 +67,7 @@ def verify(root: Path | str) -> list[Finding]:
 def _findings(root: Path, spec: PairSpec) -> Iterator[Finding]:
     committed = {Path(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")}
     tars = {Path(name).stem for name in list_names(root / SHARD_FOLDER, ".tar")}
-    last = max((_shard_index(name) for name in committed), default=-1)
+    last = max((index for name in committed if (index := shard_index(name)) is not None), default=-1)
     expected = {shard_name(index) for index in range(last + 1)}
     joined: dict[str, ManifestRow] = {}
     try:
@@ -132,9 +133,3 @@ def _content_findings(root: Path, spec: PairSpec, row: ManifestRow) -> Iterator[
             pair_index = pairs.index_B[np.argmax(breaking_B)]
             message = f"{np.count_nonzero(breaking_B)} pairs, the first of them {pair_index}, hold {what}"
             yield Finding(kind, where, message)
-
-
-def _shard_index(name: str) -> int:
-    """Place of a shard in the sequence; -1 for a name that no shard has."""
-    digits = name.removeprefix("pairs-")
-    return int(digits) if digits.isdecimal() and name == shard_name(int(digits)) else -1

@@ -61,7 +61,7 @@ class Tokenizer(nn.Module, ABC):
     @property
     @abstractmethod
     def codebook_VC(self) -> Tensor:
-        """The rows that the decoder reads, V x C: what the flow map aims at (L2-normalised where the decoder normalises)."""
+        """The rows that the decoder reads, V x C: what the flow map aims at (unit length where the decoder normalises)."""
 
     @abstractmethod
     def encode(self, images_BIHW: Tensor) -> Tensor:

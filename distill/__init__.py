@@ -1,0 +1,21 @@
+"""Stage two: pairs to a one-step student, and judging it.
+
+`from distill import Student` loads torch only when it is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distill.student import Student
+
+__all__ = ["Student"]
+
+
+def __getattr__(name: str) -> type[Student]:
+    if name == "Student":
+        from distill.student import Student
+
+        return Student
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

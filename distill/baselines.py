@@ -1,0 +1,129 @@
+"""What the method is compared against: onestep* (positions independent) and skip-n (the last steps left out).
+
+Both rest on one table, the frequency of every token at every position among the training pairs of a class.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from generate_pairs.teachers.base import Teacher
+from shards.errors import Refused
+
+
+class TokenFrequencies:
+    """Counts tokens by class and position, batch after batch, in a dense table K x L x V of int32."""
+
+    def __init__(self, num_classes: int, num_tokens: int, vocab_size: int) -> None:
+        self.counts_KLV = torch.zeros(num_classes, num_tokens, vocab_size, dtype=torch.int32)
+
+    def add(self, tokens_BL: Tensor, labels_B: Tensor) -> None:
+        """Count a batch: tokens (B, L) and labels (B,), integers.
+
+        Raises:
+            ValueError: a shape, token or label that does not fit the table.
+        """
+        num_classes, num_tokens, vocab_size = self.counts_KLV.shape
+        if tokens_BL.shape != (len(labels_B), num_tokens):
+            raise ValueError(f"tokens must be ({len(labels_B)}, {num_tokens}), got {tuple(tokens_BL.shape)}")
+        _check_range("token", tokens_BL, vocab_size)
+        _check_range("label", labels_B, num_classes)
+        rows_BL = labels_B.long().unsqueeze(1) * num_tokens + torch.arange(num_tokens)
+        cells = (rows_BL * vocab_size + tokens_BL).flatten()
+        self.counts_KLV.view(-1).index_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
+
+    def probabilities(self) -> Tensor:
+        """P[class, position, token], (K, L, V) float32; a class without pairs gets the marginals of all.
+
+        Raises:
+            ValueError: nothing was counted.
+        """
+        total_1LV = self.counts_KLV.sum(dim=0, keepdim=True)
+        if not total_1LV.any():
+            raise ValueError("token frequencies of no pairs are not defined: add at least one batch first")
+        seen_K11 = (self.counts_KLV[:, 0].sum(dim=1) > 0)[:, None, None]
+        counts_KLV = torch.where(seen_K11, self.counts_KLV, total_1LV)
+        return counts_KLV / counts_KLV.sum(dim=2, keepdim=True)
+
+
+def token_frequencies(tokens_NL: Tensor, labels_N: Tensor, num_classes: int, vocab_size: int) -> Tensor:
+    """P (K, L, V) float32 of a whole set of pairs at once: tokens (N, L) and labels (N,), integers."""
+    frequencies = TokenFrequencies(num_classes, tokens_NL.shape[1], vocab_size)
+    frequencies.add(tokens_NL, labels_N)
+    return frequencies.probabilities()
+
+
+def sample_onestep_star(P_KLV: Tensor, labels_B: Tensor, generator: torch.Generator) -> Tensor:
+    """onestep*: tokens (B, L) int64, every position drawn on its own from its frequencies given the class.
+
+    The optimum of predicting the whole sequence as one set: what one step gives without a map from noise to
+    sequence.
+
+    Args:
+        P_KLV: `TokenFrequencies.probabilities`, on the generator's device.
+        labels_B: class labels (B,), int64.
+        generator: of the draws.
+    """
+    rows = (P_KLV[label] for label in labels_B.tolist())
+    return torch.stack([torch.multinomial(P_LV, 1, generator=generator) for P_LV in rows]).squeeze(2)
+
+
+@runtime_checkable
+class SumOfSteps(Protocol):
+    """A tokenizer whose latent map is a sum over AR steps, as VAR's is over its scales."""
+
+    def f_hat(self, embeddings_BPC: Tensor) -> Tensor:
+        """Embeddings (B, P, C) of the first AR steps to the latent map (B, C, h, w) they add up to."""
+
+    def decode_f_hat(self, f_hat_BChw: Tensor) -> Tensor:
+        """A latent map to images (B, channels, height, width), not clamped."""
+
+
+def skip_n_fill(teacher: Teacher) -> str:
+    """What stands in for the steps that skip-n leaves out: "nothing", or tokens from their "marginals"."""
+    return "nothing" if isinstance(teacher.tokenizer, SumOfSteps) else "marginals"
+
+
+def sample_skip_n(
+    teacher: Teacher, tokens_BL: Tensor, n: int, P_KLV: Tensor, labels_B: Tensor, generator: torch.Generator
+) -> Tensor:
+    """skip-n: the image of the teacher's first S - n AR steps, the rest filled as `skip_n_fill` says.
+
+    Args:
+        teacher: whose sequence it is.
+        tokens_BL: the teacher's own tokens; those of the last n steps are not looked at.
+        n: AR steps left out, 1 to S - 1.
+        P_KLV: `TokenFrequencies.probabilities`, on the generator's device; for the fill "marginals".
+        labels_B: class labels (B,), int64.
+        generator: of the draws, where there are any.
+
+    Returns:
+        Images (B, channels, height, width), nominally in [-1, 1], not clamped.
+
+    Raises:
+        Refused: n leaves no step, or skips none.
+    """
+    num_steps = teacher.layout.num_steps - n
+    if not 0 < num_steps < teacher.layout.num_steps:
+        raise Refused(
+            f"skip-{n} does not exist: this teacher has {teacher.layout.num_steps} AR steps, so n is 1 to "
+            f"{teacher.layout.num_steps - 1}"
+        )
+    tokenizer = teacher.tokenizer
+    num_kept = teacher.layout.starts[num_steps]
+    kept_BP = tokens_BL[:, :num_kept]
+    if isinstance(tokenizer, SumOfSteps):
+        return tokenizer.decode_f_hat(tokenizer.f_hat(tokenizer.embed(kept_BP)))
+    filled = sample_onestep_star(P_KLV[:, num_kept:], labels_B, generator).to(tokens_BL.device)
+    return tokenizer.decode(tokenizer.embed(torch.cat([kept_BP, filled], dim=1)))
+
+
+def _check_range(what: str, numbers: Tensor, limit: int) -> None:
+    if len(numbers) == 0:
+        return
+    smallest, largest = int(numbers.min()), int(numbers.max())
+    if smallest < 0 or largest >= limit:
+        raise ValueError(f"{what} numbers must lie in 0..{limit - 1}, got {smallest} to {largest}")

@@ -1,0 +1,141 @@
+"""How far two sets of images are apart, as features: Frechet distance, inception score, precision and recall.
+
+Everything is computed in float64; features may be anything, from a network's penultimate layer to raw pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK_DISTANCES = 2**22
+"""Most pairwise distances held at once: 32 MiB of float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean (F,) and unbiased covariance (F, F) of a set of features, float64."""
+
+    mean_F: np.ndarray
+    covariance_FF: np.ndarray
+
+    @classmethod
+    def of(cls, features_NF: Tensor) -> Moments:
+        """The moments of N >= 2 rows of features.
+
+        Raises:
+            ValueError: fewer than two rows, or a number that is not finite.
+        """
+        features = features_NF.detach().cpu().to(torch.float64).numpy()
+        if features.ndim != 2 or len(features) < 2:
+            raise ValueError(
+                f"moments need features (N, F) of at least two images, got shape {features.shape}"
+            )
+        if not np.isfinite(features).all():
+            raise ValueError("features hold NaN or infinite numbers")
+        mean = features.mean(axis=0)
+        centred = features - mean
+        return cls(mean, centred.T @ centred / (len(features) - 1))
+
+    def factor(self) -> np.ndarray:
+        """A matrix R (F, F) with R R^T the covariance: eigenvectors times the roots of their eigenvalues."""
+        values, vectors = np.linalg.eigh(self.covariance_FF)
+        # A covariance has no negative eigenvalues, but rounding leaves some where the rank is low.
+        return vectors * np.sqrt(np.maximum(values, 0.0))
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Frechet distance of the two Gaussians with these moments (Heusel et al. 2017, arXiv 1706.08500, eq. 6).
+
+        |m_a - m_b|^2 + tr(A) + tr(B) - 2 tr (A B)^(1/2)
+
+    With A = R R^T and B = S S^T the last trace is the sum of the singular values of R^T S: no root of a
+    matrix that is not symmetric, and no loss of digits where covariances are singular.
+    """
+    offset = a.mean_F - b.mean_F
+    overlap = np.linalg.svd(a.factor().T @ b.factor(), compute_uv=False).sum()
+    return float(offset @ offset + np.trace(a.covariance_FF) + np.trace(b.covariance_FF) - 2.0 * overlap)
+
+
+def inception_score(probabilities_NK: Tensor) -> float:
+    """exp of the images' mean KL(p(class | image) || p(class)) (Salimans et al. 2016, arXiv 1606.03498).
+
+    Over all images at once, without the customary ten splits. Between 1 and the number of classes.
+
+    Args:
+        probabilities_NK: a classifier's probabilities, every row summing to one.
+    """
+    p_NK = probabilities_NK.detach().to(torch.float64)
+    divergence_N = (torch.xlogy(p_NK, p_NK) - torch.xlogy(p_NK, p_NK.mean(dim=0))).sum(dim=1)
+    return divergence_N.mean().exp().item()
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Share of generated images near real ones, and of real images near generated ones."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(real_NF: Tensor, fake_MF: Tensor, k: int = 3) -> PrecisionRecall:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2).
+
+    An image counts when it lies in the ball of at least one image of the other set. The ball's radius is the
+    distance to that image's k-th nearest neighbour in its own set: not itself, but an identical image is one.
+    The border belongs to the ball.
+
+    Args:
+        real_NF: features of real images.
+        fake_MF: features of generated images.
+        k: neighbours, fewer than N and M.
+
+    Raises:
+        ValueError: a set has no k-th neighbour.
+    """
+    real, fake = real_NF.detach().to(torch.float64), fake_MF.detach().to(torch.float64)
+    return PrecisionRecall(
+        precision=_share_within(fake, real, neighbour_distances(real, k)),
+        recall=_share_within(real, fake, neighbour_distances(fake, k)),
+    )
+
+
+def neighbour_distances(features_NF: Tensor, k: int) -> Tensor:
+    """Distance (N,) of every row to its k-th nearest other row.
+
+    Raises:
+        ValueError: there are not more than k rows, or k is not positive.
+    """
+    count = len(features_NF)
+    if not 1 <= k < count:
+        raise ValueError(f"the {k}-th neighbour needs 1 <= k < number of images, got {count} images")
+    radii = []
+    for start, distances in _distance_blocks(features_NF, features_NF):
+        rows = torch.arange(len(distances), device=distances.device)
+        distances[rows, start + rows] = torch.inf
+        radii.append(distances.kthvalue(k, dim=1).values)
+    return torch.cat(radii)
+
+
+def _share_within(points_NF: Tensor, centres_MF: Tensor, radii_M: Tensor) -> float:
+    inside = sum(
+        int((block <= radii_M).any(dim=1).sum()) for _, block in _distance_blocks(points_NF, centres_MF)
+    )
+    return inside / len(points_NF)
+
+
+def _distance_blocks(rows_NF: Tensor, columns_MF: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of the N x M distances, each with its first row's number."""
+    size = max(1, BLOCK_DISTANCES // len(columns_MF))
+    for start in range(0, len(rows_NF), size):
+        # Direct differences: the faster matrix product loses the exact zeros between identical images.
+        yield (
+            start,
+            torch.cdist(
+                rows_NF[start : start + size], columns_MF, compute_mode="donot_use_mm_for_euclid_dist"
+            ),
+        )

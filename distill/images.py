@@ -1,0 +1,111 @@
+"""Images for people: grids, grids with a caption to each row, and PNG files that hold no date."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from shards.storage import commit_bytes
+
+BACKGROUND = 255
+INK = 0
+CAPTION_SIZE = 14
+CAPTION_MARGIN = 10
+"""White paper, black words; the size of captions and the room around them in pixels."""
+
+
+def image_grid(images_BIHW: Tensor, columns: int, scale: int = 4, gap: int = 4) -> Image.Image:
+    """Images row by row on a white sheet, every pixel enlarged to a square.
+
+    Args:
+        images_BIHW: (B, 1 or 3, height, width) in [0, 1]; what lies outside is clamped.
+        columns: images in a row; the last row may be shorter.
+        scale: screen pixels to the side of an image pixel.
+        gap: screen pixels between images.
+
+    Raises:
+        ValueError: no images, another number of channels, or no columns.
+    """
+    pixels = _pixels(images_BIHW)
+    if columns < 1 or scale < 1 or gap < 0:
+        raise ValueError(f"a grid needs columns >= 1, scale >= 1 and gap >= 0, got {columns}, {scale}, {gap}")
+    count, height, width = pixels.shape[:3]
+    rows = -(-count // columns)
+    columns = min(columns, count)
+    cell_height, cell_width = height * scale, width * scale
+    sheet = _sheet(
+        columns * (cell_width + gap) - gap,
+        rows * (cell_height + gap) - gap,
+        "L" if pixels.ndim == 3 else "RGB",
+    )
+    for index, image in enumerate(pixels):
+        row, column = divmod(index, columns)
+        enlarged = Image.fromarray(image.numpy()).resize((cell_width, cell_height), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (column * (cell_width + gap), row * (cell_height + gap)))
+    return sheet
+
+
+def captioned_grid(rows: Mapping[str, Tensor], scale: int = 4, gap: int = 4) -> Image.Image:
+    """One row of images to each name, the name to its left: the same noise as different methods see it.
+
+    Args:
+        rows: name to images (B, 1 or 3, height, width) in [0, 1], one shape of image in all rows.
+        scale: screen pixels to the side of an image pixel.
+        gap: screen pixels between images.
+
+    Raises:
+        ValueError: no rows, or images of different shapes.
+    """
+    shapes = {name: tuple(images.shape[1:]) for name, images in rows.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"the rows of a captioned grid must hold images of one shape, got {shapes}")
+    strips = {name: image_grid(images, max(1, len(images)), scale, gap) for name, images in rows.items()}
+    font = ImageFont.load_default(CAPTION_SIZE)
+    caption_width = round(max(font.getlength(name) for name in rows)) + 2 * CAPTION_MARGIN
+    row_height = max(CAPTION_SIZE + gap, *(strip.height for strip in strips.values()))
+    sheet = _sheet(
+        caption_width + max(strip.width for strip in strips.values()),
+        len(strips) * (row_height + gap) - gap,
+        next(iter(strips.values())).mode,
+    )
+    pen = ImageDraw.Draw(sheet)
+    for index, (name, strip) in enumerate(strips.items()):
+        top = index * (row_height + gap)
+        ink = INK if sheet.mode == "L" else (INK,) * 3
+        pen.text(
+            (caption_width - CAPTION_MARGIN, top + row_height // 2), name, fill=ink, font=font, anchor="rm"
+        )
+        sheet.paste(strip, (caption_width, top))
+    return sheet
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write an image whole or not at all; the same image gives the same bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    commit_bytes(path, buffer.getvalue())
+
+
+def save_images(folder: Path, images_BIHW: Tensor, first: int = 0) -> None:
+    """Write images in [0, 1], each in its own size, as 000000.png, 000001.png ... counted from `first`."""
+    for index, image in enumerate(_pixels(images_BIHW), start=first):
+        save_png(Image.fromarray(image.numpy()), folder / f"{index:06d}.png")
+
+
+def _pixels(images_BIHW: Tensor) -> Tensor:
+    """Images in [0, 1] to bytes: (B, H, W) of one channel, (B, H, W, 3) of three."""
+    if images_BIHW.ndim != 4 or images_BIHW.shape[1] not in (1, 3) or len(images_BIHW) == 0:
+        raise ValueError(
+            f"images must be (B, 1 or 3, height, width) with B > 0, got {tuple(images_BIHW.shape)}"
+        )
+    scaled = images_BIHW.detach().cpu().to(torch.float32).clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    return scaled.squeeze(1) if scaled.shape[1] == 1 else scaled.permute(0, 2, 3, 1).contiguous()
+
+
+def _sheet(width: int, height: int, mode: str) -> Image.Image:
+    return Image.new(mode, (width, height), BACKGROUND if mode == "L" else (BACKGROUND,) * 3)

@@ -1,0 +1,117 @@
+"""The LlamaGen student: the teacher's layers over continuous tokens, the whole sequence in one causal pass.
+
+Attribute names are the official tensor names of LlamaGen-DD.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generate_pairs.teachers.llamagen import LlamaGenTeacher
+from generate_pairs.teachers.llamagen_transformer import (
+    ClassEmbedding,
+    Layer,
+    LlamaGenConfig,
+    Projection,
+    at_least_float32,
+    initialise,
+    rotary_2d,
+)
+
+
+class EmbeddingHead(nn.Module):
+    """Hidden states to embeddings: linear(LN(h) (1 + scale) + shift), class embedding added to both."""
+
+    def __init__(self, width: int, codebook_dim: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.linear = nn.Linear(width, codebook_dim)
+
+    def forward(self, h_BLD: Tensor, condition_B1D: Tensor) -> Tensor:
+        shift_B1D, scale_B1D = (self.scale_shift_table[:, None, None] + condition_B1D).unbind()
+        normalised_BLD = F.layer_norm(h_BLD, h_BLD.shape[-1:], eps=1e-6)
+        return self.linear(normalised_BLD * (1 + scale_B1D) + shift_B1D)
+
+
+class LlamaGenStudent(nn.Module):
+    """The official DDTransformer: data tokens, then noise, to logits and embeddings of all tokens.
+
+    An output stands at its own token's position and sees the inputs up to and including it.
+    """
+
+    def __init__(self, config: LlamaGenConfig, codebook_dim: int) -> None:
+        super().__init__()
+        if config.condition != "class":
+            raise ValueError(f"the LlamaGen student is conditioned on classes, not on {config.condition}")
+        self.config = config
+        self.cls_embedding = ClassEmbedding(config.num_classes, config.width)
+        self.tok_embeddings = nn.Linear(codebook_dim, config.width)
+        self.n_d_embed = nn.Embedding(2, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.output = Projection(config.width, config.vocab_size)
+        self.final_layer_conti = EmbeddingHead(config.width, codebook_dim)
+        # Not a buffer: half-precision models must not round it, and those built on the meta device need it.
+        self.rotation = rotary_2d(config)
+        initialise(self, self.output)
+
+    def forward(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass over the sequence.
+
+        Args:
+            x_BLC: codebook rows in the first `data_tokens_B` positions of each sample, noise after them.
+            data_tokens_B: int64, 0..L.
+            labels_B: int64 classes; `num_classes` is the null class.
+
+        Returns:
+            logits (B, L, V) and embeddings (B, L, C), both at least float32.
+        """
+        condition_B1D = self.cls_embedding(labels_B)
+        x_BPD = torch.cat([condition_B1D, self.tok_embeddings(x_BLC)], dim=1) + self._kind(data_tokens_B)
+        x_BPD = F.dropout(x_BPD, self.config.dropout, self.training)
+        rotation = self.rotation.to(x_BPD.device)
+        for layer in self.layers:
+            x_BPD = layer(x_BPD, rotation)
+        h_BLD = x_BPD[:, 1:]
+        logits_BLV = self.output(self.norm(h_BLD))
+        return at_least_float32(logits_BLV), at_least_float32(self.final_layer_conti(h_BLD, condition_B1D))
+
+    @torch.no_grad()
+    def initialise_from_teacher(self, teacher: LlamaGenTeacher, least_squares: bool = True) -> None:
+        """Copy what the two have in common: class embedding, layers, last norm, token head.
+
+        Args:
+            teacher: of the same configuration.
+            least_squares: also make `tok_embeddings` the affine map that brings codebook rows nearest the
+                teacher's token embeddings. Else it keeps its initialisation, as the official student does.
+
+        Raises:
+            ValueError: the teacher's tensors do not fit this student.
+        """
+        transformer = teacher.transformer
+        for name in ("cls_embedding", "layers", "norm", "output"):
+            try:
+                getattr(self, name).load_state_dict(getattr(transformer, name).state_dict())
+            except RuntimeError as error:
+                raise ValueError(f"the teacher's {name} do not fit the student's: {error}") from error
+        if least_squares:
+            weight_CD, bias_D = affine_fit(teacher.codebook_VC, transformer.tok_embeddings.weight)
+            self.tok_embeddings.weight.copy_(weight_CD.T)
+            self.tok_embeddings.bias.copy_(bias_D)
+
+    def _kind(self, data_tokens_B: Tensor) -> Tensor:
+        """What marks the 1 + L positions as data (the condition always is) or noise: (B, 1 + L, D)."""
+        noise_D, data_D = self.n_d_embed.weight.unbind()
+        positions_P = torch.arange(self.config.num_tokens + 1, device=data_tokens_B.device)
+        is_data_BP1 = (positions_P <= data_tokens_B[:, None])[..., None]
+        return torch.where(is_data_BP1, data_D, noise_D)
+
+
+def affine_fit(inputs_VC: Tensor, outputs_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (C, D) and bias (D,) that minimise |inputs @ weight + bias - outputs|, in float64 on the CPU."""
+    inputs, outputs = inputs_VC.double().cpu(), outputs_VD.double().cpu()
+    with_ones = F.pad(inputs, (0, 1), value=1.0)
+    solution = torch.linalg.lstsq(with_ones, outputs, driver="gelsd").solution
+    return solution[:-1], solution[-1]

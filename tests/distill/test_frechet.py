@@ -1,0 +1,139 @@
+"""Frechet distance, inception score, precision and recall against closed forms and other programs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from prdc import compute_prdc
+
+from distill import frechet
+from distill.frechet import Moments, PrecisionRecall, frechet_distance, inception_score, precision_recall
+
+
+def random_covariance(rng: np.random.Generator, dim: int, rank: int) -> np.ndarray:
+    root = rng.normal(size=(dim, rank))
+    return root @ root.T
+
+
+def test_moments_are_the_mean_and_the_unbiased_covariance():
+    moments = Moments.of(torch.tensor([[1.0, 2.0], [3.0, 8.0]]))
+    assert moments.mean_F.tolist() == [2.0, 5.0]
+    assert moments.covariance_FF.tolist() == [[2.0, 6.0], [6.0, 18.0]]
+    features = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(
+        Moments.of(features).covariance_FF,
+        np.cov(features.double().numpy(), rowvar=False),
+        rtol=1e-12,
+        atol=1e-14,
+    )
+
+
+def test_moments_refuse_what_has_none():
+    with pytest.raises(ValueError, match=r"at least two images, got shape \(1, 3\)"):
+        Moments.of(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Moments.of(torch.tensor([[0.0], [math.nan]]))
+
+
+def test_distance_of_commuting_gaussians():
+    """With diagonal covariances: |m - n|^2 + sum (sqrt a - sqrt b)^2."""
+    a = Moments(np.array([0.0, 1.0, 2.0]), np.diag([1.0, 4.0, 0.0]))
+    b = Moments(np.array([3.0, 1.0, -2.0]), np.diag([9.0, 4.0, 0.25]))
+    assert frechet_distance(a, b) == pytest.approx(9.0 + 16.0 + 4.0 + 0.0 + 0.25, abs=1e-12)
+
+
+def test_distance_of_one_dimension():
+    a, b = Moments.of(torch.tensor([[0.0], [2.0]])), Moments.of(torch.tensor([[5.0], [11.0]]))
+    assert frechet_distance(a, b) == pytest.approx(
+        7.0**2 + (math.sqrt(18.0) - math.sqrt(2.0)) ** 2, abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("rank", [24, 24 * 3])
+def test_distance_against_the_matrix_square_root(rank):
+    rng = np.random.default_rng(rank)
+    a, b = (Moments(rng.normal(size=24), random_covariance(rng, 24, rank)) for _ in range(2))
+    cross = np.trace(scipy.linalg.sqrtm(a.covariance_FF @ b.covariance_FF).real)
+    expected = (
+        np.square(a.mean_F - b.mean_F).sum()
+        + np.trace(a.covariance_FF)
+        + np.trace(b.covariance_FF)
+        - 2.0 * cross
+    )
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
+
+
+def test_distance_to_itself_is_zero_even_where_the_covariance_is_singular():
+    rng = np.random.default_rng(0)
+    moments = Moments(rng.normal(size=40), random_covariance(rng, 40, 5))
+    assert abs(frechet_distance(moments, moments)) < 1e-11 * np.trace(moments.covariance_FF)
+
+
+def test_distance_does_not_depend_on_the_basis():
+    rng = np.random.default_rng(1)
+    rotation = np.linalg.qr(rng.normal(size=(10, 10)))[0]
+    a, b = (Moments(rng.normal(size=10), random_covariance(rng, 10, 10)) for _ in range(2))
+    turned = [Moments(rotation @ m.mean_F, rotation @ m.covariance_FF @ rotation.T) for m in (a, b)]
+    assert frechet_distance(*turned) == pytest.approx(frechet_distance(a, b), rel=1e-10)
+
+
+def test_inception_score_of_certain_and_varied_is_the_number_of_classes():
+    assert inception_score(torch.eye(10).repeat(5, 1)) == pytest.approx(10.0, abs=1e-12)
+
+
+def test_inception_score_of_uninformative_is_one():
+    assert inception_score(torch.tensor([[0.2, 0.3, 0.5]]).repeat(7, 1)) == pytest.approx(1.0, abs=1e-12)
+    assert inception_score(torch.eye(4)[:1].repeat(9, 1)) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_inception_score_by_hand():
+    """Rows (1, 0) and (1/2, 1/2): the mean is (3/4, 1/4)."""
+    first = math.log(1.0 / 0.75)
+    second = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    score = inception_score(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    assert score == pytest.approx(math.exp((first + second) / 2.0), abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_precision_and_recall_against_prdc(k, capsys):
+    rng = np.random.default_rng(k)
+    real, fake = rng.normal(size=(150, 6)), 0.6 * rng.normal(size=(190, 6)) + 0.3
+    expected = compute_prdc(real_features=real, fake_features=fake, nearest_k=k)
+    found = precision_recall(torch.from_numpy(real), torch.from_numpy(fake), k)
+    assert found == PrecisionRecall(expected["precision"], expected["recall"])
+    assert 0.0 < found.recall < found.precision <= 1.0
+
+
+def test_precision_and_recall_by_hand():
+    """On a line, k = 1: real balls [-1, 1], [0, 2], [8, 12], [10, 14]; fake [1.5, 2.5], [2, 3], ..."""
+    real = torch.tensor([[0.0], [1.0], [10.0], [12.0]])
+    fake = torch.tensor([[2.0], [2.5], [7.0], [100.0]])
+    assert precision_recall(real, fake, k=1) == PrecisionRecall(precision=0.25, recall=0.5)
+
+
+def test_identical_images_are_neighbours_and_the_border_counts():
+    real = torch.tensor([[0.0], [0.0], [5.0], [5.0]])
+    assert precision_recall(real, torch.tensor([[0.0], [0.0], [5.0], [6.0]]), k=1) == PrecisionRecall(
+        0.75, 1.0
+    )
+
+
+def test_blocks_change_nothing(monkeypatch):
+    rng = torch.Generator().manual_seed(3)
+    real, fake = torch.randn(70, 4, generator=rng), torch.randn(55, 4, generator=rng)
+    whole = precision_recall(real, fake)
+    monkeypatch.setattr(frechet, "BLOCK_DISTANCES", 3 * 70)
+    assert precision_recall(real, fake) == whole
+    monkeypatch.setattr(frechet, "BLOCK_DISTANCES", 1)
+    assert precision_recall(real, fake) == whole
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_a_neighbour_that_is_not_there_is_refused(k):
+    with pytest.raises(ValueError, match="got 4 images"):
+        precision_recall(torch.randn(4, 2), torch.randn(9, 2), k=k)

@@ -1,0 +1,253 @@
+"""The LlamaGen student: the official numbers, what each output may see, and its start from a teacher."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.student_llamagen import LlamaGenStudent
+from generate_pairs.teachers.llamagen import LlamaGenTeacher
+from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
+from generate_pairs.teachers.llamagen_transformer import OFFICIAL_SIZES, LlamaGenConfig, LlamaGenTransformer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN_CONFIG = LlamaGenConfig(width=64, depth=3, num_heads=4, vocab_size=64, num_tokens=9, num_classes=10)
+SMALL = LlamaGenConfig(
+    width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("recipe", GOLDEN / "recipe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the official sampler makes of one pass over `x`, whose first `data_tokens` positions are data."""
+
+    logits: Tensor
+    embeddings: Tensor
+    final_logits: Tensor
+    final_embeddings: Tensor
+    codebook: Tensor
+
+    def sequence(self, split: int) -> Tensor:
+        rows = self.codebook[self.final_logits.argmax(-1)]
+        return torch.cat([rows[:, :split], self.final_embeddings[:, split:]], dim=1)
+
+
+def predict(
+    student: LlamaGenStudent, x: Tensor, data_tokens: Tensor, labels: Tensor, codebook: Tensor
+) -> Prediction:
+    logits, embeddings = student(x, data_tokens, labels)
+    is_data = (torch.arange(x.shape[1]) < data_tokens[:, None])[..., None]
+    nearest = torch.cdist(x, codebook.expand(len(x), -1, -1)).argmin(-1)
+    certain = torch.full_like(logits, -torch.inf).scatter(-1, nearest[..., None], 0.0)
+    return Prediction(
+        logits,
+        embeddings,
+        torch.where(is_data, certain, logits),
+        torch.where(is_data, x, embeddings),
+        codebook,
+    )
+
+
+def perturbed(x: Tensor, data_tokens: Tensor, noise: Tensor) -> Tensor:
+    return torch.where((torch.arange(x.shape[1]) < data_tokens[:, None])[..., None], x, noise)
+
+
+def golden_student(tensors: dict) -> LlamaGenStudent:
+    student = LlamaGenStudent(GOLDEN_CONFIG, codebook_dim=8).eval()
+    student.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+    return student
+
+
+def check(recipe: ModuleType, case: str, spec: dict, expected: dict, results: dict[str, Tensor]) -> None:
+    assert set(results) == set(spec["outputs"])
+    report = recipe.compare(spec, expected, {name: result.numpy() for name, result in results.items()})
+    print(case, "worst / tolerance", max(worst / atol for _, _, worst, atol in report if atol))
+    assert [name for name, ok, _, _ in report if not ok] == []
+
+
+@torch.no_grad()
+def test_predictions_are_the_official_ones(recipe: ModuleType) -> None:
+    spec, models, inputs, expected = recipe.load_case(str(GOLDEN / "lg_dd_a.json"))
+    student = golden_student(models["lgdd"])
+    labels, x, noise = (torch.from_numpy(inputs[name]) for name in ("label", "x", "noise"))
+    codebook = torch.nn.functional.normalize(torch.from_numpy(inputs["codebook"]), dim=-1)
+    results = {}
+    for timestep in spec["config"]["timesteps"]:
+        timesteps = timestep if isinstance(timestep, list) else [timestep]
+        tag = "t" + "_".join(map(str, timesteps))
+        data_tokens = torch.tensor(timesteps).expand(len(x))
+        prediction = predict(student, x, data_tokens, labels, codebook)
+        results |= {
+            f"logits_{tag}": prediction.logits,
+            f"tokens_{tag}": prediction.embeddings,
+            f"perturbed_{tag}": perturbed(x, data_tokens, noise),
+            f"final_logits_{tag}": prediction.final_logits,
+            f"final_argmax_{tag}": prediction.final_logits.argmax(-1),
+            f"final_tokens_{tag}": prediction.final_embeddings,
+        }
+        for split in spec["config"]["splits"]:
+            results[f"sequence_{tag}_split{split}"] = prediction.sequence(split)
+    check(recipe, "lg_dd_a", spec, expected, results)
+
+
+@torch.no_grad()
+def test_sampling_makes_the_official_images(recipe: ModuleType) -> None:
+    spec, models, inputs, expected = recipe.load_case(str(GOLDEN / "lg_dd_loop_a.json"))
+    student = golden_student(models["lgdd"])
+    tokenizer_config = LlamaGenTokenizerConfig(vocab_size=64, z_channels=32, image_size=48)
+    tokenizer = LlamaGenTokenizer(tokenizer_config).eval()
+    tokenizer.load_state_dict({name: torch.from_numpy(array) for name, array in models["vq"].items()})
+    labels, noise = torch.from_numpy(inputs["label"]), torch.from_numpy(inputs["noise"])
+    results = {}
+    for run in spec["config"]["runs"]:
+        tag = "t" + "_".join(map(str, run["t_list"]))
+        x = noise
+        for step, timestep in enumerate(run["t_list"]):
+            data_tokens = torch.full((len(noise),), timestep)
+            x = perturbed(x, data_tokens, noise)
+            results[f"{tag}_step{step}_input"] = x
+            x = predict(student, x, data_tokens, labels, tokenizer.codebook_VC).sequence(run["split"])
+            results[f"{tag}_step{step}_sequence"] = x
+        results[f"{tag}_image_01"] = (tokenizer.decode(x) + 1) / 2
+    check(recipe, "lg_dd_loop_a", spec, expected, results)
+
+
+@pytest.mark.parametrize("size", ["B", "L"])
+def test_tensors_are_those_of_the_official_files(size: str) -> None:
+    config = LlamaGenConfig(*OFFICIAL_SIZES[size], vocab_size=16384, num_tokens=256, num_classes=1000)
+    with torch.device("meta"):
+        student = LlamaGenStudent(config, codebook_dim=8)
+    official = json.loads((GOLDEN / "tensors" / f"llamagen_dd_{size}.json").read_text())["tensors"]
+    assert {name: list(tensor.shape) for name, tensor in student.state_dict().items()} == dict(official)
+
+
+@pytest.fixture
+def student() -> LlamaGenStudent:
+    torch.manual_seed(0)
+    student = LlamaGenStudent(SMALL, codebook_dim=4).double().eval()
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return student
+
+
+@torch.no_grad()
+def test_an_output_sees_its_own_input_and_those_before(student: LlamaGenStudent) -> None:
+    x, labels, data_tokens = torch.randn(1, 16, 4).double(), torch.tensor([2]), torch.tensor([0])
+    changed = x.clone()
+    changed[0, 6] += 1
+    for before, after in zip(
+        student(x, data_tokens, labels), student(changed, data_tokens, labels), strict=True
+    ):
+        assert (before != after).any(-1)[0].tolist() == [False] * 6 + [True] * 10
+
+
+@torch.no_grad()
+def test_the_number_of_data_tokens_marks_each_position(student: LlamaGenStudent) -> None:
+    x, labels = torch.randn(1, 16, 4).double(), torch.tensor([2])
+    for num_data in (0, 5, 15):
+        fewer, more = (student(x, torch.tensor([n]), labels)[0] for n in (num_data, num_data + 1))
+        assert (fewer != more).any(-1)[0].tolist() == [False] * num_data + [True] * (16 - num_data)
+
+
+@torch.no_grad()
+def test_rows_do_not_depend_on_the_rest_of_the_batch(student: LlamaGenStudent) -> None:
+    x, data_tokens, labels = torch.randn(3, 16, 4).double(), torch.tensor([0, 7, 16]), torch.tensor([2, 0, 4])
+    together = student(x, data_tokens, labels)
+    alone = student(x[1:2], data_tokens[1:2], labels[1:2])
+    for ours, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours[1:2], expected, rtol=0, atol=1e-12)
+
+
+def test_every_parameter_learns_in_training(student: LlamaGenStudent) -> None:
+    logits, embeddings = student(torch.randn(2, 16, 4).double(), torch.tensor([0, 7]), torch.tensor([2, 0]))
+    (logits.logsumexp(-1).sum() + embeddings.square().sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in student.parameters())
+
+
+@pytest.fixture
+def teacher() -> LlamaGenTeacher:
+    torch.manual_seed(1)
+    tokenizer_config = LlamaGenTokenizerConfig(
+        24, 4, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=8
+    )
+    teacher = LlamaGenTeacher(LlamaGenTransformer(SMALL), LlamaGenTokenizer(tokenizer_config))
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return teacher
+
+
+def test_starts_from_what_it_has_in_common_with_the_teacher(
+    student: LlamaGenStudent, teacher: LlamaGenTeacher
+) -> None:
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    student.initialise_from_teacher(teacher, least_squares=False)
+    theirs = teacher.transformer.state_dict()
+    own = ("tok_embeddings.", "n_d_embed.", "final_layer_conti.")
+    for name, tensor in student.state_dict().items():
+        expected = before[name] if name.startswith(own) else theirs[name].double()
+        assert torch.equal(tensor, expected), name
+
+
+def test_reads_codebook_rows_as_nearly_as_it_can_like_the_teacher(
+    student: LlamaGenStudent, teacher: LlamaGenTeacher
+) -> None:
+    student.initialise_from_teacher(teacher)
+    wanted = teacher.transformer.tok_embeddings.weight.double()
+    residual = student.tok_embeddings(teacher.codebook_VC.double()) - wanted
+    # At the least-squares solution what is left is orthogonal to everything the map can reach.
+    reach = torch.cat([teacher.codebook_VC.double(), torch.ones(24, 1)], dim=1)
+    assert (reach.T @ residual).abs().max() < 1e-6
+    assert residual.square().mean() < wanted.square().mean()
+
+
+@torch.no_grad()
+def test_starts_exactly_where_token_embeddings_are_affine_in_the_codebook(
+    student: LlamaGenStudent, teacher: LlamaGenTeacher
+) -> None:
+    teacher.double()
+    embeddings = teacher.transformer.tok_embeddings.weight
+    embeddings.copy_(teacher.codebook_VC @ torch.randn(4, 32).double() + torch.randn(32).double())
+    student.initialise_from_teacher(teacher)
+    torch.testing.assert_close(
+        student.tok_embeddings(teacher.codebook_VC), embeddings.data, rtol=0, atol=1e-12
+    )
+
+
+def test_a_new_student_predicts_nothing_much() -> None:
+    torch.manual_seed(0)
+    logits, embeddings = LlamaGenStudent(SMALL, codebook_dim=4)(
+        torch.randn(2, 16, 4), torch.tensor([0, 7]), torch.tensor([2, 0])
+    )
+    assert torch.equal(logits, torch.zeros(2, 16, 24))
+    assert embeddings.abs().max() < 1
+
+
+def test_refuses_a_teacher_of_another_shape(teacher: LlamaGenTeacher) -> None:
+    wider = LlamaGenStudent(replace(SMALL, width=64), codebook_dim=4)
+    with pytest.raises(ValueError, match="the teacher's cls_embedding do not fit"):
+        wider.initialise_from_teacher(teacher)
+
+
+def test_refuses_captions() -> None:
+    with pytest.raises(ValueError, match="conditioned on classes, not on text"):
+        LlamaGenStudent(replace(SMALL, condition="text", num_condition_tokens=6), codebook_dim=4)
