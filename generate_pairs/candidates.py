@@ -1,0 +1,116 @@
+"""The codebook rows that a position may end in, laid out for the two products that the flow map needs.
+
+Either the whole codebook serves every position, or each gathers the few rows that its teacher left possible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Candidates(Protocol):
+    """K codebook rows for each of N positions, with features (c, |c|^2, 1): F = C + 2 numbers a row."""
+
+    def scores(self, bias_NK: Tensor, query_NF: Tensor, out_NK: Tensor) -> None:
+        """Writes bias + <query, features> to `out_NK`."""
+        ...
+
+    def moments(self, weights_NK: Tensor) -> Tensor:
+        """sum_k weight_k features_k: (N, F), holding sum w c, sum w |c|^2 and sum w."""
+        ...
+
+    def rows(self, index_N: Tensor) -> Tensor:
+        """c of one candidate a position: (N, C)."""
+        ...
+
+    def keep(self, positions_M: Tensor) -> Candidates:
+        """The candidates of these positions only."""
+        ...
+
+
+@dataclass(frozen=True)
+class WholeCodebook:
+    """Every row of the codebook for everyone, K = V."""
+
+    features_VF: Tensor
+
+    def scores(self, bias_NK: Tensor, query_NF: Tensor, out_NK: Tensor) -> None:
+        torch.addmm(bias_NK, query_NF, self.features_VF.T, out=out_NK)
+
+    def moments(self, weights_NK: Tensor) -> Tensor:
+        # Transposed, the product has its long side where CPU libraries are up to four times as fast.
+        return (self.features_VF.T @ weights_NK.T).T
+
+    def rows(self, index_N: Tensor) -> Tensor:
+        return self.features_VF[index_N, :-2]
+
+    def keep(self, positions_M: Tensor) -> WholeCodebook:
+        return self
+
+
+@dataclass(frozen=True)
+class GatheredRows:
+    """For each position its own K rows, relative to the likeliest of them."""
+
+    features_NFK: Tensor
+
+    def scores(self, bias_NK: Tensor, query_NF: Tensor, out_NK: Tensor) -> None:
+        torch.baddbmm(bias_NK[:, None], query_NF[:, None], self.features_NFK, out=out_NK[:, None])
+
+    def moments(self, weights_NK: Tensor) -> Tensor:
+        return torch.bmm(weights_NK[:, None], self.features_NFK.transpose(1, 2)).squeeze(1)
+
+    def rows(self, index_N: Tensor) -> Tensor:
+        return self.features_NFK[torch.arange(len(index_N), device=index_N.device), :-2, index_N]
+
+    def keep(self, positions_M: Tensor) -> GatheredRows:
+        return GatheredRows(self.features_NFK[positions_M])
+
+
+def gather_rows(codebook_VC: Tensor, support_NK: Tensor, log_p_NK: Tensor) -> GatheredRows:
+    """Gathers d_j = c_j - c_m, with m the likeliest candidate: close rows keep all their digits."""
+    rows_NKC = F.embedding(support_NK, codebook_VC)
+    top_N11 = first_argmax(log_p_NK)[:, None, None]
+    rows_NKC = rows_NKC - rows_NKC.gather(1, top_N11.expand(-1, 1, rows_NKC.shape[2]))
+    return GatheredRows(features(rows_NKC).transpose(1, 2).contiguous())
+
+
+def gather_support(log_p_NV: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The possible tokens of each position, in ascending order, with their log-probabilities.
+
+    Args:
+        log_p_NV: Log-probabilities, -inf where impossible.
+        size: K, at least the largest number of possible tokens.
+
+    Returns:
+        Tokens int64 and log-probabilities, both (N, K), padded with token 0 and -inf.
+    """
+    position, token = (log_p_NV > -torch.inf).nonzero(as_tuple=True)
+    counts_N = torch.bincount(position, minlength=len(log_p_NV))
+    place = torch.arange(len(position), device=position.device) - (counts_N.cumsum(0) - counts_N)[position]
+    support_NK = torch.zeros(len(log_p_NV), size, dtype=torch.int64, device=position.device)
+    support_NK[position, place] = token
+    log_p_NK = log_p_NV.new_full(support_NK.shape, -torch.inf)
+    log_p_NK[position, place] = log_p_NV[position, token]
+    return support_NK, log_p_NK
+
+
+def features(rows: Tensor) -> Tensor:
+    """(..., C) -> (..., C + 2): c, |c|^2, 1."""
+    return torch.cat((rows, rows.square().sum(dim=-1, keepdim=True), torch.ones_like(rows[..., :1])), dim=-1)
+
+
+def first_argmax(scores_NK: Tensor, block: int = 64) -> Tensor:
+    """Index of the largest number of each row, the lowest on ties; wide rows in blocks, which is faster."""
+    num_rows, width = scores_NK.shape
+    if width < 8 * block or width % block:
+        return scores_NK.max(dim=1).indices
+    blocks_NJW = scores_NK.view(num_rows, width // block, block)
+    best_N1 = blocks_NJW.amax(dim=2).max(dim=1, keepdim=True).indices
+    inside_N1W = blocks_NJW.gather(1, best_N1[:, :, None].expand(-1, 1, block))
+    return (best_N1 * block + inside_N1W.max(dim=2).indices).squeeze(1)

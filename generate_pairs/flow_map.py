@@ -1,0 +1,349 @@
+"""The flow map: carries the Gaussian noise of one position, deterministically, to one token.
+
+Source N(0, I) at flow time 0, target sum_j p_j delta(c_j) at 1, straight paths. In u = t / (1 - t) and
+w = x / (1 - t) the flow is dw/du = D(w; u) from w(0) = noise: there is no first or last sigma to choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from generate_pairs.candidates import (
+    Candidates,
+    WholeCodebook,
+    features,
+    first_argmax,
+    gather_rows,
+    gather_support,
+)
+
+# A row stops when the tokens that lose hold less than this share of what they held before the flow.
+STOP_SHARE = 0.05
+
+# Gathering pays where at most one codebook row in so many is possible, and only in codebooks of some size.
+GATHER_SHARE = 8
+GATHER_MIN_VOCAB = 1024
+
+
+def denoiser(x_NC: Tensor, t: float | Tensor, p_NV: Tensor, codebook_VC: Tensor) -> Tensor:
+    """D(x, t) = sum_j w_j c_j, w_j proportional to p_j exp(-|x - t c_j|^2 / (2 (1 - t)^2)): the expected row.
+
+    Args:
+        x_NC: States, one row a position.
+        t: Flow time in [0, 1), one number or shape (N,).
+        p_NV: Probabilities; they need not sum to one.
+        codebook_VC: The codebook.
+
+    Returns:
+        D_NC, in the dtype of the inputs.
+    """
+    t_N1 = torch.as_tensor(t, dtype=x_NC.dtype, device=x_NC.device).reshape(-1, 1)
+    # |x|^2 is the same for every codebook row, so it cancels in the softmax.
+    fit_NV = t_N1 * (x_NC @ codebook_VC.T) - 0.5 * t_N1**2 * codebook_VC.square().sum(dim=1)
+    return torch.softmax(p_NV.log() + fit_NV / (1 - t_N1) ** 2, dim=1) @ codebook_VC
+
+
+def velocity(x_NC: Tensor, t: float | Tensor, p_NV: Tensor, codebook_VC: Tensor) -> Tensor:
+    """v(x, t) = (D(x, t) - x) / (1 - t): the mean velocity of the paths through x. See `denoiser`."""
+    t_N1 = torch.as_tensor(t, dtype=x_NC.dtype, device=x_NC.device).reshape(-1, 1)
+    return (denoiser(x_NC, t, p_NV, codebook_VC) - x_NC) / (1 - t_N1)
+
+
+def default_num_steps(codebook_dim: int) -> int:
+    """Steps at which a million draws are not told apart from p: few dimensions need more of them."""
+    return 64 if codebook_dim <= 4 else 32
+
+
+def adams_coefficients(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the exponential Adams predictor and corrector on the grid tau_i = i / (num_steps + 1).
+
+    b_ik, c_ik = integral over [tau_i, tau_{i+1}] of L_k(tau) / (1 - tau)^2, with L_k the Lagrange basis on
+    tau_i, tau_{i-1}, tau_{i-2} (predictor b) and on tau_{i+1}, tau_i, tau_{i-1}, tau_{i-2} (corrector c), as
+    many of these nodes as exist.
+
+    Args:
+        num_steps: N, at least 1.
+
+    Returns:
+        b (N, 3) and c (N, 4), float64, newest node first, zero where a node does not exist.
+    """
+    points, weights = np.polynomial.legendre.leggauss(20)  # exact in float64: the pole is a whole step away
+    x, weights = (points + 1) / 2, weights / 2  # place inside the step, in steps
+    predictor, corrector = np.zeros((num_steps, 3)), np.zeros((num_steps, 4))
+    for i in range(num_steps):
+        measure = (num_steps + 1) * weights / (num_steps + 1 - i - x) ** 2
+        for table, newest in ((predictor, 0), (corrector, 1)):
+            nodes = range(newest, max(-3, -i - 1), -1)
+            for k, node in enumerate(nodes):
+                basis = np.prod([(x - other) / (node - other) for other in nodes if other != node], axis=0)
+                table[i, k] = np.sum(measure * basis)
+    return predictor, corrector
+
+
+@dataclass(frozen=True)
+class MappedTokens:
+    """Where the noise went: the token of each row, and how many evaluations of D it took (both int64)."""
+
+    tokens_N: Tensor
+    num_evaluations_N: Tensor
+
+
+class FlowMap:
+    """Noise and log-probabilities to tokens: exponential Adams of third order, one evaluation of D a step.
+
+    Deterministic, in float32, every row by itself. The codebook is centred and scaled once: the map is
+    invariant to both, and float32 then resolves codebook rows down to about a thousandth of its extent. Rows
+    closer together than that count as one point, and the likelier takes all.
+    """
+
+    def __init__(self, codebook_VC: Tensor, num_steps: int) -> None:
+        """Prepares the map.
+
+        Args:
+            codebook_VC: The rows that the decoder uses, floating point, finite.
+            num_steps: Evaluations of D at most, see `default_num_steps`.
+
+        Raises:
+            ValueError: If the codebook is not a finite (V, C) table or `num_steps` is below 1.
+        """
+        if codebook_VC.ndim != 2 or 0 in codebook_VC.shape or not codebook_VC.is_floating_point():
+            found = f"{codebook_VC.dtype} {tuple(codebook_VC.shape)}"
+            raise ValueError(f"the codebook must be a floating-point table (V, C), got {found}")
+        if not bool(torch.isfinite(codebook_VC).all()):
+            raise ValueError("the codebook holds NaN or infinite numbers")
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        self.num_steps = num_steps
+        self.vocab_size, self.codebook_dim = codebook_VC.shape
+        self._predictor, self._corrector = (table.tolist() for table in adams_coefficients(num_steps))
+        self._features_VF = features(_standardised(codebook_VC)).to(codebook_VC.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the map computes, and where its inputs must lie."""
+        return self._features_VF.device
+
+    def to(self, device: torch.device | str) -> FlowMap:
+        """Moves the map to a device, in place, and returns it."""
+        self._features_VF = self._features_VF.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, noise_NC: Tensor, log_probs_NV: Tensor, stop: bool = True) -> MappedTokens:
+        """Maps N rows.
+
+        Args:
+            noise_NC: Gaussian noise, float16 or float32, taken as it is (the caller rounds to storage).
+            log_probs_NV: Log-probabilities, float32, -inf where filtered out, normalised or not.
+            stop: Whether a row ends as soon as its token is settled; False spends all steps on every row.
+
+        Returns:
+            The tokens, ties to the lowest index, and the evaluations of each row (0: p leaves no choice).
+
+        Raises:
+            ValueError: On a wrong shape, dtype or device; on a row with NaN or infinite noise, with NaN or
+                +inf log-probabilities, or with no possible token: the message names the row.
+        """
+        peak_N1 = self._checked(noise_NC, log_probs_NV)
+        tokens_N = torch.empty(len(noise_NC), dtype=torch.int64, device=self.device)
+        num_evaluations_N = torch.empty_like(tokens_N)
+        with _full_float32_products():
+            for rows_M, support_size in self._batches(log_probs_NV):
+                log_p_MV = log_probs_NV[rows_M] - peak_N1[rows_M]
+                noise_MC = noise_NC[rows_M].float()
+                if support_size is None:
+                    mapped = self._solve(WholeCodebook(self._features_VF), log_p_MV, noise_MC, stop)
+                    tokens_N[rows_M] = mapped.tokens_N
+                else:
+                    support_MK, log_p_MK = gather_support(log_p_MV, support_size)
+                    gathered = gather_rows(self._features_VF[:, :-2], support_MK, log_p_MK)
+                    mapped = self._solve(gathered, log_p_MK, noise_MC, stop)
+                    tokens_N[rows_M] = support_MK.gather(1, mapped.tokens_N[:, None]).squeeze(1)
+                num_evaluations_N[rows_M] = mapped.num_evaluations_N
+        return MappedTokens(tokens_N, num_evaluations_N)
+
+    def _checked(self, noise_NC: Tensor, log_probs_NV: Tensor) -> Tensor:
+        """Refuses what cannot be mapped; returns the largest log-probability of each row, (N, 1)."""
+        num_rows = noise_NC.shape[0] if noise_NC.ndim else 0
+        for name, tensor, width, dtypes in (
+            ("noise", noise_NC, self.codebook_dim, (torch.float16, torch.float32)),
+            ("log_probs", log_probs_NV, self.vocab_size, (torch.float32,)),
+        ):
+            if tuple(tensor.shape) != (num_rows, width):
+                raise ValueError(f"{name} must have shape ({num_rows}, {width}), got {tuple(tensor.shape)}")
+            if tensor.dtype not in dtypes:
+                raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+            if tensor.device != self.device:
+                raise ValueError(f"{name} lies on {tensor.device}, the flow map on {self.device}")
+        peak_N1 = log_probs_NV.amax(dim=1, keepdim=True)
+        _refuse_first(~torch.isfinite(noise_NC).all(dim=1), "noise holds NaN or infinite numbers")
+        _refuse_first(peak_N1.squeeze(1) == -torch.inf, "log_probs leaves no token possible (all are -inf)")
+        _refuse_first(~torch.isfinite(peak_N1).squeeze(1), "log_probs holds NaN or +inf")
+        return peak_N1
+
+    def _batches(self, log_probs_NV: Tensor) -> Iterator[tuple[Tensor, int | None]]:
+        """Cuts the rows into batches: their indices, and how many codebook rows each gathers (None: all)."""
+        budget = 2**21 if self.device.type == "cpu" else 2**26  # numbers in a working array: 8 or 256 MiB
+        every_N = torch.arange(len(log_probs_NV), device=self.device)
+        if self.vocab_size < GATHER_MIN_VOCAB:
+            wide_M, narrow_M, sizes = every_N, every_N[:0], []
+        else:
+            # A row's own support decides, so that a row is computed alike whatever rows come with it.
+            size_N = (log_probs_NV > -torch.inf).sum(dim=1, dtype=torch.int32)
+            is_narrow_N = size_N * GATHER_SHARE <= self.vocab_size
+            wide_M, narrow_M = every_N[~is_narrow_N], every_N[is_narrow_N]
+            narrow_M = narrow_M[size_N[narrow_M].argsort(descending=True, stable=True)]
+            sizes = size_N[narrow_M].tolist()
+        for rows in wide_M.split(max(1, budget // self.vocab_size)):
+            if len(rows) > 0:
+                yield rows, None
+        start = 0
+        while start < len(sizes):
+            largest = max(self.vocab_size, sizes[start] * self._features_VF.shape[1])
+            stop = start + max(1, budget // largest)
+            yield narrow_M[start:stop], sizes[start]
+            start = stop
+
+    def _solve(self, candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor, stop: bool) -> MappedTokens:
+        """Maps rows that share a layout; steps, positions and D are in units of each row's pair scale."""
+        tokens_N, flow = _start(candidates, log_p_NK, noise_NC)
+        num_evaluations_N = torch.zeros_like(tokens_N)
+        buffers = torch.empty(2, *flow.log_p_MK.shape, device=self.device)
+        for step, (predict, correct) in enumerate(zip(self._predictor, self._corrector, strict=True)):
+            if len(flow.row_M) == 0:
+                break
+            u = (step + 1) / (self.num_steps - step)
+            guess_MC = _moved(flow.position_MC, predict, flow.history)
+            top_M, others_M, mean_MC = _evaluate(flow, guess_MC, u, buffers)
+            tokens_N[flow.row_M] = torch.where(flow.moving_M, top_M, tokens_N[flow.row_M])
+            num_evaluations_N[flow.row_M] += flow.moving_M
+            flow.history = (mean_MC / flow.scale_M1, *flow.history[:3])
+            flow.position_MC = _moved(flow.position_MC, correct, flow.history)
+            if stop:
+                flow.moving_M &= others_M >= flow.threshold_M
+                flow = flow.compacted()
+        return MappedTokens(tokens_N, num_evaluations_N)
+
+
+@dataclass
+class _Flow:
+    """The rows under way in one batch: where they stand, and D at the last nodes, newest first."""
+
+    row_M: Tensor
+    candidates: Candidates
+    log_p_MK: Tensor
+    scale_M1: Tensor
+    threshold_M: Tensor
+    position_MC: Tensor
+    history: tuple[Tensor, ...]
+    moving_M: Tensor
+
+    def keep(self, rows_L: Tensor) -> _Flow:
+        """The flow of these rows only."""
+        return _Flow(
+            row_M=self.row_M[rows_L],
+            candidates=self.candidates.keep(rows_L),
+            log_p_MK=self.log_p_MK[rows_L],
+            scale_M1=self.scale_M1[rows_L],
+            threshold_M=self.threshold_M[rows_L],
+            position_MC=self.position_MC[rows_L],
+            history=tuple(mean_MC[rows_L] for mean_MC in self.history),
+            moving_M=self.moving_M[rows_L],
+        )
+
+    def compacted(self) -> _Flow:
+        """Drops the rows that have stopped, once they are enough to pay for copying the others."""
+        moving = self.moving_M.nonzero().squeeze(1)
+        return self.keep(moving) if 4 * len(moving) <= 3 * len(self.row_M) else self
+
+
+def _start(candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor) -> tuple[Tensor, _Flow]:
+    """What is known of each row before the flow, and the flow of the rows whose token is still open.
+
+    With m the likeliest token, q = sum_{j != m} p_j (summed over the others: 1 - p_m is 0 in peaked rows) and
+    d_j = c_j - c_m, the pair scale s is the spread of two draws that differ:
+    s^2 = (sum_{j != m} p_j |d_j|^2 - |sum_{j != m} p_j d_j|^2) / (C (2 q - q^2 - sum_{j != m} p_j^2)).
+
+    Returns:
+        m (N,), the token where q = 0 or s^2 is not finite and positive, and the flow of the other rows.
+    """
+    top_N = first_argmax(log_p_NK)
+    p_NK = torch.softmax(log_p_NK, dim=1).scatter_(1, top_N[:, None], 0.0)
+    moments_NF = candidates.moments(p_NK)
+    first_NC, second_N, q_N = moments_NF[:, :-2], moments_NF[:, -2], moments_NF[:, -1]
+    top_NC = candidates.rows(top_N)
+    square_N = q_N * top_NC.square().sum(dim=1)
+    variance_N = second_N - 2 * (top_NC * first_NC).sum(dim=1) + square_N
+    variance_N = variance_N - (first_NC - q_N[:, None] * top_NC).square().sum(dim=1)
+    pairs_N = 2 * q_N - q_N.square() - p_NK.square().sum(dim=1)
+    scale_N1 = (variance_N / (noise_NC.shape[1] * pairs_N)).sqrt()[:, None]
+    # A difference of numbers that agree in all their digits is rounding, not a distance.
+    resolved_N = variance_N > 8 * torch.finfo(torch.float32).eps * (second_N + square_N)
+    is_open_N = resolved_N & torch.isfinite(scale_N1).squeeze(1)
+    mean_NC = first_NC + (1 - q_N[:, None]) * top_NC
+    flow = _Flow(
+        row_M=torch.arange(len(top_N), device=top_N.device),
+        candidates=candidates,
+        log_p_MK=log_p_NK,
+        scale_M1=scale_N1,
+        threshold_M=STOP_SHARE * q_N,
+        position_MC=noise_NC,
+        history=(mean_NC / scale_N1,),
+        moving_M=is_open_N,
+    )
+    return top_N, flow if bool(is_open_N.all()) else flow.keep(is_open_N.nonzero().squeeze(1))
+
+
+def _evaluate(flow: _Flow, position_MC: Tensor, u: float, buffers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """D = sum_j pi_j c_j, pi = softmax_j(log p_j + u <w, c_j> - u^2 |c_j|^2 / 2), u in units of 1/s.
+
+    Returns:
+        argmax pi (M,), the sum of the other pi (M,), and D (M, C).
+    """
+    rate_M1 = u / flow.scale_M1
+    query_MF = torch.cat((position_MC * rate_M1, -0.5 * rate_M1**2, torch.zeros_like(rate_M1)), dim=1)
+    scores_MK, pi_MK = buffers[:, : len(query_MF)]
+    flow.candidates.scores(flow.log_p_MK, query_MF, scores_MK)
+    top_M = first_argmax(scores_MK)
+    torch.softmax(scores_MK, dim=1, out=pi_MK)
+    # Without the top, the last moment is the sum over the others, exact however small it is.
+    moments_MF = flow.candidates.moments(pi_MK.scatter_(1, top_M[:, None], 0.0))
+    others_M = moments_MF[:, -1]
+    return top_M, others_M, moments_MF[:, :-2] + (1 - others_M[:, None]) * flow.candidates.rows(top_M)
+
+
+def _moved(position_NC: Tensor, weights: Sequence[float], history: tuple[Tensor, ...]) -> Tensor:
+    """w + sum_k weight_k D_k over the nodes that exist."""
+    for weight, mean_NC in zip(weights, history, strict=False):
+        position_NC = torch.add(position_NC, mean_NC, alpha=weight)
+    return position_NC
+
+
+def _standardised(codebook_VC: Tensor) -> Tensor:
+    """The codebook about its mean and with a mean square of one, computed in float64, as float32."""
+    rows_VC = codebook_VC.detach().cpu().double()
+    rows_VC = rows_VC - rows_VC.mean(dim=0)
+    extent = rows_VC.square().mean().sqrt().item()
+    return (rows_VC / extent if extent > 0 else rows_VC).float()
+
+
+def _refuse_first(bad_N: Tensor, what: str) -> None:
+    if bool(bad_N.any()):
+        raise ValueError(f"row {int(bad_N.nonzero()[0])}: {what}")
+
+
+@contextmanager
+def _full_float32_products() -> Iterator[None]:
+    """Switches reduced precision off for a while: TF32 alone changes one token in 250."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,1 @@
+"""The teachers: autoregressive image models behind one small interface."""

@@ -1,0 +1,222 @@
+"""How the teachers that ship were made: from scikit-learn's digits and a seed to one safetensors file each.
+
+First the tokenizer (reconstruction and codebook losses of VQ-VAE, arXiv 1711.00937), then the transformer on its
+tokens (cross-entropy, labels dropped for classifier-free guidance), with averaged weights kept in both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generate_pairs.teachers.base import Teacher, Tokenizer
+from generate_pairs.teachers.checkpoints import build_teacher, save_teacher
+from generate_pairs.teachers.embedded.digits import augmented, load_digits_split
+from shards.errors import Refused
+
+Report = Callable[[int, int, str], None]
+
+COMMITMENT = 0.25
+"""Weight of the encoder's pull towards its codebook rows (arXiv 1711.00937, eq. 3)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training: how long, how fast."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    ema_decay: float = 0.998
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A teacher's shape and how it is trained."""
+
+    family: str
+    tokenizer: Mapping[str, Any]
+    transformer: Mapping[str, Any]
+    tokenizer_phase: Phase
+    transformer_phase: Phase
+    copies: int = 12
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "digits": Recipe(
+        family="llamagen",
+        tokenizer={
+            "vocab_size": 64,
+            "codebook_dim": 3,
+            "l2_normalised": False,
+            "z_channels": 32,
+            "ch": 32,
+            "ch_mult": (1, 1),
+            "num_res_blocks": 1,
+            "image_channels": 1,
+            "image_size": 8,
+        },
+        transformer={
+            "width": 64,
+            "depth": 4,
+            "num_heads": 4,
+            "vocab_size": 64,
+            "num_tokens": 16,
+            "num_classes": 10,
+            "ffn_multiple_of": 32,
+            "dropout": 0.1,
+        },
+        tokenizer_phase=Phase(3_000, 64, 2e-3),
+        transformer_phase=Phase(6_000, 64, 2e-3, weight_decay=0.02),
+    ),
+    "digits-var": Recipe(
+        family="var",
+        tokenizer={
+            "vocab_size": 64,
+            "codebook_dim": 6,
+            "ch": 32,
+            "ch_mult": (1, 1),
+            "num_res_blocks": 1,
+            "scales": (1, 2, 3, 4),
+            "image_channels": 1,
+            "image_size": 8,
+        },
+        transformer={
+            "width": 64,
+            "depth": 4,
+            "num_heads": 4,
+            "vocab_size": 64,
+            "codebook_dim": 6,
+            "scales": (1, 2, 3, 4),
+            "num_classes": 10,
+            "dropout": 0.1,
+        },
+        tokenizer_phase=Phase(3_000, 64, 2e-3),
+        transformer_phase=Phase(6_000, 64, 2e-3, weight_decay=0.02),
+    ),
+}
+
+
+def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
+    """Train an embedded teacher from nothing and write it.
+
+    Args:
+        name: one of `RECIPES`.
+        out: the .safetensors file.
+        seed: of the initial weights, the augmentation and the order.
+        report: called with (steps done, steps in all, the loss in words).
+
+    Raises:
+        Refused: there is no such recipe.
+    """
+    if name not in RECIPES:
+        raise Refused(f"no recipe is called {name!r}: there are {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    torch.manual_seed(seed)
+    split = load_digits_split()
+    images, labels = augmented(split.train_images, split.train_labels, recipe.copies, seed)
+    teacher = build_teacher(recipe.family, recipe.transformer, recipe.tokenizer)
+    train_tokenizer(teacher.tokenizer, images, recipe.tokenizer_phase, report)
+    train_transformer(teacher, images, labels, recipe, report)
+    about = {"data": "scikit-learn load_digits, 1,297 training images", "seed": seed, **recipe.about}
+    save_teacher(teacher, recipe.family, out, about, torch.float16)
+
+
+def train_tokenizer(tokenizer: Tokenizer, images: Tensor, phase: Phase, report: Report) -> None:
+    """Train a VQ tokenizer on images; afterwards it holds the averaged weights."""
+    start_codebook_from_data(tokenizer, images[:2_000])
+    for step, places, average in training_steps(tokenizer, len(images), phase):
+        batch = images[places]
+        reconstructed, codebook_loss = reconstruct(tokenizer, batch)
+        loss = F.mse_loss(reconstructed, batch)
+        average(loss + codebook_loss)
+        if step % 50 == 0:
+            report(step, phase.num_steps, f"tokenizer, squared error {loss.item():.4f}")
+
+
+def train_transformer(
+    teacher: Teacher, images: Tensor, labels: Tensor, recipe: Recipe, report: Report
+) -> None:
+    """Train a teacher's transformer on the tokens of images; afterwards it holds the averaged weights."""
+    phase = recipe.transformer_phase
+    with torch.no_grad():
+        teacher.tokenizer.eval().requires_grad_(False)
+        tokens = torch.cat([teacher.tokenizer.encode(batch) for batch in images.split(1_000)])
+    transformer = teacher.transformer
+    class_dropout = transformer.config.class_dropout  # type: ignore[union-attr]
+    for step, places, average in training_steps(transformer, len(images), phase):  # type: ignore[arg-type]
+        batch_labels = labels[places]
+        dropped = torch.rand(len(places)) < class_dropout
+        batch_labels = torch.where(dropped, teacher.num_classes, batch_labels)
+        logits_BLV = teacher.forced_logits(batch_labels, tokens[places])
+        loss = F.cross_entropy(logits_BLV.flatten(0, 1), tokens[places].flatten())
+        average(loss)
+        if step % 50 == 0:
+            report(step, phase.num_steps, f"transformer, cross-entropy {loss.item():.3f}")
+
+
+def training_steps(
+    module: nn.Module, num_examples: int, phase: Phase
+) -> Iterator[tuple[int, Tensor, Callable[[Tensor], None]]]:
+    """The loop that both trainings share: warmup, half cosine, AdamW, averaged weights at the end.
+
+    Yields:
+        The step's number, the places of its batch, and what to call with its loss.
+    """
+    optimizer = torch.optim.AdamW(
+        module.parameters(),
+        lr=phase.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=phase.weight_decay,
+        fused=True,
+    )
+    averaged = deepcopy(module)
+    module.train()
+    order = torch.empty(0, dtype=torch.int64)
+
+    def update(loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+
+    for step in range(1, phase.num_steps + 1):
+        if len(order) < phase.batch_size:
+            order = torch.cat([order, torch.randperm(num_examples)])
+        places, order = order[: phase.batch_size], order[phase.batch_size :]
+        warm = min(1.0, step / 100)
+        for group in optimizer.param_groups:
+            group["lr"] = phase.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / phase.num_steps))
+        yield step, places, update
+        decay = min(phase.ema_decay, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(averaged.parameters()), list(module.parameters()), 1 - decay)
+    module.load_state_dict(averaged.state_dict())
+    module.eval()
+
+
+@torch.no_grad()
+def start_codebook_from_data(tokenizer: Tokenizer, images: Tensor) -> None:
+    """Begin with codebook rows that are encoder outputs: rows far from all of them would never be chosen."""
+    vectors_NC = tokenizer.encode_embeddings(images).movedim(1, -1).flatten(0, -2)  # type: ignore[operator]
+    weight_VC = tokenizer.quantize.embedding.weight  # type: ignore[union-attr]
+    weight_VC.copy_(vectors_NC[torch.randperm(len(vectors_NC))[: len(weight_VC)]])  # type: ignore[operator, arg-type]
+
+
+def reconstruct(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images through the codebook and back, with the straight-through gradient, and the codebook loss."""
+    f = tokenizer.encode_embeddings(images)  # type: ignore[operator]
+    _, quantised = tokenizer.quantize(f)  # type: ignore[operator]
+    codebook_loss = F.mse_loss(quantised, f.detach()) + COMMITMENT * F.mse_loss(f, quantised.detach())
+    straight = f + (quantised - f).detach()
+    return tokenizer.decoder(tokenizer.post_quant_conv(straight)), codebook_loss  # type: ignore[operator]

@@ -1,0 +1,80 @@
+"""The walk of a teacher over its sequence: one loop for every way of choosing tokens.
+
+The choice is passed in: the flow map (which turns a position's own noise into its token), a multinomial draw, or
+tokens that are given. See section 3 of Distilled Decoding 1 (arXiv 2412.17153): the flow map makes the whole
+sequence a function of the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from generate_pairs.flow_map import FlowMap
+from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.filtering import SamplingSettings
+
+Choice = Callable[[Tensor, slice], Tensor]
+"""(log-probabilities (B, s, V) of one AR step, the positions it makes) -> tokens (B, s), int64."""
+
+
+@dataclass(frozen=True)
+class MapNoise:
+    """Choose by the flow map: position l's noise becomes position l's token."""
+
+    flow_map: FlowMap
+    noise_BLC: Tensor
+
+    def __call__(self, log_probs_BsV: Tensor, span: slice) -> Tensor:
+        B, s, V = log_probs_BsV.shape
+        noise_NC = self.noise_BLC[:, span].reshape(B * s, -1)
+        return self.flow_map(noise_NC, log_probs_BsV.reshape(B * s, V)).tokens_N.view(B, s)
+
+
+@dataclass(frozen=True)
+class DrawMultinomial:
+    """Choose by independent draws, the way AR models are usually sampled."""
+
+    generator: torch.Generator
+
+    def __call__(self, log_probs_BsV: Tensor, span: slice) -> Tensor:
+        B, s, V = log_probs_BsV.shape
+        probs_NV = log_probs_BsV.exp().view(B * s, V)
+        return torch.multinomial(probs_NV, 1, generator=self.generator).view(B, s)
+
+
+@dataclass(frozen=True)
+class Force:
+    """Choose the tokens that are given, whatever the teacher thinks of them."""
+
+    tokens_BL: Tensor
+
+    def __call__(self, log_probs_BsV: Tensor, span: slice) -> Tensor:
+        return self.tokens_BL[:, span]
+
+
+@torch.inference_mode()
+def walk(teacher: Teacher, labels_B: Tensor, settings: SamplingSettings, choose: Choice) -> Tensor:
+    """Make whole token sequences, AR step by AR step.
+
+    Args:
+        teacher: in eval mode.
+        labels_B: class labels, int64.
+        settings: guidance and filters, in the teacher's own convention.
+        choose: how a step's tokens follow from its log-probabilities.
+
+    Returns:
+        Tokens (B, L), int64, in the teacher's order.
+    """
+    layout = teacher.layout
+    tokens_BL = torch.empty(len(labels_B), layout.num_tokens, dtype=torch.int64, device=labels_B.device)
+    decoding = teacher.start(labels_B, settings.guidance_scale)
+    for step in range(layout.num_steps):
+        span = layout.span(step)
+        log_probs_BsV = teacher.filter(decoding.logits(), settings)
+        tokens_BL[:, span] = choose(log_probs_BsV, span)
+        decoding.append(tokens_BL[:, span])
+    return tokens_BL

@@ -1,0 +1,124 @@
+"""One work unit on one device: a work unit in, one committed shard out.
+
+Runs in whatever process it is called in; a second unit in the same process finds the teacher loaded.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from generate_pairs.config import GenerateConfig
+from generate_pairs.flow_map import FlowMap
+from generate_pairs.plan import WorkUnit
+from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.checkpoints import load_teacher
+from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.trajectory import MapNoise, walk
+from shards.errors import Failed
+from shards.manifest import ManifestRow
+from shards.noise import gaussian_noise
+from shards.record import Pairs, PairSpec, label
+from shards.writer import commit_shard
+
+NUM_THREADS = 1
+"""Of every worker: sums split over another number of threads round differently, and bytes must not depend on it."""
+
+
+@dataclass(frozen=True)
+class PairMaker:
+    """A teacher with its flow map, ready to turn pair indices into pairs."""
+
+    teacher: Teacher
+    flow_map: FlowMap
+    settings: SamplingSettings
+
+    def make(self, spec: PairSpec, indices: range) -> Pairs:
+        """The pairs of consecutive indices: noise and label from the index alone, tokens through the teacher."""
+        index_B = np.arange(indices.start, indices.stop, dtype=np.int64)
+        noise_BLC = gaussian_noise(
+            spec.seed, indices.start, len(indices), (spec.num_tokens, spec.codebook_dim)
+        )
+        label_B = np.asarray(label(index_B, spec.num_classes))
+        device = self.teacher.codebook_VC.device
+        choose = MapNoise(self.flow_map, torch.from_numpy(noise_BLC).to(device).float())
+        tokens_BL = walk(self.teacher, torch.from_numpy(label_B).to(device), self.settings, choose)
+        return Pairs(index_B, noise_BLC, tokens_BL.cpu().numpy().astype(spec.token_dtype), label_B)
+
+
+@lru_cache(maxsize=1)
+def pair_maker(config: GenerateConfig, solver_steps: int, sha256: str, device: str) -> PairMaker:
+    """Load the teacher once per process.
+
+    Raises:
+        Failed: this machine's teacher of that name has other weights than the data set was begun with.
+    """
+    loaded = load_teacher(config.teacher.name, device, getattr(torch, config.teacher.dtype))
+    if loaded.sha256 != sha256:
+        raise Failed(
+            f"teacher {config.teacher.name} on {socket.gethostname()} has sha256 {loaded.sha256[:12]}, "
+            f"but this data set is made with {sha256[:12]}: install the same teacher on every worker"
+        )
+    flow_map = FlowMap(loaded.teacher.codebook_VC.float(), solver_steps)
+    return PairMaker(loaded.teacher, flow_map, sampling_settings(config))
+
+
+def sampling_settings(config: GenerateConfig) -> SamplingSettings:
+    """The teacher's sampling settings, without its name and dtype."""
+    teacher = config.teacher
+    return SamplingSettings(
+        guidance_scale=teacher.guidance_scale,
+        top_k=teacher.top_k,
+        top_p=teacher.top_p,
+        temperature=teacher.temperature,
+    )
+
+
+def make_shard(
+    root: Path, spec: PairSpec, config: GenerateConfig, unit: WorkUnit, device: str = "cpu"
+) -> ManifestRow:
+    """Make and commit one shard; running it twice gives the same bytes.
+
+    Returns:
+        The row that stands in the manifest: this call's, or the one of whoever committed first.
+    """
+    with fixed_threads():
+        began = time.monotonic()
+        maker = pair_maker(
+            config, spec.lineage["flow_map"]["solver_steps"], spec.lineage["teacher"]["sha256"], device
+        )
+        batches = [maker.make(spec, indices) for indices in unit.batches(config.pairs.batch_size)]
+        facts = {
+            "seconds": time.monotonic() - began,
+            "host": socket.gethostname(),
+            "device": device_name(device),
+            "batch_size": config.pairs.batch_size,
+            "versions": f"onestep {version('onestep')}, torch {torch.__version__}, numpy {np.__version__}",
+        }
+        return commit_shard(root, spec, unit.shard_index, Pairs.concatenate(batches), facts)
+
+
+def device_name(device: str) -> str:
+    """What kind of device it is, as the manifest records it."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu {platform.machine()}"
+
+
+@contextmanager
+def fixed_threads() -> Iterator[None]:
+    """Compute with `NUM_THREADS` threads, and give the process back its own number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(NUM_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
