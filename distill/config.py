@@ -1,0 +1,76 @@
+"""Stage two's settings, as people write them: `[student]`, `[train]` and `[evaluation]` of a preset."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from shards.settings import FREE, UPWARD, Settings
+
+
+class StudentConfig(Settings):
+    """Which states of the trajectory the student learns to finish, and which head makes which tokens."""
+
+    timesteps: tuple[int, ...] = Field(
+        (0,), description="AR steps already data, ascending; 0 must be among them"
+    )
+    split: int = Field(
+        0,
+        ge=0,
+        description="tokens of AR steps below it come from the token head, the rest from the continuous head",
+    )
+    initialise: str = Field("teacher", pattern="^(teacher|random)$", description="where the weights start")
+
+    @field_validator("timesteps")
+    @classmethod
+    def _ascending_from_zero(cls, timesteps: tuple[int, ...]) -> tuple[int, ...]:
+        if not timesteps or timesteps[0] != 0 or list(timesteps) != sorted(set(timesteps)):
+            raise ValueError(
+                f"timesteps must ascend from 0 without repeats, as in 0,5; got {list(timesteps)}"
+            )
+        return timesteps
+
+
+class TrainConfig(Settings):
+    """The training loop."""
+
+    num_steps: int = Field(1_000, gt=0, description="optimizer updates", json_schema_extra=UPWARD)
+    batch_size: int = Field(64, gt=0, description="pairs in a global batch")
+    learning_rate: float = Field(1e-3, gt=0, description="at the top of the schedule")
+    warmup_steps: int = Field(100, ge=0, description="linear rise from zero")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="after the warmup; cosine falls to zero"
+    )
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    ema_decay: float = Field(
+        0.9999, ge=0, lt=1, description="the most that min(ema_decay, (i + 1) / (i + 10)) reaches"
+    )
+    token_weight: float = Field(1.0, ge=0, description="of the cross-entropy of the token head")
+    embedding_weight: float = Field(0.0, ge=0, description="of the squared distance between embeddings")
+    image_weight: float = Field(0.0, ge=0, description="of the squared distance between decoded images")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="of the order of pairs, the timesteps and the initialisation"
+    )
+    threads: int = Field(1, ge=1, description="CPU threads; a different number gives different rounding")
+    checkpoint_interval: int = Field(
+        500, gt=0, description="steps between checkpoints", json_schema_extra=FREE
+    )
+    log_interval: int = Field(50, gt=0, description="steps between lines of metrics", json_schema_extra=FREE)
+
+
+class EvaluationConfig(Settings):
+    """How images are judged."""
+
+    protocol: Literal["digits"] = Field("digits", description="features and reference images")
+    num_images: int = Field(2_000, ge=100, description="images of each method")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the evaluation noise, apart from the pairs' own")
+
+
+class DistillConfig(Settings):
+    """Everything that stage two is told."""
+
+    student: StudentConfig
+    train: TrainConfig

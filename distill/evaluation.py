@@ -1,0 +1,227 @@
+"""Numbers for every method, by a named protocol: evaluation.json and the image grids beside it.
+
+Protocol `digits`: features of the shipped classifier against the 1,297 real training digits; precision and recall by
+three nearest neighbours in pixel space.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.config import EvaluationConfig
+from distill.features import DigitsClassifier, extract, load_digits_classifier
+from distill.frechet import Moments, frechet_distance, inception_score, precision_recall
+from distill.images import captioned_grid, image_grid, save_png
+from distill.methods import Methods, count_tokens
+from distill.student import Student
+from distill.timing import BATCH_SIZES, seconds_per_image
+from generate_pairs.flow_map import FlowMap
+from generate_pairs.teachers.base import to_unit_range
+from generate_pairs.teachers.checkpoints import load_teacher
+from generate_pairs.teachers.embedded.digits import load_digits_split
+from generate_pairs.teachers.filtering import SamplingSettings
+from shards.errors import Refused, Stopped
+from shards.manifest import Manifest
+from shards.storage import commit_bytes, sha256_file
+
+SCHEMA_VERSION = 1
+BATCH_SIZE = 250
+GRID_COLUMNS = 20
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The real images, and how far others are from them."""
+
+    classifier: DigitsClassifier
+    reference: Moments
+    real_NF: Tensor
+
+    @classmethod
+    def digits(cls, images: Tensor) -> Judge:
+        """A judge whose reference are these real images in [0, 1]."""
+        classifier = load_digits_classifier()
+        return cls(classifier, Moments.of(extract(classifier, images)), images.flatten(1))
+
+    def scores(self, images: Tensor, labels: Tensor) -> Row:
+        """Frechet distance, inception score, precision, recall and class accuracy of images in [0, 1]."""
+        features = extract(self.classifier, images)
+        with torch.inference_mode():
+            probabilities = self.classifier.probabilities(features)
+        nearest = precision_recall(self.real_NF, images.flatten(1))
+        return {
+            "frechet_distance": frechet_distance(self.reference, Moments.of(features)),
+            "inception_score": inception_score(probabilities),
+            "precision": nearest.precision,
+            "recall": nearest.recall,
+            "class_accuracy": (probabilities.argmax(1) == labels).double().mean().item(),
+        }
+
+
+def evaluate(
+    student_folder: Path,
+    teacher_name: str,
+    pairs_root: Path,
+    out: Path,
+    config: EvaluationConfig,
+    *,
+    report: Callable[[int, int, str], None],
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """Judge a student, its teacher and the baselines; writes evaluation.json and samples/*.png.
+
+    Args:
+        student_folder: the student's export.
+        teacher_name: the teacher that made its pairs.
+        pairs_root: the pairs, whose token frequencies are the baseline onestep*.
+        out: folder of evaluation.json and samples/.
+        config: protocol, number of images, seed.
+        report: called with (methods done, methods in all, the next method).
+        should_stop: asked between methods.
+
+    Raises:
+        Refused: student, teacher and pairs do not belong together.
+    """
+    student = Student.from_pretrained(student_folder)
+    methods = open_methods(student, teacher_name, pairs_root, config.seed)
+    split = load_digits_split()
+    real, test = to_unit_range(split.train_images), to_unit_range(split.test_images)
+    judge = Judge.digits(real)
+    total = len(methods.names) + 2
+    report(0, total, "real")
+    rows = [_row("real", judge.scores(test, split.test_labels))]
+    with torch.inference_mode():
+        tokenizer = methods.teacher.tokenizer
+        reconstruction = to_unit_range(
+            tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images)))
+        )
+    report(1, total, "reconstruction")
+    rows.append(_row("reconstruction", judge.scores(reconstruction, split.train_labels)))
+    labels = torch.arange(config.num_images) % student.num_classes
+    decode_seconds = time_decoder(methods)
+    samples: dict[str, Tensor] = {}
+    teacher_tokens = make_all(methods, "teacher-flow", labels)[1]
+    for number, method in enumerate(methods.names):
+        if should_stop():
+            raise Stopped("the evaluation is not finished, and begins again")
+        report(number + 2, total, method)
+        images, tokens = make_all(methods, method, labels)
+        samples[method] = images
+        follows_noise = method == "teacher-flow" or method.startswith("student-")
+        rows.append(
+            _row(
+                method,
+                judge.scores(images, labels),
+                num_steps=methods.num_steps(method),
+                num_parameters=num_parameters(methods, method),
+                token_match=(tokens == teacher_tokens).double().mean().item() if follows_noise else None,
+                seconds_per_image=time_method(methods, method),
+                decode_seconds_per_image=decode_seconds,
+            )
+        )
+    report(total, total, "")
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "protocol": config.protocol,
+        "num_images": config.num_images,
+        "seed": config.seed,
+        "repeats": 1,
+        "student_sha256": sha256_file(student_folder / "student.safetensors"),
+        "rows": rows,
+    }
+    save_samples(out / "samples", samples)
+    name = "evaluation.json" if config.protocol == "digits" else f"evaluation-{config.protocol}.json"
+    commit_bytes(out / name, (json.dumps(result, indent=2) + "\n").encode())
+    return result
+
+
+def open_methods(student: Student, teacher_name: str, pairs_root: Path, seed: int) -> Methods:
+    """Everything that can be compared with a student, sampled with the settings that made its pairs.
+
+    Raises:
+        Refused: the student learned from other pairs, or the pairs come from another teacher.
+    """
+    manifest = Manifest.open(pairs_root)
+    if student.fingerprint != manifest.spec.fingerprint:
+        raise Refused(
+            f"the student learned from pairs {student.fingerprint[:12]}, but {pairs_root} holds pairs "
+            f"{manifest.spec.fingerprint[:12]}"
+        )
+    made_by = manifest.spec.lineage["teacher"]
+    loaded = load_teacher(teacher_name)
+    if loaded.sha256 != made_by["sha256"]:
+        raise Refused(
+            f"the pairs in {pairs_root} were made by teacher {made_by['name']} ({made_by['sha256'][:12]}), "
+            f"not by {teacher_name} ({loaded.sha256[:12]})"
+        )
+    settings = SamplingSettings(
+        guidance_scale=made_by["guidance_scale"],
+        top_k=made_by["top_k"],
+        top_p=made_by["top_p"],
+        temperature=made_by["temperature"],
+    )
+    flow_map = FlowMap(loaded.teacher.codebook_VC, manifest.spec.lineage["flow_map"]["solver_steps"])
+    frequencies = count_tokens(pairs_root, manifest.view())
+    return Methods(loaded.teacher, settings, flow_map, student, frequencies, seed)
+
+
+def make_all(methods: Methods, method: str, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (N, channels, height, width) in [0, 1] and tokens (N, L) of all labels by one method."""
+    starts = range(0, len(labels), BATCH_SIZE)
+    made = [methods.make(method, first, labels[first : first + BATCH_SIZE]) for first in starts]
+    return torch.cat([part.images_BIHW for part in made]), torch.cat([part.tokens_BL for part in made])
+
+
+def num_parameters(methods: Methods, method: str) -> int | None:
+    """Parameters of the network that makes a method's tokens, without the tokenizer."""
+    if method.startswith("student-"):
+        return sum(p.numel() for p in methods.student.network.parameters())
+    if method == "onestep*":
+        return None
+    return sum(p.numel() for p in methods.teacher.transformer.parameters())  # type: ignore[union-attr]
+
+
+def time_method(methods: Methods, method: str) -> dict[str, float] | None:
+    """Seconds per image without decoding, by batch size; skip-n walks as far as the teacher here, so it has none."""
+    if method.startswith("skip-"):
+        return None
+
+    def make(batch_size: int) -> None:
+        with torch.inference_mode():
+            methods.sequence(method, 0, torch.arange(batch_size) % methods.student.num_classes)
+
+    return {str(size): seconds_per_image(make, size) for size in BATCH_SIZES}
+
+
+def time_decoder(methods: Methods) -> dict[str, float]:
+    """Seconds per image of the tokenizer's decoder, by batch size."""
+
+    def decode(batch_size: int) -> None:
+        with torch.inference_mode():
+            methods.teacher.tokenizer.decode(methods.noise(0, batch_size))
+
+    return {str(size): seconds_per_image(decode, size) for size in BATCH_SIZES}
+
+
+def save_samples(folder: Path, samples: Mapping[str, Tensor]) -> None:
+    """One grid a method, and a comparison whose columns are images from the same noise and label."""
+    for method, images in samples.items():
+        save_png(image_grid(images[:200], GRID_COLUMNS), folder / f"{method.replace('*', '-star')}.png")
+    shown = [m for m in samples if m == "teacher-flow" or m.startswith("student-") or m == "onestep*"]
+    save_png(captioned_grid({m: samples[m][:GRID_COLUMNS] for m in shown}), folder / "comparison.png")
+
+
+def _row(method: str, scores: Row, **facts: Any) -> Row:
+    nothing = dict.fromkeys(
+        ("num_steps", "num_parameters", "token_match", "seconds_per_image", "decode_seconds_per_image")
+    )
+    return {"method": method, **nothing, **facts, **scores, "frechet_distance_std": None}

@@ -1,0 +1,126 @@
+"""Every way of making images that evaluation compares, behind one call: labels in, images and tokens out.
+
+All methods of one evaluation start from the same noise, image by image, where they start from noise at all.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.baselines import TokenFrequencies, sample_onestep_star, sample_skip_n
+from distill.sampler import SAMPLING_STREAM, sample_sequence
+from distill.student import Student
+from generate_pairs.flow_map import FlowMap
+from generate_pairs.teachers.base import Teacher, to_unit_range
+from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.trajectory import DrawMultinomial, MapNoise, walk
+from shards.manifest import View
+from shards.noise import gaussian_noise
+from shards.reader import read_shard
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method made: images (B, channels, height, width) in [0, 1] and the tokens behind them (B, L)."""
+
+    images_BIHW: Tensor
+    tokens_BL: Tensor
+
+
+@dataclass(frozen=True)
+class Methods:
+    """A teacher, its student and its token frequencies, and all that can be made with them."""
+
+    teacher: Teacher
+    settings: SamplingSettings
+    flow_map: FlowMap
+    student: Student
+    frequencies_KLV: Tensor
+    seed: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Teacher and students first, then what they are compared against."""
+        layout = self.teacher.layout
+        skips = (1, 2) if layout.num_steps < 8 else (layout.num_steps // 4, layout.num_steps // 2)
+        students = [f"student-{number}" for number, _ in enumerate(self.student.timesteps, 1)]
+        return ("teacher", "teacher-flow", *students, "onestep*", *(f"skip-{n}" for n in skips))
+
+    def num_steps(self, method: str) -> int:
+        """Network passes that make one image, as the paper counts them."""
+        steps = self.teacher.layout.num_steps
+        kind, _, number = method.partition("-")
+        if kind == "student":
+            return int(number)
+        if kind == "skip":
+            return steps - int(number)
+        return 1 if kind == "onestep*" else steps
+
+    def sequence(self, method: str, first: int, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, L, C) and tokens (B, L) of images `first` onwards; skip-n gives the teacher's own."""
+        kind, _, number = method.partition("-")
+        if kind == "student":
+            timesteps = self.student.timesteps[: int(number)]
+            sequence = sample_sequence(self.student, self.noise(first, len(labels_B)), labels_B, timesteps)
+            return sequence.embeddings_BLC, sequence.tokens_BL
+        if method == "teacher-flow":
+            tokens_BL = walk(
+                self.teacher,
+                labels_B,
+                self.settings,
+                MapNoise(self.flow_map, self.noise(first, len(labels_B))),
+            )
+        elif kind == "onestep*":
+            tokens_BL = sample_onestep_star(self.frequencies_KLV, labels_B, self.generator(method, first))
+        else:
+            tokens_BL = walk(
+                self.teacher, labels_B, self.settings, DrawMultinomial(self.generator("teacher", first))
+            )
+        return self.teacher.tokenizer.embed(tokens_BL), tokens_BL
+
+    @torch.inference_mode()
+    def make(self, method: str, first: int, labels_B: Tensor) -> Made:
+        """Images `first` onwards by one method; the same images whenever it is called with the same arguments."""
+        embeddings_BLC, tokens_BL = self.sequence(method, first, labels_B)
+        kind, _, number = method.partition("-")
+        if kind == "skip":
+            generator = self.generator(method, first)
+            images = sample_skip_n(
+                self.teacher, tokens_BL, int(number), self.frequencies_KLV, labels_B, generator
+            )
+        else:
+            images = self.teacher.tokenizer.decode(embeddings_BLC)
+        return Made(to_unit_range(images), tokens_BL)
+
+    def noise(self, first: int, count: int) -> Tensor:
+        """Noise (count, L, C) float32 of images `first` onwards, from the sampling stream of the seed."""
+        shape = (self.teacher.layout.num_tokens, self.teacher.codebook_dim)
+        return torch.from_numpy(
+            gaussian_noise(self.seed, first, count, shape, stream=SAMPLING_STREAM)
+        ).float()
+
+    def generator(self, method: str, first: int) -> torch.Generator:
+        """A generator for draws of one method, apart from every other method's and batch's."""
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {method} {first}".encode()))
+
+
+def count_tokens(root: str, view: View) -> Tensor:
+    """Token frequencies (num_classes, L, V) of a view's training pairs."""
+    spec = view.spec
+    frequencies = TokenFrequencies(spec.num_classes, spec.num_tokens, spec.vocab_size)
+    for pairs in _pairs(root, view):
+        frequencies.add(*pairs)
+    return frequencies.probabilities()
+
+
+def _pairs(root: str, view: View) -> Iterable[tuple[Tensor, Tensor]]:
+    for row in view.rows:
+        pairs = read_shard(root, view.spec, row)
+        inside = (pairs.index_B >= view.first) & (pairs.index_B < view.first + view.size)
+        kept = pairs.take(inside)
+        yield torch.from_numpy(kept.tokens_BL.astype("int64")), torch.from_numpy(kept.label_B)

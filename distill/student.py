@@ -1,0 +1,220 @@
+"""The student: one network pass from a state of the trajectory to the whole sequence, either family.
+
+Around the family's network (noise/data embedding, token head, continuous head) stands what both share: which
+positions are data, how the two heads' answers become one sequence, and the export folder that sampling needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from distill.student_llamagen import LlamaGenStudent
+from distill.student_var import VarStudent
+from generate_pairs.teachers.base import Tokenizer, TokenLayout
+from generate_pairs.teachers.checkpoints import (
+    LoadedTeacher,
+    build_tokenizer,
+    load_strictly,
+    transformer_config,
+)
+from shards.errors import Refused
+from shards.storage import commit_bytes, sha256_bytes
+
+SCHEMA_VERSION = 1
+
+
+def build_network(family: str, config: Any, codebook_dim: int) -> nn.Module:
+    """A family's student network with fresh weights; `config` is the transformer configuration of its teacher."""
+    if family == "llamagen":
+        return LlamaGenStudent(config, codebook_dim)
+    if family == "var":
+        return VarStudent(config)
+    raise Refused(f"no student is known for the family {family!r}: there are llamagen and var")
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A finished sequence: what the decoder reads, and the tokens it stands for."""
+
+    embeddings_BLC: Tensor
+    tokens_BL: Tensor
+
+
+class Student(nn.Module):
+    """A family's network with the codebook, the layout and the sampling settings it was trained for."""
+
+    def __init__(
+        self,
+        family: str,
+        network: nn.Module,
+        tokenizer: Tokenizer,
+        layout: TokenLayout,
+        timesteps: tuple[int, ...],
+        split: int,
+        fingerprint: str,
+    ) -> None:
+        super().__init__()
+        self.family = family
+        self.network = network
+        self.tokenizer = tokenizer
+        self.layout = layout
+        self.timesteps = timesteps
+        self.split = split
+        self.fingerprint = fingerprint
+        self.register_buffer("starts", torch.tensor(layout.starts), persistent=False)
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.config.num_classes  # type: ignore[union-attr, return-value]
+
+    def forward(self, states_BLC: Tensor, timestep_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict the final sequence from states of the trajectory.
+
+        Args:
+            states_BLC: codebook rows in the first `timestep` AR steps, noise after them.
+            timestep_B: AR steps that are already data, int64 in 0..S.
+            labels_B: class labels, int64.
+
+        Returns:
+            Logits (B, L, V) of the token head and embeddings (B, L, C) of the continuous head.
+        """
+        return self.network(states_BLC, self.starts[timestep_B], labels_B)
+
+    def finish(self, states_BLC: Tensor, timestep: int, labels_B: Tensor) -> Sequence:
+        """The final sequence in one pass.
+
+        Positions that are data stay what they are (below the split: snapped to their nearest codebook row). The rest
+        takes the codebook row of the likeliest token in AR steps below the split, and the continuous head's answer
+        after it, as in the official sampler.
+        """
+        timestep_B = torch.full((len(states_BLC),), timestep, dtype=torch.int64, device=states_BLC.device)
+        logits_BLV, embeddings_BLC = self(states_BLC, timestep_B, labels_B)
+        start, split = self.layout.starts[timestep], self.layout.starts[self.split]
+        tokens_BL = logits_BLV.argmax(-1)
+        embeddings_BLC = torch.cat([states_BLC[:, :start], embeddings_BLC[:, start:]], dim=1)
+        for span in (slice(0, start), slice(max(start, split), None)):
+            tokens_BL[:, span] = nearest_rows(embeddings_BLC[:, span], self.tokenizer.codebook_VC)
+        rows_BLC = self.tokenizer.embed(tokens_BL)
+        return Sequence(torch.cat([rows_BLC[:, :split], embeddings_BLC[:, split:]], dim=1), tokens_BL)
+
+    def export(self, folder: Path) -> None:
+        """Write what sampling needs: student.safetensors, tokenizer.safetensors and config.json, in that order."""
+        student_bytes = save(
+            {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+        )
+        decoder = self.tokenizer.decoder_state()
+        tokenizer_bytes = save({name: tensor.contiguous() for name, tensor in decoder.items()})
+        config = {
+            "schema_version": SCHEMA_VERSION,
+            "family": self.family,
+            "network": asdict(self.network.config),  # type: ignore[arg-type]
+            "tokenizer": asdict(self.tokenizer.config),  # type: ignore[arg-type]
+            "tokens_per_step": list(self.layout.tokens_per_step),
+            "timesteps": list(self.timesteps),
+            "split": self.split,
+            "fingerprint": self.fingerprint,
+            "student_sha256": sha256_bytes(student_bytes),
+            "tokenizer_sha256": sha256_bytes(tokenizer_bytes),
+        }
+        commit_bytes(folder / "student.safetensors", student_bytes)
+        commit_bytes(folder / "tokenizer.safetensors", tokenizer_bytes)
+        commit_bytes(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, device: torch.device | str = "cpu") -> Student:
+        """Load an export, strictly, in eval mode; no teacher is needed.
+
+        Raises:
+            Refused: the folder is no export, or one of its files is missing, damaged or another export's.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        family = config["family"]
+        tokenizer = build_tokenizer(family, config["tokenizer"]).decoder_only()
+        load_strictly(tokenizer, *_read_tensors(folder, "tokenizer", config))
+        network_config = transformer_config(family, config["network"])
+        network = build_network(family, network_config, tokenizer.codebook_VC.shape[1])
+        load_strictly(network, *_read_tensors(folder, "student", config))
+        layout = TokenLayout(tuple(config["tokens_per_step"]))
+        timesteps = tuple(config["timesteps"])
+        student = cls(family, network, tokenizer, layout, timesteps, config["split"], config["fingerprint"])
+        return student.to(device).eval().requires_grad_(False)
+
+    @classmethod
+    def from_teacher(
+        cls, loaded: LoadedTeacher, timesteps: tuple[int, ...], split: int, fingerprint: str, initialise: bool
+    ) -> Student:
+        """A student for a teacher, ready to be trained; the tokenizer is the teacher's own, frozen.
+
+        Args:
+            loaded: the teacher.
+            timesteps: where the student will be asked to finish the sequence.
+            split: AR steps below it come from the token head.
+            fingerprint: of the pairs it will learn from.
+            initialise: start from the teacher's weights rather than from random ones.
+
+        Raises:
+            Refused: a timestep or the split lies outside the teacher's AR steps.
+        """
+        teacher = loaded.teacher
+        num_steps = teacher.layout.num_steps
+        if timesteps[-1] >= num_steps:
+            raise Refused(
+                f"student.timesteps: {timesteps[-1]} is not below {num_steps}, the teacher's AR steps"
+            )
+        if split > num_steps:
+            raise Refused(f"student.split: {split} is more than {num_steps}, the teacher's AR steps")
+        config = teacher.transformer.config
+        network = build_network(loaded.family, config, teacher.codebook_dim)
+        if initialise:
+            network.initialise_from_teacher(teacher)  # type: ignore[operator]
+        return cls(loaded.family, network, teacher.tokenizer, teacher.layout, timesteps, split, fingerprint)
+
+
+def nearest_rows(embeddings_BLC: Tensor, codebook_VC: Tensor) -> Tensor:
+    """Tokens (B, L) of the codebook rows nearest to continuous embeddings."""
+    affinity_BLV = embeddings_BLC @ codebook_VC.T - 0.5 * codebook_VC.square().sum(1)
+    return affinity_BLV.argmax(-1)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise Refused(
+            f"{folder} is no student: there is no {path.name}; a student's folder is made by distill"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise Refused(f"{path} cannot be read: {error}") from error
+    if config.get("schema_version") != SCHEMA_VERSION:
+        raise Refused(
+            f"{path} has schema_version {config.get('schema_version')}, this version reads {SCHEMA_VERSION}"
+        )
+    return config
+
+
+def _read_tensors(folder: Path, stem: str, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], Path]:
+    path = folder / f"{stem}.safetensors"
+    try:
+        content = path.read_bytes()
+        if sha256_bytes(content) != config[f"{stem}_sha256"]:
+            raise Refused(
+                f"{path} is not the file that config.json was written with: export the student again"
+            )
+        return load(content), path
+    except FileNotFoundError as error:
+        raise Refused(
+            f"{path} is missing: an export is student.safetensors, tokenizer.safetensors, config.json"
+        ) from error
+    except SafetensorError as error:
+        raise Refused(f"{path} is damaged: {error}") from error

@@ -1,0 +1,152 @@
+"""A training at one moment: all the state there is, and one update of it.
+
+The state is weights, averages, optimizer and the position of the stream; timesteps are a function of the pair. So a
+training that was killed goes on from its last checkpoint to the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from distill.checkpoint import Checkpoint
+from distill.config import DistillConfig
+from distill.losses import student_losses
+from distill.optimizer import build_optimizer, ema_decay, learning_rate, update_ema
+from distill.student import Student
+from distill.targets import Targets, draw_timesteps, trajectory_states
+from generate_pairs.teachers.checkpoints import load_teacher
+from shards.errors import Failed, Refused
+from shards.manifest import Manifest
+from shards.stream import PairBatch, PairStream
+
+HELDOUT_PAIRS = 1_000
+"""Of the held-out pairs, how many are looked at during training."""
+
+
+class Training:
+    """A student on its way: everything that a checkpoint holds, and one update of it."""
+
+    def __init__(self, config: DistillConfig, teacher_name: str, pairs_root: Path, size: int | None) -> None:
+        """Load the teacher, open the pairs, initialise the student.
+
+        Raises:
+            Refused: the teacher is not the one that made the pairs, or there are fewer pairs than `size`.
+        """
+        self.config = config
+        manifest = Manifest.open(pairs_root)
+        loaded = load_teacher(teacher_name)
+        made_by = manifest.spec.lineage["teacher"]
+        if loaded.sha256 != made_by["sha256"]:
+            raise Refused(
+                f"the pairs in {pairs_root} were made by teacher {made_by['name']} ({made_by['sha256'][:12]}), "
+                f"not by {teacher_name} ({loaded.sha256[:12]})"
+            )
+        torch.manual_seed(config.train.seed)
+        self.student = Student.from_teacher(
+            loaded,
+            config.student.timesteps,
+            config.student.split,
+            manifest.spec.fingerprint,
+            initialise=config.student.initialise == "teacher",
+        )
+        self.layout = loaded.teacher.layout
+        self.codebook_VC = loaded.teacher.codebook_VC
+        self.view = manifest.view(size)
+        self.stream = PairStream(pairs_root, self.view, config.train.batch_size, config.train.seed)
+        heldout = manifest.heldout()
+        self.heldout_batch = next(PairStream(pairs_root, heldout, min(HELDOUT_PAIRS, heldout.size), seed=0))
+        self.names = [name for name, _ in self.student.network.named_parameters()]
+        self.parameters = list(self.student.network.parameters())
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        self.optimizer = build_optimizer(self.student.network, config.train)
+        self.step = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the training depends on besides its length."""
+        student = self.config.student.model_dump(mode="json")
+        train = self.config.train.model_dump(
+            mode="json", exclude={"num_steps", "checkpoint_interval", "log_interval"}
+        )
+        pairs = {"pairs": self.view.size, "fingerprint": self.view.spec.fingerprint}
+        return {**student, **train, **pairs}
+
+    def update(self) -> dict[str, Tensor]:
+        """One step of the optimizer; returns the loss and its parts, the gradient's norm and the token match."""
+        train = self.config.train
+        batch = next(self.stream)
+        targets = self.targets(batch)
+        losses = student_losses(self.student, targets, batch.tokens_BL, batch.label_B, train)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, train)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise Failed(
+                f"step {self.step}: the loss is {losses.total.item()} and its gradient is not finite, "
+                f"on pairs {batch.index_B.tolist()}"
+            )
+        self.optimizer.step()
+        update_ema(self.averages, self.parameters, ema_decay(self.step, train))
+        self.step += 1
+        parts = {name: value.detach() for name, value in losses.parts.items()}
+        return {"loss": losses.total.detach(), "gradient_norm": norm, **parts}
+
+    def targets(self, batch: PairBatch) -> Targets:
+        """The states of the trajectory that a batch's pairs are shown at."""
+        timesteps = self.config.student.timesteps
+        drawn_B = draw_timesteps(
+            timesteps, self.config.train.seed, batch.epoch_B.numpy(), batch.index_B.numpy()
+        )
+        return trajectory_states(
+            batch.noise_BLC, batch.tokens_BL, torch.from_numpy(drawn_B), self.codebook_VC, self.layout
+        )
+
+    @torch.no_grad()
+    def heldout_metrics(self) -> dict[str, float]:
+        """Cross-entropy and token match of the averaged weights on held-out pairs, from all noise."""
+        batch = self.heldout_batch
+        timestep_B = torch.zeros(len(batch.label_B), dtype=torch.int64)
+        averages = {
+            f"network.{name}": average for name, average in zip(self.names, self.averages, strict=True)
+        }
+        logits_BLV, _ = functional_call(self.student, averages, (batch.noise_BLC, timestep_B, batch.label_B))
+        return {
+            "heldout_token_loss": F.cross_entropy(logits_BLV.flatten(0, 1), batch.tokens_BL.flatten()).item(),
+            "heldout_token_match": (logits_BLV.argmax(-1) == batch.tokens_BL).float().mean().item(),
+        }
+
+    def export(self, folder: Path) -> None:
+        """Write the student with its averaged weights, which is what is published."""
+        """The student with its averaged weights, which is what is published."""
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            parameter.data.copy_(average)
+        self.student.export(folder)
+
+    def checkpoint(self) -> Checkpoint:
+        """All state, as it is now."""
+        tensors = {f"weights.{name}": p.detach() for name, p in zip(self.names, self.parameters, strict=True)}
+        tensors |= {f"averages.{name}": a for name, a in zip(self.names, self.averages, strict=True)}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        return Checkpoint(self.step, tensors, {"stream": self.stream.state_dict()}, self.identity)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        for name, parameter, average in zip(self.names, self.parameters, self.averages, strict=True):
+            parameter.data.copy_(checkpoint.tensors[f"weights.{name}"])
+            average.copy_(checkpoint.tensors[f"averages.{name}"])
+            self.optimizer.state[parameter] = {
+                key: checkpoint.tensors[f"optimizer.{key}.{name}"].clone()
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self.stream.load_state_dict(checkpoint.state["stream"])
+        self.step = checkpoint.step

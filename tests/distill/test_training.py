@@ -1,0 +1,197 @@
+"""Stage two from pairs to export: it resumes to the same bytes, reads nothing but pairs and teacher, and refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distill.config import DistillConfig
+from distill.metrics import read_metrics
+from distill.student import Student
+from distill.trainer import train
+from shards.errors import Refused, Stopped
+
+REPORT = lambda *_: None  # noqa: E731
+NEVER = lambda: False  # noqa: E731
+
+
+def distill_config(**train_settings: object) -> DistillConfig:
+    settings = {"num_steps": 12, "batch_size": 24, "warmup_steps": 2, "checkpoint_interval": 4, "log_interval": 2}
+    return DistillConfig.model_validate(
+        {
+            "student": {"timesteps": [0, 2], "split": 3},
+            "train": {**settings, "embedding_weight": 0.1, "image_weight": 0.1, **train_settings},
+        }
+    )
+
+
+def run(out: Path, pairs_root: Path, teacher: Path, config: DistillConfig, **options: object) -> None:
+    arguments = {"size": 96, "report": REPORT, "should_stop": NEVER} | options
+    train(config, str(teacher), pairs_root, out, **arguments)  # type: ignore[arg-type]
+
+
+def export_bytes(folder: Path) -> dict[str, bytes]:
+    names = ("student.safetensors", "tokenizer.safetensors", "config.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    run(out, pairs_root, teacher_path, distill_config())
+    return out
+
+
+def stop_after(steps: int):
+    calls = iter(range(1, 10_000))
+    return lambda: next(calls) >= steps
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_stopped_and_run_again_ends_in_the_same_bytes(
+    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, steps: int
+) -> None:
+    with pytest.raises(Stopped, match=f"{steps} of 12 steps"):
+        run(tmp_path, pairs_root, teacher_path, distill_config(), should_stop=stop_after(steps))
+    run(tmp_path, pairs_root, teacher_path, distill_config())
+    assert export_bytes(tmp_path) == export_bytes(uninterrupted)
+    again, once = read_metrics(tmp_path / "metrics"), read_metrics(uninterrupted / "metrics")
+    for name in ("loss", "token_loss", "embedding_loss", "image_loss", "gradient_norm", "learning_rate"):
+        logged = [row for row in again.select(["step", name]).to_pylist() if row[name] is not None]
+        assert logged == once.select(["step", name]).to_pylist()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import distill.trainer as trainer
+from distill.config import DistillConfig
+config = DistillConfig.model_validate_json(sys.argv[1])
+commits = iter(range(1000))
+def kill_at(real, when):
+    def wrapped(*arguments, **keywords):
+        if next(commits) == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **keywords)
+    return wrapped
+import distill.checkpoint as checkpoint
+checkpoint.commit_bytes = kill_at(checkpoint.commit_bytes, int(sys.argv[5]))
+trainer.train(config, sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), size=96,
+              report=lambda *_: None, should_stop=lambda: False)
+"""
+
+
+@pytest.mark.parametrize("when", [0, 1, 3])
+def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(
+    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, when: int
+) -> None:
+    arguments = [distill_config().model_dump_json(), str(teacher_path), str(pairs_root), str(tmp_path), str(when)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    run(tmp_path, pairs_root, teacher_path, distill_config())
+    assert export_bytes(tmp_path) == export_bytes(uninterrupted)
+
+
+def test_finished_training_is_not_repeated(
+    uninterrupted: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = export_bytes(uninterrupted)
+    monkeypatch.setattr("distill.training.Training.update", lambda _: pytest.fail("a step was repeated"))
+    run(uninterrupted, pairs_root, teacher_path, distill_config())
+    assert export_bytes(uninterrupted) == before
+
+
+NO_DIGITS = """
+import sys
+from pathlib import Path
+import sklearn.datasets
+def opened(*_, **__):
+    raise AssertionError("stage two opened the digits")
+sklearn.datasets.load_digits = opened
+def audit(event, arguments):
+    if event == "open" and "digits" in str(arguments[0]) and "sklearn" in str(arguments[0]):
+        opened()
+sys.addaudithook(audit)
+from distill.config import DistillConfig
+from distill.trainer import train
+config = DistillConfig.model_validate_json(sys.argv[1])
+train(config, sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), size=96,
+      report=lambda *_: None, should_stop=lambda: False)
+forbidden = [name for name in sys.modules if name in ("distill.features", "distill.evaluation")
+             or name.endswith("embedded.digits")]
+assert not forbidden, forbidden
+"""
+
+
+def test_stage_two_reads_nothing_but_pairs_and_teacher(
+    pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
+    config = distill_config(num_steps=1).model_dump_json()
+    arguments = [config, str(teacher_path), str(pairs_root), str(tmp_path)]
+    finished = subprocess.run([sys.executable, "-c", NO_DIGITS, *arguments], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "student.safetensors").exists()
+
+
+def test_the_loss_falls(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+    run(tmp_path, pairs_root, teacher_path, distill_config(num_steps=150, learning_rate=5e-3, log_interval=1))
+    losses = read_metrics(tmp_path / "metrics")["token_loss"].to_pylist()
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
+
+
+def test_export_samples_without_the_teacher_and_reloads_the_same(uninterrupted: Path, pairs_root: Path) -> None:
+    student = Student.from_pretrained(uninterrupted)
+    noise_BLC = torch.randn(3, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(0))
+    labels_B = torch.tensor([0, 5, 9])
+    once = student.finish(noise_BLC, 0, labels_B)
+    again = Student.from_pretrained(uninterrupted).finish(noise_BLC, 0, labels_B)
+    assert torch.equal(once.embeddings_BLC, again.embeddings_BLC)
+    assert student.tokenizer.decode(once.embeddings_BLC).shape == (3, 1, 8, 8)
+
+
+def test_a_checkpoint_of_another_training_is_refused(
+    uninterrupted: Path, pairs_root: Path, teacher_path: Path
+) -> None:
+    with pytest.raises(Refused, match=r"learning_rate: there 0\.001, asked 0\.5"):
+        run(uninterrupted, pairs_root, teacher_path, distill_config(learning_rate=0.5))
+
+
+def test_a_damaged_checkpoint_is_refused_with_the_way_out(
+    pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
+    run(tmp_path, pairs_root, teacher_path, distill_config())
+    path = tmp_path / "checkpoints" / "step-000012.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Refused, match="go on from the checkpoint before"):
+        run(tmp_path, pairs_root, teacher_path, distill_config(num_steps=14))
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "tokenizer.safetensors", "config.json"])
+def test_an_incomplete_export_is_refused(
+    uninterrupted: Path, tmp_path: Path, name: str
+) -> None:
+    for file, content in export_bytes(uninterrupted).items():
+        if file != name:
+            (tmp_path / file).write_bytes(content)
+    with pytest.raises(Refused, match=name.split(".")[0]):
+        Student.from_pretrained(tmp_path)
+
+
+def test_timesteps_outside_the_teacher_are_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+    config = distill_config().model_copy(
+        update={"student": distill_config().student.model_copy(update={"timesteps": (0, 40)})}
+    )
+    with pytest.raises(Refused, match="teacher's AR steps"):
+        run(tmp_path, pairs_root, teacher_path, config)
+
+
+def test_more_pairs_than_there_are_is_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="holds 96"):
+        run(tmp_path, pairs_root, teacher_path, distill_config(), size=97)
