@@ -187,7 +187,7 @@ def num_parameters(methods: Methods, method: str) -> int | None:
         return sum(p.numel() for p in methods.student.network.parameters())
     if method == "onestep*":
         return None
-    return sum(p.numel() for p in methods.teacher.transformer.parameters())  # type: ignore[union-attr]
+    return sum(p.numel() for p in methods.teacher.transformer.parameters())
 
 
 def time_method(methods: Methods, method: str) -> dict[str, float] | None:

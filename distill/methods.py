@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ class Methods:
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {method} {first}".encode()))
 
 
-def count_tokens(root: str, view: View) -> Tensor:
+def count_tokens(root: Path, view: View) -> Tensor:
     """Token frequencies (num_classes, L, V) of a view's training pairs."""
     spec = view.spec
     frequencies = TokenFrequencies(spec.num_classes, spec.num_tokens, spec.vocab_size)
@@ -118,7 +119,7 @@ def count_tokens(root: str, view: View) -> Tensor:
     return frequencies.probabilities()
 
 
-def _pairs(root: str, view: View) -> Iterable[tuple[Tensor, Tensor]]:
+def _pairs(root: Path, view: View) -> Iterable[tuple[Tensor, Tensor]]:
     for row in view.rows:
         pairs = read_shard(root, view.spec, row)
         inside = (pairs.index_B >= view.first) & (pairs.index_B < view.first + view.size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ from shards.storage import commit_bytes, sha256_bytes
 SCHEMA_VERSION = 1
 
 
-def build_network(family: str, config: Any, codebook_dim: int) -> nn.Module:
+Network = LlamaGenStudent | VarStudent
+
+
+def build_network(family: str, config: Any, codebook_dim: int) -> Network:
     """A family's student network with fresh weights; `config` is the transformer configuration of its teacher."""
     if family == "llamagen":
         return LlamaGenStudent(config, codebook_dim)
@@ -52,10 +55,12 @@ class Sequence:
 class Student(nn.Module):
     """A family's network with the codebook, the layout and the sampling settings it was trained for."""
 
+    starts: Tensor
+
     def __init__(
         self,
         family: str,
-        network: nn.Module,
+        network: Network,
         tokenizer: Tokenizer,
         layout: TokenLayout,
         timesteps: tuple[int, ...],
@@ -74,7 +79,7 @@ class Student(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        return self.network.config.num_classes  # type: ignore[union-attr, return-value]
+        return self.network.config.num_classes
 
     def forward(self, states_BLC: Tensor, timestep_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Predict the final sequence from states of the trajectory.
@@ -116,8 +121,8 @@ class Student(nn.Module):
         config = {
             "schema_version": SCHEMA_VERSION,
             "family": self.family,
-            "network": asdict(self.network.config),  # type: ignore[arg-type]
-            "tokenizer": asdict(self.tokenizer.config),  # type: ignore[arg-type]
+            "network": asdict(self.network.config),
+            "tokenizer": asdict(self.tokenizer.config),
             "tokens_per_step": list(self.layout.tokens_per_step),
             "timesteps": list(self.timesteps),
             "split": self.split,
@@ -173,10 +178,11 @@ class Student(nn.Module):
             )
         if split > num_steps:
             raise Refused(f"student.split: {split} is more than {num_steps}, the teacher's AR steps")
-        config = teacher.transformer.config
+        # Noise determines every target: there is nothing to regularise, and dropout would need its own state.
+        config = replace(teacher.transformer.config, dropout=0.0)
         network = build_network(loaded.family, config, teacher.codebook_dim)
         if initialise:
-            network.initialise_from_teacher(teacher)  # type: ignore[operator]
+            network.initialise_from_teacher(teacher)  # type: ignore[arg-type]
         return cls(loaded.family, network, teacher.tokenizer, teacher.layout, timesteps, split, fingerprint)
 
 

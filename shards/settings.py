@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.config import JsonDict
 
-FREE = {"on_resume": "free"}
+FREE: JsonDict = {"on_resume": "free"}
 """Mark of a field that a resumed run may change."""
 
-UPWARD = {"on_resume": "upward"}
+UPWARD: JsonDict = {"on_resume": "upward"}
 """Mark of a field that a resumed run may raise. A field with neither mark must stay as it was."""
 
 

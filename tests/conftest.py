@@ -42,6 +42,7 @@ TRANSFORMERS = {
         "vocab_size": 24,
         "num_tokens": 16,
         "num_classes": 10,
+        "dropout": 0.1,
         "ffn_multiple_of": 32,
     },
     "var": {
@@ -52,6 +53,7 @@ TRANSFORMERS = {
         "codebook_dim": 3,
         "scales": (1, 2, 4),
         "num_classes": 10,
+        "dropout": 0.1,
     },
 }
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +55,16 @@ class TokenLayout:
 class Tokenizer(nn.Module, ABC):
     """A VQ model: images to tokens, tokens or continuous embeddings to images."""
 
+    config: Any
+    """The frozen dataclass that it was built from."""
+
     image_shape: tuple[int, int, int]
     """Channels, height and width of one image."""
 
     @property
     @abstractmethod
     def codebook_VC(self) -> Tensor:
-        """The rows that the decoder reads, V x C: what the flow map aims at (unit length where the decoder normalises)."""
+        """The rows that the decoder reads, V x C: what the flow map aims at."""
 
     @abstractmethod
     def encode(self, images_BIHW: Tensor) -> Tensor:
@@ -107,6 +110,9 @@ class Decoding(ABC):
 
 class Teacher(nn.Module, ABC):
     """A pretrained AR image model over a tokenizer's codebook."""
+
+    transformer: Any
+    """The network; its `config` is the frozen dataclass that it was built from."""
 
     tokenizer: Tokenizer
     layout: TokenLayout

@@ -35,9 +35,9 @@ class Family:
     """The classes that one family of teachers is built from."""
 
     teacher: type[Any]
-    transformer: type[nn.Module]
+    transformer: type[Any]
     transformer_config: type[Any]
-    tokenizer: type[Tokenizer]
+    tokenizer: type[Any]
     tokenizer_config: type[Any]
 
 
@@ -97,7 +97,7 @@ def resolve(name: str) -> Path:
 def build_tokenizer(family: str, config: Mapping[str, Any]) -> Tokenizer:
     """A tokenizer with fresh weights from its configuration as JSON holds it (lists for tuples)."""
     parts = FAMILIES[family]
-    return parts.tokenizer(parts.tokenizer_config(**_tuples(config)))  # type: ignore[call-arg]
+    return parts.tokenizer(parts.tokenizer_config(**_tuples(config)))
 
 
 def build_teacher(family: str, transformer: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Teacher:
@@ -120,8 +120,8 @@ def save_teacher(
 
     header = {
         "family": family,
-        "transformer": asdict(teacher.transformer.config),  # type: ignore[arg-type, union-attr]
-        "tokenizer": asdict(teacher.tokenizer.config),  # type: ignore[arg-type]
+        "transformer": asdict(teacher.transformer.config),
+        "tokenizer": asdict(teacher.tokenizer.config),
         "about": dict(about),
     }
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in teacher.state_dict().items()}
@@ -142,7 +142,7 @@ def load_teacher(
     load_strictly(teacher, tensors, path)
     teacher = teacher.to(device).eval().requires_grad_(False)
     # The codebook and the decoder stay as they are: flow map and student see the same rows whatever the dtype.
-    teacher.transformer.to(dtype)  # type: ignore[operator, union-attr]
+    teacher.transformer.to(dtype)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return LoadedTeacher(path.stem, header["family"], digest, teacher, header["about"])
 

@@ -21,7 +21,13 @@ NEVER = lambda: False  # noqa: E731
 
 
 def distill_config(**train_settings: object) -> DistillConfig:
-    settings = {"num_steps": 12, "batch_size": 24, "warmup_steps": 2, "checkpoint_interval": 4, "log_interval": 2}
+    settings = {
+        "num_steps": 12,
+        "batch_size": 24,
+        "warmup_steps": 2,
+        "checkpoint_interval": 4,
+        "log_interval": 2,
+    }
     return DistillConfig.model_validate(
         {
             "student": {"timesteps": [0, 2], "split": 3},
@@ -90,7 +96,13 @@ trainer.train(config, sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), size=96
 def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(
     uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, when: int
 ) -> None:
-    arguments = [distill_config().model_dump_json(), str(teacher_path), str(pairs_root), str(tmp_path), str(when)]
+    arguments = [
+        distill_config().model_dump_json(),
+        str(teacher_path),
+        str(pairs_root),
+        str(tmp_path),
+        str(when),
+    ]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     run(tmp_path, pairs_root, teacher_path, distill_config())
@@ -144,7 +156,9 @@ def test_the_loss_falls(pairs_root: Path, teacher_path: Path, tmp_path: Path) ->
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
 
 
-def test_export_samples_without_the_teacher_and_reloads_the_same(uninterrupted: Path, pairs_root: Path) -> None:
+def test_export_samples_without_the_teacher_and_reloads_the_same(
+    uninterrupted: Path, pairs_root: Path
+) -> None:
     student = Student.from_pretrained(uninterrupted)
     noise_BLC = torch.randn(3, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(0))
     labels_B = torch.tensor([0, 5, 9])
@@ -174,9 +188,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(
 
 
 @pytest.mark.parametrize("name", ["student.safetensors", "tokenizer.safetensors", "config.json"])
-def test_an_incomplete_export_is_refused(
-    uninterrupted: Path, tmp_path: Path, name: str
-) -> None:
+def test_an_incomplete_export_is_refused(uninterrupted: Path, tmp_path: Path, name: str) -> None:
     for file, content in export_bytes(uninterrupted).items():
         if file != name:
             (tmp_path / file).write_bytes(content)
@@ -184,7 +196,9 @@ def test_an_incomplete_export_is_refused(
         Student.from_pretrained(tmp_path)
 
 
-def test_timesteps_outside_the_teacher_are_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+def test_timesteps_outside_the_teacher_are_refused(
+    pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
     config = distill_config().model_copy(
         update={"student": distill_config().student.model_copy(update={"timesteps": (0, 40)})}
     )

@@ -17,12 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generate_pairs.teachers.base import Teacher, Tokenizer
+from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import build_teacher, save_teacher
 from generate_pairs.teachers.embedded.digits import augmented, load_digits_split
+from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer
+from generate_pairs.teachers.var_tokenizer import VarTokenizer
 from shards.errors import Refused
 
 Report = Callable[[int, int, str], None]
+
+VQTokenizer = LlamaGenTokenizer | VarTokenizer
 
 COMMITMENT = 0.25
 """Weight of the encoder's pull towards its codebook rows (arXiv 1711.00937, eq. 3)."""
@@ -126,13 +130,15 @@ def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
     split = load_digits_split()
     images, labels = augmented(split.train_images, split.train_labels, recipe.copies, seed)
     teacher = build_teacher(recipe.family, recipe.transformer, recipe.tokenizer)
-    train_tokenizer(teacher.tokenizer, images, recipe.tokenizer_phase, report)
+    tokenizer = teacher.tokenizer
+    assert isinstance(tokenizer, LlamaGenTokenizer | VarTokenizer)
+    train_tokenizer(tokenizer, images, recipe.tokenizer_phase, report)
     train_transformer(teacher, images, labels, recipe, report)
     about = {"data": "scikit-learn load_digits, 1,297 training images", "seed": seed, **recipe.about}
     save_teacher(teacher, recipe.family, out, about, torch.float16)
 
 
-def train_tokenizer(tokenizer: Tokenizer, images: Tensor, phase: Phase, report: Report) -> None:
+def train_tokenizer(tokenizer: VQTokenizer, images: Tensor, phase: Phase, report: Report) -> None:
     """Train a VQ tokenizer on images; afterwards it holds the averaged weights."""
     start_codebook_from_data(tokenizer, images[:2_000])
     for step, places, average in training_steps(tokenizer, len(images), phase):
@@ -153,8 +159,8 @@ def train_transformer(
         teacher.tokenizer.eval().requires_grad_(False)
         tokens = torch.cat([teacher.tokenizer.encode(batch) for batch in images.split(1_000)])
     transformer = teacher.transformer
-    class_dropout = transformer.config.class_dropout  # type: ignore[union-attr]
-    for step, places, average in training_steps(transformer, len(images), phase):  # type: ignore[arg-type]
+    class_dropout = transformer.config.class_dropout
+    for step, places, average in training_steps(transformer, len(images), phase):
         batch_labels = labels[places]
         dropped = torch.rand(len(places)) < class_dropout
         batch_labels = torch.where(dropped, teacher.num_classes, batch_labels)
@@ -206,17 +212,17 @@ def training_steps(
 
 
 @torch.no_grad()
-def start_codebook_from_data(tokenizer: Tokenizer, images: Tensor) -> None:
+def start_codebook_from_data(tokenizer: VQTokenizer, images: Tensor) -> None:
     """Begin with codebook rows that are encoder outputs: rows far from all of them would never be chosen."""
-    vectors_NC = tokenizer.encode_embeddings(images).movedim(1, -1).flatten(0, -2)  # type: ignore[operator]
-    weight_VC = tokenizer.quantize.embedding.weight  # type: ignore[union-attr]
-    weight_VC.copy_(vectors_NC[torch.randperm(len(vectors_NC))[: len(weight_VC)]])  # type: ignore[operator, arg-type]
+    vectors_NC = tokenizer.encode_embeddings(images).movedim(1, -1).flatten(0, -2)
+    weight_VC = tokenizer.quantize.embedding.weight
+    weight_VC.copy_(vectors_NC[torch.randperm(len(vectors_NC))[: len(weight_VC)]])
 
 
-def reconstruct(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
+def reconstruct(tokenizer: VQTokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
     """Images through the codebook and back, with the straight-through gradient, and the codebook loss."""
-    f = tokenizer.encode_embeddings(images)  # type: ignore[operator]
-    _, quantised = tokenizer.quantize(f)  # type: ignore[operator]
+    f = tokenizer.encode_embeddings(images)
+    _, quantised = tokenizer.quantize(f)
     codebook_loss = F.mse_loss(quantised, f.detach()) + COMMITMENT * F.mse_loss(f, quantised.detach())
     straight = f + (quantised - f).detach()
-    return tokenizer.decoder(tokenizer.post_quant_conv(straight)), codebook_loss  # type: ignore[operator]
+    return tokenizer.decoder(tokenizer.post_quant_conv(straight)), codebook_loss

@@ -1,0 +1,87 @@
+"""The command `onestep`: loads a command when it is asked for, and ends every failure with one message."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import sys
+import traceback
+from typing import Any
+
+import click
+
+COMMANDS = ("run", "generate", "distill", "sample", "evaluate", "report", "shards", "teachers")
+
+
+class Onestep(click.Group):
+    """The group of all commands: command NAME is `command` in `pipeline/cmd_NAME.py`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"pipeline.cmd_{cmd_name}").command
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["onestep.command"] = shlex.join(["onestep", *args])
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; what it raises becomes one message on standard error and an exit code."""
+        from pipeline.failures import explain
+        from pipeline.installation import refuse_foreign_packages
+
+        try:
+            refuse_foreign_packages()
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except (Exception, KeyboardInterrupt) as error:  # the last stop of every failure there is
+            if ctx.params["debug"]:
+                traceback.print_exception(error)
+            message, exit_code = explain(error, ctx.meta["onestep.command"])
+            click.echo(f"onestep: {message}", err=True)
+            ctx.exit(exit_code)
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        from pipeline.installation import version
+
+        click.echo(f"onestep {version()}")
+        ctx.exit()
+
+
+@click.group(cls=Onestep, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def main(debug: bool) -> None:
+    """Turn a slow autoregressive image model into a one-step generator, offline.
+
+    Stage one, `generate`: the teacher makes pairs of noise and the token sequence that the noise determines.
+    Stage two, `distill`: the student learns to make the whole sequence from the noise at once.
+    `run` does both, judges the student and writes a report.
+
+    \b
+    Examples:
+      onestep run digits                      everything, on a laptop, into runs/digits
+      onestep run digits --dry-run            what it would do
+      onestep sample runs/digits/student --steps 1 --out digits.png
+
+    Every long command goes on where it stopped when it is given again.
+    Exit codes: 2 refused before any work, 1 failed on the way, 130 Ctrl-C, 143 SIGTERM or SIGUSR1.
+    """
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""`onestep distill`: stage two, the student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.options import (
+    FolderPath,
+    dry_run_option,
+    num_steps_option,
+    overrides,
+    preset_argument,
+    set_option,
+)
+
+
+@click.command("distill")
+@preset_argument
+@click.option("--pairs", type=FolderPath, required=True, metavar="PAIRS", help="Folder of the pair data set.")
+@click.option("--out", type=FolderPath, required=True, metavar="STUDENT", help="Folder of the student.")
+@click.option(
+    "--size", type=click.IntRange(min=1), metavar="N", help="Train on the first N pairs.  [default: all]"
+)
+@num_steps_option
+@set_option
+@dry_run_option
+def command(
+    preset: str,
+    pairs: Path,
+    out: Path,
+    size: int | None,
+    num_steps: int | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Train the student on a pair data set.
+
+    The teacher and the pairs of PRESET must be those that PAIRS was made with. The same command again goes
+    on from the last checkpoint; a larger --num-steps trains on.
+
+    \b
+    Examples:
+      onestep distill digits --pairs pairs/digits --out students/digits
+      onestep distill digits --pairs pairs/digits --out students/small --size 5000
+    """
+    from pipeline.config import compose, to_toml
+    from pipeline.progress import duration, progress
+    from pipeline.signals import stopping
+    from shards.manifest import Manifest
+
+    config = compose(preset, overrides(settings, {"train.num_steps": num_steps}))
+    view = Manifest.open(pairs).view(size)
+    # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
+    from distill.trainer import train, training_plan
+    from generate_pairs.driver import plan_generation
+
+    # Planning refuses pairs that these settings would not make.
+    plan_generation(config.generate, pairs)
+    if dry_run:
+        click.echo(to_toml(config))
+        click.echo("\n".join(training_plan(config.distill, view.size)))
+        return
+    with stopping() as should_stop, progress("student", "steps") as report:
+        trained = train(
+            config.distill, config.teacher.name, pairs, out, size=size, report=report, should_stop=should_stop
+        )
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
+    click.echo(f"{out}: {trained.num_steps:,} steps in {duration(trained.seconds)}; {metrics}")

@@ -1,0 +1,67 @@
+"""`onestep generate`: stage one, the pair data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.options import (
+    FolderPath,
+    dry_run_option,
+    num_pairs_option,
+    number_of_workers,
+    overrides,
+    preset_argument,
+    set_option,
+    workers_option,
+)
+
+
+@click.command("generate")
+@preset_argument
+@click.option("--out", type=FolderPath, required=True, metavar="PAIRS", help="Folder of the pair data set.")
+@num_pairs_option
+@workers_option
+@set_option
+@dry_run_option
+def command(
+    preset: str,
+    out: Path,
+    num_pairs: int | None,
+    workers: int | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Make pairs of noise and the teacher's tokens for it.
+
+    The same command again makes what is missing; a larger --num-pairs extends the data set and keeps every
+    pair that is there.
+
+    \b
+    Examples:
+      onestep generate digits --out pairs/digits
+      onestep generate digits --out pairs/digits --num-pairs 50000 --workers 8
+      onestep generate digits --out pairs/guided --set teacher.guidance_scale=3
+    """
+    from pipeline.config import compose, to_toml
+    from pipeline.progress import progress
+    from pipeline.results import PairStatistics
+    from pipeline.signals import stopping
+    from pipeline.summary import pairs_line
+    from shards.manifest import Manifest
+
+    config = compose(preset, overrides(settings, {"pairs.num_pairs": num_pairs}))
+    # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
+    from generate_pairs.driver import generate, plan_generation
+
+    if dry_run:
+        click.echo(to_toml(config))
+        click.echo("\n".join(plan_generation(config.generate, out).lines()))
+        return
+    with stopping() as should_stop, progress("pairs", "pairs") as report:
+        made = generate(
+            config.generate, out, workers=number_of_workers(workers), report=report, should_stop=should_stop
+        )
+    click.echo(f"made {made.num_pairs_made:,} pairs, {made.pairs_per_second:,.1f} pairs/s")
+    click.echo(f"{out}: {pairs_line(PairStatistics.of(Manifest.open(out)))}")

@@ -1,0 +1,118 @@
+"""The settings as dotted keys: which there are, what each may hold, and errors about them in words."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a settings model with its field, nested sections as dotted keys."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def nearest(word: str, words: Sequence[str]) -> str | None:
+    """The word most like the given one; a key's last part counts as much as the whole key."""
+    by_end = {candidate.rpartition(".")[2]: candidate for candidate in words}
+    whole = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    end = difflib.get_close_matches(word.rpartition(".")[2], list(by_end), n=1, cutoff=0.6)
+    return whole[0] if whole else by_end[end[0]] if end else None
+
+
+def is_list(annotation: Any) -> bool:
+    """Whether a field of this type holds several values."""
+    return get_origin(annotation) is tuple
+
+
+def kind(annotation: Any) -> str:
+    """A field's type in words, as in `a whole number`."""
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        members = [argument for argument in arguments if argument is not Ellipsis]
+        many = "numbers" if len(arguments) > len(members) else f"{len(members)} numbers"
+        return f"{'whole ' if members[0] is int else ''}{many} separated by commas"
+    if origin in (types.UnionType, Union):
+        return " or ".join(kind(argument) for argument in arguments if argument is not type(None))
+    return str(getattr(annotation, "__name__", annotation))
+
+
+def bounds(field: FieldInfo) -> str:
+    """A field's range in words, as in `above 0, at most 1`; empty where everything goes."""
+    parts = []
+    for rule in field.metadata:
+        match rule:
+            case Gt(gt=limit):
+                parts.append(f"above {limit}")
+            case Ge(ge=limit):
+                parts.append(f"at least {limit}")
+            case Lt(lt=limit):
+                parts.append(f"below {limit}")
+            case Le(le=limit):
+                parts.append(f"at most {limit}")
+            case _ if pattern := getattr(rule, "pattern", None):
+                parts.append(f"matching {pattern}")
+    return ", ".join(parts)
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """Everything that settings were refused for, one line a key: what it holds, what it may hold.
+
+    Args:
+        error: what pydantic found.
+        model: the settings that were validated; without it types and ranges are pydantic's words.
+    """
+    fields = dict(leaves(model)) if model else {}
+    sections = {key.rpartition(".")[0] for key in fields}
+    lines = []
+    for found in error.errors(include_url=False):
+        path = [str(part) for part in found["loc"]]
+        key = ".".join(path)
+        # Members of a tuple are errors of the tuple's key.
+        owner = next((candidate for candidate in (key, ".".join(path[:-1])) if candidate in fields), None)
+        value = repr(found["input"])
+        if found["type"] == "extra_forbidden":
+            lines.append(unknown_key(key, list(fields)))
+        elif found["type"] == "missing" and owner in (None, key):
+            lines.append(f"{key} is missing and has no default")
+        elif key in sections:
+            lines.append(f"{key} is a section, not a value: set one of its keys, as in {key}.KEY=VALUE")
+        elif found["type"] == "value_error":
+            lines.append(f"{key}: {found['ctx']['error']}")
+        elif owner:
+            wanted = ", ".join(filter(None, [kind(fields[owner].annotation), bounds(fields[owner])]))
+            lines.append(f"{owner} cannot be {value}: it is {wanted}")
+        else:
+            lines.append(f"{key} cannot be {value}: {found['msg']}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def unknown_key(key: str, keys: Sequence[str]) -> str:
+    """The complaint about a key that is not there, with the nearest one that is."""
+    hint = nearest(key, keys)
+    if hint:
+        return f"there is no key {key}; the nearest is {hint}"
+    return f"there is no key {key}; keys are {', '.join(keys)}"

@@ -1,0 +1,67 @@
+"""Arguments and options that several commands share, so that each means the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+FolderPath = click.Path(file_okay=False, path_type=Path)
+
+preset_argument = click.argument("preset")
+pairs_argument = click.argument("pairs", type=FolderPath)
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, as in --set train.seed=1; repeatable, the last wins. --dry-run shows all keys.",
+)
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Print the resolved configuration and the plan; write nothing."
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Worker processes on this machine; 0 computes in this process.  [default: one for every core]",
+)
+num_pairs_option = click.option(
+    "--num-pairs",
+    type=int,
+    metavar="N",
+    help="Training pairs; short for --set pairs.num_pairs=N, and stronger.",
+)
+num_steps_option = click.option(
+    "--num-steps",
+    type=int,
+    metavar="N",
+    help="Optimizer steps; short for --set train.num_steps=N, and stronger.",
+)
+
+
+def overrides(settings: Sequence[str], flags: Mapping[str, int | None]) -> list[str]:
+    """All overrides, the stronger ones later: `--set` as given, then the flags that are short for a key."""
+    return [*settings, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+
+
+def number_of_workers(asked: int | None) -> int:
+    """What `--workers` says, or one for every core."""
+    if asked is not None:
+        return asked
+    from generate_pairs.cluster import default_workers
+
+    return default_workers()
+
+
+def comma_separated(
+    ctx: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
+    """A click callback: `0,5` as whole numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not whole numbers separated by commas, as in 0,5") from error

@@ -1,0 +1,169 @@
+"""A run on one page that needs nothing beside it: images and curves are inside, no script, no request."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.config import to_toml
+from pipeline.curves import training_curves
+from pipeline.progress import duration
+from pipeline.results import Results, Row, read_results, seconds_per_image, speedup
+from pipeline.run_dir import RunDir
+from pipeline.summary import took
+from shards.storage import commit_bytes
+
+NOTHING = "–"
+MEASURES = (
+    ("frechet_distance", "Fréchet distance", 3),
+    ("inception_score", "inception score", 2),
+    ("precision", "precision", 3),
+    ("recall", "recall", 3),
+    ("class_accuracy", "class accuracy", 3),
+    ("token_match", "token match", 3),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the evaluation's table shows, as text."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page."""
+
+    name: str
+    data_url: str
+
+
+def write_report(run_dir: RunDir) -> None:
+    """Write report.html from what the run's folder holds so far.
+
+    Raises:
+        Refused: the folder is no run, or cannot be written to.
+    """
+    commit_bytes(run_dir.report, render(read_results(run_dir)).encode())
+
+
+def render(results: Results) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("pipeline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        name=results.run_dir.root.resolve().name,
+        description=results.config.description,
+        headlines=headlines(results),
+        pictures=[picture(path) for path in results.samples],
+        table=evaluation_table(results.rows),
+        evaluation=results.evaluation,
+        curves=[Markup(curve) for curve in training_curves(results.metrics)],
+        facts=facts(results),
+        config=to_toml(results.config),
+        environment=results.environment,
+    )
+
+
+def headlines(results: Results) -> list[tuple[str, str]]:
+    """The few numbers that matter most, each with what it is."""
+    found = []
+    by_method = {row["method"]: row for row in results.rows}
+    student = by_method.get("student-1")
+    if student:
+        factor = speedup(student, results.rows)
+        if factor:
+            found.append((f"{factor:.1f}×", "one step against the teacher, an image at a time"))
+        for method, name in (
+            ("student-1", "Fréchet distance, one step"),
+            ("teacher", "Fréchet distance, teacher"),
+        ):
+            if method in by_method:
+                found.append((_number(by_method[method].get("frechet_distance"), 3), name))
+    if results.pairs:
+        found.append((f"{results.pairs.pairs_per_second:,.0f}", "pairs per second, one worker"))
+    if results.seconds:
+        found.append((duration(sum(results.seconds.values())), "for everything"))
+    return found
+
+
+def evaluation_table(rows: Sequence[Row]) -> Table:
+    """The rows of evaluation.json with times for each batch size; columns without a number are dropped."""
+    batch_sizes = sorted({int(size) for row in rows for size in row.get("seconds_per_image") or {}})
+    header = ["method", "steps", "parameters", *(title for _, title, _ in MEASURES)]
+    header += [f"ms/image, batch {size}" for size in batch_sizes] + ["speed-up"]
+    table = [
+        [
+            row["method"],
+            _whole(row.get("num_steps")),
+            _whole(row.get("num_parameters")),
+            *(_with_deviation(row, key, digits) for key, _, digits in MEASURES),
+            *(_number(_milliseconds(row, size), 2) for size in batch_sizes),
+            _times(speedup(row, rows)),
+        ]
+        for row in rows
+    ]
+    kept = [column for column in range(len(header)) if any(cells[column] != NOTHING for cells in table)]
+    return Table(
+        tuple(header[column] for column in kept),
+        tuple(tuple(cells[column] for column in kept) for cells in table),
+    )
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """Pairs, training and cost as name and text."""
+    config, found = results.config, list[tuple[str, str]]()
+    found.append(("teacher", f"{config.teacher.name}, guidance {config.teacher.guidance_scale:g}"))
+    if results.pairs:
+        pairs = results.pairs
+        found += [
+            ("training pairs", f"{pairs.num_training:,}, and {pairs.num_heldout:,} held out"),
+            ("shards", f"{pairs.num_shards:,}, {pairs.num_bytes / 1e6:,.1f} MB"),
+            ("pairs per second", f"{pairs.pairs_per_second:,.1f} a worker"),
+            ("worker time", f"{duration(pairs.worker_seconds)} on {', '.join(pairs.devices)}"),
+        ]
+    found += [
+        ("training", f"{config.train.num_steps:,} steps of {config.train.batch_size} pairs"),
+        ("timesteps", ", ".join(map(str, config.student.timesteps))),
+        ("wall time", took(results)),
+    ]
+    return found
+
+
+def picture(path: Path) -> Picture:
+    """A PNG file as a data URL, named after its file."""
+    return Picture(path.stem, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def _whole(value: int | None) -> str:
+    return NOTHING if value is None else f"{value:,}"
+
+
+def _times(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1f}×"
+
+
+def _with_deviation(row: Row, key: str, digits: int) -> str:
+    deviation = row.get(f"{key}_std")
+    return _number(row.get(key), digits) + (f" ± {deviation:.{digits}f}" if deviation else "")
+
+
+def _milliseconds(row: Row, batch_size: int) -> float | None:
+    seconds = seconds_per_image(row, batch_size)
+    return None if seconds is None else seconds * 1e3

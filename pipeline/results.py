@@ -1,0 +1,129 @@
+"""What a run has come to: everything that its report and its summary tell, read from its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.run_dir import RunDir
+from shards.manifest import Manifest
+from shards.storage import commit_bytes
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """Totals of a pair data set."""
+
+    num_training: int
+    num_heldout: int
+    num_shards: int
+    num_bytes: int
+    worker_seconds: float
+    hosts: tuple[str, ...]
+    devices: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> PairStatistics:
+        """Totals over all committed shards."""
+        heldout = min(manifest.spec.num_heldout, manifest.num_pairs)
+        return cls(
+            num_training=manifest.num_pairs - heldout,
+            num_heldout=heldout,
+            num_shards=len(manifest.rows),
+            num_bytes=sum(row.num_bytes for row in manifest.rows),
+            worker_seconds=sum(row.seconds for row in manifest.rows),
+            hosts=tuple(sorted({row.host for row in manifest.rows})),
+            devices=tuple(sorted({row.device for row in manifest.rows})),
+        )
+
+    @property
+    def pairs_per_second(self) -> float:
+        """Of one worker: what all shards took, whoever made them and whenever."""
+        return (self.num_training + self.num_heldout) / self.worker_seconds if self.worker_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run's settings and outcome; what has not been done yet is empty."""
+
+    run_dir: RunDir
+    config: RunConfig
+    environment: Mapping[str, Any]
+    pairs: PairStatistics | None
+    metrics: Mapping[str, Sequence[float]]
+    evaluation: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    samples: tuple[Path, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """One row a method, as evaluation.json holds them."""
+        return tuple(self.evaluation.get("rows", ()))
+
+
+def read_results(run_dir: RunDir) -> Results:
+    """Everything that a run's folder tells.
+
+    Raises:
+        Refused: the folder is no run.
+    """
+    return Results(
+        run_dir=run_dir,
+        config=run_dir.read_config(),
+        environment=run_dir.read_json(run_dir.environment),
+        pairs=PairStatistics.of(Manifest.open(run_dir.pairs))
+        if (run_dir.pairs / "dataset.json").is_file()
+        else None,
+        metrics=read_metrics(run_dir.metrics),
+        evaluation=run_dir.read_json(run_dir.evaluation),
+        seconds=run_dir.read_json(run_dir.seconds),
+        samples=tuple(sorted(run_dir.samples.glob("*.png"))),
+    )
+
+
+def read_metrics(path: Path) -> dict[str, list[float]]:
+    """The numeric columns of the training log, missing values as NaN; empty where there is no log."""
+    if not path.is_file():
+        return {}
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    numeric = [
+        field.name
+        for field in table.schema
+        if pyarrow.types.is_integer(field.type) or pyarrow.types.is_floating(field.type)
+    ]
+    return {
+        name: [math.nan if value is None else float(value) for value in table[name].to_pylist()]
+        for name in numeric
+    }
+
+
+def add_seconds(path: Path, phase: str, seconds: float) -> None:
+    """Add a phase's wall time to what earlier runs of the same command took."""
+    before = json.loads(path.read_bytes()) if path.is_file() else {}
+    after = {**before, phase: round(before.get(phase, 0.0) + seconds, 3)}
+    commit_bytes(path, (json.dumps(after, indent=2) + "\n").encode())
+
+
+def seconds_per_image(row: Row, batch_size: int = 1) -> float | None:
+    """A method's time for an image at a batch size, None where it was not measured."""
+    value = (row.get("seconds_per_image") or {}).get(str(batch_size))
+    return None if value is None else float(value)
+
+
+def speedup(row: Row, rows: Sequence[Row], batch_size: int = 1) -> float | None:
+    """How many times as fast as the teacher a method is, None where one of the two was not timed."""
+    teacher = next(
+        (seconds_per_image(other, batch_size) for other in rows if other["method"] == "teacher"), None
+    )
+    own = seconds_per_image(row, batch_size)
+    return teacher / own if teacher and own else None

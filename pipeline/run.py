@@ -1,0 +1,115 @@
+"""Both stages end to end in one folder: pairs, student, evaluation, report; finished phases stay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distill.evaluation import evaluate
+from distill.metrics import join_metrics
+from distill.trainer import train, training_plan
+from generate_pairs.driver import generate, plan_generation
+from pipeline.config import RunConfig
+from pipeline.progress import Report, progress
+from pipeline.report import write_report
+from pipeline.results import add_seconds, read_results
+from pipeline.run_dir import RunDir, check, claim
+from pipeline.signals import stopping
+from pipeline.summary import summary_lines
+
+
+def plan(config: RunConfig, out: Path) -> list[str]:
+    """What `run` would do, in lines; writes nothing.
+
+    Raises:
+        Refused: the folder holds another run, or a setting asks for what is not there.
+    """
+    run_dir = check(out, config)
+    generation = plan_generation(config.generate, run_dir.pairs)
+    lines = [f"pairs into {run_dir.pairs}:", *_indented(generation.lines())]
+    lines += [
+        f"student into {run_dir.student}:",
+        *_indented(training_plan(config.distill, config.pairs.num_pairs)),
+    ]
+    state = (
+        "is done"
+        if evaluation_is_current(run_dir, config)
+        else f"{config.evaluation.num_images:,} images a method"
+    )
+    return [*lines, f"evaluation into {run_dir.evaluation}:", *_indented([state])]
+
+
+def run(config: RunConfig, out: Path, *, workers: int) -> list[str]:
+    """Make the pairs, the student, the evaluation and the report, as far as they are not there.
+
+    Args:
+        config: the whole configuration.
+        out: the run's folder; made if it is not there.
+        workers: local worker processes for the pairs; 0 computes them in this process.
+
+    Returns:
+        The summary, in about ten lines.
+
+    Raises:
+        Refused: the folder holds another run, or a setting asks for what is not there.
+        Failed: something broke on the way; what was finished is kept.
+        Stopped: a signal asked for it; what was finished is kept.
+    """
+    run_dir = claim(out, config)
+    with stopping() as should_stop:
+        with _phase(run_dir, "pairs", "pairs") as report:
+            generate(config.generate, run_dir.pairs, workers=workers, report=report, should_stop=should_stop)
+        with _phase(run_dir, "student", "steps") as report:
+            train(
+                config.distill,
+                config.teacher.name,
+                run_dir.pairs,
+                run_dir.student,
+                size=config.pairs.num_pairs,
+                report=report,
+                should_stop=should_stop,
+            )
+        join_metrics(run_dir.student / "metrics", run_dir.metrics)
+        if not evaluation_is_current(run_dir, config):
+            judge(run_dir, config, should_stop)
+    write_report(run_dir)
+    return summary_lines(read_results(run_dir))
+
+
+def judge(run_dir: RunDir, config: RunConfig, should_stop: Callable[[], bool]) -> None:
+    """Evaluate a run's student into evaluation.json and samples/."""
+    with _phase(run_dir, "evaluation", "methods") as report:
+        evaluate(
+            run_dir.student,
+            config.teacher.name,
+            run_dir.pairs,
+            run_dir.root,
+            config.evaluation,
+            report=report,
+            should_stop=should_stop,
+        )
+
+
+def evaluation_is_current(run_dir: RunDir, config: RunConfig) -> bool:
+    """Whether evaluation.json judges the student that lies there, in the way that is asked."""
+    judged = run_dir.read_json(run_dir.evaluation)
+    student = run_dir.read_json(run_dir.student / "config.json").get("student_sha256")
+    asked = {"student_sha256": student, **config.evaluation.model_dump()}
+    return student is not None and all(judged.get(key) == value for key, value in asked.items())
+
+
+@contextmanager
+def _phase(run_dir: RunDir, name: str, unit: str) -> Iterator[Report]:
+    """A phase with its progress shown and its time added up, also when it stops half-way."""
+    began = time.monotonic()
+    try:
+        with progress(name, unit) as report:
+            yield report
+    finally:
+        add_seconds(run_dir.seconds, name, time.monotonic() - began)
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]

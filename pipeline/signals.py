@@ -1,0 +1,58 @@
+"""Stopping on request: after one signal the step under way ends and is saved, a second Ctrl-C is at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from shards.errors import Stopped
+
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StoppedBySignal(Stopped):
+    """Stopped with everything saved, and by which signal."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 130 if signal_number == signal.SIGINT else 143
+
+
+class _Request:
+    """What has been asked for so far."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    def handle(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            if signal_number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.signal_number = signal_number
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Turns SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs.
+
+    Yields:
+        `should_stop`, for the long functions to poll.
+
+    Raises:
+        StoppedBySignal: a long function saw the flag, saved its state and raised `Stopped`.
+        KeyboardInterrupt: SIGINT came when a stop had been asked for already.
+    """
+    request = _Request()
+    before = {number: signal.signal(number, request.handle) for number in STOPPING_SIGNALS}
+    try:
+        yield lambda: request.signal_number is not None
+    except Stopped as stopped:
+        raise StoppedBySignal(str(stopped), request.signal_number or signal.SIGINT) from stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,82 @@
+"""The end of a run on the terminal: ten lines that say what the report says, and where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from pipeline.progress import duration
+from pipeline.results import PairStatistics, Results, Row, seconds_per_image, speedup
+
+SUMMARY_METHODS = ("real", "teacher", "student-1", "student-2", "onestep*")
+NOTHING = "-"
+
+
+def summary_lines(results: Results) -> list[str]:
+    """What a run has come to, in about ten lines."""
+    config, run_dir = results.config, results.run_dir
+    lines = [f"run       {run_dir.root}"]
+    if results.pairs:
+        lines.append(f"pairs     {pairs_line(results.pairs)}")
+    lines.append(
+        f"student   {config.train.num_steps:,} steps of {config.train.batch_size} pairs, "
+        f"timesteps {','.join(map(str, config.student.timesteps))}, split {config.student.split}"
+    )
+    lines += table_lines(results.rows, SUMMARY_METHODS)
+    lines.append(f"took      {took(results)}")
+    lines.append(
+        f"lies in   {run_dir.student} (student), {run_dir.samples} (images), {run_dir.report} (report)"
+    )
+    return lines
+
+
+def pairs_line(pairs: PairStatistics) -> str:
+    """Totals of a pair data set in one line."""
+    return (
+        f"{pairs.num_training:,} for training, {pairs.num_heldout:,} held out, {pairs.num_shards:,} shards, "
+        f"{pairs.num_bytes / 1e6:,.1f} MB, {pairs.pairs_per_second:,.1f} pairs/s a worker"
+    )
+
+
+def table_lines(rows: Sequence[Row], methods: Collection[str] | None = None) -> list[str]:
+    """Rows of evaluation.json as a table with a header; no lines where there is no row.
+
+    Args:
+        rows: all of them; the teacher's times are what speed-ups refer to.
+        methods: which to show; all by default.
+    """
+    cells = [
+        [
+            row["method"],
+            _number(row.get("frechet_distance"), 3),
+            _number(row.get("precision"), 3),
+            _number(row.get("recall"), 3),
+            _number(row.get("class_accuracy"), 3),
+            _number(seconds_per_image(row), 2, scale=1e3),
+            _number(speedup(row, rows), 1),
+        ]
+        for row in rows
+        if methods is None or row["method"] in methods
+    ]
+    header = ["method", "Frechet", "precision", "recall", "accuracy", "ms/image", "speed-up"]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in ([header, *cells] if cells else [])
+    ]
+
+
+def took(results: Results) -> str:
+    """Wall time by phase, all runs of the command together."""
+    phases = [f"{phase} {duration(seconds)}" for phase, seconds in results.seconds.items()]
+    return (
+        ", ".join([*phases, f"{duration(sum(results.seconds.values()))} in all"])
+        if phases
+        else "not measured"
+    )
+
+
+def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
+    return NOTHING if value is None else f"{value * scale:.{digits}f}"

@@ -1,0 +1,196 @@
+"""A command line to call, a small pair data set, and stand-ins for the lower rooms."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.cli import main
+from shards import Pairs, PairSpec, commit_shard, create_dataset, gaussian_noise
+from shards.errors import Stopped
+
+LENGTH, DIM = 4, 2
+ROW_FACTS = {"seconds": 0.5, "host": "here", "device": "cpu", "batch_size": 5, "versions": "none"}
+
+
+SPEC = PairSpec(
+    lineage={"teacher": {"name": "digits", "guidance_scale": 1.5}},
+    tokens_per_step=(1,) * LENGTH,
+    vocab_size=16,
+    codebook_dim=DIM,
+    num_classes=10,
+    num_heldout=20,
+    pairs_per_shard=20,
+    seed=0,
+    noise="stored",
+)
+
+
+def _write_pairs(root: Path, num_shards: int) -> None:
+    create_dataset(root, SPEC)
+    for shard in range(num_shards):
+        index = np.arange(shard * 20, shard * 20 + 20, dtype=np.int64)
+        noise = gaussian_noise(0, shard * 20, 20, (LENGTH, DIM))
+        tokens = np.full((20, LENGTH), 3, dtype=SPEC.token_dtype)
+        commit_shard(root, SPEC, shard, Pairs(index, noise, tokens, index % 10), ROW_FACTS)
+
+
+@pytest.fixture
+def onestep() -> Callable[..., Result]:
+    """Calls the command line in this process."""
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A whole data set of 20 held-out and 40 training pairs."""
+    root = tmp_path / "pairs"
+    _write_pairs(root, 3)
+    return root
+
+
+@dataclass
+class Stages:
+    """Both stages and the evaluation: they write what the real ones would write, and their calls are kept."""
+
+    calls: list[str] = field(default_factory=list)
+    stop_in: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def plan_generation(self, config: Any, root: Path) -> Any:
+        missing = range(3) if not (root / "dataset.json").exists() else ()
+        return SimpleNamespace(missing=tuple(missing), lines=lambda: [f"{len(missing)} shards to make"])
+
+    def generate(self, config: Any, root: Path, *, workers: int, report: Any, should_stop: Any) -> Any:
+        self._enter("generate", workers=workers)
+        _write_pairs(root, 3)
+        report(60, 60, "")
+        return SimpleNamespace(num_shards_made=3, num_pairs_made=60, seconds=2.0, pairs_per_second=30.0)
+
+    def repair(self, root: Path, teacher: str | None, *, workers: int, report: Any, should_stop: Any) -> Any:
+        self._enter("repair", workers=workers, root=root, teacher=teacher)
+        return SimpleNamespace(num_shards_made=2)
+
+    def train(
+        self,
+        config: Any,
+        teacher: str,
+        pairs: Path,
+        out: Path,
+        *,
+        size: Any,
+        report: Any,
+        should_stop: Any,
+    ) -> Any:
+        self._enter("train", size=size, teacher=teacher)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text(json.dumps({"student_sha256": f"weights-{config.train.num_steps}"}))
+        report(config.train.num_steps, config.train.num_steps, "")
+        return SimpleNamespace(num_steps=config.train.num_steps, seconds=1.0, metrics={"loss": 0.25})
+
+    def evaluate(
+        self,
+        student: Path,
+        teacher: str,
+        pairs: Path,
+        out: Path,
+        config: Any,
+        *,
+        report: Any,
+        should_stop: Any,
+    ) -> dict[str, Any]:
+        self._enter("evaluate", teacher=teacher)
+        judged = {
+            "schema_version": 1,
+            "student_sha256": json.loads((student / "config.json").read_text())["student_sha256"],
+            **config.model_dump(),
+            "rows": EVALUATION_ROWS,
+        }
+        (out / "evaluation.json").write_text(json.dumps(judged))
+        return judged
+
+    def join_metrics(self, folder: Path, joined: Path) -> None:
+        self._enter("join_metrics")
+
+    def _enter(self, name: str, **arguments: Any) -> None:
+        self.calls.append(name)
+        self.arguments[name] = arguments
+        if self.stop_in == name:
+            raise Stopped("12 of 20 steps are done and kept")
+
+
+EVALUATION_ROWS = [
+    {
+        "method": "teacher",
+        "num_steps": 16,
+        "num_parameters": 1_000_000,
+        "frechet_distance": 1.25,
+        "frechet_distance_std": 0.05,
+        "inception_score": 8.5,
+        "precision": 0.9,
+        "recall": 0.8,
+        "class_accuracy": 0.98,
+        "token_match": None,
+        "seconds_per_image": {"1": 0.08, "64": 0.004},
+        "decode_seconds_per_image": {"1": 0.001, "64": 0.0005},
+    },
+    {
+        "method": "student-1",
+        "num_steps": 1,
+        "num_parameters": 1_100_000,
+        "frechet_distance": 3.5,
+        "frechet_distance_std": None,
+        "inception_score": 8.1,
+        "precision": 0.85,
+        "recall": 0.75,
+        "class_accuracy": 0.95,
+        "token_match": 0.6,
+        "seconds_per_image": {"1": 0.008, "64": 0.001},
+        "decode_seconds_per_image": None,
+    },
+]
+
+
+def _fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> None:
+    module = ModuleType(name)
+    vars(module).update(contents)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+    """The lower rooms replaced by stand-ins; nothing loads torch."""
+    made = Stages()
+    _fake_module(
+        monkeypatch,
+        "generate_pairs.driver",
+        generate=made.generate,
+        plan_generation=made.plan_generation,
+        repair=made.repair,
+    )
+    _fake_module(
+        monkeypatch,
+        "distill.trainer",
+        train=made.train,
+        training_plan=lambda config, size: [f"{config.train.num_steps} steps on {size} pairs"],
+    )
+    _fake_module(monkeypatch, "distill.metrics", join_metrics=made.join_metrics)
+    _fake_module(monkeypatch, "distill.evaluation", evaluate=made.evaluate)
+    # It binds the functions of the stages when it is imported.
+    monkeypatch.delitem(sys.modules, "pipeline.run", raising=False)
+    return made
+
+
+@pytest.fixture
+def fake_module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a module of the given contents in another's place until the test ends."""
+    return lambda name, **contents: _fake_module(monkeypatch, name, **contents)

@@ -1,0 +1,265 @@
+"""What each command says: when it works, and when something wrong is asked of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+
+Command = Callable[..., Result]
+
+
+class Drawn:
+    """A stand-in for the sampler: black images, and what they were asked for."""
+
+    def __init__(self) -> None:
+        self.labels: list[int] = []
+        self.timesteps: tuple[int, ...] = ()
+        self.seed = -1
+
+    def sample_images(
+        self, student: Any, labels: np.ndarray, seed: int, timesteps: Sequence[int]
+    ) -> Iterator[Any]:
+        self.labels, self.timesteps, self.seed = labels.tolist(), tuple(timesteps), seed
+        for first in range(0, len(labels), 5):
+            count = len(labels[first : first + 5])
+            yield SimpleNamespace(first=first, images_BIHW=torch.zeros(count, 1, 8, 8))
+
+
+@pytest.fixture
+def drawn(fake_module: Callable[..., None]) -> Drawn:
+    made = Drawn()
+    student = SimpleNamespace(num_classes=10, timesteps=(0, 8))
+    fake_module("distill.student", Student=SimpleNamespace(from_pretrained=lambda folder: student))
+    fake_module("distill.sampler", sample_images=made.sample_images)
+    return made
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    folder = tmp_path / "run" / "student"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_generate_makes_pairs_and_says_how_many(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    result = onestep("generate", "digits", "--out", tmp_path / "new", "--workers", 0)
+    assert result.exit_code == 0, result.stderr
+    assert "made 60 pairs, 30.0 pairs/s" in result.stdout
+    assert "40 for training, 20 held out, 3 shards" in result.stdout
+    assert stages.arguments["generate"] == {"workers": 0}
+
+
+def test_generate_dry_run_shows_configuration_and_plan_and_writes_nothing(
+    onestep: Command, stages: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "new"
+    result = onestep(
+        "generate", "digits", "--out", out, "--num-pairs", 77, "--set", "pairs.num_pairs=5", "--dry-run"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "num_pairs = 77" in result.stdout
+    assert "3 shards to make" in result.stdout
+    assert stages.calls == []
+    assert not out.exists()
+
+
+def test_distill_trains_on_a_view_and_reports_the_metrics(
+    onestep: Command, stages: Any, pairs: Path, tmp_path: Path
+) -> None:
+    result = onestep(
+        "distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 30, "--num-steps", 7
+    )
+    assert result.exit_code == 0, result.stderr
+    assert stages.arguments["train"] == {"size": 30, "teacher": "digits"}
+    assert "7 steps in 1.0 s; loss 0.25" in result.stdout
+
+
+def test_distill_dry_run_plans_on_the_pairs_there_are(
+    onestep: Command, stages: Any, pairs: Path, tmp_path: Path
+) -> None:
+    result = onestep("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--dry-run")
+    assert result.stdout.endswith("2000 steps on 40 pairs\n")
+    assert stages.calls == []
+    assert not (tmp_path / "s").exists()
+
+
+def test_distill_refuses_more_pairs_than_there_are(
+    onestep: Command, stages: Any, pairs: Path, tmp_path: Path
+) -> None:
+    result = onestep("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 41)
+    assert result.exit_code == 2
+    assert "holds 40" in result.stderr
+    assert "--num-pairs 41" in result.stderr
+
+
+def test_distill_refuses_a_folder_without_pairs(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    result = onestep("distill", "digits", "--pairs", tmp_path, "--out", tmp_path / "s")
+    assert result.exit_code == 2
+    assert f"{tmp_path} is not a pair data set" in result.stderr
+
+
+def test_sample_draws_a_grid(onestep: Command, drawn: Drawn, student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    result = onestep(
+        "sample", student, "--steps", 2, "--labels", "3,7", "--num-images", 5, "--seed", 4, "--out", out
+    )
+    assert result.exit_code == 0, result.stderr
+    assert (drawn.labels, drawn.timesteps, drawn.seed) == ([3, 7, 3, 7, 3], (0, 8), 4)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert result.stdout == f"{out}: 5 images, timesteps 0,8, seed 4\n"
+
+
+def test_sample_draws_a_folder_of_images(
+    onestep: Command, drawn: Drawn, student: Path, tmp_path: Path
+) -> None:
+    result = onestep("sample", student, "--num-images", 12, "--out", tmp_path / "images")
+    assert result.exit_code == 0, result.stderr
+    assert drawn.timesteps == (0,)
+    assert drawn.labels == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert [path.name for path in sorted((tmp_path / "images").iterdir())] == [
+        f"{i:06d}.png" for i in range(12)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", 3], "--steps 3: this student was trained at timesteps 0,8, 2 in all"),
+        (["--steps", 1, "--timesteps", "0,8"], "give one of them"),
+        (["--labels", "one"], "'one' is not whole numbers separated by commas, as in 0,5"),
+        (["--num-images", 0], "0 is not in the range x>=1"),
+    ],
+)
+def test_sample_refuses_what_cannot_be(
+    onestep: Command, drawn: Drawn, student: Path, tmp_path: Path, arguments: list[Any], message: str
+) -> None:
+    result = onestep("sample", student, *arguments, "--out", tmp_path / "x.png")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_missing_student_is_refused_and_a_run_is_told_from_its_student(
+    onestep: Command, student: Path, tmp_path: Path
+) -> None:
+    nothing = onestep("sample", tmp_path, "--out", tmp_path / "x.png")
+    assert nothing.exit_code == 2
+    assert f"{tmp_path} holds no student (no config.json); `onestep distill` writes one" in nothing.stderr
+    run = onestep("sample", student.parent, "--out", tmp_path / "x.png")
+    assert f"did you mean {student}?" in run.stderr
+
+
+def test_shards_info_tells_totals_and_lineage(onestep: Command, pairs: Path) -> None:
+    result = onestep("shards", "info", pairs)
+    assert result.exit_code == 0, result.stderr
+    lines = dict(line.split(None, 1) for line in result.stdout.splitlines())
+    assert lines["pairs"].startswith("40 for training, 20 held out, 3 shards, ")
+    assert lines["pairs"].endswith("40.0 pairs/s a worker")
+    assert lines["classes"] == "10"
+    assert lines["codebook"] == "16 rows of 2"
+    assert lines["teacher.guidance_scale"] == "1.5"
+
+
+def test_shards_verify_is_content_with_whole_pairs(onestep: Command, pairs: Path) -> None:
+    result = onestep("shards", "verify", pairs)
+    assert (result.exit_code, result.stdout) == (0, f"{pairs}: every shard is whole\n")
+
+
+def test_shards_verify_names_the_broken_file_and_the_remedy(onestep: Command, pairs: Path) -> None:
+    broken = pairs / "shards" / "pairs-000001.tar"
+    content = bytearray(broken.read_bytes())
+    content[2000] ^= 1
+    broken.write_bytes(content)
+    result = onestep("shards", "verify", pairs)
+    assert result.exit_code == 1
+    assert f"broken: {broken}: " in result.stdout
+    assert f"`onestep shards repair {pairs}`" in result.stderr
+
+
+def test_an_uncommitted_shard_is_told_but_is_no_damage(onestep: Command, pairs: Path) -> None:
+    (pairs / "manifest" / "pairs-000002.parquet").unlink()
+    result = onestep("shards", "verify", pairs)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("uncommitted: ")
+
+
+def test_shards_repair_makes_again_what_is_broken(onestep: Command, stages: Any, pairs: Path) -> None:
+    result = onestep("shards", "repair", pairs, "--workers", 3, "--teacher", "mine")
+    assert result.exit_code == 0, result.stderr
+    assert stages.arguments["repair"] == {"workers": 3, "root": pairs, "teacher": "mine"}
+    assert result.stdout == f"{pairs}: 2 shards made again\n"
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["verify"]])
+def test_shards_commands_refuse_a_folder_without_pairs(
+    onestep: Command, tmp_path: Path, arguments: list[str]
+) -> None:
+    result = onestep("shards", *arguments, tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "is not a pair data set" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["evaluate", "report"])
+def test_commands_on_a_run_refuse_another_folder(onestep: Command, tmp_path: Path, name: str) -> None:
+    result = onestep(name, tmp_path)
+    assert result.exit_code == 2
+    assert f"{tmp_path} is not a run: it has no config.toml" in result.stderr
+
+
+def test_evaluate_judges_again_and_prints_the_table(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert onestep("run", "digits", "--out", run, "--workers", 0).exit_code == 0
+    (run / "evaluation.json").write_text(json.dumps({"rows": []}))
+    result = onestep("evaluate", run)
+    assert result.exit_code == 0, result.stderr
+    assert stages.calls.count("evaluate") == 2
+    assert "student-1    3.500      0.850   0.750     0.950      8.00      10.0" in result.stdout
+
+
+def test_evaluate_refuses_a_run_without_a_student(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    stages.stop_in = "train"
+    onestep("run", "digits", "--out", tmp_path / "run", "--workers", 0)
+    result = onestep("evaluate", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "holds no student" in result.stderr
+
+
+def test_teachers_are_listed_with_their_shapes(onestep: Command, fake_module: Callable[..., None]) -> None:
+    teacher = SimpleNamespace(
+        num_classes=10, layout=SimpleNamespace(num_tokens=16, num_steps=16), vocab_size=64, codebook_dim=3
+    )
+    loaded = SimpleNamespace(family="llamagen", sha256="ab" * 32, teacher=teacher)
+    fake_module(
+        "generate_pairs.teachers.checkpoints",
+        embedded_names=lambda: ("digits",),
+        load_teacher=lambda name: loaded,
+    )
+    result = onestep("teachers", "list")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == (
+        "digits         llamagen  10 classes, 16 tokens in 16 AR steps, codebook 64 x 3, "
+        "sha256 abababababab\n"
+    )
+
+
+def test_a_teacher_is_trained_into_a_file(
+    onestep: Command, fake_module: Callable[..., None], tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+    fake_module(
+        "generate_pairs.teachers.embedded.train",
+        train_teacher=lambda name, out, seed, report: asked.append((name, out, seed)),
+    )
+    result = onestep("teachers", "train", "digits-var", "--out", tmp_path / "t.safetensors", "--seed", 3)
+    assert result.exit_code == 0, result.stderr
+    assert asked == [("digits-var", tmp_path / "t.safetensors", 3)]
+    assert onestep("teachers", "train", "cats", "--out", tmp_path / "t").exit_code == 2

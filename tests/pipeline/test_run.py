@@ -1,0 +1,177 @@
+"""Both stages end to end: what is done when, what is not done again, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+Command = Callable[..., Result]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_makes_everything_and_ends_in_ten_lines(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = onestep("run", "digits", "--out", out, "--workers", 0)
+    assert result.exit_code == 0, result.stderr
+    assert stages.calls == ["generate", "train", "join_metrics", "evaluate"]
+    assert stages.arguments["train"] == {"size": 20_000, "teacher": "digits"}
+    for name in ("config.toml", "environment.json", "evaluation.json", "seconds.json", "report.html"):
+        assert (out / name).is_file(), name
+    lines = result.stdout.splitlines()
+    assert 5 <= len(lines) <= 12
+    assert "pairs     40 for training, 20 held out, 3 shards" in result.stdout
+    assert lines[3:6] == [
+        "method     Frechet  precision  recall  accuracy  ms/image  speed-up",
+        "teacher      1.250      0.900   0.800     0.980     80.00       1.0",
+        "student-1    3.500      0.850   0.750     0.950      8.00      10.0",
+    ]
+    assert str(out / "report.html") in lines[-1]
+
+
+def test_the_folder_is_named_after_the_preset(
+    onestep: Command, stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert onestep("run", "digits-var", "--workers", 0).exit_code == 0
+    assert (tmp_path / "runs" / "digits-var" / "report.html").is_file()
+
+
+def test_the_same_command_again_does_not_judge_again(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", 0)
+    first, second = onestep(*arguments), onestep(*arguments)
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert stages.calls.count("evaluate") == 1
+
+
+def test_a_student_that_was_trained_on_is_judged_again(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    onestep("run", "digits", "--out", tmp_path / "run", "--workers", 0)
+    result = onestep("run", "digits", "--out", tmp_path / "run", "--workers", 0, "--num-steps", 3000)
+    assert result.exit_code == 0, result.stderr
+    assert stages.calls.count("evaluate") == 2
+
+
+def test_a_dry_run_shows_configuration_and_plan_and_writes_nothing(
+    onestep: Command, stages: Any, tmp_path: Path
+) -> None:
+    result = onestep("run", "digits", "--out", tmp_path / "run", "--set", "train.seed=9", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "seed = 9" in result.stdout
+    assert "3 shards to make" in result.stdout
+    assert "2000 steps on 20000 pairs" in result.stdout
+    assert "2,000 images a method" in result.stdout
+    assert stages.calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_in_a_finished_run_changes_no_byte(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+    before = files(tmp_path)
+    result = onestep("run", "digits", "--out", tmp_path, "--dry-run")
+    assert "is done" in result.stdout
+    assert files(tmp_path) == before
+
+
+def test_another_run_in_the_folder_is_refused(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+    stages.calls.clear()
+    before = files(tmp_path)
+    for more in ([], ["--dry-run"]):
+        result = onestep("run", "digits", "--out", tmp_path, "--set", "train.seed=5", *more)
+        assert result.exit_code == 2
+        assert f"{tmp_path} holds a run with other settings: train.seed: there 0, asked 5." in result.stderr
+        assert "another --out" in result.stderr
+    assert stages.calls == []
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("phase", ["generate", "train", "evaluate"])
+def test_a_stop_says_how_to_go_on_and_going_on_works(
+    onestep: Command, stages: Any, tmp_path: Path, phase: str
+) -> None:
+    arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", "0")
+    stages.stop_in = phase
+    stopped = onestep(*arguments)
+    assert stopped.exit_code == 130
+    command = f"onestep run digits --out {tmp_path / 'run'} --workers 0"
+    assert stopped.stderr == f"onestep: stopped: 12 of 20 steps are done and kept. Go on with: {command}\n"
+    stages.stop_in = ""
+    assert onestep(*arguments).exit_code == 0
+
+
+def test_wall_time_adds_up_over_the_runs_of_a_command(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+    (tmp_path / "seconds.json").write_text(json.dumps({"pairs": 100.0, "student": 200.0}))
+    onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+    seconds = json.loads((tmp_path / "seconds.json").read_text())
+    assert 100.0 <= seconds["pairs"] < 101.0
+    assert 200.0 <= seconds["student"] < 201.0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder_is_refused(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    result = onestep("run", "digits", "--out", tmp_path / "closed" / "run", "--workers", 0)
+    assert result.exit_code == 2
+    assert "Permission denied" in result.stderr
+
+
+def test_a_file_in_the_folders_place_is_refused(onestep: Command, stages: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = onestep("run", "digits", "--out", tmp_path / "file" / "run", "--workers", 0)
+    assert result.exit_code == 2
+    assert str(tmp_path / "file") in result.stderr
+
+
+STAGE_THAT_WAITS = """
+import os, sys, time
+from types import ModuleType
+from shards.errors import Stopped
+
+def generate(config, root, *, workers, report, should_stop):
+    os.kill(os.getpid(), {number})
+    for step in range(1000):
+        if should_stop():
+            raise Stopped(f"{{step}} shards are made and kept")
+        time.sleep(0.001)
+
+driver = ModuleType("generate_pairs.driver")
+driver.generate, driver.plan_generation = generate, None
+sys.modules["generate_pairs.driver"] = driver
+from pipeline.cli import main
+main(["generate", "digits", "--out", "pairs", "--workers", "0"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+)
+def test_a_real_signal_ends_the_process_with_its_exit_code(
+    number: signal.Signals, exit_code: int, tmp_path: Path
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", STAGE_THAT_WAITS.format(number=int(number))],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == exit_code
+    assert "stopping after this step; once more to stop at once" in ran.stderr
+    assert ran.stderr.endswith(
+        "shards are made and kept. Go on with: onestep generate digits --out pairs --workers 0\n"
+    )
+    assert "Traceback" not in ran.stderr

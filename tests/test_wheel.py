@@ -1,0 +1,79 @@
+"""The wheel holds the four packages with their data and nothing else, and works away from the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA = {
+    "generate_pairs/teachers/embedded/digits.safetensors",
+    "generate_pairs/teachers/embedded/digits-var.safetensors",
+    "distill/weights/digits-classifier.safetensors",
+    "pipeline/presets/digits.toml",
+    "pipeline/presets/digits-var.toml",
+    "pipeline/templates/report.html.jinja",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(ROOT),
+    ]
+    built = subprocess.run([*command, "-q"], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    packages = ("shards", "generate_pairs", "distill", "pipeline")
+    modules = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
+    assert names == modules | DATA
+
+
+def test_each_family_of_weights_is_under_two_megabytes(wheel: Path) -> None:
+    for info in zipfile.ZipFile(wheel).infolist():
+        assert info.file_size < 2_000_000, info.filename
+
+
+def test_installed_wheel_makes_pairs_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "empty"
+    folder.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    command = [
+        *(
+            sys.executable,
+            str(site / "bin" / "onestep"),
+            "generate",
+            "digits",
+            "--out",
+            "pairs",
+            "--workers",
+            "0",
+        ),
+        *("--num-pairs", "20", "--set", "pairs.pairs_per_shard=20"),
+    ]
+    made = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert sorted(path.name for path in (folder / "pairs" / "shards").iterdir()) == [
+        "pairs-000000.tar",
+        "pairs-000001.tar",
+    ]
