@@ -125,7 +125,6 @@ class Training:
 
     def export(self, folder: Path) -> None:
         """Write the student with its averaged weights, which is what is published."""
-        """The student with its averaged weights, which is what is published."""
         for parameter, average in zip(self.parameters, self.averages, strict=True):
             parameter.data.copy_(average)
         self.student.export(folder)
@@ -144,9 +143,11 @@ class Training:
         for name, parameter, average in zip(self.names, self.parameters, self.averages, strict=True):
             parameter.data.copy_(checkpoint.tensors[f"weights.{name}"])
             average.copy_(checkpoint.tensors[f"averages.{name}"])
+            # A head whose loss has no weight never had a gradient, and has no state.
             self.optimizer.state[parameter] = {
                 key: checkpoint.tensors[f"optimizer.{key}.{name}"].clone()
                 for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"optimizer.{key}.{name}" in checkpoint.tensors
             }
         self.stream.load_state_dict(checkpoint.state["stream"])
         self.step = checkpoint.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -67,7 +68,8 @@ def pool(workers: int) -> Iterator[Pool]:
             host="127.0.0.1",
             dashboard_address=None,
             memory_limit=0,
-            silence_logs=50,
+            silence_logs=logging.CRITICAL,
+            preload=["generate_pairs.worker"],
         ) as cluster,
         Client(cluster) as client,
     ):

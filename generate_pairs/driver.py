@@ -26,11 +26,22 @@ from shards.manifest import (
     refuse_other_spec,
 )
 from shards.record import PairSpec
-from shards.rows import JOINED_FILE, ManifestRow, forget, read_row, shard_index
-from shards.storage import remove, sha256_bytes
+from shards.rows import (
+    JOINED_FILE,
+    ROW_FOLDER,
+    SHARD_FOLDER,
+    ManifestRow,
+    forget,
+    read_row,
+    shard_index,
+)
+from shards.storage import remove, remove_stale_temporaries, sha256_bytes
 from shards.verify import verify
 
 Report = Callable[[int, int, str], None]
+
+STALE_SECONDS = 3600.0
+"""A temporary file this old belongs to a writer that was killed: a living one takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,8 @@ def generate(
     """
     plan = plan_generation(config, root)
     create_dataset(root, plan.spec)
+    for folder in (root / SHARD_FOLDER, root / ROW_FOLDER):
+        remove_stale_temporaries(folder, STALE_SECONDS)
     return make_shards(
         config, root, plan.spec, plan.missing, workers=workers, report=report, should_stop=should_stop
     )
@@ -199,20 +212,16 @@ def repair(
     for finding in findings:
         if finding.kind == "dataset":
             raise Refused(f"{finding.message}; without it nothing can be repaired: put dataset.json back")
+    spec = read_spec(root)
     names = {Path(finding.where).stem for finding in findings if finding.kind != "joined"}
-    rows = {name: _readable_row(root, name) for name in names}
+    rows = [row for name in sorted(names) if (row := _readable_row(root, name))]
+    config = _config_of(spec, teacher_name, rows[0].batch_size if rows else None)
+    if load_teacher(config.teacher.name).sha256 != spec.lineage["teacher"]["sha256"]:
+        raise Refused(f"{config.teacher.name} is not the teacher that made {root}: its weights differ")
     for name in names:
         forget(root, name)
     if any(finding.kind == "joined" for finding in findings):
         remove(root / JOINED_FILE)
-    spec = read_spec(root)
-    batch_sizes = [row.batch_size for row in rows.values() if row] or [
-        row.batch_size for row in Manifest.open(root).rows
-    ]
-    config = _config_of(spec, teacher_name, batch_sizes[0] if batch_sizes else None)
-    loaded = load_teacher(config.teacher.name)
-    if loaded.sha256 != spec.lineage["teacher"]["sha256"]:
-        raise Refused(f"{config.teacher.name} is not the teacher that made {root}: its weights differ")
     indices = sorted(index for name in names if (index := shard_index(name)) is not None)
     return make_shards(config, root, spec, indices, workers=workers, report=report, should_stop=should_stop)
 

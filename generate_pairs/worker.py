@@ -6,6 +6,7 @@ Runs in whatever process it is called in; a second unit in the same process find
 from __future__ import annotations
 
 import platform
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -106,6 +107,11 @@ def make_shard(
             "versions": f"onestep {version('onestep')}, torch {torch.__version__}, numpy {np.__version__}",
         }
         return commit_shard(root, spec, unit.shard_index, Pairs.concatenate(batches), facts)
+
+
+def dask_setup(worker: object) -> None:
+    """Called by Dask in every worker process: Ctrl-C in a terminal reaches the driver alone, which stops in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def device_name(device: str) -> str:

@@ -1,0 +1,80 @@
+"""One walk for every choice of tokens: forced, drawn, mapped from noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from generate_pairs.flow_map import FlowMap
+from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.checkpoints import load_teacher
+from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.trajectory import DrawMultinomial, Force, MapNoise, walk
+
+SETTINGS = SamplingSettings(guidance_scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_path: Path) -> Teacher:
+    return load_teacher(str(teacher_path)).teacher
+
+
+def noise(teacher: Teacher, count: int, seed: int = 0) -> torch.Tensor:
+    shape = (count, teacher.layout.num_tokens, teacher.codebook_dim)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_forced_tokens_come_back(teacher: Teacher) -> None:
+    tokens_BL = torch.randint(24, (4, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(walk(teacher, torch.arange(4), SETTINGS, Force(tokens_BL)), tokens_BL)
+
+
+def test_every_step_sees_the_tokens_before_it(teacher: Teacher) -> None:
+    """The log-probabilities that the walk hands out are those of guided, forced logits."""
+    tokens_BL = torch.randint(24, (3, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(2))
+    seen: list[torch.Tensor] = []
+
+    def choose(log_probs_BsV: torch.Tensor, span: slice) -> torch.Tensor:
+        seen.append(log_probs_BsV)
+        return tokens_BL[:, span]
+
+    unguided = SamplingSettings(guidance_scale=1.0 if teacher.layout.num_steps == 16 else 0.0)
+    labels_B = torch.tensor([0, 4, 9])
+    walk(teacher, labels_B, unguided, choose)
+    with torch.no_grad():
+        expected_BLV = teacher.forced_logits(labels_B, tokens_BL).log_softmax(-1)
+    torch.testing.assert_close(torch.cat(seen, dim=1), expected_BLV, atol=2e-5, rtol=0)
+
+
+def test_the_map_is_a_function_of_the_noise(teacher: Teacher) -> None:
+    flow_map, labels_B = FlowMap(teacher.codebook_VC, 32), torch.arange(10)
+    noise_BLC = noise(teacher, 10)
+    tokens_BL = walk(teacher, labels_B, SETTINGS, MapNoise(flow_map, noise_BLC))
+    assert torch.equal(walk(teacher, labels_B, SETTINGS, MapNoise(flow_map, noise_BLC)), tokens_BL)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
+    shuffled_BL = walk(teacher, labels_B[order], SETTINGS, MapNoise(flow_map, noise_BLC[order]))
+    assert torch.equal(shuffled_BL, tokens_BL[order])
+
+
+@pytest.mark.parametrize("label", [0, 7])
+def test_map_and_draw_agree_in_distribution(teacher: Teacher, label: int) -> None:
+    """Per position, tokens through the flow map and multinomial draws come from one distribution (chi-square)."""
+    count = 3_000
+    labels_B = torch.full((count,), label)
+    flow_map = FlowMap(teacher.codebook_VC, 64)
+    mapped_BL = walk(teacher, labels_B, SETTINGS, MapNoise(flow_map, noise(teacher, count, 5)))
+    drawn_BL = walk(teacher, labels_B, SETTINGS, DrawMultinomial(torch.Generator().manual_seed(6)))
+    p_values = []
+    for position in range(teacher.layout.num_tokens):
+        table = np.stack([np.bincount(t[:, position], minlength=24) for t in (mapped_BL, drawn_BL)])
+        rare = table.sum(0) < 20
+        table = np.column_stack([table[:, ~rare], table[:, rare].sum(1)])
+        table = table[:, table.sum(0) > 0]
+        if table.shape[1] > 1:
+            p_values.append(stats.chi2_contingency(table).pvalue)
+    assert len(p_values) > 10
+    assert min(p_values) * len(p_values) > 1e-3
