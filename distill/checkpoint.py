@@ -42,7 +42,7 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint, then drop all but the newest `KEPT`."""
-    stem = f"step-{checkpoint.step:06d}"
+    stem = _stem(checkpoint.step)
     content = save({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()})
     commit_bytes(folder / f"{stem}.safetensors", content)
     mark = {
@@ -64,18 +64,36 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint |
     Raises:
         Refused: it is of another training (names what differs), damaged, or of another schema.
     """
+    mark = refuse_other_training(folder, identity)
+    if mark is None:
+        return None
+    path = folder / f"{_stem(mark['step'])}.safetensors"
+    content = read_bytes(path)
+    if sha256_bytes(content) != mark["sha256"]:
+        raise Refused(
+            f"{path} is damaged (its sha256 is not the recorded one): "
+            f"delete {path.with_suffix('.json')} to go on from the checkpoint before"
+        )
+    return Checkpoint(mark["step"], load(content), mark["state"], mark["identity"])
+
+
+def refuse_other_training(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Hold what a training is told against the newest checkpoint; returns that checkpoint's mark, if there is one.
+
+    Raises:
+        Refused: the checkpoint is of another training, its mark is damaged or of another schema.
+    """
     stems = _stems(folder)
     if not stems:
         return None
     path = folder / f"{stems[-1]}.json"
     try:
-        mark = json.loads(read_bytes(path))
+        mark: dict[str, Any] = json.loads(read_bytes(path))
     except ValueError as error:
         raise Refused(f"{path} is damaged: delete it to go on from the checkpoint before") from error
     if mark.get("schema_version") != SCHEMA_VERSION:
-        raise Refused(
-            f"{path} has schema_version {mark.get('schema_version')}, this version reads {SCHEMA_VERSION}"
-        )
+        version = mark.get("schema_version")
+        raise Refused(f"{path} has schema_version {version}, this version reads {SCHEMA_VERSION}")
     differing = [
         f"{key}: there {mark['identity'].get(key)!r}, asked {value!r}"
         for key, value in identity.items()
@@ -86,13 +104,11 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint |
             f"{path} is a checkpoint of another training ({'; '.join(differing)}). "
             "Choose another output folder, or ask for the same"
         )
-    content = read_bytes(path.with_suffix(".safetensors"))
-    if sha256_bytes(content) != mark["sha256"]:
-        raise Refused(
-            f"{path.with_suffix('.safetensors')} is damaged (its sha256 is not the recorded one): "
-            f"delete {path} to go on from the checkpoint before"
-        )
-    return Checkpoint(mark["step"], load(content), mark["state"], mark["identity"])
+    return mark
+
+
+def _stem(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _stems(folder: Path) -> list[str]:

@@ -109,9 +109,16 @@ class LlamaGenStudent(nn.Module):
         return torch.where(is_data_BP1, data_D, noise_D)
 
 
-def affine_fit(inputs_VC: Tensor, outputs_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight (C, D) and bias (D,) that minimise |inputs @ weight + bias - outputs|, in float64 on the CPU."""
+def affine_fit(inputs_VC: Tensor, outputs_VD: Tensor, ridge: float = 0.01) -> tuple[Tensor, Tensor]:
+    """Weight (C, D) and bias (D,) of a regularised least-squares fit of outputs by inputs @ weight + bias, in float64.
+
+    Noise fills all C dimensions evenly, codebook rows may lie close to a plane: without the ridge (a variance, in units
+    of the codebook's) the fit would blow up what noise has across that plane and drown the rest.
+    """
     inputs, outputs = inputs_VC.double().cpu(), outputs_VD.double().cpu()
-    with_ones = F.pad(inputs, (0, 1), value=1.0)
-    solution = torch.linalg.lstsq(with_ones, outputs, driver="gelsd").solution
-    return solution[:-1], solution[-1]
+    mean_C, mean_D = inputs.mean(0), outputs.mean(0)
+    centred = inputs - mean_C
+    covariance_CC = centred.T @ centred / len(inputs)
+    floor = ridge * covariance_CC.diagonal().mean() * torch.eye(len(mean_C), dtype=torch.float64)
+    weight_CD = torch.linalg.solve(covariance_CC + floor, centred.T @ (outputs - mean_D) / len(inputs))
+    return weight_CD, mean_D - mean_C @ weight_CD

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from distill.checkpoint import refuse_other_training
 from distill.evaluation import evaluate
 from distill.metrics import join_metrics
 from distill.trainer import train, training_plan
@@ -27,6 +28,7 @@ def plan(config: RunConfig, out: Path) -> list[str]:
         Refused: the folder holds another run, or a setting asks for what is not there.
     """
     run_dir = check(out, config)
+    refuse_other_training(run_dir.checkpoints, {"pairs": config.pairs.num_pairs})
     generation = plan_generation(config.generate, run_dir.pairs)
     lines = [f"pairs into {run_dir.pairs}:", *_indented(generation.lines())]
     lines += [
@@ -57,6 +59,8 @@ def run(config: RunConfig, out: Path, *, workers: int) -> list[str]:
         Failed: something broke on the way; what was finished is kept.
         Stopped: a signal asked for it; what was finished is kept.
     """
+    # More pairs may be made as long as no student has begun to learn from fewer.
+    refuse_other_training(check(out, config).checkpoints, {"pairs": config.pairs.num_pairs})
     run_dir = claim(out, config)
     with stopping() as should_stop:
         with _phase(run_dir, "pairs", "pairs") as report:

@@ -55,6 +55,10 @@ class RunDir:
         return self.root / "student"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.student / "checkpoints"
+
+    @property
     def samples(self) -> Path:
         return self.root / "samples"
 

@@ -26,7 +26,13 @@ NEVER = lambda: False  # noqa: E731
 
 
 def config_for(teacher: Path, guidance_scale: float = 1.5, **pairs: object) -> GenerateConfig:
-    settings = {"num_pairs": 96, "pairs_per_shard": 32, "batch_size": 16, "seed": 3, "solver_steps": 16} | pairs
+    settings = {
+        "num_pairs": 96,
+        "pairs_per_shard": 32,
+        "batch_size": 16,
+        "seed": 3,
+        "solver_steps": 16,
+    } | pairs
     return GenerateConfig.model_validate(
         {"teacher": {"name": str(teacher), "guidance_scale": guidance_scale}, "pairs": settings}
     )
