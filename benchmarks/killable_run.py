@@ -1,0 +1,117 @@
+"""A run as its own process group: started, killed in a phase, and looked at from outside, through its files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.run_dir import RunDir
+from shards.errors import Failed
+from shards.rows import ROW_FOLDER, SHARD_FOLDER
+from shards.storage import list_names, sha256_file
+
+PHASES = ("pairs", "student", "evaluation", "done")
+EXPORT = ("student.safetensors", "tokenizer.safetensors", "config.json")
+POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class KillableRun:
+    """A run's folder, what the command line says besides it, and the shards that it will have."""
+
+    run_dir: RunDir
+    arguments: tuple[str, ...]
+    num_shards: int
+
+    def finish(self) -> float:
+        """Run to the end; returns the seconds that it took.
+
+        Raises:
+            Failed: the run failed.
+        """
+        began = time.monotonic()
+        with self._started() as process:
+            process.wait()
+            self._refuse_failure(process)
+        return time.monotonic() - began
+
+    def kill(self, phase: str, seconds_in_phase: float, seconds_to_resume: float) -> float:
+        """Start the run and kill it in a phase; returns the seconds that it lived.
+
+        Args:
+            phase: the run is waited for to come to it.
+            seconds_in_phase: how long the run then lives, unless it ends before.
+            seconds_to_resume: what a run needs besides to come back to a phase that it had begun.
+
+        Raises:
+            Failed: the run failed before it was killed.
+        """
+        began = time.monotonic()
+        extra = seconds_to_resume if self._has_reached(phase) else 0.0
+        with self._started() as process:
+            while not self._has_reached(phase) and process.poll() is None:
+                time.sleep(POLL_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds_in_phase + extra)
+                self._refuse_failure(process)
+        return time.monotonic() - began
+
+    @property
+    def phase(self) -> str:
+        """What the run is at, or will go on with."""
+        if len(self.rows()) < self.num_shards:
+            return "pairs"
+        if not self.run_dir.metrics.is_file():
+            return "student"
+        return "done" if self.run_dir.report.is_file() else "evaluation"
+
+    @property
+    def step(self) -> int:
+        """Training steps in the newest checkpoint, 0 where there is none."""
+        names = list_names(self.run_dir.student / "checkpoints", ".json")
+        return int(Path(names[-1]).stem.removeprefix("step-")) if names else 0
+
+    def rows(self) -> dict[str, tuple[int, str]]:
+        """Committed rows of the manifest by name: when each was written (ns), and the sha256 of it."""
+        folder = self.run_dir.pairs / ROW_FOLDER
+        paths = [folder / name for name in list_names(folder, ".parquet")]
+        return {path.name: (path.stat().st_mtime_ns, sha256_file(path)) for path in paths}
+
+    def results(self) -> dict[str, str]:
+        """sha256 by name of the files that no kill may change: shards and export."""
+        shards = self.run_dir.pairs / SHARD_FOLDER
+        paths = [shards / name for name in list_names(shards, ".tar")]
+        paths += [self.run_dir.student / name for name in EXPORT]
+        return {str(path.relative_to(self.run_dir.root)): sha256_file(path) for path in paths}
+
+    @contextmanager
+    def _started(self) -> Iterator[subprocess.Popen[bytes]]:
+        """The run's command; nothing of its process group outlives the block."""
+        root = self.run_dir.root
+        command = [sys.executable, "-m", "pipeline.cli", "run", *self.arguments, "--out", str(root)]
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _refuse_failure(self, process: subprocess.Popen[bytes]) -> None:
+        if process.returncode != 0:
+            raise Failed(f"the run ended with exit code {process.returncode}; {self._log} says why")
+
+    def _has_reached(self, phase: str) -> bool:
+        return PHASES.index(self.phase) >= PHASES.index(phase)
+
+    @property
+    def _log(self) -> Path:
+        return self.run_dir.root.with_suffix(".log")

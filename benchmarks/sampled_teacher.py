@@ -1,0 +1,78 @@
+"""A preset's teacher at the preset's sampling settings: the sequences it makes either way, and their images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.evaluation import BATCH_SIZE, Judge
+from distill.sampler import SAMPLING_STREAM
+from generate_pairs.flow_map import FlowMap, default_num_steps
+from generate_pairs.teachers.base import Teacher, to_unit_range
+from generate_pairs.teachers.checkpoints import load_teacher
+from generate_pairs.teachers.embedded.digits import DigitsSplit
+from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.trajectory import Choice, DrawMultinomial, MapNoise, walk
+from generate_pairs.worker import sampling_settings
+from pipeline.config import RunConfig
+from shards.noise import gaussian_noise
+
+
+@dataclass(frozen=True)
+class SampledTeacher:
+    """A teacher and the labels (N,) of the images that it is to make."""
+
+    teacher: Teacher
+    settings: SamplingSettings
+    flow_map: FlowMap
+    labels_N: Tensor
+
+    @classmethod
+    def of(cls, config: RunConfig) -> SampledTeacher:
+        """The teacher of a configuration, for as many images as its evaluation makes.
+
+        Raises:
+            Refused: there is no such teacher.
+        """
+        teacher = load_teacher(config.teacher.name, dtype=getattr(torch, config.teacher.dtype)).teacher
+        solver_steps = config.pairs.solver_steps or default_num_steps(teacher.codebook_dim)
+        labels_N = torch.arange(config.evaluation.num_images) % teacher.num_classes
+        flow_map = FlowMap(teacher.codebook_VC.float(), solver_steps)
+        return cls(teacher, sampling_settings(config.generate), flow_map, labels_N)
+
+    def draw(self, seed: int) -> Tensor:
+        """Tokens (N, L) drawn from the teacher's distributions, as AR models are usually sampled."""
+        draw = DrawMultinomial(torch.Generator().manual_seed(seed))
+        return self._walk(lambda first, count: draw)
+
+    def map(self, seed: int) -> Tensor:
+        """Tokens (N, L) that the flow map makes of noise; the noise is that of the seed's evaluation."""
+        shape = (self.teacher.layout.num_tokens, self.teacher.codebook_dim)
+
+        def choose(first: int, count: int) -> Choice:
+            noise_BLC = gaussian_noise(seed, first, count, shape, stream=SAMPLING_STREAM)
+            return MapNoise(self.flow_map, torch.from_numpy(noise_BLC).float())
+
+        return self._walk(choose)
+
+    @torch.inference_mode()
+    def images(self, tokens_NL: Tensor) -> Tensor:
+        """Images (N, channels, height, width) in [0, 1] of tokens."""
+        tokenizer = self.teacher.tokenizer
+        parts = (tokenizer.decode(tokenizer.embed(batch)) for batch in tokens_NL.split(BATCH_SIZE))
+        return to_unit_range(torch.cat(list(parts)))
+
+    def _walk(self, choice: Callable[[int, int], Choice]) -> Tensor:
+        starts = range(0, len(self.labels_N), BATCH_SIZE)
+        parts = [(first, self.labels_N[first : first + BATCH_SIZE]) for first in starts]
+        return torch.cat(
+            [walk(self.teacher, labels, self.settings, choice(first, len(labels))) for first, labels in parts]
+        )
+
+
+def digits_judge(split: DigitsSplit) -> Judge:
+    """The judge of evaluation protocol `digits`: its reference are the real training digits."""
+    return Judge.digits(to_unit_range(split.train_images))

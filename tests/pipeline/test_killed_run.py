@@ -1,0 +1,140 @@
+"""A run that is killed and started again ends as if nothing had happened: the same bytes, nothing made twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NUM_SHARDS = 8
+CHECKPOINTS = 6
+PRESET = f"""
+[teacher]
+name = "{{teacher}}"
+guidance_scale = 1.5
+[pairs]
+num_pairs = {(NUM_SHARDS - 1) * 50}
+pairs_per_shard = 50
+batch_size = 25
+solver_steps = 16
+[student]
+timesteps = [0]
+split = 16
+[train]
+num_steps = {CHECKPOINTS * 20}
+batch_size = 16
+checkpoint_interval = 20
+log_interval = 7
+[evaluation]
+num_images = 100
+"""
+
+Moment = Callable[[Path], bool]
+
+
+@contextmanager
+def started(preset: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`onestep run` in a process group of its own, none of which outlives the block."""
+    with log_of(out).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.cli", "run", str(preset), "--out", str(out), "--workers", "0"],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def log_of(out: Path) -> Path:
+    """What all runs of a folder said."""
+    return out.with_suffix(".log")
+
+
+def run_to_the_end(preset: Path, out: Path) -> None:
+    with started(preset, out) as process:
+        assert process.wait() == 0, log_of(out).read_text()
+
+
+def run_and_kill(preset: Path, out: Path, moment: Moment, delay: float) -> None:
+    """Kill the run `delay` seconds after the moment has come; it must not have ended by then."""
+    with started(preset, out) as process:
+        deadline = time.monotonic() + 60
+        while not moment(out) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert moment(out), log_of(out).read_text()
+        time.sleep(delay)
+        assert process.poll() is None, log_of(out).read_text()
+
+
+def committed_rows(out: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time of writing of every manifest row."""
+    paths = (out / "pairs" / "manifest").glob("[!.]*.parquet")
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """The shards and the student's export."""
+    export = [
+        out / "student" / name for name in ("student.safetensors", "tokenizer.safetensors", "config.json")
+    ]
+    shards = sorted((out / "pairs" / "shards").glob("[!.]*.tar"))
+    return {path.name: path.read_bytes() for path in [*shards, *export]}
+
+
+def training_log(out: Path) -> dict[str, list[Any]]:
+    return pyarrow.parquet.read_table(out / "metrics.parquet").to_pydict()
+
+
+def scores(out: Path) -> list[dict[str, Any]]:
+    """The evaluation without its timings."""
+    rows = json.loads((out / "evaluation.json").read_text())["rows"]
+    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
+
+
+@pytest.mark.parametrize("family", ["llamagen"], indirect=True)
+def test_killed_in_every_phase_a_run_ends_with_the_same_bytes(teacher_path: Path, tmp_path: Path) -> None:
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(PRESET.format(teacher=teacher_path))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_to_the_end(preset, whole)
+    chosen = random.Random(0)
+    shards, checkpoint = chosen.randint(1, NUM_SHARDS - 3), 20 * chosen.randint(1, CHECKPOINTS - 2)
+    evaluating = json.loads((whole / "seconds.json").read_text())["evaluation"]
+    moments: list[tuple[Moment, float]] = [
+        (lambda out: len(committed_rows(out)) >= shards, 0.0),
+        (lambda out: (out / "student" / "checkpoints" / f"step-{checkpoint:06d}.json").exists(), 0.0),
+        (lambda out: (out / "metrics.parquet").exists(), chosen.uniform(0.0, 0.3) * evaluating),
+    ]
+    rows: dict[str, tuple[bytes, int]] = {}
+    for moment, delay in moments:
+        run_and_kill(preset, killed, moment, delay)
+        assert rows.items() <= committed_rows(killed).items()
+        rows = committed_rows(killed)
+        assert not (killed / "evaluation.json").exists()
+    run_to_the_end(preset, killed)
+
+    assert rows.items() == committed_rows(killed).items()
+    assert len(rows) == NUM_SHARDS
+    assert results(killed) == results(whole)
+    assert len(results(whole)) == NUM_SHARDS + 3
+    assert training_log(killed) == training_log(whole)
+    assert training_log(whole)["step"][-1] == CHECKPOINTS * 20
+    assert scores(killed) == scores(whole)
