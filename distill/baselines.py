@@ -49,13 +49,6 @@ class TokenFrequencies:
         return counts_KLV / counts_KLV.sum(dim=2, keepdim=True)
 
 
-def token_frequencies(tokens_NL: Tensor, labels_N: Tensor, num_classes: int, vocab_size: int) -> Tensor:
-    """P (K, L, V) float32 of a whole set of pairs at once: tokens (N, L) and labels (N,), integers."""
-    frequencies = TokenFrequencies(num_classes, tokens_NL.shape[1], vocab_size)
-    frequencies.add(tokens_NL, labels_N)
-    return frequencies.probabilities()
-
-
 def sample_onestep_star(P_KLV: Tensor, labels_B: Tensor, generator: torch.Generator) -> Tensor:
     """onestep*: tokens (B, L) int64, every position drawn on its own from its frequencies given the class.
 

@@ -18,7 +18,8 @@ class StudentConfig(Settings):
     split: int = Field(
         0,
         ge=0,
-        description="tokens of AR steps below it come from the token head, the rest from the continuous head",
+        description="tokens of AR steps below it come from the token head, the rest from the continuous head, "
+        "which needs train.embedding_weight",
     )
     initialise: str = Field("teacher", pattern="^(teacher|random)$", description="where the weights start")
 
@@ -43,10 +44,13 @@ class TrainConfig(Settings):
         "cosine", description="after the warmup; cosine falls to zero"
     )
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW, each in [0, 1)")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     ema_decay: float = Field(
         0.9999, ge=0, lt=1, description="the most that min(ema_decay, (i + 1) / (i + 10)) reaches"
+    )
+    timestep_weights: tuple[float, ...] | None = Field(
+        None, description="how often each of the student's timesteps is drawn; all alike by default"
     )
     token_weight: float = Field(1.0, ge=0, description="of the cross-entropy of the token head")
     embedding_weight: float = Field(0.0, ge=0, description="of the squared distance between embeddings")
@@ -54,11 +58,27 @@ class TrainConfig(Settings):
     seed: int = Field(
         0, ge=0, lt=2**63, description="of the order of pairs, the timesteps and the initialisation"
     )
-    threads: int = Field(1, ge=1, description="CPU threads; a different number gives different rounding")
+    threads: int = Field(
+        1, ge=1, le=1024, description="CPU threads; a different number gives different rounding"
+    )
     checkpoint_interval: int = Field(
         500, gt=0, description="steps between checkpoints", json_schema_extra=FREE
     )
     log_interval: int = Field(50, gt=0, description="steps between lines of metrics", json_schema_extra=FREE)
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be at least 0 and below 1, as in 0.9,0.95; got {list(betas)}")
+        return betas
+
+    @field_validator("timestep_weights")
+    @classmethod
+    def _positive(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is not None and not all(0 < weight < float("inf") for weight in weights):
+            raise ValueError(f"timestep_weights must all be above 0, as in 3,1; got {list(weights)}")
+        return weights
 
 
 class EvaluationConfig(Settings):

@@ -7,7 +7,7 @@ three nearest neighbours in pixel space.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.baselines import skip_n_fill
+from distill.checks import load_maker
 from distill.config import EvaluationConfig
 from distill.features import DigitsClassifier, extract, load_digits_classifier
-from distill.frechet import Moments, frechet_distance, inception_score, precision_recall
+from distill.frechet import Manifold, Moments, frechet_distance, inception_score, precision_recall
 from distill.images import captioned_grid, image_grid, save_png
 from distill.methods import Methods, count_tokens
 from distill.student import Student
+from distill.threads import computing_threads
 from distill.timing import BATCH_SIZES, seconds_per_image
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import to_unit_range
-from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.embedded.digits import load_digits_split
 from generate_pairs.teachers.filtering import SamplingSettings
 from shards.errors import Refused, Stopped
 from shards.manifest import Manifest
+from shards.reporting import Report, ShouldStop
 from shards.storage import commit_bytes, sha256_file
 
 SCHEMA_VERSION = 1
@@ -44,20 +47,20 @@ class Judge:
 
     classifier: DigitsClassifier
     reference: Moments
-    real_NF: Tensor
+    real: Manifold
 
     @classmethod
     def digits(cls, images: Tensor) -> Judge:
         """A judge whose reference are these real images in [0, 1]."""
         classifier = load_digits_classifier()
-        return cls(classifier, Moments.of(extract(classifier, images)), images.flatten(1))
+        return cls(classifier, Moments.of(extract(classifier, images)), Manifold.of(images.flatten(1)))
 
     def scores(self, images: Tensor, labels: Tensor) -> Row:
         """Frechet distance, inception score, precision, recall and class accuracy of images in [0, 1]."""
         features = extract(self.classifier, images)
         with torch.inference_mode():
             probabilities = self.classifier.probabilities(features)
-        nearest = precision_recall(self.real_NF, images.flatten(1))
+        nearest = precision_recall(self.real, Manifold.of(images.flatten(1)))
         return {
             "frechet_distance": frechet_distance(self.reference, Moments.of(features)),
             "inception_score": inception_score(probabilities),
@@ -74,10 +77,10 @@ def evaluate(
     out: Path,
     config: EvaluationConfig,
     *,
-    report: Callable[[int, int, str], None],
-    should_stop: Callable[[], bool],
+    report: Report,
+    should_stop: ShouldStop,
 ) -> dict[str, Any]:
-    """Judge a student, its teacher and the baselines; writes evaluation.json and samples/*.png.
+    """Judge a student, its teacher and the baselines, with one thread; writes evaluation.json and samples/*.png.
 
     Args:
         student_folder: the student's export.
@@ -90,45 +93,12 @@ def evaluate(
 
     Raises:
         Refused: student, teacher and pairs do not belong together.
+        Stopped: `should_stop` said so; nothing is kept.
     """
-    student = Student.from_pretrained(student_folder)
-    methods = open_methods(student, teacher_name, pairs_root, config.seed)
-    split = load_digits_split()
-    real, test = to_unit_range(split.train_images), to_unit_range(split.test_images)
-    judge = Judge.digits(real)
-    total = len(methods.names) + 2
-    report(0, total, "real")
-    rows = [_row("real", judge.scores(test, split.test_labels))]
-    with torch.inference_mode():
-        tokenizer = methods.teacher.tokenizer
-        reconstruction = to_unit_range(
-            tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images)))
-        )
-    report(1, total, "reconstruction")
-    rows.append(_row("reconstruction", judge.scores(reconstruction, split.train_labels)))
-    labels = torch.arange(config.num_images) % student.num_classes
-    decode_seconds = time_decoder(methods)
-    samples: dict[str, Tensor] = {}
-    teacher_tokens = make_all(methods, "teacher-flow", labels)[1]
-    for number, method in enumerate(methods.names):
-        if should_stop():
-            raise Stopped("the evaluation is not finished, and begins again")
-        report(number + 2, total, method)
-        images, tokens = make_all(methods, method, labels)
-        samples[method] = images
-        follows_noise = method == "teacher-flow" or method.startswith("student-")
-        rows.append(
-            _row(
-                method,
-                judge.scores(images, labels),
-                num_steps=methods.num_steps(method),
-                num_parameters=num_parameters(methods, method),
-                token_match=(tokens == teacher_tokens).double().mean().item() if follows_noise else None,
-                seconds_per_image=time_method(methods, method),
-                decode_seconds_per_image=decode_seconds,
-            )
-        )
-    report(total, total, "")
+    with computing_threads(1):
+        student = Student.from_pretrained(student_folder)
+        methods = open_methods(student, teacher_name, pairs_root, config.seed)
+        rows, samples = judge_all(methods, config.num_images, report, should_stop)
     result = {
         "schema_version": SCHEMA_VERSION,
         "protocol": config.protocol,
@@ -144,6 +114,44 @@ def evaluate(
     return result
 
 
+def judge_all(
+    methods: Methods, num_images: int, report: Report, should_stop: ShouldStop
+) -> tuple[list[Row], dict[str, Tensor]]:
+    """A row for real images, for reconstructions and for each method, and the methods' images in [0, 1]."""
+    split = load_digits_split()
+    judge = Judge.digits(to_unit_range(split.train_images))
+    total = len(methods.names) + 2
+    report(0, total, "real")
+    rows = [_row("real", judge.scores(to_unit_range(split.test_images), split.test_labels))]
+    report(1, total, "reconstruction")
+    with torch.inference_mode():
+        tokenizer = methods.teacher.tokenizer
+        reconstruction = to_unit_range(
+            tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images)))
+        )
+    rows.append(_row("reconstruction", judge.scores(reconstruction, split.train_labels)))
+    labels = torch.arange(num_images) % methods.student.num_classes
+    decode_seconds = time_decoder(methods)
+    images: dict[str, Tensor] = {}
+    tokens: dict[str, Tensor] = {}
+    for number, method in enumerate(methods.names, 2):
+        if should_stop():
+            raise Stopped("the evaluation is not finished, and begins again")
+        report(number, total, method)
+        images[method], tokens[method] = make_all(methods, method, labels)
+        facts = {
+            "num_steps": methods.num_steps(method),
+            "num_parameters": num_parameters(methods, method),
+            "fill": skip_n_fill(methods.teacher) if method.startswith("skip-") else None,
+            "token_match": token_match(method, tokens),
+            "seconds_per_image": time_method(methods, method),
+            "decode_seconds_per_image": decode_seconds,
+        }
+        rows.append(_row(method, judge.scores(images[method], labels), **facts))
+    report(total, total, "")
+    return rows, images
+
+
 def open_methods(student: Student, teacher_name: str, pairs_root: Path, seed: int) -> Methods:
     """Everything that can be compared with a student, sampled with the settings that made its pairs.
 
@@ -156,22 +164,18 @@ def open_methods(student: Student, teacher_name: str, pairs_root: Path, seed: in
             f"the student learned from pairs {student.fingerprint[:12]}, but {pairs_root} holds pairs "
             f"{manifest.spec.fingerprint[:12]}"
         )
-    made_by = manifest.spec.lineage["teacher"]
-    loaded = load_teacher(teacher_name)
-    if loaded.sha256 != made_by["sha256"]:
-        raise Refused(
-            f"the pairs in {pairs_root} were made by teacher {made_by['name']} ({made_by['sha256'][:12]}), "
-            f"not by {teacher_name} ({loaded.sha256[:12]})"
-        )
-    settings = SamplingSettings(
-        guidance_scale=made_by["guidance_scale"],
-        top_k=made_by["top_k"],
-        top_p=made_by["top_p"],
-        temperature=made_by["temperature"],
+    made_by, flow = manifest.spec.lineage["teacher"], manifest.spec.lineage["flow_map"]
+    teacher = load_maker(manifest, teacher_name, getattr(torch, made_by["dtype"])).teacher
+    flow_map = FlowMap(teacher.codebook_VC.float(), flow["solver_steps"])
+    frequencies = count_tokens(pairs_root, manifest.view(student.num_pairs))
+    return Methods(
+        teacher,
+        SamplingSettings.of(made_by),
+        flow_map,
+        student,
+        frequencies,
+        seed,
     )
-    flow_map = FlowMap(loaded.teacher.codebook_VC, manifest.spec.lineage["flow_map"]["solver_steps"])
-    frequencies = count_tokens(pairs_root, manifest.view())
-    return Methods(loaded.teacher, settings, flow_map, student, frequencies, seed)
 
 
 def make_all(methods: Methods, method: str, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,6 +183,13 @@ def make_all(methods: Methods, method: str, labels: Tensor) -> tuple[Tensor, Ten
     starts = range(0, len(labels), BATCH_SIZE)
     made = [methods.make(method, first, labels[first : first + BATCH_SIZE]) for first in starts]
     return torch.cat([part.images_BIHW for part in made]), torch.cat([part.tokens_BL for part in made])
+
+
+def token_match(method: str, tokens: Mapping[str, Tensor]) -> float | None:
+    """The share of tokens that a method makes of the noise as the teacher's flow map does; None without noise."""
+    if method != "teacher-flow" and not method.startswith("student-"):
+        return None
+    return (tokens[method] == tokens["teacher-flow"]).double().mean().item()
 
 
 def num_parameters(methods: Methods, method: str) -> int | None:
@@ -222,6 +233,13 @@ def save_samples(folder: Path, samples: Mapping[str, Tensor]) -> None:
 
 def _row(method: str, scores: Row, **facts: Any) -> Row:
     nothing = dict.fromkeys(
-        ("num_steps", "num_parameters", "token_match", "seconds_per_image", "decode_seconds_per_image")
+        (
+            "num_steps",
+            "num_parameters",
+            "fill",
+            "token_match",
+            "seconds_per_image",
+            "decode_seconds_per_image",
+        )
     )
     return {"method": method, **nothing, **facts, **scores, "frechet_distance_std": None}

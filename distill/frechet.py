@@ -82,26 +82,37 @@ class PrecisionRecall:
     recall: float
 
 
-def precision_recall(real_NF: Tensor, fake_MF: Tensor, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2).
+@dataclass(frozen=True, eq=False)
+class Manifold:
+    """A set of images as the union of balls around them: (N, F) and (N,), float64.
 
-    An image counts when it lies in the ball of at least one image of the other set. The ball's radius is the
-    distance to that image's k-th nearest neighbour in its own set: not itself, but an identical image is one.
-    The border belongs to the ball.
-
-    Args:
-        real_NF: features of real images.
-        fake_MF: features of generated images.
-        k: neighbours, fewer than N and M.
-
-    Raises:
-        ValueError: a set has no k-th neighbour.
+    A ball's radius is the distance to the k-th nearest neighbour in the set: not the image itself, but an identical
+    one is a neighbour. The border belongs to the ball.
     """
-    real, fake = real_NF.detach().to(torch.float64), fake_MF.detach().to(torch.float64)
-    return PrecisionRecall(
-        precision=_share_within(fake, real, neighbour_distances(real, k)),
-        recall=_share_within(real, fake, neighbour_distances(fake, k)),
-    )
+
+    centres_NF: Tensor
+    radii_N: Tensor
+
+    @classmethod
+    def of(cls, features_NF: Tensor, k: int = 3) -> Manifold:
+        """The balls around N rows of features.
+
+        Raises:
+            ValueError: the set has no k-th neighbour.
+        """
+        centres = features_NF.detach().to(torch.float64)
+        return cls(centres, neighbour_distances(centres, k))
+
+    def share_of(self, other: Manifold) -> float:
+        """The share of the other set's images that lie in at least one ball of this one."""
+        blocks = _distance_blocks(other.centres_NF, self.centres_NF)
+        inside = sum(int((block <= self.radii_N).any(dim=1).sum()) for _, block in blocks)
+        return inside / len(other.centres_NF)
+
+
+def precision_recall(real: Manifold, fake: Manifold) -> PrecisionRecall:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2)."""
+    return PrecisionRecall(precision=real.share_of(fake), recall=fake.share_of(real))
 
 
 def neighbour_distances(features_NF: Tensor, k: int) -> Tensor:
@@ -119,13 +130,6 @@ def neighbour_distances(features_NF: Tensor, k: int) -> Tensor:
         distances[rows, start + rows] = torch.inf
         radii.append(distances.kthvalue(k, dim=1).values)
     return torch.cat(radii)
-
-
-def _share_within(points_NF: Tensor, centres_MF: Tensor, radii_M: Tensor) -> float:
-    inside = sum(
-        int((block <= radii_M).any(dim=1).sum()) for _, block in _distance_blocks(points_NF, centres_MF)
-    )
-    return inside / len(points_NF)
 
 
 def _distance_blocks(rows_NF: Tensor, columns_MF: Tensor) -> Iterator[tuple[int, Tensor]]:

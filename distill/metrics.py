@@ -13,7 +13,8 @@ import pyarrow
 import pyarrow.parquet
 from torch import Tensor
 
-from shards.storage import commit_bytes, list_names
+from shards.errors import Refused
+from shards.storage import commit_bytes, list_names, read_bytes
 
 COLUMNS = (
     "loss",
@@ -59,19 +60,50 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> pyarrow.Table:
-    """All committed lines by step; the newest part wins where parts overlap (a resumed run with another interval)."""
-    tables = [
-        pyarrow.parquet.read_table(folder / name, schema=SCHEMA) for name in list_names(folder, ".parquet")
-    ]
+    """All committed lines by step; the newest part wins where parts overlap (a resumed run with another interval).
+
+    Raises:
+        Refused: a part is damaged.
+    """
+    tables = [_read_part(folder / name) for name in list_names(folder, ".parquet")]
     if not tables:
         return SCHEMA.empty_table()
     rows = {row["step"]: row for table in tables for row in table.to_pylist()}
     return pyarrow.Table.from_pylist([rows[step] for step in sorted(rows)], schema=SCHEMA)
 
 
+def newest_values(folder: Path) -> dict[str, float]:
+    """The last number that was committed of each column.
+
+    Raises:
+        Refused: a part is damaged.
+    """
+    return {
+        name: value
+        for row in read_metrics(folder).to_pylist()
+        for name, value in row.items()
+        if name != "step" and value is not None
+    }
+
+
 def join_metrics(folder: Path, path: Path) -> None:
-    """Write all committed lines as one table."""
+    """Write all committed lines as one table.
+
+    Raises:
+        Refused: a part is damaged.
+    """
     commit_bytes(path, _to_bytes(read_metrics(folder)))
+
+
+def _read_part(path: Path) -> pyarrow.Table:
+    try:
+        data = io.BytesIO(read_bytes(path))
+        # Without threads: a pool still at work when the process ends can abort it.
+        return pyarrow.parquet.read_table(data, schema=SCHEMA, use_threads=False, pre_buffer=False)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OSError) as error:
+        raise Refused(
+            f"{path} is damaged ({error}): delete it to go on without the lines of its steps in the log"
+        ) from error
 
 
 def _to_bytes(table: pyarrow.Table) -> bytes:

@@ -6,17 +6,22 @@ positions are data, how the two heads' answers become one sequence, and the expo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from distill.export import (
+    CONFIG_FILE,
+    SCHEMA_VERSION,
+    ExportConfig,
+    read_export_config,
+    read_tensors,
+    refusing_misfits,
+)
 from distill.student_llamagen import LlamaGenStudent
 from distill.student_var import VarStudent
 from generate_pairs.teachers.base import Tokenizer, TokenLayout
@@ -28,9 +33,6 @@ from generate_pairs.teachers.checkpoints import (
 )
 from shards.errors import Refused
 from shards.storage import commit_bytes, sha256_bytes
-
-SCHEMA_VERSION = 1
-
 
 Network = LlamaGenStudent | VarStudent
 
@@ -66,6 +68,7 @@ class Student(nn.Module):
         timesteps: tuple[int, ...],
         split: int,
         fingerprint: str,
+        num_pairs: int,
     ) -> None:
         super().__init__()
         self.family = family
@@ -75,6 +78,7 @@ class Student(nn.Module):
         self.timesteps = timesteps
         self.split = split
         self.fingerprint = fingerprint
+        self.num_pairs = num_pairs
         self.register_buffer("starts", torch.tensor(layout.starts), persistent=False)
 
     @property
@@ -118,21 +122,22 @@ class Student(nn.Module):
         )
         decoder = self.tokenizer.decoder_state()
         tokenizer_bytes = save({name: tensor.contiguous() for name, tensor in decoder.items()})
-        config = {
-            "schema_version": SCHEMA_VERSION,
-            "family": self.family,
-            "network": asdict(self.network.config),
-            "tokenizer": asdict(self.tokenizer.config),
-            "tokens_per_step": list(self.layout.tokens_per_step),
-            "timesteps": list(self.timesteps),
-            "split": self.split,
-            "fingerprint": self.fingerprint,
-            "student_sha256": sha256_bytes(student_bytes),
-            "tokenizer_sha256": sha256_bytes(tokenizer_bytes),
-        }
+        config = ExportConfig(
+            schema_version=SCHEMA_VERSION,
+            family=self.family,
+            network=asdict(self.network.config),
+            tokenizer=asdict(self.tokenizer.config),
+            tokens_per_step=self.layout.tokens_per_step,
+            timesteps=self.timesteps,
+            split=self.split,
+            fingerprint=self.fingerprint,
+            num_pairs=self.num_pairs,
+            student_sha256=sha256_bytes(student_bytes),
+            tokenizer_sha256=sha256_bytes(tokenizer_bytes),
+        )
         commit_bytes(folder / "student.safetensors", student_bytes)
         commit_bytes(folder / "tokenizer.safetensors", tokenizer_bytes)
-        commit_bytes(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        commit_bytes(folder / CONFIG_FILE, config.to_bytes())
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: torch.device | str = "cpu") -> Student:
@@ -142,85 +147,57 @@ class Student(nn.Module):
             Refused: the folder is no export, or one of its files is missing, damaged or another export's.
         """
         folder = Path(folder)
-        config = _read_config(folder)
-        family = config["family"]
-        tokenizer = build_tokenizer(family, config["tokenizer"]).decoder_only()
-        load_strictly(tokenizer, *_read_tensors(folder, "tokenizer", config))
-        network_config = transformer_config(family, config["network"])
-        network = build_network(family, network_config, tokenizer.codebook_VC.shape[1])
-        load_strictly(network, *_read_tensors(folder, "student", config))
-        layout = TokenLayout(tuple(config["tokens_per_step"]))
-        timesteps = tuple(config["timesteps"])
-        student = cls(family, network, tokenizer, layout, timesteps, config["split"], config["fingerprint"])
+        config = read_export_config(folder)
+        with refusing_misfits(folder):
+            tokenizer = build_tokenizer(config.family, config.tokenizer).decoder_only()
+            network_config = transformer_config(config.family, config.network)
+            network = build_network(config.family, network_config, tokenizer.codebook_VC.shape[1])
+        load_strictly(tokenizer, *read_tensors(folder, "tokenizer", config.tokenizer_sha256))
+        load_strictly(network, *read_tensors(folder, "student", config.student_sha256))
+        student = cls(
+            config.family,
+            network,
+            tokenizer,
+            TokenLayout(config.tokens_per_step),
+            config.timesteps,
+            config.split,
+            config.fingerprint,
+            config.num_pairs,
+        )
         return student.to(device).eval().requires_grad_(False)
 
     @classmethod
     def from_teacher(
-        cls, loaded: LoadedTeacher, timesteps: tuple[int, ...], split: int, fingerprint: str, initialise: bool
+        cls,
+        loaded: LoadedTeacher,
+        timesteps: tuple[int, ...],
+        split: int,
+        fingerprint: str,
+        num_pairs: int,
+        *,
+        initialise: bool,
     ) -> Student:
         """A student for a teacher, ready to be trained; the tokenizer is the teacher's own, frozen.
 
         Args:
             loaded: the teacher.
-            timesteps: where the student will be asked to finish the sequence.
-            split: AR steps below it come from the token head.
+            timesteps: where the student will be asked to finish the sequence, below the teacher's AR steps.
+            split: AR steps below it come from the token head, at most all.
             fingerprint: of the pairs it will learn from.
+            num_pairs: how many of them, the first training pairs.
             initialise: start from the teacher's weights rather than from random ones.
-
-        Raises:
-            Refused: a timestep or the split lies outside the teacher's AR steps.
         """
         teacher = loaded.teacher
-        num_steps = teacher.layout.num_steps
-        if timesteps[-1] >= num_steps:
-            raise Refused(
-                f"student.timesteps: {timesteps[-1]} is not below {num_steps}, the teacher's AR steps"
-            )
-        if split > num_steps:
-            raise Refused(f"student.split: {split} is more than {num_steps}, the teacher's AR steps")
         # Noise determines every target: there is nothing to regularise, and dropout would need its own state.
         config = replace(teacher.transformer.config, dropout=0.0)
         network = build_network(loaded.family, config, teacher.codebook_dim)
         if initialise:
             network.initialise_from_teacher(teacher)  # type: ignore[arg-type]
-        return cls(loaded.family, network, teacher.tokenizer, teacher.layout, timesteps, split, fingerprint)
+        tokenizer, layout = teacher.tokenizer, teacher.layout
+        return cls(loaded.family, network, tokenizer, layout, timesteps, split, fingerprint, num_pairs)
 
 
 def nearest_rows(embeddings_BLC: Tensor, codebook_VC: Tensor) -> Tensor:
     """Tokens (B, L) of the codebook rows nearest to continuous embeddings."""
     affinity_BLV = embeddings_BLC @ codebook_VC.T - 0.5 * codebook_VC.square().sum(1)
     return affinity_BLV.argmax(-1)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise Refused(
-            f"{folder} is no student: there is no {path.name}; a student's folder is made by distill"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise Refused(f"{path} cannot be read: {error}") from error
-    if config.get("schema_version") != SCHEMA_VERSION:
-        raise Refused(
-            f"{path} has schema_version {config.get('schema_version')}, this version reads {SCHEMA_VERSION}"
-        )
-    return config
-
-
-def _read_tensors(folder: Path, stem: str, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], Path]:
-    path = folder / f"{stem}.safetensors"
-    try:
-        content = path.read_bytes()
-        if sha256_bytes(content) != config[f"{stem}_sha256"]:
-            raise Refused(
-                f"{path} is not the file that config.json was written with: export the student again"
-            )
-        return load(content), path
-    except FileNotFoundError as error:
-        raise Refused(
-            f"{path} is missing: an export is student.safetensors, tokenizer.safetensors, config.json"
-        ) from error
-    except SafetensorError as error:
-        raise Refused(f"{path} is damaged: {error}") from error

@@ -40,17 +40,32 @@ def trajectory_states(
 
 
 def draw_timesteps(
-    timesteps: tuple[int, ...], seed: int, epoch_B: npt.NDArray[np.int64], index_B: npt.NDArray[np.int64]
+    timesteps: tuple[int, ...],
+    weights: tuple[float, ...] | None,
+    seed: int,
+    epoch_B: npt.NDArray[np.int64],
+    index_B: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
-    """One timestep for each pair, uniform over `timesteps`, a function of (seed, epoch, pair_index) alone.
+    """One timestep for each pair, a function of (seed, epoch, pair_index) alone. Changing it breaks: ORDER.
 
     The same pair gets the same timestep whatever batch, rank or process it is seen in.
+
+    Args:
+        timesteps: what is drawn from.
+        weights: how often each is drawn; None for all alike.
+        seed: of the training.
+        epoch_B: how often the pairs had been gone through before.
+        index_B: pair_index.
     """
     with np.errstate(over="ignore"):
         word_B = mix64(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15))
         word_B = mix64(word_B ^ epoch_B.astype(np.uint64))
         word_B = mix64(word_B ^ index_B.astype(np.uint64))
-    return np.asarray(timesteps, dtype=np.int64)[(word_B % np.uint64(len(timesteps))).astype(np.int64)]
+    # The upper 53 bits are a float64 in [0, 1) without rounding.
+    uniform_B = (word_B >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    shares = np.asarray(weights or (1.0,) * len(timesteps), dtype=np.float64)
+    limits = np.cumsum(shares) / shares.sum()
+    return np.asarray(timesteps, dtype=np.int64)[np.searchsorted(limits[:-1], uniform_B, side="right")]
 
 
 def mix64(word: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:

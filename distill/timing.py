@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-import torch
+from distill.threads import computing_threads
 
 BATCH_SIZES = (1, 64)
 
@@ -16,15 +16,11 @@ def seconds_per_image(make: Callable[[int], object], batch_size: int, budget: fl
 
     Measured with one CPU thread: at these sizes more threads slow every method down, and not all alike.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with computing_threads(1):
         make(batch_size)
         times: list[float] = []
         while len(times) < 3 or sum(times) < budget:
             began = time.perf_counter()
             make(batch_size)
             times.append(time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(threads)
     return statistics.median(times) / batch_size

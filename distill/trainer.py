@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from distill.checkpoint import newest_checkpoint, save_checkpoint
+from distill.checkpoint import newest_checkpoint, refuse_other_training, save_checkpoint
+from distill.checks import check_distillation
 from distill.config import DistillConfig
-from distill.metrics import MetricsLog
+from distill.metrics import MetricsLog, newest_values
 from distill.optimizer import learning_rate
-from distill.training import Training
+from distill.threads import computing_threads
+from distill.training import Training, training_identity
+from generate_pairs.teachers.base import TokenLayout
 from shards.errors import Stopped
-
-Report = Callable[[int, int, str], None]
+from shards.manifest import Manifest
+from shards.reporting import Report, ShouldStop
+from shards.storage import commit_bytes, remove
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def train(
     *,
     size: int | None,
     report: Report,
-    should_stop: Callable[[], bool],
+    should_stop: ShouldStop,
 ) -> TrainingSummary:
     """Train a student from pairs, from its last checkpoint if there is one, and export it.
 
@@ -50,17 +52,30 @@ def train(
         should_stop: asked after every step; a checkpoint is written first.
 
     Raises:
-        Refused: pairs of another teacher, too few pairs, a checkpoint of another training.
+        Refused: before any work: settings that do not fit the teacher, pairs of another teacher, too few pairs, a
+            folder that cannot be written to, a checkpoint of another training or of more steps.
         Failed: a loss that is not finite, a damaged shard.
         Stopped: `should_stop` said so.
     """
-    torch.set_num_threads(config.train.threads)
-    began, settings = time.monotonic(), config.train
-    training = Training(config, teacher_name, pairs_root, size)
-    resumed = newest_checkpoint(out / "checkpoints", training.identity)
+    began = time.monotonic()
+    refuse_training(config, pairs_root, out, size)
+    refuse_unwritable(out)
+    with computing_threads(config.train.threads):
+        training = Training(config, teacher_name, pairs_root, size)
+        log = _train_to_the_end(training, out, report, should_stop)
+        training.export(out)
+    metrics = log.last or newest_values(out / "metrics")
+    return TrainingSummary(training.step, time.monotonic() - began, metrics)
+
+
+def _train_to_the_end(training: Training, out: Path, report: Report, should_stop: ShouldStop) -> MetricsLog:
+    """THE loop: update, log, checkpoint."""
+    settings = training.config.train
+    resumed = newest_checkpoint(out / "checkpoints", training.identity, settings.num_steps)
     if resumed is not None:
         training.restore(resumed)
     log = MetricsLog(out / "metrics", training.step)
+    report(training.step, settings.num_steps, "")
     while training.step < settings.num_steps:
         values = training.update()
         step, stop = training.step, should_stop()
@@ -74,8 +89,32 @@ def train(
             save_checkpoint(out / "checkpoints", training.checkpoint())
         if stop and not last:
             raise Stopped(f"{step} of {settings.num_steps} steps are done and kept in {out / 'checkpoints'}")
-    training.export(out)
-    return TrainingSummary(training.step, time.monotonic() - began, log.last)
+    return log
+
+
+def refuse_training(config: DistillConfig, pairs_root: Path, out: Path, size: int | None) -> None:
+    """Refuse what cannot be trained, from the files alone: loads no teacher, writes nothing.
+
+    Raises:
+        Refused: settings that do not fit the teacher, too few pairs, a checkpoint of another training or of more
+            steps.
+    """
+    manifest = Manifest.open(pairs_root)
+    check_distillation(config, TokenLayout(manifest.spec.tokens_per_step), manifest.spec.num_heldout)
+    identity = training_identity(config, manifest.view(size))
+    refuse_other_training(out / "checkpoints", identity, config.train.num_steps)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Find out that a folder cannot be written to before there is anything to write.
+
+    Raises:
+        Refused: nothing can be put there.
+        Failed: the disk is full.
+    """
+    probe = folder / ".probe"
+    commit_bytes(probe, b"")
+    remove(probe)
 
 
 def training_plan(config: DistillConfig, size: int) -> list[str]:

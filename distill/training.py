@@ -15,18 +15,26 @@ from torch import Tensor
 from torch.func import functional_call
 
 from distill.checkpoint import Checkpoint
+from distill.checks import check_distillation, load_maker
 from distill.config import DistillConfig
 from distill.losses import student_losses
 from distill.optimizer import build_optimizer, ema_decay, learning_rate, update_ema
 from distill.student import Student
 from distill.targets import Targets, draw_timesteps, trajectory_states
-from generate_pairs.teachers.checkpoints import load_teacher
-from shards.errors import Failed, Refused
-from shards.manifest import Manifest
+from generate_pairs.teachers.base import TokenLayout
+from shards.errors import Failed
+from shards.manifest import Manifest, View
 from shards.stream import PairBatch, PairStream
 
 HELDOUT_PAIRS = 1_000
 """Of the held-out pairs, how many are looked at during training."""
+
+
+def training_identity(config: DistillConfig, view: View) -> dict[str, Any]:
+    """All that a training depends on besides its length."""
+    student = config.student.model_dump(mode="json")
+    train = config.train.model_dump(mode="json", exclude={"num_steps", "checkpoint_interval", "log_interval"})
+    return {**student, **train, "pairs": view.size, "fingerprint": view.spec.fingerprint}
 
 
 class Training:
@@ -36,30 +44,27 @@ class Training:
         """Load the teacher, open the pairs, initialise the student.
 
         Raises:
-            Refused: the teacher is not the one that made the pairs, or there are fewer pairs than `size`.
+            Refused: the settings do not fit the teacher, it is not the one that made the pairs, or there are fewer
+                pairs than `size`.
         """
         self.config = config
         manifest = Manifest.open(pairs_root)
-        loaded = load_teacher(teacher_name)
-        made_by = manifest.spec.lineage["teacher"]
-        if loaded.sha256 != made_by["sha256"]:
-            raise Refused(
-                f"the pairs in {pairs_root} were made by teacher {made_by['name']} ({made_by['sha256'][:12]}), "
-                f"not by {teacher_name} ({loaded.sha256[:12]})"
-            )
+        check_distillation(config, TokenLayout(manifest.spec.tokens_per_step), manifest.spec.num_heldout)
+        self.view = manifest.view(size)
+        heldout = manifest.heldout()
+        loaded = load_maker(manifest, teacher_name)
         torch.manual_seed(config.train.seed)
         self.student = Student.from_teacher(
             loaded,
             config.student.timesteps,
             config.student.split,
             manifest.spec.fingerprint,
+            self.view.size,
             initialise=config.student.initialise == "teacher",
         )
         self.layout = loaded.teacher.layout
         self.codebook_VC = loaded.teacher.codebook_VC
-        self.view = manifest.view(size)
         self.stream = PairStream(pairs_root, self.view, config.train.batch_size, config.train.seed)
-        heldout = manifest.heldout()
         self.heldout_batch = next(PairStream(pairs_root, heldout, min(HELDOUT_PAIRS, heldout.size), seed=0))
         self.names = [name for name, _ in self.student.network.named_parameters()]
         self.parameters = list(self.student.network.parameters())
@@ -69,13 +74,8 @@ class Training:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that the training depends on besides its length."""
-        student = self.config.student.model_dump(mode="json")
-        train = self.config.train.model_dump(
-            mode="json", exclude={"num_steps", "checkpoint_interval", "log_interval"}
-        )
-        pairs = {"pairs": self.view.size, "fingerprint": self.view.spec.fingerprint}
-        return {**student, **train, **pairs}
+        """What a checkpoint has to agree with."""
+        return training_identity(self.config, self.view)
 
     def update(self) -> dict[str, Tensor]:
         """One step of the optimizer; returns the loss and its parts, the gradient's norm and the token match."""
@@ -101,9 +101,9 @@ class Training:
 
     def targets(self, batch: PairBatch) -> Targets:
         """The states of the trajectory that a batch's pairs are shown at."""
-        timesteps = self.config.student.timesteps
+        timesteps, train = self.config.student.timesteps, self.config.train
         drawn_B = draw_timesteps(
-            timesteps, self.config.train.seed, batch.epoch_B.numpy(), batch.index_B.numpy()
+            timesteps, train.timestep_weights, train.seed, batch.epoch_B.numpy(), batch.index_B.numpy()
         )
         return trajectory_states(
             batch.noise_BLC, batch.tokens_BL, torch.from_numpy(drawn_B), self.codebook_VC, self.layout

@@ -28,6 +28,7 @@ class InProcess:
             future: Future[Any] = Future()
             try:
                 future.set_result(function(*arguments))
+            # Whatever it is, it belongs to this call, as it does on a cluster: who waits for it judges it.
             except Exception as error:
                 future.set_exception(error)
             yield future
@@ -42,7 +43,7 @@ class OnDask:
     def run(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Future[Any]]:
         from distributed import as_completed
 
-        futures = [self.client.submit(function, *arguments, pure=False, retries=1) for arguments in calls]
+        futures = [self.client.submit(function, *arguments, pure=False) for arguments in calls]
         yield from as_completed(futures)
 
 

@@ -1,44 +1,40 @@
-"""Stage one's driver: make what is missing, and say how it goes.
+"""Stage one's driver: plan, make what is missing, make again what is damaged.
 
 There is no state besides the data set itself: what a manifest row says is done is done, everything else is missing.
-Running the same command again is the way to resume, to grow and to repair.
+Running the same command again is the way to resume and to grow.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from generate_pairs.cluster import pool
-from generate_pairs.config import GenerateConfig, TeacherConfig
+import torch
+
+from generate_pairs.config import GenerateConfig, PairsConfig, TeacherConfig
 from generate_pairs.flow_map import default_num_steps
+from generate_pairs.making import GenerationSummary, make_shards
 from generate_pairs.plan import work_unit
-from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
-from generate_pairs.worker import make_shard
-from shards.errors import Failed, Refused, Stopped
-from shards.manifest import (
-    Manifest,
-    create_dataset,
-    dataset_exists,
-    read_spec,
-    refuse_other_spec,
-)
+from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, resolve
+from generate_pairs.worker import sampling_settings
+from shards.errors import Failed, Refused
+from shards.manifest import Manifest, create_dataset, dataset_exists, read_spec, refuse_other_spec
 from shards.record import PairSpec
+from shards.reporting import Report, ShouldStop
 from shards.rows import (
     JOINED_FILE,
     ROW_FOLDER,
     SHARD_FOLDER,
     ManifestRow,
     forget,
+    read_joined,
     read_row,
     shard_index,
+    shard_name,
 )
-from shards.storage import remove, remove_stale_temporaries, sha256_bytes
-from shards.verify import verify
-
-Report = Callable[[int, int, str], None]
+from shards.storage import list_names, remove, remove_stale_temporaries, sha256_bytes
+from shards.verify import Finding, verify
 
 STALE_SECONDS = 3600.0
 """A temporary file this old belongs to a writer that was killed: a living one takes seconds."""
@@ -74,19 +70,6 @@ class GenerationPlan:
         ]
 
 
-@dataclass(frozen=True)
-class GenerationSummary:
-    """What a generation did."""
-
-    num_shards_made: int
-    num_pairs_made: int
-    seconds: float
-
-    @property
-    def pairs_per_second(self) -> float:
-        return self.num_pairs_made / self.seconds if self.seconds else 0.0
-
-
 def pair_spec(config: GenerateConfig, loaded: LoadedTeacher) -> PairSpec:
     """The data set that a configuration asks for: everything that determines a pair, and how pairs are cut."""
     teacher = loaded.teacher
@@ -115,9 +98,12 @@ def plan_generation(config: GenerateConfig, root: Path) -> GenerationPlan:
     """What `generate` would do now; writes nothing.
 
     Raises:
-        Refused: the folder holds pairs made with other settings, or the teacher cannot be found.
+        Refused: the folder holds pairs made with other settings, the teacher cannot be found, or it cannot
+            sample as it is told to.
     """
-    spec = pair_spec(config, load_teacher(config.teacher.name))
+    loaded = load_teacher(config.teacher.name)
+    refuse_unknown_sampling(config, loaded)
+    spec = pair_spec(config, loaded)
     num_shards = config.pairs.num_shards
     missing: Sequence[int] = range(num_shards)
     if dataset_exists(root):
@@ -126,8 +112,43 @@ def plan_generation(config: GenerateConfig, root: Path) -> GenerationPlan:
     return GenerationPlan(spec, num_shards, tuple(missing), spec.bytes_per_pair)
 
 
+def refuse_unknown_sampling(config: GenerateConfig, loaded: LoadedTeacher) -> None:
+    """Confirms that the teacher's family knows every sampling setting that is not off.
+
+    Raises:
+        Refused: VAR is given a temperature.
+    """
+    flat_1V = torch.zeros(1, loaded.teacher.vocab_size, device=loaded.teacher.codebook_VC.device)
+    try:
+        loaded.teacher.filter(flat_1V, sampling_settings(config))
+    except ValueError as error:
+        raise Refused(f"teacher.{error}") from error
+
+
+def refuse_fewer_pairs(config: GenerateConfig, root: Path) -> None:
+    """Confirms that a data set does not hold more shards than are asked for: it grows, and never shrinks.
+
+    `generate` itself takes no offence: a run may be resumed with its own number after its pairs were extended.
+
+    Raises:
+        Refused: it holds more; tells the way to a smaller training.
+    """
+    if not dataset_exists(root):
+        return
+    manifest = Manifest.open(root)
+    spec, asked = manifest.spec, config.pairs
+    # Pairs that are cut otherwise are other pairs: that is for the plan to say, key by key.
+    same_cut = (spec.pairs_per_shard, spec.num_heldout) == (asked.pairs_per_shard, asked.heldout)
+    held = manifest.num_pairs - spec.num_heldout
+    if same_cut and held > asked.num_shards * spec.pairs_per_shard - spec.num_heldout:
+        raise Refused(
+            f"pairs.num_pairs is {asked.num_pairs}, but {root} already holds {held} training pairs: ask for as "
+            "many or more. To learn from fewer of them, leave them there and use `onestep distill --size`"
+        )
+
+
 def generate(
-    config: GenerateConfig, root: Path, *, workers: int, report: Report, should_stop: Callable[[], bool]
+    config: GenerateConfig, root: Path, *, workers: int, report: Report, should_stop: ShouldStop
 ) -> GenerationSummary:
     """Make every missing shard of a data set.
 
@@ -135,116 +156,141 @@ def generate(
         config: stage one's settings.
         root: the data set's folder; made if it is not there.
         workers: local worker processes; 0 computes in this one. The bytes are the same.
-        report: called with (pairs done, pairs in all, note).
+        report: called with (pairs done, by earlier runs too, pairs in all, note).
         should_stop: asked after every shard; finished shards stay.
 
     Raises:
-        Refused: the folder holds pairs made with other settings.
-        Failed: some shards could not be made; all others are.
+        Refused: the folder holds pairs made with other settings, or cannot be written to.
+        Failed: some shards could not be made; finished ones stay.
         Stopped: `should_stop` said so.
     """
     plan = plan_generation(config, root)
     create_dataset(root, plan.spec)
     for folder in (root / SHARD_FOLDER, root / ROW_FOLDER):
         remove_stale_temporaries(folder, STALE_SECONDS)
+    size = plan.spec.pairs_per_shard
+    units = [work_unit(index, size, config.pairs.batch_size) for index in plan.missing]
     return make_shards(
-        config, root, plan.spec, plan.missing, workers=workers, report=report, should_stop=should_stop
+        config.teacher,
+        root,
+        plan.spec,
+        units,
+        num_pairs=plan.num_pairs,
+        workers=workers,
+        report=report,
+        should_stop=should_stop,
     )
-
-
-def make_shards(
-    config: GenerateConfig,
-    root: Path,
-    spec: PairSpec,
-    shard_indices: Sequence[int],
-    *,
-    workers: int,
-    report: Report,
-    should_stop: Callable[[], bool],
-) -> GenerationSummary:
-    """Make these shards, on a pool of workers; arguments and errors as in `generate`."""
-    began = time.monotonic()
-    total = len(shard_indices) * spec.pairs_per_shard
-    calls = [(root, spec, config, work_unit(index, spec.pairs_per_shard)) for index in shard_indices]
-    made, failures = 0, list[str]()
-    if calls:
-        report(0, total, "")
-        with pool(min(workers, len(calls))) as running:
-            for future in running.run(make_shard, calls):
-                error = future.exception()
-                if error is None:
-                    made += 1
-                else:
-                    failures.append(str(error) or repr(error))
-                report(made * spec.pairs_per_shard, total, f"{len(failures)} failed" if failures else "")
-                if should_stop():
-                    raise Stopped(f"{made} of {len(calls)} missing shards are made and kept")
-    if failures:
-        raise Failed(
-            f"{len(failures)} of {len(calls)} shards in {root} could not be made, the rest are done. "
-            f"First reason: {failures[0]}. The same command makes what is missing"
-        )
-    return GenerationSummary(made, made * spec.pairs_per_shard, time.monotonic() - began)
 
 
 def repair(
     root: Path,
     teacher_name: str | None = None,
     *,
+    findings: Sequence[Finding] | None = None,
     workers: int,
     report: Report,
-    should_stop: Callable[[], bool],
+    should_stop: ShouldStop,
 ) -> GenerationSummary:
     """Make again every shard that `verify` finds missing or broken, from the settings in dataset.json.
+
+    A damaged shard stays as it is until the new one is made: stopped half-way, the damage is still found.
 
     Args:
         root: the data set's folder.
         teacher_name: where the teacher is found, if not under the name that the data set records.
+        findings: what `verify` just said, if it was asked; else it is asked now.
         workers: as in `generate`.
-        report: as in `generate`.
+        report: called with (pairs made again, pairs to make again, note).
         should_stop: as in `generate`.
 
     Raises:
         Refused: dataset.json itself is damaged, or the teacher is not the one that made the pairs.
         Failed: some shards could not be made again.
     """
-    findings = [finding for finding in verify(root) if finding.kind != "uncommitted"]
-    for finding in findings:
+    found = verify(root) if findings is None else findings
+    damage = [finding for finding in found if finding.kind != "uncommitted"]
+    for finding in damage:
         if finding.kind == "dataset":
             raise Refused(f"{finding.message}; without it nothing can be repaired: put dataset.json back")
     spec = read_spec(root)
-    names = {Path(finding.where).stem for finding in findings if finding.kind != "joined"}
-    rows = [row for name in sorted(names) if (row := _readable_row(root, name))]
-    config = _config_of(spec, teacher_name, rows[0].batch_size if rows else None)
-    if load_teacher(config.teacher.name).sha256 != spec.lineage["teacher"]["sha256"]:
-        raise Refused(f"{config.teacher.name} is not the teacher that made {root}: its weights differ")
-    for name in names:
-        forget(root, name)
-    if any(finding.kind == "joined" for finding in findings):
-        remove(root / JOINED_FILE)
+    teacher = _maker_of(root, spec, teacher_name)
+    names = {Path(finding.where).stem for finding in damage if finding.kind != "joined"}
     indices = sorted(index for name in names if (index := shard_index(name)) is not None)
-    return make_shards(config, root, spec, indices, workers=workers, report=report, should_stop=should_stop)
+    batch_sizes = _batch_sizes(root, spec)
+    for name in names - {shard_name(index) for index in indices}:
+        forget(root, name)
+    if any(finding.kind == "joined" for finding in damage):
+        remove(root / JOINED_FILE)
+    units = [
+        work_unit(index, spec.pairs_per_shard, _nearest(batch_sizes, index), replaces=True)
+        for index in indices
+    ]
+    return make_shards(
+        teacher,
+        root,
+        spec,
+        units,
+        num_pairs=len(units) * spec.pairs_per_shard,
+        workers=workers,
+        report=report,
+        should_stop=should_stop,
+    )
 
 
-def _config_of(spec: PairSpec, teacher_name: str | None, batch_size: int | None) -> GenerateConfig:
-    """The configuration that a data set was made with, as far as its pairs depend on it."""
-    teacher = {key: spec.lineage["teacher"][key] for key in TeacherConfig.model_fields}
-    pairs = {
-        "num_heldout": spec.num_heldout,
-        "pairs_per_shard": spec.pairs_per_shard,
-        "seed": spec.seed,
-        "solver_steps": spec.lineage["flow_map"]["solver_steps"],
-        "noise": spec.noise,
+def _maker_of(root: Path, spec: PairSpec, teacher_name: str | None) -> TeacherConfig:
+    """The teacher that made a data set, where it is now, sampling as it did.
+
+    Raises:
+        Refused: it is not there, or another one is.
+    """
+    made_by = spec.lineage["teacher"]
+    settings = {key: made_by[key] for key in TeacherConfig.model_fields}
+    way = f"`onestep shards repair {root} --teacher FILE` tells where it is"
+    config = TeacherConfig.model_validate(settings | {"name": teacher_name or made_by["name"]})
+    if teacher_name is None:
+        try:
+            resolve(config.name)
+        except Refused as error:
+            raise Refused(f"{root} was made by a teacher that is not here: {error}. {way}") from error
+    loaded = load_teacher(config.name)
+    if loaded.sha256 != made_by["sha256"]:
+        raise Refused(
+            f"{config.name} is not the teacher that made {root}: its sha256 is {loaded.sha256[:12]}, that "
+            f"one's {made_by['sha256'][:12]}; {way}"
+        )
+    return config
+
+
+def _batch_sizes(root: Path, spec: PairSpec) -> dict[int, int]:
+    """The batch size of every shard that is on record, by its place: in its own row, or in the joined table."""
+    rows = dict(_joined_rows(root))
+    for file_name in list_names(root / ROW_FOLDER, ".parquet"):
+        name = Path(file_name).stem
+        if (row := _readable_row(root, name)) is not None:
+            rows[name] = row
+    return {
+        index: row.batch_size
+        for name, row in rows.items()
+        if row.fingerprint == spec.fingerprint and (index := shard_index(name)) is not None
     }
-    if teacher_name is not None:
-        teacher["name"] = teacher_name
-    if batch_size is not None:
-        pairs["batch_size"] = batch_size
-    return GenerateConfig.model_validate({"teacher": teacher, "pairs": pairs})
+
+
+def _nearest(batch_sizes: Mapping[int, int], index: int) -> int:
+    """A shard's batch size; where none is on record, that of the nearest shard, which one command made, likely."""
+    if not batch_sizes:
+        return PairsConfig().batch_size
+    return batch_sizes[min(batch_sizes, key=lambda other: abs(other - index))]
+
+
+def _joined_rows(root: Path) -> Mapping[str, ManifestRow]:
+    try:
+        return read_joined(root)
+    except (Refused, Failed):
+        return {}
 
 
 def _readable_row(root: Path, name: str) -> ManifestRow | None:
     try:
         return read_row(root, name)
-    except Failed:
+    except (Refused, Failed):
         return None

@@ -7,22 +7,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """The job that makes one shard."""
+    """The job that makes one shard.
+
+    Attributes:
+        shard_index: its place in the sequence.
+        first_pair: pair_index of its first pair.
+        num_pairs: pairs in it.
+        batch_size: sequences the teacher makes at once.
+        replaces: take the place of what is there, instead of leaving a shard that is done alone.
+    """
 
     shard_index: int
     first_pair: int
     num_pairs: int
+    batch_size: int
+    replaces: bool = False
 
-    def batches(self, batch_size: int) -> list[range]:
+    def batches(self) -> list[range]:
         """The pair indices of each batch, cut at fixed multiples of `batch_size` inside the shard.
 
         Fixed cuts keep the bytes of a shard the same whoever makes it: matrix products of another shape round
         differently.
         """
         stop = self.first_pair + self.num_pairs
-        return [range(at, min(at + batch_size, stop)) for at in range(self.first_pair, stop, batch_size)]
+        starts = range(self.first_pair, stop, self.batch_size)
+        return [range(start, min(start + self.batch_size, stop)) for start in starts]
 
 
-def work_unit(shard_index: int, pairs_per_shard: int) -> WorkUnit:
+def work_unit(shard_index: int, pairs_per_shard: int, batch_size: int, replaces: bool = False) -> WorkUnit:
     """The unit that makes shard `shard_index`; shards are always full."""
-    return WorkUnit(shard_index, shard_index * pairs_per_shard, pairs_per_shard)
+    return WorkUnit(shard_index, shard_index * pairs_per_shard, pairs_per_shard, batch_size, replaces)

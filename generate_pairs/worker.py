@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from generate_pairs.config import GenerateConfig
+from generate_pairs.config import GenerateConfig, TeacherConfig
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.plan import WorkUnit
 from generate_pairs.teachers.base import Teacher
@@ -30,7 +30,7 @@ from shards.errors import Failed
 from shards.manifest import ManifestRow
 from shards.noise import gaussian_noise
 from shards.record import Pairs, PairSpec, label
-from shards.writer import commit_shard
+from shards.writer import commit_shard, replace_shard
 
 NUM_THREADS = 1
 """Of every worker: sums split over another number of threads round differently, and bytes must not depend on it."""
@@ -58,55 +58,54 @@ class PairMaker:
 
 
 @lru_cache(maxsize=1)
-def pair_maker(config: GenerateConfig, solver_steps: int, sha256: str, device: str) -> PairMaker:
+def pair_maker(config: TeacherConfig, solver_steps: int, sha256: str, device: str) -> PairMaker:
     """Load the teacher once per process.
 
     Raises:
         Failed: this machine's teacher of that name has other weights than the data set was begun with.
     """
-    loaded = load_teacher(config.teacher.name, device, getattr(torch, config.teacher.dtype))
+    loaded = load_teacher(config.name, device, getattr(torch, config.dtype))
     if loaded.sha256 != sha256:
         raise Failed(
-            f"teacher {config.teacher.name} on {socket.gethostname()} has sha256 {loaded.sha256[:12]}, "
+            f"teacher {config.name} on {socket.gethostname()} has sha256 {loaded.sha256[:12]}, "
             f"but this data set is made with {sha256[:12]}: install the same teacher on every worker"
         )
     flow_map = FlowMap(loaded.teacher.codebook_VC.float(), solver_steps)
-    return PairMaker(loaded.teacher, flow_map, sampling_settings(config))
+    return PairMaker(loaded.teacher, flow_map, SamplingSettings.of(config.model_dump()))
 
 
 def sampling_settings(config: GenerateConfig) -> SamplingSettings:
     """The teacher's sampling settings, without its name and dtype."""
-    teacher = config.teacher
-    return SamplingSettings(
-        guidance_scale=teacher.guidance_scale,
-        top_k=teacher.top_k,
-        top_p=teacher.top_p,
-        temperature=teacher.temperature,
-    )
+    return SamplingSettings.of(config.teacher.model_dump())
 
 
 def make_shard(
-    root: Path, spec: PairSpec, config: GenerateConfig, unit: WorkUnit, device: str = "cpu"
+    root: Path, spec: PairSpec, config: TeacherConfig, unit: WorkUnit, device: str = "cpu"
 ) -> ManifestRow:
     """Make and commit one shard; running it twice gives the same bytes.
 
     Returns:
         The row that stands in the manifest: this call's, or the one of whoever committed first.
+
+    Raises:
+        Failed: the teacher here is another one, or the disk is full.
+        Refused: the data set's folder cannot be written to, or holds other pairs.
     """
     with fixed_threads():
         began = time.monotonic()
         maker = pair_maker(
             config, spec.lineage["flow_map"]["solver_steps"], spec.lineage["teacher"]["sha256"], device
         )
-        batches = [maker.make(spec, indices) for indices in unit.batches(config.pairs.batch_size)]
+        batches = [maker.make(spec, indices) for indices in unit.batches()]
         facts = {
             "seconds": time.monotonic() - began,
             "host": socket.gethostname(),
             "device": device_name(device),
-            "batch_size": config.pairs.batch_size,
+            "batch_size": unit.batch_size,
             "versions": f"onestep {version('onestep')}, torch {torch.__version__}, numpy {np.__version__}",
         }
-        return commit_shard(root, spec, unit.shard_index, Pairs.concatenate(batches), facts)
+        commit = replace_shard if unit.replaces else commit_shard
+        return commit(root, spec, unit.shard_index, Pairs.concatenate(batches), facts)
 
 
 def dask_setup(worker: object) -> None:

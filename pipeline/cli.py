@@ -37,7 +37,8 @@ class Onestep(click.Group):
         try:
             refuse_foreign_packages()
             return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            # click ends these itself; a reader that had enough, as in `| head`, is no failure to tell.
             raise
         except (Exception, KeyboardInterrupt) as error:  # the last stop of every failure there is
             if ctx.params["debug"]:

@@ -48,17 +48,18 @@ def command(
     from pipeline.config import compose, to_toml
     from pipeline.progress import duration, progress
     from pipeline.signals import stopping
-    from shards.manifest import Manifest
+    from shards.manifest import Manifest, refuse_other_spec
 
     config = compose(preset, overrides(settings, {"train.num_steps": num_steps}))
     view = Manifest.open(pairs).view(size)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
-    from distill.trainer import train, training_plan
-    from generate_pairs.driver import plan_generation
+    from distill.trainer import refuse_training, train, training_plan
+    from generate_pairs.driver import pair_spec
+    from generate_pairs.teachers.checkpoints import load_teacher
 
-    # Planning refuses pairs that these settings would not make.
-    plan_generation(config.generate, pairs)
+    refuse_other_spec(pairs, pair_spec(config.generate, load_teacher(config.teacher.name)))
     if dry_run:
+        refuse_training(config.distill, pairs, out, size)
         click.echo(to_toml(config))
         click.echo("\n".join(training_plan(config.distill, view.size)))
         return
@@ -67,4 +68,5 @@ def command(
             config.distill, config.teacher.name, pairs, out, size=size, report=report, should_stop=should_stop
         )
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
-    click.echo(f"{out}: {trained.num_steps:,} steps in {duration(trained.seconds)}; {metrics}")
+    outcome = f"{trained.num_steps:,} steps in {duration(trained.seconds)}"
+    click.echo(f"{out}: {'; '.join(filter(None, [outcome, metrics]))}")

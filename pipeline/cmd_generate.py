@@ -53,8 +53,9 @@ def command(
 
     config = compose(preset, overrides(settings, {"pairs.num_pairs": num_pairs}))
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
-    from generate_pairs.driver import generate, plan_generation
+    from generate_pairs.driver import generate, plan_generation, refuse_fewer_pairs
 
+    refuse_fewer_pairs(config.generate, out)
     if dry_run:
         click.echo(to_toml(config))
         click.echo("\n".join(plan_generation(config.generate, out).lines()))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.options import FolderPath, comma_separated
+from pipeline.options import MAX_SEED, FolderPath, comma_separated
 
 IMAGES_PER_LABEL = 8
 
@@ -27,14 +27,19 @@ IMAGES_PER_LABEL = 8
     help=f"Images in all.  [default: {IMAGES_PER_LABEL} of each label]",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S", help="Of the noise."
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    show_default=True,
+    metavar="S",
+    help="Of the noise.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE-OR-DIR",
-    help="A name that ends in .png gets one grid, any other becomes a folder of images.",
+    help="A name that ends in .png gets one grid, one without an ending becomes a folder of images.",
 )
 def command(
     student: Path,
@@ -57,7 +62,7 @@ def command(
     """
     if steps is not None and timesteps is not None:
         raise click.UsageError("--steps and --timesteps say the same thing in two ways: give one of them")
-
+    refuse_other_endings(out)
     refuse_missing_export(student)
     import numpy as np
     import torch
@@ -65,19 +70,34 @@ def command(
     from distill.images import image_grid, save_images, save_png
     from distill.sampler import sample_images
     from distill.student import Student
+    from distill.trainer import refuse_unwritable
 
     loaded = Student.from_pretrained(student)
     passes = timesteps or first_timesteps(loaded.timesteps, steps or 1)
     classes = labels or tuple(range(loaded.num_classes))
     drawn = np.resize(np.array(classes, dtype=np.int64), num_images or IMAGES_PER_LABEL * len(classes))
+    refuse_unwritable(out.parent if out.suffix else out)
     batches = sample_images(loaded, drawn, seed, passes)
-    if out.suffix == ".png":
+    if out.suffix:
         images = torch.cat([batch.images_BIHW for batch in batches])
         save_png(image_grid(images, columns=len(classes) if len(classes) > 1 else IMAGES_PER_LABEL), out)
     else:
         for batch in batches:
             save_images(out, batch.images_BIHW, batch.first)
     click.echo(f"{out}: {len(drawn):,} images, timesteps {','.join(map(str, passes))}, seed {seed}")
+
+
+def refuse_other_endings(out: Path) -> None:
+    """Stops before a folder is made where a picture was meant.
+
+    Raises:
+        click.BadParameter: a name with another ending than .png, or a folder with this one.
+    """
+    ways = "a name that ends in .png gets one grid, one without an ending becomes a folder of images"
+    if out.suffix not in ("", ".png"):
+        raise click.BadParameter(f"{out} ends in {out.suffix}: {ways}", param_hint="--out")
+    if out.suffix and out.is_dir():
+        raise click.BadParameter(f"{out} is a folder: {ways}", param_hint="--out")
 
 
 def refuse_missing_export(folder: Path) -> None:

@@ -25,9 +25,9 @@ def command() -> None:
 @pairs_argument
 def info(pairs: Path) -> None:
     """Show totals, lineage and rate of the data set PAIRS."""
-    from pipeline.fields import flat
     from pipeline.results import PairStatistics
     from pipeline.summary import pairs_line
+    from shards.dotted import flat
     from shards.manifest import Manifest
 
     manifest = Manifest.open(pairs)
@@ -54,10 +54,12 @@ def verify(pairs: Path) -> None:
     Exit code 1 if anything in PAIRS is. A shard whose writer was stopped before it was committed is told,
     too, but is no damage.
     """
+    from pipeline.progress import progress
     from shards.errors import Failed
     from shards.verify import verify as findings_of
 
-    findings = findings_of(pairs)
+    with progress("verify", "shards") as report:
+        findings = findings_of(pairs, report)
     for finding in findings:
         told = finding.message if finding.where in finding.message else f"{finding.where}: {finding.message}"
         click.echo(f"{finding.kind}: {told}")
@@ -84,9 +86,17 @@ def repair(pairs: Path, teacher: str | None, workers: int | None) -> None:
     from generate_pairs.driver import repair as make_again
     from pipeline.progress import progress
     from pipeline.signals import stopping
+    from shards.verify import verify as findings_of
 
+    with progress("verify", "shards") as report:
+        findings = findings_of(pairs, report)
     with stopping() as should_stop, progress("repair", "pairs") as report:
         made = make_again(
-            pairs, teacher, workers=number_of_workers(workers), report=report, should_stop=should_stop
+            pairs,
+            teacher,
+            findings=findings,
+            workers=number_of_workers(workers),
+            report=report,
+            should_stop=should_stop,
         )
     click.echo(f"{pairs}: {made.num_shards_made:,} shards made again")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from pipeline.options import MAX_SEED
+
 EMBEDDED = ("digits", "digits-var")
 
 
@@ -45,13 +47,26 @@ def list_teachers() -> None:
     help="A .safetensors file.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="S", help="Of everything."
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    show_default=True,
+    metavar="S",
+    help="Of everything.",
 )
 def train_teacher(name: str, out: Path, seed: int) -> None:
-    """Train an embedded teacher on handwritten digits, tokenizer and all, in minutes on one core."""
+    """Train an embedded teacher on handwritten digits, tokenizer and all, in minutes on one core.
+
+    FILE is written at the end: a training that was stopped begins again.
+    """
+    if out.suffix != ".safetensors":
+        raise click.BadParameter(f"{out} must end in .safetensors", param_hint="--out")
+    from distill.trainer import refuse_unwritable
     from generate_pairs.teachers.embedded.train import train_teacher as train
     from pipeline.progress import progress
+    from pipeline.signals import all_or_nothing
 
-    with progress(name, "steps") as report:
+    refuse_unwritable(out.parent)
+    with all_or_nothing(), progress(name, "steps") as report:
         train(name, out, seed, report)
     click.echo(f"{out}: use it as --set teacher.name={out}")

@@ -126,6 +126,8 @@ def _read(preset: str) -> dict[str, Any]:
             text = Path(preset).read_text("utf-8")
         except FileNotFoundError as error:
             raise Refused(f"there is no preset file {preset}") from error
+        except OSError as error:
+            raise Refused(f"cannot read the preset file {preset}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise Refused(f"{preset} is not TOML: it is not UTF-8 text") from error
         return parse_toml(text, preset)

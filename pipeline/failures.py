@@ -36,7 +36,8 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
     from shards.errors import Failed, Refused
 
     if isinstance(error, StoppedBySignal):
-        return f"stopped: {str(error).rstrip('.')}. Go on with: {command}", error.exit_code
+        way = "Go on with" if error.resumable else "Begin again with"
+        return f"stopped: {str(error).rstrip('.')}. {way}: {command}", error.exit_code
     if isinstance(error, Refused):
         return str(error), REFUSED
     if isinstance(error, Failed):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+_LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "pattern": "matching"}
+"""The attributes that carry a field's limits, whatever classes pydantic keeps them in."""
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -23,14 +25,6 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
             yield f"{prefix}{name}", field
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
-
-
 def nearest(word: str, words: Sequence[str]) -> str | None:
     """The word most like the given one; a key's last part counts as much as the whole key."""
     by_end = {candidate.rpartition(".")[2]: candidate for candidate in words}
@@ -40,8 +34,8 @@ def nearest(word: str, words: Sequence[str]) -> str | None:
 
 
 def is_list(annotation: Any) -> bool:
-    """Whether a field of this type holds several values."""
-    return get_origin(annotation) is tuple
+    """Whether a field of this type holds several values, also where it may be left to a default."""
+    return any(get_origin(option) is tuple for option in (annotation, *get_args(annotation)))
 
 
 def kind(annotation: Any) -> str:
@@ -62,20 +56,12 @@ def kind(annotation: Any) -> str:
 
 def bounds(field: FieldInfo) -> str:
     """A field's range in words, as in `above 0, at most 1`; empty where everything goes."""
-    parts = []
-    for rule in field.metadata:
-        match rule:
-            case Gt(gt=limit):
-                parts.append(f"above {limit}")
-            case Ge(ge=limit):
-                parts.append(f"at least {limit}")
-            case Lt(lt=limit):
-                parts.append(f"below {limit}")
-            case Le(le=limit):
-                parts.append(f"at most {limit}")
-            case _ if pattern := getattr(rule, "pattern", None):
-                parts.append(f"matching {pattern}")
-    return ", ".join(parts)
+    return ", ".join(
+        f"{words} {limit}"
+        for rule in field.metadata
+        for name, words in _LIMITS.items()
+        if (limit := getattr(rule, name, None)) is not None
+    )
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel] | None = None) -> str:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+MAX_SEED = 2**63 - 1
+"""Seeds are whole numbers of 64 bits with a sign, as in the settings."""
+
 FolderPath = click.Path(file_okay=False, path_type=Path)
 
 preset_argument = click.argument("preset")

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-Report = Callable[[int, int, str], None]
+from shards.reporting import Report
 
 FIRST_LINE_SECONDS = 5.0
 LINE_INTERVAL_SECONDS = 10.0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from pipeline.config import to_toml
 from pipeline.curves import training_curves
@@ -70,7 +69,7 @@ def render(results: Results) -> str:
         pictures=[picture(path) for path in results.samples],
         table=evaluation_table(results.rows),
         evaluation=results.evaluation,
-        curves=[Markup(curve) for curve in training_curves(results.metrics)],
+        curves=training_curves(results.metrics),
         facts=facts(results),
         config=to_toml(results.config),
         environment=results.environment,

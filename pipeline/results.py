@@ -11,8 +11,9 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.run_dir import RunDir
+from shards.errors import Refused
 from shards.manifest import Manifest
-from shards.storage import commit_bytes
+from shards.storage import commit_bytes, read_bytes
 
 Row = Mapping[str, Any]
 
@@ -89,13 +90,25 @@ def read_results(run_dir: RunDir) -> Results:
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """The numeric columns of the training log, missing values as NaN; empty where there is no log."""
+    """The numeric columns of the training log, missing values as NaN; empty where there is no log.
+
+    Raises:
+        Refused: it is damaged.
+    """
     if not path.is_file():
         return {}
     import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(path)
+    try:
+        # Without pyarrow's thread pools: one that still runs can abort the process at its exit.
+        table = pyarrow.parquet.read_table(
+            pyarrow.BufferReader(read_bytes(path)), use_threads=False, pre_buffer=False
+        )
+    except (pyarrow.ArrowException, OSError) as error:
+        raise Refused(
+            f"{path} is damaged: delete it; `onestep run` joins it again from student/metrics"
+        ) from error
     numeric = [
         field.name
         for field in table.schema
@@ -107,11 +120,16 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
     }
 
 
-def add_seconds(path: Path, phase: str, seconds: float) -> None:
-    """Add a phase's wall time to what earlier runs of the same command took."""
-    before = json.loads(path.read_bytes()) if path.is_file() else {}
+def add_seconds(run_dir: RunDir, phase: str, seconds: float) -> None:
+    """Add a phase's wall time to what earlier runs of the same command took.
+
+    Raises:
+        Refused: seconds.json is damaged, or cannot be written.
+        Failed: the disk is full.
+    """
+    before = run_dir.read_json(run_dir.seconds)
     after = {**before, phase: round(before.get(phase, 0.0) + seconds, 3)}
-    commit_bytes(path, (json.dumps(after, indent=2) + "\n").encode())
+    commit_bytes(run_dir.seconds, (json.dumps(after, indent=2) + "\n").encode())
 
 
 def seconds_per_image(row: Row, batch_size: int = 1) -> float | None:

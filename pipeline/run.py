@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distill.checkpoint import refuse_other_training
+from distill.checks import check_distillation
 from distill.evaluation import evaluate
 from distill.metrics import join_metrics
 from distill.trainer import train, training_plan
-from generate_pairs.driver import generate, plan_generation
+from generate_pairs.driver import GenerationPlan, generate, plan_generation
+from generate_pairs.teachers.base import TokenLayout
 from pipeline.config import RunConfig
-from pipeline.progress import Report, progress
+from pipeline.progress import progress
 from pipeline.report import write_report
 from pipeline.results import add_seconds, read_results
 from pipeline.run_dir import RunDir, check, claim
 from pipeline.signals import stopping
 from pipeline.summary import summary_lines
+from shards.errors import Failed, Refused
+from shards.reporting import Report, ShouldStop
 
 
 def plan(config: RunConfig, out: Path) -> list[str]:
@@ -27,9 +31,7 @@ def plan(config: RunConfig, out: Path) -> list[str]:
     Raises:
         Refused: the folder holds another run, or a setting asks for what is not there.
     """
-    run_dir = check(out, config)
-    refuse_other_training(run_dir.checkpoints, {"pairs": config.pairs.num_pairs})
-    generation = plan_generation(config.generate, run_dir.pairs)
+    run_dir, generation = _checked(config, out)
     lines = [f"pairs into {run_dir.pairs}:", *_indented(generation.lines())]
     lines += [
         f"student into {run_dir.student}:",
@@ -59,8 +61,7 @@ def run(config: RunConfig, out: Path, *, workers: int) -> list[str]:
         Failed: something broke on the way; what was finished is kept.
         Stopped: a signal asked for it; what was finished is kept.
     """
-    # More pairs may be made as long as no student has begun to learn from fewer.
-    refuse_other_training(check(out, config).checkpoints, {"pairs": config.pairs.num_pairs})
+    _checked(config, out)
     run_dir = claim(out, config)
     with stopping() as should_stop:
         with _phase(run_dir, "pairs", "pairs") as report:
@@ -82,7 +83,7 @@ def run(config: RunConfig, out: Path, *, workers: int) -> list[str]:
     return summary_lines(read_results(run_dir))
 
 
-def judge(run_dir: RunDir, config: RunConfig, should_stop: Callable[[], bool]) -> None:
+def judge(run_dir: RunDir, config: RunConfig, should_stop: ShouldStop) -> None:
     """Evaluate a run's student into evaluation.json and samples/."""
     with _phase(run_dir, "evaluation", "methods") as report:
         evaluate(
@@ -104,6 +105,40 @@ def evaluation_is_current(run_dir: RunDir, config: RunConfig) -> bool:
     return student is not None and all(judged.get(key) == value for key, value in asked.items())
 
 
+def _checked(config: RunConfig, out: Path) -> tuple[RunDir, GenerationPlan]:
+    """Everything that a run can be refused for, before it claims its folder; writes nothing.
+
+    Raises:
+        Refused: as `run`.
+    """
+    run_dir = check(out, config)
+    # Damage in what the end of the run reads should be told now, not after the work.
+    for path in (run_dir.environment, run_dir.evaluation, run_dir.seconds):
+        run_dir.read_json(path)
+    _refuse_other_size(run_dir, config.pairs.num_pairs)
+    generation = plan_generation(config.generate, run_dir.pairs)
+    spec = generation.spec
+    check_distillation(config.distill, TokenLayout(spec.tokens_per_step), spec.num_heldout)
+    return run_dir, generation
+
+
+def _refuse_other_size(run_dir: RunDir, num_pairs: int) -> None:
+    """More pairs may be made only as long as no student has begun to learn from fewer.
+
+    Raises:
+        Refused: one has.
+    """
+    mark = refuse_other_training(run_dir.checkpoints, {})
+    there = num_pairs if mark is None else mark["identity"]["pairs"]
+    if there != num_pairs:
+        raise Refused(
+            f"pairs.num_pairs: there {there}, asked {num_pairs}: the student in {run_dir.student} has begun to "
+            f"learn from {there:,} pairs. Ask for that many to go on with it. For another student of more, make "
+            f"them with `onestep generate {run_dir.config} --out {run_dir.pairs} --num-pairs {num_pairs}`, then "
+            f"`onestep distill {run_dir.config} --pairs {run_dir.pairs} --out` another folder"
+        )
+
+
 @contextmanager
 def _phase(run_dir: RunDir, name: str, unit: str) -> Iterator[Report]:
     """A phase with its progress shown and its time added up, also when it stops half-way."""
@@ -111,8 +146,12 @@ def _phase(run_dir: RunDir, name: str, unit: str) -> Iterator[Report]:
     try:
         with progress(name, unit) as report:
             yield report
-    finally:
-        add_seconds(run_dir.seconds, name, time.monotonic() - began)
+    except BaseException:
+        # What stopped the phase is what a person must hear, and a full disk refuses this file, too.
+        with suppress(Failed, Refused):
+            add_seconds(run_dir, name, time.monotonic() - began)
+        raise
+    add_seconds(run_dir, name, time.monotonic() - began)
 
 
 def _indented(lines: list[str]) -> list[str]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig, parse_toml, to_toml, validated
-from pipeline.fields import flat, leaves
+from pipeline.fields import leaves
 from pipeline.installation import version
+from shards.dotted import flat
 from shards.errors import Refused
 from shards.settings import FREE, UPWARD
 from shards.storage import commit_bytes, read_bytes
@@ -93,8 +94,20 @@ class RunDir:
         return validated(parse_toml(read_bytes(self.config).decode(), origin), origin)
 
     def read_json(self, path: Path) -> dict[str, Any]:
-        """One of the run's JSON files, empty where it is not there yet."""
-        return json.loads(read_bytes(path)) if path.is_file() else {}
+        """One of the run's JSON files, empty where it is not there yet.
+
+        Raises:
+            Refused: it is damaged; everything that is read here can be made again.
+        """
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(read_bytes(path))
+        except ValueError as error:
+            raise Refused(_damaged(path)) from error
+        if not isinstance(content, dict):
+            raise Refused(_damaged(path))
+        return content
 
 
 def check(out: Path, config: RunConfig) -> RunDir:
@@ -127,8 +140,11 @@ def claim(out: Path, config: RunConfig) -> RunDir:
     """
     run_dir = check(out, config)
     content = to_toml(config).encode()
-    if not run_dir.config.is_file() or read_bytes(run_dir.config) != content:
-        commit_bytes(run_dir.config, content)
+    if not commit_bytes(run_dir.config, content, exclusive=True):
+        # A run is there, and may have begun since the check: who was first, those settings stand.
+        check(out, config)
+        if read_bytes(run_dir.config) != content:
+            commit_bytes(run_dir.config, content)
     if not run_dir.environment.is_file():
         commit_bytes(run_dir.environment, (json.dumps(environment(), indent=2) + "\n").encode())
     return run_dir
@@ -157,6 +173,10 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
     }
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is damaged: delete it and give the same command again"
 
 
 def _is_strange(entry: Path) -> bool:

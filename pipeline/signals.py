@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from shards.errors import Stopped
+from shards.reporting import ShouldStop
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StoppedBySignal(Stopped):
-    """Stopped with everything saved, and by which signal."""
+    """Stopped by which signal, and whether the same command goes on from there or begins anew."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str, signal_number: int, *, resumable: bool = True) -> None:
         super().__init__(message)
         self.exit_code = 130 if signal_number == signal.SIGINT else 143
+        self.resumable = resumable
 
 
 class _Request:
@@ -37,7 +39,7 @@ class _Request:
 
 
 @contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
+def stopping() -> Iterator[ShouldStop]:
     """Turns SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs.
 
     Yields:
@@ -56,3 +58,17 @@ def stopping() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """For a command that writes once, at its end: Ctrl-C inside the block says that nothing is kept.
+
+    Raises:
+        StoppedBySignal: SIGINT came.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        message = "nothing is kept, this command writes at its end only"
+        raise StoppedBySignal(message, signal.SIGINT, resumable=False) from interrupt

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from shards.dotted import flat
 from shards.errors import Failed, Refused
-from shards.record import PairSpec
+from shards.record import PairSpec, without_names
 from shards.rows import (
     ROW_FOLDER,
     ManifestRow,
@@ -42,14 +41,14 @@ def create_dataset(root: Path | str, spec: PairSpec) -> None:
 
 
 def refuse_other_spec(root: Path | str, spec: PairSpec) -> None:
-    """Confirms that the data set that is there has this spec; writes nothing.
+    """Confirms that the data set that is there has this spec, whatever its names; writes nothing.
 
     Raises:
         Refused: it has another one; names every key that differs as `there -> asked`.
     """
-    there = _flat(read_spec(root).to_json())
+    there = flat(without_names(read_spec(root).to_json()))
     # Through JSON, so that a tuple is the list that was read back.
-    wanted = _flat(json.loads(json.dumps(spec.to_json())))
+    wanted = flat(without_names(json.loads(json.dumps(spec.to_json()))))
     absent = object()
     differing = [
         f"{key}: {there.get(key, 'nothing')!r} -> {wanted.get(key, 'nothing')!r}"
@@ -213,12 +212,3 @@ class Manifest:
             if row.first_pair < first + size and row.first_pair + row.num_pairs > first
         )
         return View(first, size, self.spec, tuple(rows))
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted paths."""
-    leaves: dict[str, Any] = {}
-    for key, value in content.items():
-        nested = isinstance(value, Mapping) and value
-        leaves |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return leaves

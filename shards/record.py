@@ -30,13 +30,23 @@ def label(pair_index: PairIndex, num_classes: int) -> PairIndex:
     return pair_index % num_classes
 
 
+def without_names(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """A lineage without its keys `name`, at any depth: all of it that determines a pair."""
+    return {
+        key: without_names(value) if isinstance(value, Mapping) else value
+        for key, value in lineage.items()
+        if key != "name"
+    }
+
+
 @dataclass(frozen=True)
 class PairSpec:
     """Everything that the pairs of one data set have in common.
 
     Attributes:
         lineage: JSON-able record of all that determines a pair besides its index and the fields below
-            (weights, settings, flow map, dtype).
+            (weights, settings, flow map, dtype). What it holds under a key `name` is for people: it determines
+            nothing.
         tokens_per_step: tokens that each AR step makes; their sum is L.
         vocab_size: V, rows of the codebook.
         codebook_dim: C, numbers in a row.
@@ -105,11 +115,12 @@ class PairSpec:
     def fingerprint(self) -> str:
         """sha256 (hex) of all that determines a pair; data sets of different fingerprints never mix.
 
-        How pairs are kept (num_heldout, pairs_per_shard, noise) is not part of it.
+        How pairs are kept (num_heldout, pairs_per_shard, noise) is not part of it, nor is any name in the
+        lineage: the same weights under another name make the same pairs.
         """
         content = {
             "schema_version": SCHEMA_VERSION,
-            "lineage": self.lineage,
+            "lineage": without_names(self.lineage),
             "seed": self.seed,
             "tokens_per_step": self.tokens_per_step,
             "V": self.vocab_size,

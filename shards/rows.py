@@ -89,6 +89,13 @@ def write_row(root: Path | str, row: ManifestRow) -> bool:
     return commit_bytes(row_path(root, row.shard), _to_parquet([row]), exclusive=True)
 
 
+def replace_row(root: Path | str, row: ManifestRow) -> None:
+    """Commits a shard's row in place of whatever stands there."""
+    # The joined table first: it would go on vouching for the old row.
+    remove(Path(root) / JOINED_FILE)
+    commit_bytes(row_path(root, row.shard), _to_parquet([row]))
+
+
 def read_row(root: Path | str, name: str) -> ManifestRow | None:
     """The committed row of a shard, None where there is none.
 
@@ -166,7 +173,10 @@ def _from_parquet(path: Path) -> list[ManifestRow]:
 
     data = read_bytes(path)
     try:
+        # Without threads: a pool still at work when the process ends can abort it.
         reader = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=True)
-        return [ManifestRow(**row) for row in reader.read(columns=list(_COLUMNS)).to_pylist()]
+        return [
+            ManifestRow(**row) for row in reader.read(columns=list(_COLUMNS), use_threads=False).to_pylist()
+        ]
     except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
         raise Failed(f"{path} is not a readable table of shards: {error}") from error

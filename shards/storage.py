@@ -41,7 +41,7 @@ def commit_bytes(path: Path, data: bytes, exclusive: bool = False) -> bool:
         Refused: the place cannot be written to.
         Failed: the disk is full, or broke.
     """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+    temporary = _temporary(path)
     with _explained("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -72,6 +72,29 @@ def remove(path: Path) -> bool:
             return False
         _sync_folder(path.parent)
     return True
+
+
+def take_away(path: Path) -> bytes | None:
+    """Removes a file and returns what it held, None where there was none; of several who ask one gets it."""
+    aside = _temporary(path)
+    with _explained("remove", path):
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            return None
+        data = aside.read_bytes()
+        os.unlink(aside)
+    return data
+
+
+def holds(path: Path, sha256: str) -> bool:
+    """Whether there is a file of this name and its content has this sha256 (hex)."""
+    with _explained("read", path):
+        try:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        except FileNotFoundError:
+            return False
 
 
 def read_bytes(path: Path) -> bytes:
@@ -122,6 +145,11 @@ def remove_stale_temporaries(folder: Path, older_than_seconds: float) -> int:
                 path.unlink()
                 removed += 1
     return removed
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nobody else uses and nobody takes for a finished file."""
+    return path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
 
 
 def _sync_folder(folder: Path) -> None:

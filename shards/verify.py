@@ -13,6 +13,7 @@ from shards.manifest import DATASET_FILE, read_spec
 from shards.noise import gaussian_noise
 from shards.reader import read_shard
 from shards.record import PairSpec, label
+from shards.reporting import Report
 from shards.rows import (
     JOINED_FILE,
     ROW_FOLDER,
@@ -48,8 +49,12 @@ class Finding:
     message: str
 
 
-def verify(root: Path | str) -> list[Finding]:
+def verify(root: Path | str, report: Report | None = None) -> list[Finding]:
     """Everything wrong with a data set, by shard.
+
+    Args:
+        root: the data set's folder.
+        report: called with (shards looked at, shards in all, note).
 
     Raises:
         Refused: there is no data set at `root`.
@@ -61,33 +66,41 @@ def verify(root: Path | str) -> list[Finding]:
         spec = read_spec(root)
     except (Refused, Failed) as error:
         return [Finding("dataset", str(root / DATASET_FILE), str(error))]
-    return list(_findings(root, spec))
-
-
-def _findings(root: Path, spec: PairSpec) -> Iterator[Finding]:
-    committed = {Path(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")}
-    tars = {Path(name).stem for name in list_names(root / SHARD_FOLDER, ".tar")}
-    last = max((index for name in committed if (index := shard_index(name)) is not None), default=-1)
-    expected = {shard_name(index) for index in range(last + 1)}
+    findings: list[Finding] = []
     joined: dict[str, ManifestRow] = {}
     try:
         joined = read_joined(root)
     except (Refused, Failed) as error:
-        yield Finding("joined", str(root / JOINED_FILE), str(error))
-    for name in sorted(expected | committed | tars | joined.keys()):
+        findings.append(Finding("joined", str(root / JOINED_FILE), str(error)))
+    committed = {Path(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")}
+    tars = {Path(name).stem for name in list_names(root / SHARD_FOLDER, ".tar")}
+    last = max((index for name in committed if (index := shard_index(name)) is not None), default=-1)
+    expected = {shard_name(index) for index in range(last + 1)}
+    names = sorted(expected | committed | tars | joined.keys())
+    for done, name in enumerate(names, start=1):
         if name in committed:
-            yield from _shard_findings(root, spec, name, joined.get(name))
-            continue
-        if name in joined:
-            yield Finding(
-                "joined", str(root / JOINED_FILE), f"holds {name}, which has no row of its own; delete it"
-            )
-        if name in expected:
-            message = "there is no row of this shard though there are rows of later ones"
-            yield Finding("missing", str(row_path(root, name)), message)
-        if name in tars:
-            message = "no row stands for this file: its writer was killed, or is still at work"
-            yield Finding("uncommitted", str(shard_path(root, name)), message)
+            findings += _shard_findings(root, spec, name, joined.get(name))
+        else:
+            findings += _rowless_findings(root, name, name in joined, name in expected, name in tars)
+        if report is not None:
+            report(done, len(names), f"{len(findings)} found" if findings else "")
+    return findings
+
+
+def _rowless_findings(
+    root: Path, name: str, in_joined: bool, expected: bool, has_tar: bool
+) -> Iterator[Finding]:
+    """What there is to say of a shard that has no row of its own."""
+    if in_joined:
+        yield Finding(
+            "joined", str(root / JOINED_FILE), f"holds {name}, which has no row of its own; delete it"
+        )
+    if expected:
+        message = "there is no row of this shard though there are rows of later ones"
+        yield Finding("missing", str(row_path(root, name)), message)
+    if has_tar:
+        message = "no row stands for this file: its writer was killed, or is still at work"
+        yield Finding("uncommitted", str(shard_path(root, name)), message)
 
 
 def _shard_findings(root: Path, spec: PairSpec, name: str, joined: ManifestRow | None) -> Iterator[Finding]:

@@ -12,8 +12,16 @@ import numpy as np
 from shards.errors import Failed, Refused
 from shards.layout import TAR_MODE, TAR_OWNER
 from shards.record import Pairs, PairSpec, check_pairs, encode_pair
-from shards.rows import ManifestRow, read_row, row_problem, shard_name, shard_path, write_row
-from shards.storage import commit_bytes, read_bytes, sha256_bytes, sha256_file
+from shards.rows import (
+    ManifestRow,
+    read_row,
+    replace_row,
+    row_problem,
+    shard_name,
+    shard_path,
+    write_row,
+)
+from shards.storage import commit_bytes, holds, sha256_bytes, take_away
 
 
 def shard_bytes(spec: PairSpec, pairs: Pairs) -> bytes:
@@ -41,8 +49,8 @@ def commit_shard(
 ) -> ManifestRow:
     """Commits a shard's tar and then its row, in this order: a row never stands without its tar.
 
-    Killed anywhere, the same call completes it. Of two writers of one shard the first row wins, and the
-    other's work is discarded.
+    Killed anywhere, the same call completes it. Of several writers of one shard the first row wins, and the
+    others' work is discarded.
 
     Args:
         root: the data set's folder.
@@ -58,10 +66,44 @@ def commit_shard(
         Failed: pairs that are not this shard's, or a disk that is full.
         Refused: the place cannot be written to, or holds other pairs.
     """
+    if (winner := _committed(root, spec, shard_name(shard_index))) is not None:
+        return winner
+    data, row = _shard_and_row(spec, shard_index, pairs, row_extras)
+    displaced = _put_tar(root, spec, row, data)
+    committed = row if write_row(root, row) else _committed(root, spec, row.shard)
+    if committed is None:
+        raise Failed(
+            f"the row of {row.shard} in {root} was taken away while it was written; "
+            "run the same command again"
+        )
+    # Whoever wrote the row and whoever displaced its tar look again: one of them comes last.
+    path = shard_path(root, row.shard)
+    theirs = displaced | {row.sha256: data}
+    if committed.sha256 in theirs and not holds(path, committed.sha256):
+        commit_bytes(path, theirs[committed.sha256])
+    return committed
+
+
+def replace_shard(
+    root: Path | str, spec: PairSpec, shard_index: int, pairs: Pairs, row_extras: Mapping[str, Any]
+) -> ManifestRow:
+    """Puts a shard and its row in place of what is there: how a damaged one is mended.
+
+    At no moment is the shard without a row: killed anywhere, it is still found damaged, or it is whole.
+    Arguments and errors are those of `commit_shard`; the row returned is always the new one.
+    """
+    data, row = _shard_and_row(spec, shard_index, pairs, row_extras)
+    commit_bytes(shard_path(root, row.shard), data)
+    replace_row(root, row)
+    return row
+
+
+def _shard_and_row(
+    spec: PairSpec, shard_index: int, pairs: Pairs, row_extras: Mapping[str, Any]
+) -> tuple[bytes, ManifestRow]:
+    """The bytes of a shard's tar, and the row that vouches for them."""
     name = shard_name(shard_index)
     first_pair = shard_index * spec.pairs_per_shard
-    if (winner := _committed(root, spec, name)) is not None:
-        return winner
     if not np.array_equal(pairs.index_B, np.arange(first_pair, first_pair + spec.pairs_per_shard)):
         raise Failed(
             f"{name} must hold the pairs {first_pair} .. {first_pair + spec.pairs_per_shard - 1} in order"
@@ -76,26 +118,23 @@ def commit_shard(
         fingerprint=spec.fingerprint,
         **row_extras,
     )
-    path = shard_path(root, name)
-    displaced = None
-    if not commit_bytes(path, data, exclusive=True):
+    return data, row
+
+
+def _put_tar(root: Path | str, spec: PairSpec, row: ManifestRow, data: bytes) -> dict[str, bytes]:
+    """Puts a tar under its name, unless a rival's row is there first; what had to give way, by its sha256.
+
+    What gives way is taken rather than overwritten: should its writer turn out to have won, it can be put back.
+    """
+    path = shard_path(root, row.shard)
+    displaced: dict[str, bytes] = {}
+    while not commit_bytes(path, data, exclusive=True):
         # A killed writer's tar, or a living rival's: of the same bytes, unless its device computes otherwise.
-        displaced = read_bytes(path)
-        if (winner := _committed(root, spec, name)) is not None:
-            return winner
-        if displaced != data:
-            commit_bytes(path, data)
-    if write_row(root, row):
-        return row
-    winner = _committed(root, spec, name)
-    if winner is None:
-        raise Failed(
-            f"the row of {name} in {root} was taken away while it was written; run the same command again"
-        )
-    if displaced is not None and winner.sha256 == sha256_bytes(displaced) != sha256_file(path):
-        # The rival committed its row between this writer's look and its replacing the tar.
-        commit_bytes(path, displaced)
-    return winner
+        if holds(path, row.sha256) or _committed(root, spec, row.shard) is not None:
+            break
+        if (content := take_away(path)) is not None:
+            displaced[sha256_bytes(content)] = content
+    return displaced
 
 
 def _committed(root: Path | str, spec: PairSpec, name: str) -> ManifestRow | None:

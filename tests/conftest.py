@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,7 @@ def teacher_path(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_teacher(family, tmp_path_factory.mktemp("teacher") / f"{family}.safetensors")
 
 
-def generate_config(teacher: Path, **pairs: object) -> GenerateConfig:
-    """32 held-out and 96 training pairs in shards of 32, unless told otherwise."""
+def asked_of(teacher: Path, *, guidance_scale: float = 1.5, **pairs: object) -> GenerateConfig:
     settings = {
         "num_pairs": 96,
         "pairs_per_shard": 32,
@@ -96,14 +96,23 @@ def generate_config(teacher: Path, **pairs: object) -> GenerateConfig:
         "seed": 3,
         "solver_steps": 16,
     } | pairs
-    scale = 1.5
     return GenerateConfig.model_validate(
-        {"teacher": {"name": str(teacher), "guidance_scale": scale}, "pairs": settings}
+        {"teacher": {"name": str(teacher), "guidance_scale": guidance_scale}, "pairs": settings}
     )
 
 
 @pytest.fixture(scope="session")
-def pairs_root(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generate_config() -> Callable[..., GenerateConfig]:
+    """Makes settings for a teacher's file: 32 held-out and 96 training pairs in shards of 32, unless told otherwise."""
+    return asked_of
+
+
+@pytest.fixture(scope="session")
+def pairs_root(
+    teacher_path: Path,
+    generate_config: Callable[..., GenerateConfig],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     root = tmp_path_factory.mktemp("made") / "pairs"
     generate(
         generate_config(teacher_path), root, workers=0, report=lambda *_: None, should_stop=lambda: False

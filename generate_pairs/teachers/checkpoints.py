@@ -87,10 +87,10 @@ def resolve(name: str) -> Path:
             return path
     known = [*embedded_names(), *sorted(p.stem for p in imported_folder().glob("*.safetensors"))]
     nearest = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]}?" if nearest else "."
     raise Refused(
         f"teacher.name: no teacher is called {name!r}{hint} "
-        f"Embedded or imported: {', '.join(known) or 'none'}; or give a .safetensors file"
+        f"Embedded or imported: {', '.join(known) or 'none'}. A .safetensors file can be given, too"
     )
 
 

@@ -5,7 +5,9 @@ Both families keep ties at the k-th largest logit; they cut the tail by top-p fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +37,16 @@ class SamplingSettings:
             raise ValueError(f"top_p must lie in (0, 1], 1 being off, got {self.top_p}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    @classmethod
+    def of(cls, teacher: Mapping[str, Any]) -> SamplingSettings:
+        """The sampling settings among all that is recorded of a teacher; its other keys say other things.
+
+        Raises:
+            KeyError: one of the four is not recorded.
+            ValueError: a setting is outside its range.
+        """
+        return cls(**{field.name: teacher[field.name] for field in fields(cls)})
 
 
 def filter_var(logits_NV: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -128,7 +128,9 @@ class VarTeacher(Teacher):
             ValueError: a temperature other than 1, which VAR's sampler does not have.
         """
         if settings.temperature != 1.0:
-            raise ValueError(f"VAR samples without a temperature: leave it at 1, not {settings.temperature}")
+            raise ValueError(
+                f"temperature is {settings.temperature}: VAR samples without a temperature, leave it at 1"
+            )
         return filter_var(logits_NV, settings.top_k, settings.top_p)
 
     def forced_logits(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from distill.baselines import (
     sample_onestep_star,
     sample_skip_n,
     skip_n_fill,
-    token_frequencies,
 )
 from generate_pairs.teachers.base import Teacher, Tokenizer, TokenLayout
 from generate_pairs.teachers.var_tokenizer import VarTokenizer, VarTokenizerConfig
@@ -20,6 +19,12 @@ from shards.errors import Refused
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def token_frequencies(tokens: Tensor, labels: Tensor, num_classes: int, vocab_size: int) -> Tensor:
+    frequencies = TokenFrequencies(num_classes, tokens.shape[1], vocab_size)
+    frequencies.add(tokens, labels)
+    return frequencies.probabilities()
 
 
 class PlainTokenizer(Tokenizer):

@@ -11,7 +11,14 @@ import torch
 from prdc import compute_prdc
 
 from distill import frechet
-from distill.frechet import Moments, PrecisionRecall, frechet_distance, inception_score, precision_recall
+from distill.frechet import (
+    Manifold,
+    Moments,
+    PrecisionRecall,
+    frechet_distance,
+    inception_score,
+    precision_recall,
+)
 
 
 def random_covariance(rng: np.random.Generator, dim: int, rank: int) -> np.ndarray:
@@ -99,12 +106,16 @@ def test_inception_score_by_hand():
     assert score == pytest.approx(math.exp((first + second) / 2.0), abs=1e-12)
 
 
+def measured(real, fake, k=3):
+    return precision_recall(Manifold.of(real, k), Manifold.of(fake, k))
+
+
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_precision_and_recall_against_prdc(k, capsys):
     rng = np.random.default_rng(k)
     real, fake = rng.normal(size=(150, 6)), 0.6 * rng.normal(size=(190, 6)) + 0.3
     expected = compute_prdc(real_features=real, fake_features=fake, nearest_k=k)
-    found = precision_recall(torch.from_numpy(real), torch.from_numpy(fake), k)
+    found = measured(torch.from_numpy(real), torch.from_numpy(fake), k)
     assert found == PrecisionRecall(expected["precision"], expected["recall"])
     assert 0.0 < found.recall < found.precision <= 1.0
 
@@ -113,27 +124,25 @@ def test_precision_and_recall_by_hand():
     """On a line, k = 1: real balls [-1, 1], [0, 2], [8, 12], [10, 14]; fake [1.5, 2.5], [2, 3], ..."""
     real = torch.tensor([[0.0], [1.0], [10.0], [12.0]])
     fake = torch.tensor([[2.0], [2.5], [7.0], [100.0]])
-    assert precision_recall(real, fake, k=1) == PrecisionRecall(precision=0.25, recall=0.5)
+    assert measured(real, fake, k=1) == PrecisionRecall(precision=0.25, recall=0.5)
 
 
 def test_identical_images_are_neighbours_and_the_border_counts():
     real = torch.tensor([[0.0], [0.0], [5.0], [5.0]])
-    assert precision_recall(real, torch.tensor([[0.0], [0.0], [5.0], [6.0]]), k=1) == PrecisionRecall(
-        0.75, 1.0
-    )
+    assert measured(real, torch.tensor([[0.0], [0.0], [5.0], [6.0]]), k=1) == PrecisionRecall(0.75, 1.0)
 
 
 def test_blocks_change_nothing(monkeypatch):
     rng = torch.Generator().manual_seed(3)
     real, fake = torch.randn(70, 4, generator=rng), torch.randn(55, 4, generator=rng)
-    whole = precision_recall(real, fake)
+    whole = measured(real, fake)
     monkeypatch.setattr(frechet, "BLOCK_DISTANCES", 3 * 70)
-    assert precision_recall(real, fake) == whole
+    assert measured(real, fake) == whole
     monkeypatch.setattr(frechet, "BLOCK_DISTANCES", 1)
-    assert precision_recall(real, fake) == whole
+    assert measured(real, fake) == whole
 
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_a_neighbour_that_is_not_there_is_refused(k):
     with pytest.raises(ValueError, match="got 4 images"):
-        precision_recall(torch.randn(4, 2), torch.randn(9, 2), k=k)
+        Manifold.of(torch.randn(4, 2), k)

@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.sampler import sample_sequence
+from distill.student import Student
 from distill.student_llamagen import LlamaGenStudent
+from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.llamagen import LlamaGenTeacher
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
 from generate_pairs.teachers.llamagen_transformer import OFFICIAL_SIZES, LlamaGenConfig, LlamaGenTransformer
@@ -128,7 +131,12 @@ def test_sampling_makes_the_official_images(recipe: ModuleType) -> None:
             results[f"{tag}_step{step}_input"] = x
             x = predict(student, x, data_tokens, labels, tokenizer.codebook_VC).sequence(run["split"])
             results[f"{tag}_step{step}_sequence"] = x
-        results[f"{tag}_image_01"] = (tokenizer.decode(x) + 1) / 2
+        # The sampler's own way there ends in the same sequence.
+        layout = TokenLayout((1,) * GOLDEN_CONFIG.num_tokens)
+        sampled = Student("llamagen", student, tokenizer, layout, (0, 4), run["split"], "", 1)
+        sequence = sample_sequence(sampled, noise, labels, run["t_list"])
+        results[f"{tag}_step{len(run['t_list']) - 1}_sequence"] = sequence.embeddings_BLC
+        results[f"{tag}_image_01"] = (tokenizer.decode(sequence.embeddings_BLC) + 1) / 2
     check(recipe, "lg_dd_loop_a", spec, expected, results)
 
 

@@ -25,19 +25,26 @@ def test_state_is_data_before_the_timestep_and_noise_after() -> None:
 def test_timestep_depends_on_seed_epoch_and_pair_alone() -> None:
     index_B = np.arange(1000)
     epoch_B = np.zeros(1000, dtype=np.int64)
-    drawn_B = draw_timesteps((0, 5), 7, epoch_B, index_B)
+    drawn_B = draw_timesteps((0, 5), None, 7, epoch_B, index_B)
     shuffled_B = np.random.default_rng(0).permutation(1000)
-    assert np.array_equal(draw_timesteps((0, 5), 7, epoch_B, shuffled_B), drawn_B[shuffled_B])
-    assert not np.array_equal(draw_timesteps((0, 5), 8, epoch_B, index_B), drawn_B)
-    assert not np.array_equal(draw_timesteps((0, 5), 7, epoch_B + 1, index_B), drawn_B)
+    assert np.array_equal(draw_timesteps((0, 5), None, 7, epoch_B, shuffled_B), drawn_B[shuffled_B])
+    assert not np.array_equal(draw_timesteps((0, 5), None, 8, epoch_B, index_B), drawn_B)
+    assert not np.array_equal(draw_timesteps((0, 5), None, 7, epoch_B + 1, index_B), drawn_B)
 
 
 def test_timesteps_are_drawn_evenly() -> None:
-    drawn_B = draw_timesteps((0, 3, 8), 0, np.zeros(30_000, dtype=np.int64), np.arange(30_000))
+    drawn_B = draw_timesteps((0, 3, 8), None, 0, np.zeros(30_000, dtype=np.int64), np.arange(30_000))
     counts = np.array([(drawn_B == t).sum() for t in (0, 3, 8)])
     # Four standard deviations of a binomial with n = 30,000 and p = 1/3.
     assert counts.sum() == 30_000
     assert np.abs(counts - 10_000).max() < 4 * np.sqrt(30_000 * 2 / 9)
+
+
+def test_weights_say_how_often_a_timestep_is_drawn() -> None:
+    index_B, epoch_B = np.arange(40_000), np.zeros(40_000, dtype=np.int64)
+    drawn_B = draw_timesteps((0, 8), (3.0, 1.0), 0, epoch_B, index_B)
+    # Four standard deviations of a binomial with n = 40,000 and p = 3/4.
+    assert abs(int((drawn_B == 0).sum()) - 30_000) < 4 * np.sqrt(40_000 * 3 / 16)
 
 
 def test_mix64_agrees_with_published_splitmix64() -> None:
@@ -51,8 +58,8 @@ def test_mix64_agrees_with_published_splitmix64() -> None:
 
 def test_golden_timesteps() -> None:
     """ORDER: a change here changes what a resumed training sees."""
-    drawn_B = draw_timesteps((0, 5), 0, np.repeat([0, 1], 12), np.tile(np.arange(12), 2))
+    drawn_B = draw_timesteps((0, 5), None, 0, np.repeat([0, 1], 12), np.tile(np.arange(12), 2))
     assert "".join(str(t) for t in drawn_B) == GOLDEN
 
 
-GOLDEN = "005055500500550500000550"
+GOLDEN = "550505500555005055550505"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from distill.config import DistillConfig
 from distill.metrics import read_metrics
 from distill.student import Student
-from distill.trainer import train
+from distill.trainer import refuse_unwritable, train
 from shards.errors import Refused, Stopped
 
 REPORT = lambda *_: None  # noqa: E731
@@ -148,6 +149,105 @@ def test_stage_two_reads_nothing_but_pairs_and_teacher(
     finished = subprocess.run([sys.executable, "-c", NO_DIGITS, *arguments], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "student.safetensors").exists()
+
+
+def test_progress_begins_where_the_training_does(
+    pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
+    reported: list[tuple[int, int]] = []
+
+    def report(done: int, total: int, note: str) -> None:
+        reported.append((done, total))
+
+    with pytest.raises(Stopped):
+        run(tmp_path, pairs_root, teacher_path, distill_config(), should_stop=stop_after(3), report=report)
+    assert reported == [(0, 12), (2, 12)]
+    reported.clear()
+    run(tmp_path, pairs_root, teacher_path, distill_config(), report=report)
+    assert reported == [(3, 12), (4, 12), (6, 12), (8, 12), (10, 12), (12, 12)]
+
+
+def test_a_training_that_was_finished_before_tells_its_last_numbers(
+    uninterrupted: Path, pairs_root: Path, teacher_path: Path
+) -> None:
+    config = distill_config()
+    summary = train(
+        config, str(teacher_path), pairs_root, uninterrupted, size=96, report=REPORT, should_stop=NEVER
+    )
+    last = read_metrics(uninterrupted / "metrics").to_pylist()[-1]
+    assert summary.num_steps == last.pop("step") == 12
+    assert summary.metrics == last
+
+
+def test_the_thread_count_is_given_back(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    run(tmp_path, pairs_root, teacher_path, distill_config(num_steps=1, threads=before + 1))
+    assert torch.get_num_threads() == before
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused has to be refused before the teacher is loaded."""
+    monkeypatch.setattr("distill.checks.load_teacher", lambda *_, **__: pytest.fail("work had begun"))
+
+
+@pytest.mark.usefixtures("no_work")
+def test_fewer_steps_than_are_done_is_refused(
+    uninterrupted: Path, pairs_root: Path, teacher_path: Path
+) -> None:
+    with pytest.raises(Refused, match=r"train\.num_steps: asked 5, but .* has 12 steps behind it"):
+        run(uninterrupted, pairs_root, teacher_path, distill_config(num_steps=5))
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_place_that_cannot_be_written_to_is_refused(
+    pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("here already")
+    with pytest.raises(Refused, match="choose a place where you may"):
+        run(tmp_path / "file" / "student", pairs_root, teacher_path, distill_config())
+
+
+def test_whether_a_folder_can_be_written_to_is_found_out_without_a_trace(tmp_path: Path) -> None:
+    refuse_unwritable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").write_text("here already")
+    with pytest.raises(Refused, match="cannot write"):
+        refuse_unwritable(tmp_path / "file")
+
+
+def test_the_export_says_how_many_pairs_it_learned_from(uninterrupted: Path) -> None:
+    assert json.loads((uninterrupted / "config.json").read_bytes())["num_pairs"] == 96
+    assert Student.from_pretrained(uninterrupted).num_pairs == 96
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split": None}, "split: Field required"),
+        ({"family": "vqgan"}, "family: Input should be"),
+        ({"tokens_per_step": 3}, "tokens_per_step"),
+        ({"network": {"depth": 2}}, "describes no network"),
+        ({"tokenizer": {"colour": "red"}}, "describes no network"),
+        ({"schema_version": 99}, "schema_version 99"),
+    ],
+)
+def test_a_damaged_configuration_of_an_export_is_refused_by_its_name(
+    uninterrupted: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    for file, content in export_bytes(uninterrupted).items():
+        (tmp_path / file).write_bytes(content)
+    config = json.loads((tmp_path / "config.json").read_bytes()) | change
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(Refused, match=rf"config\.json .*{message}"):
+        Student.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema_version": 2'])
+def test_a_configuration_that_is_no_object_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(Refused, match=r"config\.json is damaged.*onestep distill"):
+        Student.from_pretrained(tmp_path)
 
 
 def test_the_loss_falls(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ def test_the_families_cut_the_tail_from_opposite_ends():
     assert (filter_llamagen(logits, 0, 0.55, 1.0) > -torch.inf).tolist() == [[True, True, False]]
 
 
+def test_settings_are_found_among_what_is_recorded_of_a_teacher():
+    recorded = {"name": "small", "dtype": "float32", "guidance_scale": 2.0, "top_k": 5, "top_p": 0.9}
+    assert SamplingSettings.of(recorded | {"temperature": 0.7}) == SamplingSettings(2.0, 5, 0.9, 0.7)
+    with pytest.raises(KeyError, match="temperature"):
+        SamplingSettings.of(recorded)
+
+
 @pytest.mark.parametrize("wrong", [{"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0}])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

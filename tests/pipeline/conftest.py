@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from shards import Pairs, PairSpec, commit_shard, create_dataset, gaussian_noise
-from shards.errors import Stopped
+from shards.errors import Refused, Stopped
 
-LENGTH, DIM = 4, 2
+LENGTH, DIM = 16, 2
 ROW_FACTS = {"seconds": 0.5, "host": "here", "device": "cpu", "batch_size": 5, "versions": "none"}
 
 
@@ -64,11 +64,17 @@ class Stages:
 
     calls: list[str] = field(default_factory=list)
     stop_in: str = ""
+    pairs_done: int = 0
+    steps_done: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def plan_generation(self, config: Any, root: Path) -> Any:
         missing = range(3) if not (root / "dataset.json").exists() else ()
-        return SimpleNamespace(missing=tuple(missing), lines=lambda: [f"{len(missing)} shards to make"])
+        steps = (1, 4, 16) if config.teacher.name == "digits-var" else SPEC.tokens_per_step
+        spec = replace(SPEC, tokens_per_step=steps, num_heldout=config.pairs.heldout)
+        return SimpleNamespace(
+            spec=spec, missing=tuple(missing), lines=lambda: [f"{len(missing)} shards to make"]
+        )
 
     def generate(self, config: Any, root: Path, *, workers: int, report: Any, should_stop: Any) -> Any:
         self._enter("generate", workers=workers)
@@ -76,9 +82,20 @@ class Stages:
         report(60, 60, "")
         return SimpleNamespace(num_shards_made=3, num_pairs_made=60, seconds=2.0, pairs_per_second=30.0)
 
-    def repair(self, root: Path, teacher: str | None, *, workers: int, report: Any, should_stop: Any) -> Any:
-        self._enter("repair", workers=workers, root=root, teacher=teacher)
+    def repair(
+        self, root: Path, teacher: str | None, *, findings: Any, workers: int, report: Any, should_stop: Any
+    ) -> Any:
+        kinds = [finding.kind for finding in findings]
+        self._enter("repair", workers=workers, root=root, teacher=teacher, findings=kinds)
         return SimpleNamespace(num_shards_made=2)
+
+    def refuse_fewer_pairs(self, config: Any, root: Path) -> None:
+        if config.pairs.num_pairs < self.pairs_done:
+            raise Refused(f"{root} already holds {self.pairs_done} training pairs")
+
+    def refuse_training(self, config: Any, pairs: Path, out: Path, size: int | None) -> None:
+        if config.train.num_steps < self.steps_done:
+            raise Refused(f"there are {self.steps_done} steps in {out}")
 
     def train(
         self,
@@ -175,11 +192,17 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
         "generate_pairs.driver",
         generate=made.generate,
         plan_generation=made.plan_generation,
+        refuse_fewer_pairs=made.refuse_fewer_pairs,
+        pair_spec=lambda config, loaded: SPEC,
+        GenerationPlan=SimpleNamespace,
         repair=made.repair,
     )
+    monkeypatch.setattr("generate_pairs.teachers.checkpoints.load_teacher", lambda name: name)
     _fake_module(
         monkeypatch,
         "distill.trainer",
+        refuse_training=made.refuse_training,
+        refuse_unwritable=lambda folder: None,
         train=made.train,
         training_plan=lambda config, size: [f"{config.train.num_steps} steps on {size} pairs"],
     )

@@ -107,6 +107,7 @@ def test_version(onestep: Callable[..., Result]) -> None:
             130,
             "stopped: 5 steps are kept. Go on with: onestep run x",
         ),
+        (StoppedBySignal("gone", 2, resumable=False), 130, "stopped: gone. Begin again with: onestep run x"),
         (StoppedBySignal("5 are kept", 15), 143, "Go on with: onestep run x"),
         (KeyboardInterrupt(), 130, "stopped at once; "),
         (PermissionError(errno.EACCES, "Permission denied", "/out"), 2, "cannot use /out: Permission denied"),
@@ -131,6 +132,22 @@ def test_a_failure_is_one_message_and_no_traceback(onestep: Callable[..., Result
         "onestep: there is no preset 'digit'; presets are digits, digits-var; the nearest"
     )
     assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_that_had_enough_is_no_failure_to_tell(pairs: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "shards", "info", str(pairs)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (1, "")
 
 
 def test_debug_shows_the_traceback_as_well(onestep: Callable[..., Result]) -> None:

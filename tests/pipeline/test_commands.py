@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 import torch
 from click.testing import Result
 
+from shards.manifest import Manifest
+
 Command = Callable[..., Result]
 
 
@@ -20,9 +24,13 @@ class Drawn:
     """A stand-in for the sampler: black images, and what they were asked for."""
 
     def __init__(self) -> None:
+        self.probed: list[Path] = []
         self.labels: list[int] = []
         self.timesteps: tuple[int, ...] = ()
         self.seed = -1
+
+    def probe(self, folder: Path) -> None:
+        self.probed.append(folder)
 
     def sample_images(
         self, student: Any, labels: np.ndarray, seed: int, timesteps: Sequence[int]
@@ -39,6 +47,7 @@ def drawn(fake_module: Callable[..., None]) -> Drawn:
     student = SimpleNamespace(num_classes=10, timesteps=(0, 8))
     fake_module("distill.student", Student=SimpleNamespace(from_pretrained=lambda folder: student))
     fake_module("distill.sampler", sample_images=made.sample_images)
+    fake_module("distill.trainer", refuse_unwritable=made.probe)
     return made
 
 
@@ -72,6 +81,17 @@ def test_generate_dry_run_shows_configuration_and_plan_and_writes_nothing(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["generate", "plan"])
+def test_generate_refuses_fewer_pairs_than_there_are(
+    onestep: Command, stages: Any, tmp_path: Path, more: list[str]
+) -> None:
+    stages.pairs_done = 100
+    result = onestep("generate", "digits", "--out", tmp_path, "--num-pairs", 10, "--workers", 0, *more)
+    assert result.exit_code == 2
+    assert f"{tmp_path} already holds 100 training pairs" in result.stderr
+    assert stages.calls == []
+
+
 def test_distill_trains_on_a_view_and_reports_the_metrics(
     onestep: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
@@ -86,10 +106,32 @@ def test_distill_trains_on_a_view_and_reports_the_metrics(
 def test_distill_dry_run_plans_on_the_pairs_there_are(
     onestep: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
-    result = onestep("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--dry-run")
-    assert result.stdout.endswith("2000 steps on 40 pairs\n")
+    arguments = ("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--num-steps", 7)
+    result = onestep(*arguments, "--dry-run")
+    assert result.stdout.endswith("\n7 steps on 40 pairs\n")
     assert stages.calls == []
     assert not (tmp_path / "s").exists()
+
+
+def test_distill_refuses_in_its_dry_run_what_training_would_refuse(
+    onestep: Command, stages: Any, pairs: Path, tmp_path: Path
+) -> None:
+    stages.steps_done = 10
+    arguments = ("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--num-steps", 5)
+    result = onestep(*arguments, "--dry-run")
+    assert result.exit_code == 2
+    assert f"there are 10 steps in {tmp_path / 's'}" in result.stderr
+
+
+def test_distill_refuses_pairs_of_other_settings(
+    onestep: Command, stages: Any, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(Manifest.open(pairs).spec, seed=5)
+    monkeypatch.setattr(sys.modules["generate_pairs.driver"], "pair_spec", lambda config, loaded: other)
+    result = onestep("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s")
+    assert result.exit_code == 2
+    assert "seed: 0 -> 5" in result.stderr
+    assert stages.calls == []
 
 
 def test_distill_refuses_more_pairs_than_there_are(
@@ -137,6 +179,7 @@ def test_sample_draws_a_folder_of_images(
         (["--steps", 1, "--timesteps", "0,8"], "give one of them"),
         (["--labels", "one"], "'one' is not whole numbers separated by commas, as in 0,5"),
         (["--num-images", 0], "0 is not in the range x>=1"),
+        (["--seed", 2**63], "9223372036854775808 is not in the range 0<=x<=9223372036854775807"),
     ],
 )
 def test_sample_refuses_what_cannot_be(
@@ -146,6 +189,27 @@ def test_sample_refuses_what_cannot_be(
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "x.png").exists()
+
+
+def test_sample_takes_other_endings_for_a_mistake(
+    onestep: Command, drawn: Drawn, student: Path, tmp_path: Path
+) -> None:
+    wrong = onestep("sample", student, "--out", tmp_path / "s.jpg")
+    assert wrong.exit_code == 2
+    assert "s.jpg ends in .jpg: a name that ends in .png gets one grid" in wrong.stderr
+    (tmp_path / "folder.png").mkdir()
+    folder = onestep("sample", student, "--out", tmp_path / "folder.png")
+    assert folder.exit_code == 2
+    assert "folder.png is a folder: " in folder.stderr
+    assert drawn.labels == []
+
+
+@pytest.mark.parametrize(("name", "probed"), [("x.png", "."), ("images", "images")])
+def test_sample_tries_the_place_before_it_draws(
+    onestep: Command, drawn: Drawn, student: Path, tmp_path: Path, name: str, probed: str
+) -> None:
+    assert onestep("sample", student, "--out", tmp_path / name).exit_code == 0
+    assert drawn.probed == [tmp_path / probed]
 
 
 def test_a_missing_student_is_refused_and_a_run_is_told_from_its_student(
@@ -193,9 +257,11 @@ def test_an_uncommitted_shard_is_told_but_is_no_damage(onestep: Command, pairs: 
 
 
 def test_shards_repair_makes_again_what_is_broken(onestep: Command, stages: Any, pairs: Path) -> None:
+    (pairs / "shards" / "pairs-000001.tar").unlink()
     result = onestep("shards", "repair", pairs, "--workers", 3, "--teacher", "mine")
     assert result.exit_code == 0, result.stderr
-    assert stages.arguments["repair"] == {"workers": 3, "root": pairs, "teacher": "mine"}
+    asked = {"workers": 3, "root": pairs, "teacher": "mine", "findings": ["broken"]}
+    assert stages.arguments["repair"] == asked
     assert result.stdout == f"{pairs}: 2 shards made again\n"
 
 
@@ -263,3 +329,32 @@ def test_a_teacher_is_trained_into_a_file(
     assert result.exit_code == 0, result.stderr
     assert asked == [("digits-var", tmp_path / "t.safetensors", 3)]
     assert onestep("teachers", "train", "cats", "--out", tmp_path / "t").exit_code == 2
+
+
+def test_a_teachers_place_is_tried_before_its_training(
+    onestep: Command, fake_module: Callable[..., None], tmp_path: Path
+) -> None:
+    fake_module("generate_pairs.teachers.embedded.train", train_teacher=lambda *_: pytest.fail("trained"))
+    (tmp_path / "file").touch()
+    nowhere = onestep("teachers", "train", "digits", "--out", tmp_path / "file" / "t.safetensors")
+    assert nowhere.exit_code == 2
+    assert str(tmp_path / "file") in nowhere.stderr
+    unusable = onestep("teachers", "train", "digits", "--out", tmp_path / "t.bin")
+    assert unusable.exit_code == 2
+    assert "t.bin must end in .safetensors" in unusable.stderr
+
+
+def test_an_interrupted_teacher_says_that_nothing_is_kept(
+    onestep: Command, fake_module: Callable[..., None], tmp_path: Path
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    fake_module("generate_pairs.teachers.embedded.train", train_teacher=interrupt)
+    result = onestep("teachers", "train", "digits", "--out", tmp_path / "t.safetensors")
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "onestep: stopped: nothing is kept, this command writes at its end only. "
+        f"Begin again with: onestep teachers train digits --out {tmp_path / 't.safetensors'}\n"
+    )
+    assert list(tmp_path.iterdir()) == []

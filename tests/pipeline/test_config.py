@@ -52,8 +52,13 @@ def test_the_last_override_of_a_key_wins() -> None:
     assert config.student.timesteps == (0, 4)
 
 
+def test_a_whole_number_is_a_number() -> None:
+    assert compose("digits", ["teacher.guidance_scale=3"]).teacher.guidance_scale == 3.0
+
+
 def test_one_number_is_a_list_where_a_list_is_wanted() -> None:
     assert compose("digits", ["student.timesteps=0"]).student.timesteps == (0,)
+    assert compose("digits", ["train.timestep_weights=2"]).train.timestep_weights == (2.0,)
 
 
 def test_toml_holds_the_whole_configuration() -> None:
@@ -86,6 +91,11 @@ def test_a_preset_may_be_a_file_with_defaults_for_what_it_leaves_out(tmp_path: P
             "train.seed=-1",
             "train.seed cannot be -1: it is a whole number, at least 0, below 9223372036854775808",
         ),
+        ("pairs.num_pairs=true", "pairs.num_pairs: it cannot be true: true and false are"),
+        ("pairs.num_pairs=1979-05-27", "pairs.num_pairs cannot be datetime.date(1979, 5, 27): it is a whole"),
+        ("teacher.guidance_scale=inf", "teacher.guidance_scale cannot be inf: it is a number, at least 0"),
+        ("train.learning_rate=nan", "train.learning_rate cannot be nan: it is a number, above 0"),
+        ("train.betas=0.9,inf", "train.betas cannot be inf: it is 2 numbers separated by commas"),
         ("train.betas=0.9", "train.betas cannot be [0.9]: it is 2 numbers separated by commas"),
         ("train.betas=0.9,x", "train.betas cannot be '0.9,x': it is 2 numbers separated by commas"),
         (
@@ -141,6 +151,13 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, message: 
 def test_a_missing_file_is_refused_by_name() -> None:
     with pytest.raises(Refused, match=r"there is no preset file nowhere\.toml"):
         compose("nowhere.toml")
+
+
+def test_a_folder_in_a_presets_place_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "folder.toml"
+    folder.mkdir()
+    with pytest.raises(Refused, match=r"cannot read the preset file .*folder\.toml: Is a directory"):
+        compose(str(folder))
 
 
 def test_nothing_is_nearest_to_nonsense() -> None:

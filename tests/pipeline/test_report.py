@@ -88,7 +88,7 @@ def test_the_page_says_what_evaluation_json_says(finished: RunDir) -> None:
     ]
     assert "10.0×" in page.text
     assert "pairs 1 min 00 s, student 2 min 05 s, 3 min 05 s in all" in page.text
-    assert "guidance_scale = 1.5" in page.text
+    assert f"guidance_scale = {compose('digits').teacher.guidance_scale}" in page.text
 
 
 def test_columns_that_no_method_fills_are_left_out() -> None:

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from distill.checkpoint import Checkpoint, save_checkpoint
+from shards.errors import Failed
+
 Command = Callable[..., Result]
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,7 +27,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_makes_everything_and_ends_in_ten_lines(onestep: Command, stages: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    result = onestep("run", "digits", "--out", out, "--workers", 0)
+    result = onestep("run", "digits", "--out", out, "--workers", 0, "--num-pairs", 20_000)
     assert result.exit_code == 0, result.stderr
     assert stages.calls == ["generate", "train", "join_metrics", "evaluate"]
     assert stages.arguments["train"] == {"size": 20_000, "teacher": "digits"}
@@ -57,8 +60,9 @@ def test_the_same_command_again_does_not_judge_again(onestep: Command, stages: A
 
 
 def test_a_student_that_was_trained_on_is_judged_again(onestep: Command, stages: Any, tmp_path: Path) -> None:
-    onestep("run", "digits", "--out", tmp_path / "run", "--workers", 0)
-    result = onestep("run", "digits", "--out", tmp_path / "run", "--workers", 0, "--num-steps", 3000)
+    arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", 0)
+    onestep(*arguments, "--num-steps", 2000)
+    result = onestep(*arguments, "--num-steps", 3000)
     assert result.exit_code == 0, result.stderr
     assert stages.calls.count("evaluate") == 2
 
@@ -66,7 +70,8 @@ def test_a_student_that_was_trained_on_is_judged_again(onestep: Command, stages:
 def test_a_dry_run_shows_configuration_and_plan_and_writes_nothing(
     onestep: Command, stages: Any, tmp_path: Path
 ) -> None:
-    result = onestep("run", "digits", "--out", tmp_path / "run", "--set", "train.seed=9", "--dry-run")
+    sizes = ("--num-pairs", 20_000, "--num-steps", 2000)
+    result = onestep("run", "digits", "--out", tmp_path / "run", "--set", "train.seed=9", *sizes, "--dry-run")
     assert result.exit_code == 0, result.stderr
     assert "seed = 9" in result.stdout
     assert "3 shards to make" in result.stdout
@@ -95,6 +100,88 @@ def test_another_run_in_the_folder_is_refused(onestep: Command, stages: Any, tmp
         assert "another --out" in result.stderr
     assert stages.calls == []
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "plan"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.timesteps=0,99", "student.timesteps: 99 is not below 16, the teacher's AR steps"),
+        ("student.split=17", "student.split: 17 is more than 16"),
+        ("student.split=3", "student.split is 3, so the continuous head"),
+        ("train.token_weight=0", "set train.token_weight above 0"),
+        ("train.betas=0.9,5", "train.betas: betas must be at least 0 and below 1"),
+        ("pairs.num_heldout=0", "pairs.num_heldout is 0"),
+    ],
+)
+def test_what_the_teacher_does_not_fit_is_refused_before_the_folder_is_claimed(
+    onestep: Command, stages: Any, tmp_path: Path, override: str, message: str, more: list[str]
+) -> None:
+    result = onestep("run", "digits", "--out", tmp_path / "run", "--workers", 0, "--set", override, *more)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert stages.calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "seconds.json", "environment.json"])
+@pytest.mark.parametrize("content", ['{"pairs": 1', "[]", "\xff"])
+def test_a_damaged_file_is_named_before_any_work_and_deleting_it_is_the_way_out(
+    onestep: Command, stages: Any, tmp_path: Path, name: str, content: str
+) -> None:
+    arguments = ("run", "digits", "--out", tmp_path, "--workers", 0)
+    onestep(*arguments)
+    stages.calls.clear()
+    (tmp_path / name).write_bytes(content.encode("latin-1"))
+    result = onestep(*arguments)
+    assert result.exit_code == 2
+    assert (
+        result.stderr == f"onestep: {tmp_path / name} is damaged: delete it and give the same command again\n"
+    )
+    assert stages.calls == []
+    (tmp_path / name).unlink()
+    assert onestep(*arguments).exit_code == 0
+
+
+def test_more_pairs_than_a_student_has_begun_to_learn_from_are_refused_with_the_way(
+    onestep: Command, stages: Any, tmp_path: Path
+) -> None:
+    arguments = ("run", "digits", "--out", tmp_path, "--workers", 0, "--num-pairs")
+    onestep(*arguments, 20_000)
+    stages.calls.clear()
+    mark = Checkpoint(5, {}, {}, {"pairs": 20_000})
+    save_checkpoint(tmp_path / "student" / "checkpoints", mark)
+    result = onestep(*arguments, 30_000)
+    assert result.exit_code == 2
+    assert "pairs.num_pairs: there 20000, asked 30000" in result.stderr
+    assert (
+        f"`onestep generate {tmp_path}/config.toml --out {tmp_path}/pairs --num-pairs 30000`" in result.stderr
+    )
+    assert (
+        f"`onestep distill {tmp_path}/config.toml --pairs {tmp_path}/pairs --out` another folder"
+        in result.stderr
+    )
+    assert stages.calls == []
+    assert onestep(*arguments, 20_000).exit_code == 0
+
+
+def test_what_ends_a_phase_is_told_though_its_time_cannot_be_written(
+    onestep: Command, stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipeline.run
+
+    def refuse(*arguments: Any) -> None:
+        raise Failed("no space left for seconds.json")
+
+    monkeypatch.setattr(pipeline.run, "add_seconds", refuse)
+    stages.stop_in = "train"
+    stopped = onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+    assert stopped.exit_code == 1
+    assert "no space left for seconds.json" in stopped.stderr
+    stages.stop_in = "generate"
+    stopped = onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+    assert stopped.exit_code == 130
+    assert "12 of 20 steps are done and kept" in stopped.stderr
 
 
 @pytest.mark.parametrize("phase", ["generate", "train", "evaluate"])
@@ -149,6 +236,7 @@ def generate(config, root, *, workers, report, should_stop):
 
 driver = ModuleType("generate_pairs.driver")
 driver.generate, driver.plan_generation = generate, None
+driver.refuse_fewer_pairs = lambda config, root: None
 sys.modules["generate_pairs.driver"] = driver
 from pipeline.cli import main
 main(["generate", "digits", "--out", "pairs", "--workers", "0"])

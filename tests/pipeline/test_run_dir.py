@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import compose
-from pipeline.run_dir import check, claim, environment
+from pipeline.config import RunConfig, compose, to_toml
+from pipeline.results import read_metrics
+from pipeline.run_dir import RunDir, check, claim, environment
 from shards.errors import Refused
+from shards.storage import commit_bytes
+
+SIZES = ["pairs.num_pairs=20000", "train.num_steps=2000"]
 
 
 def test_the_first_use_writes_configuration_and_environment(tmp_path: Path) -> None:
@@ -29,6 +33,33 @@ def test_the_same_settings_go_on_without_a_write(tmp_path: Path) -> None:
     assert sorted(before) == [run_dir.config, run_dir.environment]
 
 
+def test_of_two_runs_that_begin_at_once_the_first_settings_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = compose("digits"), compose("digits", ["train.seed=1"])
+    checked_by_second: list[Path] = []
+
+    def slow_check(out: Path, config: RunConfig) -> RunDir:
+        found = check(out, config)
+        if not checked_by_second:
+            # The other process founds the folder between this one's check and its write.
+            checked_by_second.append(out)
+            commit_bytes(found.config, to_toml(first).encode())
+        return found
+
+    monkeypatch.setattr("pipeline.run_dir.check", slow_check)
+    with pytest.raises(Refused, match=r"train\.seed: there 0, asked 1"):
+        claim(tmp_path, second)
+    assert RunDir(tmp_path).read_config() == first
+
+
+def test_a_damaged_log_is_refused_by_name(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.parquet"
+    log.write_bytes(b"PAR1 and no more")
+    with pytest.raises(Refused, match=r"metrics\.parquet is damaged: delete it"):
+        read_metrics(log)
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -40,14 +71,15 @@ def test_the_same_settings_go_on_without_a_write(tmp_path: Path) -> None:
     ],
 )
 def test_free_settings_may_change_and_upward_ones_grow(tmp_path: Path, override: str) -> None:
-    claim(tmp_path, compose("digits"))
-    changed = compose("digits", [override])
+    claim(tmp_path, compose("digits", SIZES))
+    changed = compose("digits", [*SIZES, override])
     assert claim(tmp_path, changed).read_config() == changed
 
 
 def test_other_changes_are_refused_each_by_name(tmp_path: Path) -> None:
-    run_dir = claim(tmp_path, compose("digits", ["train.num_steps=2000"]))
+    run_dir = claim(tmp_path, compose("digits", [*SIZES, "teacher.guidance_scale=1.5"]))
     overrides = [
+        "pairs.num_pairs=20000",
         "teacher.guidance_scale=3",
         "train.num_steps=10",
         "student.timesteps=0",
@@ -63,7 +95,7 @@ def test_other_changes_are_refused_each_by_name(tmp_path: Path) -> None:
     assert "pairs.solver_steps: there the default, asked 9" in message
     assert "Give the original values to go on with it, or another --out" in message
     assert "train.seed" not in message
-    assert run_dir.read_config() == compose("digits", ["train.num_steps=2000"])
+    assert run_dir.read_config() == compose("digits", [*SIZES, "teacher.guidance_scale=1.5"])
 
 
 def test_a_folder_with_other_things_is_no_run(tmp_path: Path) -> None:

@@ -37,6 +37,14 @@ def test_founding_other_pairs_names_every_difference(tmp_path, make_spec) -> Non
     assert read_spec(tmp_path) == make_spec()
 
 
+def test_a_data_set_keeps_the_name_it_was_founded_with(tmp_path, make_spec) -> None:
+    create_dataset(tmp_path, make_spec())
+    create_dataset(
+        tmp_path, make_spec(lineage={"teacher": {"name": "renamed", "top_k": 5}, "dtype": "float32"})
+    )
+    assert read_spec(tmp_path) == make_spec()
+
+
 def test_asking_whether_a_data_set_is_there_writes_nothing(tmp_path, make_spec) -> None:
     root = tmp_path / "pairs"
     assert not dataset_exists(root)

@@ -27,7 +27,7 @@ def test_derived_sizes(make_spec) -> None:
 
 def test_fingerprint_is_a_constant_of_the_content(make_spec) -> None:
     """PAIR: another value here means that no data set made before can be extended."""
-    assert make_spec().fingerprint == "83bc58a9bb3d78e3e45e20fe0574b4e0cadd8c276da30fa87a7167c990a0c4b2"
+    assert make_spec().fingerprint == "0a2db3cde642c49f13f60827a87796b31149ca74e57a254f45499df1a786646b"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,14 @@ def test_what_determines_a_pair_changes_the_fingerprint(make_spec, change) -> No
 @pytest.mark.parametrize("change", [{"num_heldout": 16}, {"pairs_per_shard": 4}, {"noise": "counter"}])
 def test_how_pairs_are_kept_does_not(make_spec, change) -> None:
     assert make_spec(**change).fingerprint == make_spec().fingerprint
+
+
+def test_a_name_determines_no_pair(make_spec) -> None:
+    """The same weights in a file of another name make the same pairs."""
+    renamed = make_spec(lineage={"teacher": {"name": "other", "top_k": 5}, "dtype": "float32"})
+    nameless = make_spec(lineage={"teacher": {"top_k": 5}, "dtype": "float32"})
+    assert renamed.fingerprint == nameless.fingerprint == make_spec().fingerprint
+    assert renamed.to_json()["lineage"]["teacher"]["name"] == "other"
 
 
 def test_json_round_trip(make_spec) -> None:

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from shards import Failed, Refused
-from shards.storage import commit_bytes, list_names, read_bytes, remove, remove_stale_temporaries, sha256_file
+from shards.storage import (
+    commit_bytes,
+    holds,
+    list_names,
+    read_bytes,
+    remove,
+    remove_stale_temporaries,
+    sha256_bytes,
+    sha256_file,
+    take_away,
+)
 
 
 def test_commit_makes_the_folder_and_replaces(tmp_path) -> None:
@@ -30,6 +40,18 @@ def test_exclusive_commit_leaves_what_is_there(tmp_path) -> None:
     assert not commit_bytes(path, b"two", exclusive=True)
     assert read_bytes(path) == b"one"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_taken_away_is_handed_over_once(tmp_path) -> None:
+    path = tmp_path / "file"
+    commit_bytes(path, b"one")
+    assert holds(path, sha256_bytes(b"one"))
+    assert not holds(path, sha256_bytes(b"two"))
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda _: take_away(path), range(40)))
+    assert sorted(taken, key=lambda data: data is None)[:2] == [b"one", None]
+    assert not holds(path, sha256_bytes(b"one"))
+    assert os.listdir(tmp_path) == []
 
 
 def test_of_many_exclusive_writers_one_wins(tmp_path) -> None:

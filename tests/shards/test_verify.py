@@ -32,6 +32,14 @@ def test_nothing_to_find_and_nothing_changed(make_spec, make_dataset, noise) -> 
     assert {path: path.stat().st_mtime_ns for path in manifest.root.rglob("*")} == before
 
 
+def test_it_reports_shard_by_shard(make_spec, make_dataset) -> None:
+    root = make_dataset(make_spec(), 3).root
+    shard_path(root, "pairs-000001").unlink()
+    told = []
+    verify(root, lambda *progress: told.append(progress))
+    assert told == [(1, 3, ""), (2, 3, "1 found"), (3, 3, "1 found")]
+
+
 def test_no_data_set(tmp_path) -> None:
     with pytest.raises(Refused, match="no such folder"):
         verify(tmp_path / "nothing")

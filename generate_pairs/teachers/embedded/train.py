@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from generate_pairs.teachers.embedded.digits import augmented, load_digits_split
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer
 from generate_pairs.teachers.var_tokenizer import VarTokenizer
 from shards.errors import Refused
-
-Report = Callable[[int, int, str], None]
+from shards.reporting import Report
 
 VQTokenizer = LlamaGenTokenizer | VarTokenizer
 
@@ -53,7 +52,11 @@ class Recipe:
     tokenizer_phase: Phase
     transformer_phase: Phase
     copies: int = 12
-    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_steps(self) -> int:
+        """Of both phases."""
+        return self.tokenizer_phase.num_steps + self.transformer_phase.num_steps
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -87,11 +90,11 @@ RECIPES: Mapping[str, Recipe] = {
         family="var",
         tokenizer={
             "vocab_size": 64,
-            "codebook_dim": 6,
+            "codebook_dim": 3,
             "ch": 32,
             "ch_mult": (1, 1),
             "num_res_blocks": 1,
-            "scales": (1, 2, 3, 4),
+            "scales": (1, 2, 4),
             "image_channels": 1,
             "image_size": 8,
         },
@@ -100,13 +103,13 @@ RECIPES: Mapping[str, Recipe] = {
             "depth": 4,
             "num_heads": 4,
             "vocab_size": 64,
-            "codebook_dim": 6,
-            "scales": (1, 2, 3, 4),
+            "codebook_dim": 3,
+            "scales": (1, 2, 4),
             "num_classes": 10,
             "dropout": 0.1,
         },
         tokenizer_phase=Phase(3_000, 64, 2e-3),
-        transformer_phase=Phase(6_000, 64, 2e-3, weight_decay=0.02),
+        transformer_phase=Phase(4_000, 64, 3e-3, weight_decay=0.05),
     ),
 }
 
@@ -126,15 +129,22 @@ def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
     if name not in RECIPES:
         raise Refused(f"no recipe is called {name!r}: there are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
+    before, total = recipe.tokenizer_phase.num_steps, recipe.num_steps
+    # Sums over another number of threads round differently, and a seed should give one teacher.
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     split = load_digits_split()
     images, labels = augmented(split.train_images, split.train_labels, recipe.copies, seed)
     teacher = build_teacher(recipe.family, recipe.transformer, recipe.tokenizer)
     tokenizer = teacher.tokenizer
     assert isinstance(tokenizer, LlamaGenTokenizer | VarTokenizer)
-    train_tokenizer(tokenizer, images, recipe.tokenizer_phase, report)
-    train_transformer(teacher, images, labels, recipe, report)
-    about = {"data": "scikit-learn load_digits, 1,297 training images", "seed": seed, **recipe.about}
+    train_tokenizer(
+        tokenizer, images, recipe.tokenizer_phase, lambda done, _, note: report(done, total, note)
+    )
+    train_transformer(
+        teacher, images, labels, recipe, lambda done, _, note: report(before + done, total, note)
+    )
+    about = {"data": "scikit-learn load_digits, 1,297 training images", "seed": seed}
     save_teacher(teacher, recipe.family, out, about, torch.float16)
 
 

@@ -1,0 +1,111 @@
+"""A student's folder on disk: config.json beside student.safetensors and tokenizer.safetensors, and reading them back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from shards.errors import Refused
+from shards.storage import read_bytes, sha256_bytes
+
+SCHEMA_VERSION = 2
+CONFIG_FILE = "config.json"
+
+
+class ExportConfig(BaseModel):
+    """What config.json holds.
+
+    Attributes:
+        network: the student's architecture.
+        tokenizer: the tokenizer's.
+        fingerprint: of the pairs that the student learned from.
+        num_pairs: how many of them, the first training pairs.
+        student_sha256: of student.safetensors; `tokenizer_sha256` of tokenizer.safetensors.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int
+    family: Literal["llamagen", "var"]
+    network: dict[str, Any]
+    tokenizer: dict[str, Any]
+    tokens_per_step: tuple[int, ...] = Field(min_length=1)
+    timesteps: tuple[int, ...] = Field(min_length=1)
+    split: int = Field(ge=0)
+    fingerprint: str
+    num_pairs: int = Field(gt=0)
+    student_sha256: str
+    tokenizer_sha256: str
+
+    def to_bytes(self) -> bytes:
+        """The content of config.json: sorted, so that the same export is the same bytes."""
+        return (json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode()
+
+
+def read_export_config(folder: Path) -> ExportConfig:
+    """The configuration in a student's folder.
+
+    Raises:
+        Refused: the folder is no export, or config.json is damaged or of another schema.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise Refused(
+            f"{folder} is no student: there is no {path.name}; a student's folder is made by distill"
+        )
+    try:
+        content = json.loads(read_bytes(path))
+    except ValueError as error:
+        raise Refused(f"{path} is damaged, it is not JSON: {_way_out(folder)}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
+        raise Refused(f"{path} has schema_version {version}, this version reads {SCHEMA_VERSION}")
+    try:
+        return ExportConfig.model_validate(content)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        key = ".".join(map(str, wrong["loc"])) or "the file"
+        raise Refused(f"{path} is damaged ({key}: {wrong['msg']}): {_way_out(folder)}") from error
+
+
+@contextmanager
+def refusing_misfits(folder: Path) -> Iterator[None]:
+    """Refuse, by the file's name, architectures in config.json that cannot be built."""
+    try:
+        yield
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise Refused(
+            f"{folder / CONFIG_FILE} is damaged, it describes no network ({error}): {_way_out(folder)}"
+        ) from error
+
+
+def read_tensors(folder: Path, stem: str, sha256: str) -> tuple[dict[str, Tensor], Path]:
+    """One of an export's two safetensors files, and its path.
+
+    Raises:
+        Refused: it is missing, damaged, or not the file that config.json was written with.
+    """
+    path = folder / f"{stem}.safetensors"
+    if not path.is_file():
+        raise Refused(
+            f"{path} is missing: an export is student.safetensors, tokenizer.safetensors, config.json"
+        )
+    content = read_bytes(path)
+    if sha256_bytes(content) != sha256:
+        raise Refused(f"{path} is not the file that config.json was written with: {_way_out(folder)}")
+    try:
+        return load(content), path
+    except SafetensorError as error:
+        raise Refused(f"{path} is damaged ({error}): {_way_out(folder)}") from error
+
+
+def _way_out(folder: Path) -> str:
+    return f"run the same `onestep distill ... --out {folder}` again, which exports from its last checkpoint"

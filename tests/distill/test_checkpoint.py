@@ -1,0 +1,95 @@
+"""Checkpoints: the newest by number is taken, damage is refused with the way out, and so is another training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.checkpoint import Checkpoint, newest_checkpoint, refuse_other_training, save_checkpoint
+from shards.errors import Refused
+
+IDENTITY = {"pairs": 96, "seed": 0}
+
+
+def save_at(folder: Path, *steps: int) -> None:
+    for step in steps:
+        tensors = {"weights": torch.full((2,), float(step))}
+        save_checkpoint(folder, Checkpoint(step, tensors, {"stream": {}}, IDENTITY))
+
+
+def newest(folder: Path, num_steps: int = 10**9) -> Checkpoint | None:
+    return newest_checkpoint(folder, IDENTITY, num_steps)
+
+
+def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
+    assert newest(tmp_path / "checkpoints") is None
+
+
+def test_the_newest_has_the_highest_number_and_one_more_stays(tmp_path: Path) -> None:
+    save_at(tmp_path, 999_998, 999_999, 1_000_000)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == 1_000_000
+    assert found.tensors["weights"].tolist() == [1e6, 1e6]
+    stems = {path.stem for path in tmp_path.iterdir()}
+    assert stems == {"step-999999", "step-1000000"}
+
+
+@pytest.mark.parametrize("name", ["step-latest.json", "notes.json", "step-000009 copy.json", "step-9.json"])
+def test_other_names_are_no_checkpoints(tmp_path: Path, name: str) -> None:
+    save_at(tmp_path, 4)
+    (tmp_path / name).write_text("{}")
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == 4
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "null", "{}", '{"schema_version": 1, "step": 8}'])
+def test_a_damaged_mark_is_refused_and_deleting_it_is_the_way_out(tmp_path: Path, content: str) -> None:
+    save_at(tmp_path, 4, 8)
+    mark = tmp_path / "step-000008.json"
+    mark.write_text(content)
+    with pytest.raises(Refused, match=r"is damaged.*delete .*step-000008\.json to go on from the checkpoint"):
+        newest(tmp_path)
+    mark.unlink()
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == 4
+
+
+@pytest.mark.parametrize("damage", ["missing", "sha256"])
+def test_lost_or_damaged_tensors_are_refused_with_the_way_out(tmp_path: Path, damage: str) -> None:
+    save_at(tmp_path, 4, 8)
+    tensors = tmp_path / "step-000008.safetensors"
+    if damage == "missing":
+        tensors.unlink()
+    else:
+        tensors.write_bytes(tensors.read_bytes()[:-1] + b"!")
+    with pytest.raises(Refused, match=rf"safetensors is .*{damage}.*delete .*step-000008\.json"):
+        newest(tmp_path)
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    save_at(tmp_path, 4)
+    mark = tmp_path / "step-000004.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"schema_version": 99}))
+    with pytest.raises(Refused, match="schema_version 99"):
+        newest(tmp_path)
+
+
+def test_fewer_steps_than_are_done_are_refused_and_as_many_are_not(tmp_path: Path) -> None:
+    save_at(tmp_path, 8)
+    with pytest.raises(Refused, match=r"train\.num_steps: asked 7, but .*step-000008\.json has 8 steps"):
+        newest(tmp_path, num_steps=7)
+    found = newest(tmp_path, num_steps=8)
+    assert found is not None
+    assert found.step == 8
+
+
+def test_another_training_is_refused_by_what_differs(tmp_path: Path) -> None:
+    save_at(tmp_path, 4)
+    with pytest.raises(Refused, match="pairs: there 96, asked 128"):
+        refuse_other_training(tmp_path, {"pairs": 128})

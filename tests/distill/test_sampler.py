@@ -1,0 +1,83 @@
+"""Sampling: each image has its own noise, and a second pass sees the first one's beginning and the noise after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distill.sampler import sample_images, sample_sequence
+from distill.student import Sequence, Student
+from generate_pairs.teachers.checkpoints import load_teacher
+from shards.errors import Refused
+
+
+@pytest.fixture(scope="module")
+def student(teacher_path: Path) -> Student:
+    torch.manual_seed(0)
+    loaded = load_teacher(str(teacher_path))
+    student = Student.from_teacher(loaded, (0, 2), loaded.teacher.layout.num_steps, "", 1, initialise=True)
+    return student.eval().requires_grad_(False)
+
+
+def test_the_second_pass_sees_data_then_the_same_noise(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise_BLC = torch.randn(2, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(0))
+    labels_B = torch.tensor([4, 7])
+    passes: list[tuple[torch.Tensor, int, Sequence]] = []
+    finish = Student.finish
+
+    def watched(self: Student, states_BLC: torch.Tensor, timestep: int, labels_B: torch.Tensor) -> Sequence:
+        passes.append((states_BLC, timestep, finish(self, states_BLC, timestep, labels_B)))
+        return passes[-1][2]
+
+    monkeypatch.setattr(Student, "finish", watched)
+    result = sample_sequence(student, noise_BLC, labels_B, (0, 2))
+    (first_states, first_timestep, first), (states, timestep, second) = passes
+    assert (first_timestep, timestep) == (0, 2)
+    assert torch.equal(first_states, noise_BLC)
+    start = student.layout.starts[2]
+    assert torch.equal(states[:, :start], first.embeddings_BLC[:, :start])
+    assert torch.equal(states[:, start:], noise_BLC[:, start:])
+    assert result is second
+    assert torch.equal(second.tokens_BL[:, :start], first.tokens_BL[:, :start])
+
+
+def test_below_the_split_embeddings_are_codebook_rows(student: Student) -> None:
+    noise_BLC = torch.randn(2, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(1))
+    sequence = student.finish(noise_BLC, 0, torch.tensor([0, 1]))
+    assert torch.equal(sequence.embeddings_BLC, student.tokenizer.embed(sequence.tokens_BL))
+
+
+def test_an_image_is_the_same_in_any_batch(student: Student) -> None:
+    labels = np.arange(10, dtype=np.int64)
+    whole = next(iter(sample_images(student, labels, 5, (0, 2))))
+    parts = list(sample_images(student, labels, 5, (0, 2), batch_size=4))
+    assert [part.first for part in parts] == [0, 4, 8]
+    assert torch.equal(torch.cat([part.tokens_BL for part in parts]), whole.tokens_BL)
+    images = torch.cat([part.images_BIHW for part in parts])
+    torch.testing.assert_close(images, whole.images_BIHW, rtol=0, atol=1e-5)
+    assert whole.images_BIHW.min() >= 0
+    assert whole.images_BIHW.max() <= 1
+
+
+def test_another_seed_gives_other_images(student: Student) -> None:
+    labels = np.zeros(4, dtype=np.int64)
+    one, other = (next(iter(sample_images(student, labels, seed, (0,)))) for seed in (1, 2))
+    assert not torch.equal(one.images_BIHW, other.images_BIHW)
+
+
+@pytest.mark.parametrize("timesteps", [(), (1,), (0, 0), (0, 3, 2), (0, 40)])
+def test_timesteps_that_do_not_ascend_inside_the_steps_are_refused(
+    student: Student, timesteps: tuple[int, ...]
+) -> None:
+    with pytest.raises(Refused, match=r"ascend from 0 and stay below .* trained at \[0, 2\]"):
+        next(iter(sample_images(student, np.zeros(1, dtype=np.int64), 0, timesteps)))
+
+
+def test_labels_outside_the_classes_are_refused(student: Student) -> None:
+    with pytest.raises(Refused, match="label 10: this student has classes 0 to 9"):
+        next(iter(sample_images(student, np.array([3, 10]), 0, (0,))))
