@@ -107,10 +107,12 @@ class Student(nn.Module):
         """
         timestep_B = torch.full((len(states_BLC),), timestep, dtype=torch.int64, device=states_BLC.device)
         logits_BLV, embeddings_BLC = self(states_BLC, timestep_B, labels_B)
-        start, split = self.layout.starts[timestep], self.layout.starts[self.split]
+        start, split, end = (self.layout.starts[step] for step in (timestep, self.split, self.layout.num_steps))
         tokens_BL = logits_BLV.argmax(-1)
+        if start == 0 and split == end:
+            return Sequence(self.tokenizer.embed(tokens_BL), tokens_BL)
         embeddings_BLC = torch.cat([states_BLC[:, :start], embeddings_BLC[:, start:]], dim=1)
-        for span in (slice(0, start), slice(max(start, split), None)):
+        for span in (slice(0, start), slice(max(start, split), end)):
             tokens_BL[:, span] = nearest_rows(embeddings_BLC[:, span], self.tokenizer.codebook_VC)
         rows_BLC = self.tokenizer.embed(tokens_BL)
         return Sequence(torch.cat([rows_BLC[:, :split], embeddings_BLC[:, split:]], dim=1), tokens_BL)
