@@ -7,7 +7,7 @@ three nearest neighbours in pixel space.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def judge_all(
         )
     rows.append(_row("reconstruction", judge.scores(reconstruction, split.train_labels)))
     labels = torch.arange(num_images) % methods.student.num_classes
-    decode_seconds = time_decoder(methods)
+    seconds = time_methods(methods)
     images: dict[str, Tensor] = {}
     tokens: dict[str, Tensor] = {}
     for number, method in enumerate(methods.names, 2):
@@ -144,8 +144,8 @@ def judge_all(
             "num_parameters": num_parameters(methods, method),
             "fill": skip_n_fill(methods.teacher) if method.startswith("skip-") else None,
             "token_match": token_match(method, tokens),
-            "seconds_per_image": time_method(methods, method),
-            "decode_seconds_per_image": decode_seconds,
+            "seconds_per_image": seconds.get(method),
+            "decode_seconds_per_image": seconds["decode"],
         }
         rows.append(_row(method, judge.scores(images[method], labels), **facts))
     report(total, total, "")
@@ -201,26 +201,27 @@ def num_parameters(methods: Methods, method: str) -> int | None:
     return sum(p.numel() for p in methods.teacher.transformer.parameters())
 
 
-def time_method(methods: Methods, method: str) -> dict[str, float] | None:
-    """Seconds per image without decoding, by batch size; skip-n walks as far as the teacher here, so it has none."""
-    if method.startswith("skip-"):
-        return None
+def time_methods(methods: Methods) -> dict[str, dict[str, float]]:
+    """Seconds per image by batch size, of each method without decoding and of the decoder, under "decode".
 
-    def make(batch_size: int) -> None:
+    skip-n is left out: here it walks as far as the teacher.
+    """
+
+    def maker(method: str) -> Callable[[int], object]:
+        def make(batch_size: int) -> object:
+            labels_B = torch.arange(batch_size) % methods.student.num_classes
+            with torch.inference_mode():
+                return methods.sequence(method, 0, labels_B)
+
+        return make
+
+    def decode(batch_size: int) -> object:
         with torch.inference_mode():
-            methods.sequence(method, 0, torch.arange(batch_size) % methods.student.num_classes)
+            return methods.teacher.tokenizer.decode(methods.noise(0, batch_size))
 
-    return {str(size): seconds_per_image(make, size) for size in BATCH_SIZES}
-
-
-def time_decoder(methods: Methods) -> dict[str, float]:
-    """Seconds per image of the tokenizer's decoder, by batch size."""
-
-    def decode(batch_size: int) -> None:
-        with torch.inference_mode():
-            methods.teacher.tokenizer.decode(methods.noise(0, batch_size))
-
-    return {str(size): seconds_per_image(decode, size) for size in BATCH_SIZES}
+    makers = {name: maker(name) for name in methods.names if not name.startswith("skip-")}
+    measured = {size: seconds_per_image({**makers, "decode": decode}, size) for size in BATCH_SIZES}
+    return {name: {str(size): measured[size][name] for size in BATCH_SIZES} for name in (*makers, "decode")}
 
 
 def save_samples(folder: Path, samples: Mapping[str, Tensor]) -> None:

@@ -107,7 +107,9 @@ class Student(nn.Module):
         """
         timestep_B = torch.full((len(states_BLC),), timestep, dtype=torch.int64, device=states_BLC.device)
         logits_BLV, embeddings_BLC = self(states_BLC, timestep_B, labels_B)
-        start, split, end = (self.layout.starts[step] for step in (timestep, self.split, self.layout.num_steps))
+        start, split, end = (
+            self.layout.starts[step] for step in (timestep, self.split, self.layout.num_steps)
+        )
         tokens_BL = logits_BLV.argmax(-1)
         if start == 0 and split == end:
             return Sequence(self.tokenizer.embed(tokens_BL), tokens_BL)

@@ -1,26 +1,35 @@
-"""Seconds per image at steady state: warm up, repeat, take the median."""
+"""Seconds per image at steady state: warm up, take turns, take the median."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from distill.threads import computing_threads
 
 BATCH_SIZES = (1, 64)
+ROUNDS = 20
+SECONDS_A_TURN = 0.03
 
 
-def seconds_per_image(make: Callable[[int], object], batch_size: int, budget: float = 0.5) -> float:
-    """Median wall time of `make(batch_size)` per image, over at least three calls and about `budget` seconds.
+def seconds_per_image(makers: Mapping[str, Callable[[int], object]], batch_size: int) -> dict[str, float]:
+    """Median wall time per image of each `maker(batch_size)`.
 
-    Measured with one CPU thread: at these sizes more threads slow every method down, and not all alike.
+    They take turns, round after round, so that a machine that slows down for a while slows all of them. Measured with
+    one CPU thread: at these sizes more threads slow every method down, and not all alike.
     """
+    times: dict[str, list[float]] = {name: [] for name in makers}
     with computing_threads(1):
-        make(batch_size)
-        times: list[float] = []
-        while len(times) < 3 or sum(times) < budget:
-            began = time.perf_counter()
+        for make in makers.values():
             make(batch_size)
-            times.append(time.perf_counter() - began)
-    return statistics.median(times) / batch_size
+        for _ in range(ROUNDS):
+            for name, make in makers.items():
+                end = time.perf_counter() + SECONDS_A_TURN
+                while True:
+                    began = time.perf_counter()
+                    make(batch_size)
+                    times[name].append(time.perf_counter() - began)
+                    if time.perf_counter() > end:
+                        break
+    return {name: statistics.median(measured) / batch_size for name, measured in times.items()}

@@ -45,7 +45,7 @@ def result(
     """The rows of evaluation.json by method, timed as quickly as can be."""
     out = tmp_path_factory.mktemp("evaluated")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.evaluation.seconds_per_image", lambda make, size: make(size) or 0.25)
+        patch.setattr("distill.evaluation.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
         threads = torch.get_num_threads()
         made = evaluate(
             student_folder,
@@ -169,7 +169,7 @@ def test_asked_to_stop_it_keeps_nothing(
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(Stopped, match="begins again"),
     ):
-        patch.setattr("distill.evaluation.time_decoder", lambda _: {})
+        patch.setattr("distill.evaluation.time_methods", lambda _: {"decode": {}})
         evaluate(
             student_folder,
             str(teacher_path),

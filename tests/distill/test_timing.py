@@ -1,0 +1,31 @@
+"""Seconds per image: medians over turns, by a clock that the test moves."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from distill import timing
+
+
+def test_each_maker_gets_its_own_median_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def takes(seconds: float):
+        def make(batch_size: int) -> None:
+            nonlocal now
+            now += seconds * batch_size
+
+        return make
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    measured = timing.seconds_per_image({"slow": takes(0.5), "fast": takes(0.002)}, 8)
+    assert measured == {"slow": pytest.approx(0.5), "fast": pytest.approx(0.002)}
+
+
+def test_they_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(timing, "SECONDS_A_TURN", 0.0)
+    timing.seconds_per_image({"a": lambda _: order.append("a"), "b": lambda _: order.append("b")}, 1)
+    assert order == ["a", "b"] * (1 + timing.ROUNDS)
