@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.sampler import sample_sequence
 from distill.student import Student
-from distill.student_llamagen import LlamaGenStudent
+from distill.student_llamagen import LlamaGenStudent, affine_fit
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.llamagen import LlamaGenTeacher
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
@@ -216,29 +216,37 @@ def test_starts_from_what_it_has_in_common_with_the_teacher(
         assert torch.equal(tensor, expected), name
 
 
-def test_reads_codebook_rows_as_nearly_as_it_can_like_the_teacher(
-    student: LlamaGenStudent, teacher: LlamaGenTeacher
-) -> None:
-    student.initialise_from_teacher(teacher)
-    wanted = teacher.transformer.tok_embeddings.weight.double()
-    residual = student.tok_embeddings(teacher.codebook_VC.double()) - wanted
-    # At the least-squares solution what is left is orthogonal to everything the map can reach.
-    reach = torch.cat([teacher.codebook_VC.double(), torch.ones(24, 1)], dim=1)
-    assert (reach.T @ residual).abs().max() < 1e-6
-    assert residual.square().mean() < wanted.square().mean()
-
-
 @torch.no_grad()
-def test_starts_exactly_where_token_embeddings_are_affine_in_the_codebook(
+def test_token_embeddings_solve_the_ridge_regression_on_the_codebook(
     student: LlamaGenStudent, teacher: LlamaGenTeacher
 ) -> None:
-    teacher.double()
-    embeddings = teacher.transformer.tok_embeddings.weight
-    embeddings.copy_(teacher.codebook_VC @ torch.randn(4, 32).double() + torch.randn(32).double())
     student.initialise_from_teacher(teacher)
-    torch.testing.assert_close(
-        student.tok_embeddings(teacher.codebook_VC), embeddings.data, rtol=0, atol=1e-12
-    )
+    rows = teacher.codebook_VC.double()
+    residual = student.tok_embeddings(rows) - teacher.transformer.tok_embeddings.weight.double()
+    centred = rows - rows.mean(0)
+    # The normal equations: the gradient of the fit is the ridge's pull, and the mean is met exactly.
+    pull = 0.01 * centred.square().mean() * student.tok_embeddings.weight.T
+    torch.testing.assert_close(-centred.T @ residual / len(rows), pull, rtol=0, atol=1e-8)
+    torch.testing.assert_close(residual.mean(0), torch.zeros(32).double(), rtol=0, atol=1e-7)
+
+
+def test_without_a_ridge_an_affine_map_is_found_exactly() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows, weight, bias = (torch.randn(n, generator=generator).double() for n in ((24, 4), (4, 32), (32,)))
+    found_weight, found_bias = affine_fit(rows, rows @ weight + bias, ridge=0.0)
+    torch.testing.assert_close(found_weight, weight, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found_bias, bias, rtol=0, atol=1e-12)
+
+
+def test_a_codebook_close_to_a_plane_does_not_blow_the_weights_up() -> None:
+    """Noise fills the direction that the codebook leaves empty: plain least squares would drown everything in it."""
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(64, 3, generator=generator).double() * torch.tensor([1.0, 1.0, 1e-3])
+    wanted = 0.1 * torch.randn(64, 32, generator=generator).double()
+    plain, _ = affine_fit(rows, wanted, ridge=0.0)
+    ridged, _ = affine_fit(rows, wanted)
+    assert plain[2].norm() > 10
+    assert ridged.norm() < 0.2
 
 
 def test_a_new_student_predicts_nothing_much() -> None:
