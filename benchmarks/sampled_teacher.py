@@ -16,7 +16,6 @@ from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.embedded.digits import DigitsSplit
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Choice, DrawMultinomial, MapNoise, walk
-from generate_pairs.worker import sampling_settings
 from pipeline.config import RunConfig
 from shards.noise import gaussian_noise
 
@@ -41,7 +40,7 @@ class SampledTeacher:
         solver_steps = config.pairs.solver_steps or default_num_steps(teacher.codebook_dim)
         labels_N = torch.arange(config.evaluation.num_images) % teacher.num_classes
         flow_map = FlowMap(teacher.codebook_VC.float(), solver_steps)
-        return cls(teacher, sampling_settings(config.generate), flow_map, labels_N)
+        return cls(teacher, SamplingSettings.of(config.teacher.model_dump()), flow_map, labels_N)
 
     def draw(self, seed: int) -> Tensor:
         """Tokens (N, L) drawn from the teacher's distributions, as AR models are usually sampled."""

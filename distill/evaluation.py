@@ -23,12 +23,12 @@ from distill.frechet import Manifold, Moments, frechet_distance, inception_score
 from distill.images import captioned_grid, image_grid, save_png
 from distill.methods import Methods, count_tokens
 from distill.student import Student
-from distill.threads import computing_threads
 from distill.timing import BATCH_SIZES, seconds_per_image
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.embedded.digits import load_digits_split
 from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.teachers.threads import computing_threads
 from shards.errors import Refused, Stopped
 from shards.manifest import Manifest
 from shards.reporting import Report, ShouldStop

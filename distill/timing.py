@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-from distill.threads import computing_threads
+from generate_pairs.teachers.threads import computing_threads
 
 BATCH_SIZES = (1, 64)
 ROUNDS = 20

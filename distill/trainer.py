@@ -12,9 +12,9 @@ from distill.checks import check_distillation
 from distill.config import DistillConfig
 from distill.metrics import MetricsLog, newest_values
 from distill.optimizer import learning_rate
-from distill.threads import computing_threads
 from distill.training import Training, training_identity
 from generate_pairs.teachers.base import TokenLayout
+from generate_pairs.teachers.threads import computing_threads
 from shards.errors import Stopped
 from shards.manifest import Manifest
 from shards.reporting import Report, ShouldStop

@@ -17,7 +17,7 @@ from generate_pairs.flow_map import default_num_steps
 from generate_pairs.making import GenerationSummary, make_shards
 from generate_pairs.plan import work_unit
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, resolve
-from generate_pairs.worker import sampling_settings
+from generate_pairs.teachers.filtering import SamplingSettings
 from shards.errors import Failed, Refused
 from shards.manifest import Manifest, create_dataset, dataset_exists, read_spec, refuse_other_spec
 from shards.record import PairSpec
@@ -120,7 +120,7 @@ def refuse_unknown_sampling(config: GenerateConfig, loaded: LoadedTeacher) -> No
     """
     flat_1V = torch.zeros(1, loaded.teacher.vocab_size, device=loaded.teacher.codebook_VC.device)
     try:
-        loaded.teacher.filter(flat_1V, sampling_settings(config))
+        loaded.teacher.filter(flat_1V, SamplingSettings.of(config.teacher.model_dump()))
     except ValueError as error:
         raise Refused(f"teacher.{error}") from error
 

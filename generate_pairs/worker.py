@@ -9,8 +9,6 @@ import platform
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -19,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from generate_pairs.config import GenerateConfig, TeacherConfig
+from generate_pairs.config import TeacherConfig
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.plan import WorkUnit
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.trajectory import MapNoise, walk
 from shards.errors import Failed
 from shards.manifest import ManifestRow
@@ -74,11 +73,6 @@ def pair_maker(config: TeacherConfig, solver_steps: int, sha256: str, device: st
     return PairMaker(loaded.teacher, flow_map, SamplingSettings.of(config.model_dump()))
 
 
-def sampling_settings(config: GenerateConfig) -> SamplingSettings:
-    """The teacher's sampling settings, without its name and dtype."""
-    return SamplingSettings.of(config.teacher.model_dump())
-
-
 def make_shard(
     root: Path, spec: PairSpec, config: TeacherConfig, unit: WorkUnit, device: str = "cpu"
 ) -> ManifestRow:
@@ -91,7 +85,7 @@ def make_shard(
         Failed: the teacher here is another one, or the disk is full.
         Refused: the data set's folder cannot be written to, or holds other pairs.
     """
-    with fixed_threads():
+    with computing_threads(NUM_THREADS):
         began = time.monotonic()
         maker = pair_maker(
             config, spec.lineage["flow_map"]["solver_steps"], spec.lineage["teacher"]["sha256"], device
@@ -116,14 +110,3 @@ def dask_setup(worker: object) -> None:
 def device_name(device: str) -> str:
     """What kind of device it is, as the manifest records it."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu {platform.machine()}"
-
-
-@contextmanager
-def fixed_threads() -> Iterator[None]:
-    """Compute with `NUM_THREADS` threads, and give the process back its own number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(NUM_THREADS)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

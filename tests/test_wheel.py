@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
 DATA = {
     "generate_pairs/teachers/embedded/digits.safetensors",
     "generate_pairs/teachers/embedded/digits-var.safetensors",
@@ -23,27 +25,24 @@ DATA = {
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # From a copy: a build leaves its own folder in the tree, and the next one would pack what has been moved since.
     folder = tmp_path_factory.mktemp("wheel")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(folder),
-        str(ROOT),
-    ]
-    built = subprocess.run([*command, "-q"], capture_output=True, text=True)
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, folder / "tree" / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "tree")
+    options = ["--no-deps", "--no-build-isolation", "-q", "-w", str(folder)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(folder / "tree")]
+    built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return next(folder.glob("*.whl"))
 
 
 def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    packages = ("shards", "generate_pairs", "distill", "pipeline")
-    modules = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
+    modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert names == modules | DATA
 
 

@@ -21,6 +21,7 @@ from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import build_teacher, save_teacher
 from generate_pairs.teachers.embedded.digits import augmented, load_digits_split
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer
+from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.teachers.var_tokenizer import VarTokenizer
 from shards.errors import Refused
 from shards.reporting import Report
@@ -131,19 +132,19 @@ def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
     recipe = RECIPES[name]
     before, total = recipe.tokenizer_phase.num_steps, recipe.num_steps
     # Sums over another number of threads round differently, and a seed should give one teacher.
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    split = load_digits_split()
-    images, labels = augmented(split.train_images, split.train_labels, recipe.copies, seed)
-    teacher = build_teacher(recipe.family, recipe.transformer, recipe.tokenizer)
-    tokenizer = teacher.tokenizer
-    assert isinstance(tokenizer, LlamaGenTokenizer | VarTokenizer)
-    train_tokenizer(
-        tokenizer, images, recipe.tokenizer_phase, lambda done, _, note: report(done, total, note)
-    )
-    train_transformer(
-        teacher, images, labels, recipe, lambda done, _, note: report(before + done, total, note)
-    )
+    with computing_threads(1):
+        torch.manual_seed(seed)
+        split = load_digits_split()
+        images, labels = augmented(split.train_images, split.train_labels, recipe.copies, seed)
+        teacher = build_teacher(recipe.family, recipe.transformer, recipe.tokenizer)
+        tokenizer = teacher.tokenizer
+        assert isinstance(tokenizer, LlamaGenTokenizer | VarTokenizer)
+        train_tokenizer(
+            tokenizer, images, recipe.tokenizer_phase, lambda done, _, note: report(done, total, note)
+        )
+        train_transformer(
+            teacher, images, labels, recipe, lambda done, _, note: report(before + done, total, note)
+        )
     about = {"data": "scikit-learn load_digits, 1,297 training images", "seed": seed}
     save_teacher(teacher, recipe.family, out, about, torch.float16)
 
@@ -151,11 +152,11 @@ def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
 def train_tokenizer(tokenizer: VQTokenizer, images: Tensor, phase: Phase, report: Report) -> None:
     """Train a VQ tokenizer on images; afterwards it holds the averaged weights."""
     start_codebook_from_data(tokenizer, images[:2_000])
-    for step, places, average in training_steps(tokenizer, len(images), phase):
+    for step, places, update in training_steps(tokenizer, len(images), phase):
         batch = images[places]
         reconstructed, codebook_loss = reconstruct(tokenizer, batch)
         loss = F.mse_loss(reconstructed, batch)
-        average(loss + codebook_loss)
+        update(loss + codebook_loss)
         if step % 50 == 0:
             report(step, phase.num_steps, f"tokenizer, squared error {loss.item():.4f}")
 
@@ -170,13 +171,13 @@ def train_transformer(
         tokens = torch.cat([teacher.tokenizer.encode(batch) for batch in images.split(1_000)])
     transformer = teacher.transformer
     class_dropout = transformer.config.class_dropout
-    for step, places, average in training_steps(transformer, len(images), phase):
+    for step, places, update in training_steps(transformer, len(images), phase):
         batch_labels = labels[places]
         dropped = torch.rand(len(places)) < class_dropout
         batch_labels = torch.where(dropped, teacher.num_classes, batch_labels)
         logits_BLV = teacher.forced_logits(batch_labels, tokens[places])
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), tokens[places].flatten())
-        average(loss)
+        update(loss)
         if step % 50 == 0:
             report(step, phase.num_steps, f"transformer, cross-entropy {loss.item():.3f}")
 

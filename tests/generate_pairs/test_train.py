@@ -1,0 +1,42 @@
+"""Training an embedded teacher from nothing: seeded, loadable, and learning something; the recipes shrunk to seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from generate_pairs.teachers.checkpoints import load_teacher
+from generate_pairs.teachers.embedded import train
+from shards.errors import Refused
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-var"])
+def test_a_seed_gives_one_teacher(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = train.RECIPES[name]
+    short = replace(
+        recipe,
+        copies=0,
+        tokenizer_phase=replace(recipe.tokenizer_phase, num_steps=50, batch_size=16),
+        transformer_phase=replace(recipe.transformer_phase, num_steps=50, batch_size=16),
+    )
+    monkeypatch.setattr(train, "RECIPES", {name: short})
+    told: list[tuple[int, int]] = []
+    threads = torch.get_num_threads()
+    for seed, file in ((0, "a"), (0, "b"), (1, "c")):
+        out = tmp_path / f"{file}.safetensors"
+        train.train_teacher(name, out, seed, lambda done, total, _: told.append((done, total)))
+    a, b, c = ((tmp_path / f"{file}.safetensors").read_bytes() for file in "abc")
+    assert a == b != c
+    assert told[:2] == [(50, 100), (100, 100)]
+    assert torch.get_num_threads() == threads
+    loaded = load_teacher(str(tmp_path / "a.safetensors"))
+    assert loaded.about["seed"] == 0
+    assert loaded.teacher.layout.num_tokens == {"digits": 16, "digits-var": 21}[name]
+
+
+def test_an_unknown_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="digits, digits-var"):
+        train.train_teacher("letters", tmp_path / "x.safetensors", 0, lambda *_: None)
