@@ -59,7 +59,10 @@ class TrainConfig(Settings):
         0, ge=0, lt=2**63, description="of the order of pairs, the timesteps and the initialisation"
     )
     threads: int = Field(
-        1, ge=1, le=1024, description="CPU threads; a different number gives different rounding"
+        1,
+        ge=1,
+        le=1024,
+        description="CPU threads, an equal share of a batch each; a different number gives different rounding",
     )
     checkpoint_interval: int = Field(
         500, gt=0, description="steps between checkpoints", json_schema_extra=FREE

@@ -15,33 +15,64 @@ from distill.targets import Targets
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars of one batch: the weighted sum that is minimised, and its parts, each a mean over what was asked."""
+    """Scalars: the weighted sum that is minimised, and its parts, each a mean over what was asked."""
 
     total: Tensor
     parts: dict[str, Tensor]
 
 
-def student_losses(
-    student: Student, targets: Targets, tokens_BL: Tensor, labels_B: Tensor, config: TrainConfig
-) -> Losses:
-    """Losses of one batch.
+@dataclass(frozen=True)
+class Share:
+    """Some of a batch's pairs. A loss is a mean over the whole batch, so the losses of its shares add up to it.
+
+    Attributes:
+        num_asked: positions asked for in the whole batch.
+        num_pairs: pairs in the whole batch.
+    """
+
+    targets: Targets
+    tokens_BL: Tensor
+    labels_B: Tensor
+    num_asked: int
+    num_pairs: int
+
+
+def shares(targets: Targets, tokens_BL: Tensor, labels_B: Tensor, count: int) -> list[Share]:
+    """Cut a batch into `count` shares of consecutive pairs, as equal as they can be."""
+    count = min(count, len(labels_B))
+    num_asked, num_pairs = int(targets.asked_BL.sum()), len(labels_B)
+    tensors = (targets.states_BLC, targets.timestep_B, targets.asked_BL, tokens_BL, labels_B)
+    return [
+        Share(Targets(states, timesteps, asked), tokens, labels, num_asked, num_pairs)
+        for states, timesteps, asked, tokens, labels in zip(
+            *(tensor.tensor_split(count) for tensor in tensors), strict=True
+        )
+    ]
+
+
+def student_losses(student: Student, share: Share, config: TrainConfig) -> Losses:
+    """What a share adds to the losses of its batch.
 
     The token head learns every position that is asked, the continuous head too: where the split lies is decided at
     sampling time. A part whose weight is zero is not computed.
     """
-    logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, labels_B)
+    targets, tokens_BL = share.targets, share.tokens_BL
+    logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, share.labels_B)
     asked_BL = targets.asked_BL
     parts: dict[str, Tensor] = {}
     if config.token_weight:
-        parts["token_loss"] = F.cross_entropy(logits_BLV[asked_BL], tokens_BL[asked_BL])
+        missed = F.cross_entropy(logits_BLV[asked_BL], tokens_BL[asked_BL], reduction="sum")
+        parts["token_loss"] = missed / share.num_asked
     rows_BLC = student.tokenizer.embed(tokens_BL)
     if config.embedding_weight:
-        parts["embedding_loss"] = F.mse_loss(embeddings_BLC[asked_BL], rows_BLC[asked_BL])
+        squares = (embeddings_BLC[asked_BL] - rows_BLC[asked_BL]).square()
+        parts["embedding_loss"] = squares.mean(-1).sum() / share.num_asked
     if config.image_weight:
         sequence_BLC = torch.where(asked_BL[:, :, None], expected_rows(student, logits_BLV), rows_BLC)
         with torch.no_grad():
             images = student.tokenizer.decode(rows_BLC)
-        parts["image_loss"] = F.mse_loss(student.tokenizer.decode(sequence_BLC), images)
+        squares = (student.tokenizer.decode(sequence_BLC) - images).square()
+        parts["image_loss"] = squares.flatten(1).mean(-1).sum() / share.num_pairs
     weights = {
         "token_loss": config.token_weight,
         "embedding_loss": config.embedding_weight,

@@ -60,7 +60,8 @@ def train(
     began = time.monotonic()
     refuse_training(config, pairs_root, out, size)
     refuse_unwritable(out)
-    with computing_threads(config.train.threads):
+    # Each of the training's threads computes its own share of a batch; see distill/gradients.py.
+    with computing_threads(1):
         training = Training(config, teacher_name, pairs_root, size)
         log = _train_to_the_end(training, out, report, should_stop)
         training.export(out)

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from distill.checkpoint import Checkpoint
 from distill.checks import check_distillation, load_maker
 from distill.config import DistillConfig
-from distill.losses import student_losses
+from distill.gradients import Gradients
 from distill.optimizer import build_optimizer, ema_decay, learning_rate, update_ema
 from distill.student import Student
 from distill.targets import Targets, draw_timesteps, trajectory_states
@@ -69,6 +69,7 @@ class Training:
         self.names = [name for name, _ in self.student.network.named_parameters()]
         self.parameters = list(self.student.network.parameters())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        self.gradients = Gradients(self.student, config.train)
         self.optimizer = build_optimizer(self.student.network, config.train)
         self.step = 0
 
@@ -82,11 +83,9 @@ class Training:
         train = self.config.train
         batch = next(self.stream)
         targets = self.targets(batch)
-        losses = student_losses(self.student, targets, batch.tokens_BL, batch.label_B, train)
+        losses = self.gradients(targets, batch.tokens_BL, batch.label_B)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, train)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
         if not torch.isfinite(norm):
             raise Failed(
@@ -96,8 +95,7 @@ class Training:
         self.optimizer.step()
         update_ema(self.averages, self.parameters, ema_decay(self.step, train))
         self.step += 1
-        parts = {name: value.detach() for name, value in losses.parts.items()}
-        return {"loss": losses.total.detach(), "gradient_norm": norm, **parts}
+        return {"loss": losses.total, "gradient_norm": norm, **losses.parts}
 
     def targets(self, batch: PairBatch) -> Targets:
         """The states of the trajectory that a batch's pairs are shown at."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.config import TrainConfig
-from distill.losses import expected_rows, student_losses
+from distill.losses import expected_rows, shares, student_losses
 from distill.student import Student
 from distill.targets import Targets, trajectory_states
 from generate_pairs.teachers.checkpoints import load_teacher
@@ -43,7 +43,8 @@ def test_each_part_is_the_mean_over_what_is_asked(
     student: Student, batch: tuple[Targets, Tensor, Tensor]
 ) -> None:
     targets, tokens_BL, labels_B = batch
-    losses = student_losses(student, targets, tokens_BL, labels_B, TrainConfig(**WEIGHTS))
+    (whole,) = shares(*batch, 1)
+    losses = student_losses(student, whole, TrainConfig(**WEIGHTS))
     logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, labels_B)
     codebook_VC = student.tokenizer.codebook_VC
     asked = [
@@ -70,9 +71,9 @@ def test_each_part_is_the_mean_over_what_is_asked(
 def test_a_part_without_weight_is_not_there(
     student: Student, batch: tuple[Targets, Tensor, Tensor], name: str
 ) -> None:
-    targets, tokens_BL, labels_B = batch
+    (whole,) = shares(*batch, 1)
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
-    losses = student_losses(student, targets, tokens_BL, labels_B, TrainConfig(**alone))
+    losses = student_losses(student, whole, TrainConfig(**alone))
     assert list(losses.parts) == [f"{name}_loss"]
     assert losses.total == losses.parts[f"{name}_loss"]
 
@@ -84,10 +85,10 @@ def test_a_part_without_weight_is_not_there(
 def test_each_part_teaches_one_head(
     student: Student, batch: tuple[Targets, Tensor, Tensor], name: str, learns: str
 ) -> None:
-    targets, tokens_BL, labels_B = batch
+    (whole,) = shares(*batch, 1)
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
     student.zero_grad()
-    student_losses(student, targets, tokens_BL, labels_B, TrainConfig(**alone)).total.backward()
+    student_losses(student, whole, TrainConfig(**alone)).total.backward()
     continuous = list(student.network.final_layer_conti.parameters())
     token_head = [
         parameter
