@@ -1,8 +1,9 @@
 """Is a run that was killed N times the same, byte for byte, as one that never was?
 
 One run goes through untouched. A second one is killed (SIGKILL, the whole process group) at N random moments, one in
-each N-th of the first one's wall time, and started again with the same command each time. Compared are the shards,
-the student's export and the training log; committed rows of the manifest must outlive every kill untouched.
+each N-th of the first one's wall time, and started again with the same command each time. The untouched
+run makes its pairs in this process; the killed one takes 1, 2 and 0 workers in turn. Compared are the shards, the
+student's export and the training log; committed rows of the manifest must outlive every kill untouched.
 
     python benchmarks/kill_run.py digits --kills 10 --seed 0 --work kills
 """
@@ -20,11 +21,12 @@ from killable_run import KillableRun
 from script import Script, markdown
 
 from pipeline.config import compose
-from pipeline.options import FolderPath, number_of_workers, preset_argument, set_option, workers_option
+from pipeline.options import FolderPath, preset_argument, set_option
 from pipeline.run_dir import RunDir
 from shards.errors import Failed, Refused
 
-HEADER = ("kill", "phase", "seconds in", "seconds lived", "rows", "steps kept")
+WORKERS = (0, 1, 2)
+HEADER = ("kill", "phase", "workers", "seconds in", "seconds lived", "rows", "steps kept")
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,20 @@ def kill_and_resume(run: KillableRun, planned: list[Moment], startup: float) -> 
     for number, moment in enumerate(planned, 1):
         # Pairs and steps are kept, but an evaluation that was killed begins anew.
         done = before.seconds if before.phase == moment.phase != "evaluation" else 0.0
-        lived = run.kill(moment.phase, moment.seconds - done, startup)
+        workers = WORKERS[number % len(WORKERS)]
+        lived = run.kill(moment.phase, moment.seconds - done, startup, workers)
         kept, before = _still_there(kept, run.rows()), moment
-        cells = [moment.phase, f"{moment.seconds:.1f}", f"{lived:.1f}", str(len(kept)), str(run.step)]
+        cells = [
+            moment.phase,
+            str(workers),
+            f"{moment.seconds:.1f}",
+            f"{lived:.1f}",
+            str(len(kept)),
+            str(run.step),
+        ]
         table.append([str(number), *cells])
         click.echo(f"kill {number}: {', '.join(cells)}", err=True)
-    run.finish()
+    run.finish(WORKERS[-1])
     _still_there(kept, run.rows())
     return table
 
@@ -93,21 +103,18 @@ def differences(whole: KillableRun, killed: KillableRun) -> list[str]:
 @click.option("--kills", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 @click.option("--work", type=FolderPath, required=True, metavar="DIR", help="Folder of both runs.")
-@workers_option
 @set_option
-def main(
-    preset: str, kills: int, seed: int, work: Path, workers: int | None, settings: tuple[str, ...]
-) -> None:
+def main(preset: str, kills: int, seed: int, work: Path, settings: tuple[str, ...]) -> None:
     """Run a preset untouched, then killed and resumed; exit with 1 where the results differ."""
     num_shards = compose(preset, settings).pairs.num_shards
     overridden = [word for setting in settings for word in ("--set", setting)]
-    arguments = (preset, "--workers", str(number_of_workers(workers)), *overridden)
+    arguments = (preset, *overridden)
     whole, killed = (KillableRun(RunDir(work / name), arguments, num_shards) for name in ("whole", "killed"))
     for run in (whole, killed):
         if run.run_dir.root.exists():
             raise Refused(f"{run.run_dir.root} is there already: delete it, or name another --work")
     work.mkdir(parents=True, exist_ok=True)
-    wall = whole.finish()
+    wall = whole.finish(WORKERS[0])
     seconds = whole.run_dir.read_json(whole.run_dir.seconds)
     phases = ", ".join(f"{phase} {length:.1f} s" for phase, length in seconds.items())
     click.echo(f"untouched: {phases}, {wall:.1f} s in all\n")

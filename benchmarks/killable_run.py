@@ -30,32 +30,33 @@ class KillableRun:
     arguments: tuple[str, ...]
     num_shards: int
 
-    def finish(self) -> float:
+    def finish(self, workers: int) -> float:
         """Run to the end; returns the seconds that it took.
 
         Raises:
             Failed: the run failed.
         """
         began = time.monotonic()
-        with self._started() as process:
+        with self._started(workers) as process:
             process.wait()
             self._refuse_failure(process)
         return time.monotonic() - began
 
-    def kill(self, phase: str, seconds_in_phase: float, seconds_to_resume: float) -> float:
+    def kill(self, phase: str, seconds_in_phase: float, seconds_to_resume: float, workers: int) -> float:
         """Start the run and kill it in a phase; returns the seconds that it lived.
 
         Args:
             phase: the run is waited for to come to it.
             seconds_in_phase: how long the run then lives, unless it ends before.
             seconds_to_resume: what a run needs besides to come back to a phase that it had begun.
+            workers: worker processes for the pairs.
 
         Raises:
             Failed: the run failed before it was killed.
         """
         began = time.monotonic()
         extra = seconds_to_resume if self._has_reached(phase) else 0.0
-        with self._started() as process:
+        with self._started(workers) as process:
             while not self._has_reached(phase) and process.poll() is None:
                 time.sleep(POLL_SECONDS)
             with suppress(subprocess.TimeoutExpired):
@@ -92,10 +93,11 @@ class KillableRun:
         return {str(path.relative_to(self.run_dir.root)): sha256_file(path) for path in paths}
 
     @contextmanager
-    def _started(self) -> Iterator[subprocess.Popen[bytes]]:
+    def _started(self, workers: int) -> Iterator[subprocess.Popen[bytes]]:
         """The run's command; nothing of its process group outlives the block."""
         root = self.run_dir.root
         command = [sys.executable, "-m", "pipeline.cli", "run", *self.arguments, "--out", str(root)]
+        command += ["--workers", str(workers)]
         with self._log.open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
