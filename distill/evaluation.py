@@ -159,6 +159,10 @@ def open_methods(student: Student, teacher_name: str, pairs_root: Path, seed: in
         Refused: the student learned from other pairs, or the pairs come from another teacher.
     """
     manifest = Manifest.open(pairs_root)
+    if student.fingerprint is None:
+        raise Refused(
+            f"nobody knows which pairs this student learned from, so it is not compared with {pairs_root}"
+        )
     if student.fingerprint != manifest.spec.fingerprint:
         raise Refused(
             f"the student learned from pairs {student.fingerprint[:12]}, but {pairs_root} holds pairs "

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -26,22 +26,22 @@ class ExportConfig(BaseModel):
     Attributes:
         network: the student's architecture.
         tokenizer: the tokenizer's.
-        fingerprint: of the pairs that the student learned from.
-        num_pairs: how many of them, the first training pairs.
+        fingerprint: of the pairs that the student learned from; None where they are not known, as of published ones.
+        num_pairs: how many of them, the first training pairs; None where they are not known.
         student_sha256: of student.safetensors; `tokenizer_sha256` of tokenizer.safetensors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int
-    family: Literal["llamagen", "var"]
+    family: str
     network: dict[str, Any]
     tokenizer: dict[str, Any]
     tokens_per_step: tuple[int, ...] = Field(min_length=1)
     timesteps: tuple[int, ...] = Field(min_length=1)
     split: int = Field(ge=0)
-    fingerprint: str
-    num_pairs: int = Field(gt=0)
+    fingerprint: str | None
+    num_pairs: int | None = Field(gt=0)
     student_sha256: str
     tokenizer_sha256: str
 

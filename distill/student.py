@@ -6,9 +6,9 @@ positions are data, how the two heads' answers become one sequence, and the expo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
@@ -25,25 +25,41 @@ from distill.export import (
 from distill.student_llamagen import LlamaGenStudent
 from distill.student_var import VarStudent
 from generate_pairs.teachers.base import Tokenizer, TokenLayout
-from generate_pairs.teachers.checkpoints import (
-    LoadedTeacher,
-    build_tokenizer,
-    load_strictly,
-    transformer_config,
-)
-from shards.errors import Refused
+from generate_pairs.teachers.checkpoints import LoadedTeacher, load_strictly
+from generate_pairs.teachers.families import build_tokenizer, plugin, transformer_config
 from shards.storage import commit_bytes, sha256_bytes
 
-Network = LlamaGenStudent | VarStudent
+ENTRY_POINTS = "onestep.students"
+"""Other packages bring the student of their family by an entry point of this group, named like the family."""
 
 
-def build_network(family: str, config: Any, codebook_dim: int) -> Network:
-    """A family's student network with fresh weights; `config` is the transformer configuration of its teacher."""
+class Network(Protocol):
+    """A family's student network, an `nn.Module` too: what official LlamaGen-DD and VAR-DD have in common."""
+
+    config: Any
+    """Has `num_classes`; the frozen dataclass that the teacher's transformer is built from."""
+
+    def __call__(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Data rows, then noise, and how many positions are data, to logits (B, L, V) and embeddings (B, L, C)."""
+        ...
+
+    def initialise_from_teacher(self, teacher: Any) -> None:
+        """Copy what the two have in common."""
+        ...
+
+
+def build_network(family: str, config: Any, codebook_dim: int) -> Any:
+    """A family's student `Network` with fresh weights; `config` is that of the teacher's transformer.
+
+    Raises:
+        Refused: no student is known for the family.
+    """
     if family == "llamagen":
         return LlamaGenStudent(config, codebook_dim)
     if family == "var":
         return VarStudent(config)
-    raise Refused(f"no student is known for the family {family!r}: there are llamagen and var")
+    ours = {"llamagen": LlamaGenStudent, "var": VarStudent}
+    return plugin(ENTRY_POINTS, family, "student of a family", ours)(config, codebook_dim)
 
 
 @dataclass(frozen=True)
@@ -62,13 +78,13 @@ class Student(nn.Module):
     def __init__(
         self,
         family: str,
-        network: Network,
+        network: Any,
         tokenizer: Tokenizer,
         layout: TokenLayout,
         timesteps: tuple[int, ...],
         split: int,
-        fingerprint: str,
-        num_pairs: int,
+        fingerprint: str | None,
+        num_pairs: int | None,
     ) -> None:
         super().__init__()
         self.family = family
@@ -152,7 +168,7 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         config = read_export_config(folder)
-        with refusing_misfits(folder):
+        with refusing_misfits(folder), torch.device("meta"):
             tokenizer = build_tokenizer(config.family, config.tokenizer).decoder_only()
             network_config = transformer_config(config.family, config.network)
             network = build_network(config.family, network_config, tokenizer.codebook_VC.shape[1])
@@ -192,11 +208,9 @@ class Student(nn.Module):
             initialise: start from the teacher's weights rather than from random ones.
         """
         teacher = loaded.teacher
-        # Noise determines every target: there is nothing to regularise, and dropout would need its own state.
-        config = replace(teacher.transformer.config, dropout=0.0)
-        network = build_network(loaded.family, config, teacher.codebook_dim)
+        network = build_network(loaded.family, teacher.transformer.config, teacher.codebook_dim)
         if initialise:
-            network.initialise_from_teacher(teacher)  # type: ignore[arg-type]
+            network.initialise_from_teacher(teacher)
         tokenizer, layout = teacher.tokenizer, teacher.layout
         return cls(loaded.family, network, tokenizer, layout, timesteps, split, fingerprint, num_pairs)
 

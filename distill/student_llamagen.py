@@ -5,6 +5,8 @@ Attribute names are the official tensor names of LlamaGen-DD.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,7 +47,8 @@ class LlamaGenStudent(nn.Module):
         super().__init__()
         if config.condition != "class":
             raise ValueError(f"the LlamaGen student is conditioned on classes, not on {config.condition}")
-        self.config = config
+        # Noise determines every target: there is nothing to regularise, and dropout would need its own state.
+        self.config = config = replace(config, dropout=0.0)
         self.cls_embedding = ClassEmbedding(config.num_classes, config.width)
         self.tok_embeddings = nn.Linear(codebook_dim, config.width)
         self.n_d_embed = nn.Embedding(2, config.width)
@@ -70,7 +73,6 @@ class LlamaGenStudent(nn.Module):
         """
         condition_B1D = self.cls_embedding(labels_B)
         x_BPD = torch.cat([condition_B1D, self.tok_embeddings(x_BLC)], dim=1) + self._kind(data_tokens_B)
-        x_BPD = F.dropout(x_BPD, self.config.dropout, self.training)
         rotation = self.rotation.to(x_BPD.device)
         for layer in self.layers:
             x_BPD = layer(x_BPD, rotation)

@@ -6,6 +6,8 @@ VAR-DD.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,8 @@ class VarStudent(VarBackbone):
             layerwise_embedding: give every block (and the heads) its own linear map of the noise/data
                 embedding; else the embedding itself is added everywhere.
         """
+        # Noise determines every target: there is nothing to regularise, and dropout would need its own state.
+        config = replace(config, dropout=0.0)
         super().__init__(config, (1, *config.layout.tokens_per_step))
         self.layerwise_embedding = layerwise_embedding
         self.n_d_embed = nn.Embedding(2, config.width)
@@ -39,7 +43,9 @@ class VarStudent(VarBackbone):
             linear(config, config.width, config.width) for _ in range(num_maps)
         )
         self.final_layer_conti = EmbeddingHead(config.width, config.codebook_dim)
-        mask_LL = (self.level_L[:, None] > self.level_L) | torch.eye(len(self.level_L), dtype=torch.bool)
+        mask_LL = (self.level_L[:, None] > self.level_L) | torch.eye(
+            len(self.level_L), dtype=torch.bool, device="cpu"
+        )
         self.register_buffer("mask_LL", mask_LL, persistent=False)
 
     def forward(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from generate_pairs.config import GenerateConfig, PairsConfig, TeacherConfig
 from generate_pairs.flow_map import default_num_steps
 from generate_pairs.making import GenerationSummary, make_shards
 from generate_pairs.plan import work_unit
-from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, resolve
+from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, refuse_unknown
 from generate_pairs.teachers.filtering import SamplingSettings
 from shards.errors import Failed, Refused
 from shards.manifest import Manifest, create_dataset, dataset_exists, read_spec, refuse_other_spec
@@ -249,7 +249,7 @@ def _maker_of(root: Path, spec: PairSpec, teacher_name: str | None) -> TeacherCo
     config = TeacherConfig.model_validate(settings | {"name": teacher_name or made_by["name"]})
     if teacher_name is None:
         try:
-            resolve(config.name)
+            refuse_unknown(config.name)
         except Refused as error:
             raise Refused(f"{root} was made by a teacher that is not here: {error}. {way}") from error
     loaded = load_teacher(config.name)

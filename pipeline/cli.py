@@ -10,7 +10,18 @@ from typing import Any
 
 import click
 
-COMMANDS = ("run", "generate", "distill", "sample", "evaluate", "report", "shards", "teachers")
+COMMANDS = (
+    "run",
+    "generate",
+    "distill",
+    "sample",
+    "evaluate",
+    "report",
+    "export",
+    "shards",
+    "teachers",
+    "students",
+)
 
 
 class Onestep(click.Group):

@@ -1,4 +1,4 @@
-"""`onestep teachers`: which teachers there are, and making the small ones anew."""
+"""`onestep teachers`: which teachers there are, bringing published ones in, and making the small ones anew."""
 
 from __future__ import annotations
 
@@ -13,28 +13,96 @@ EMBEDDED = ("digits", "digits-var")
 
 @click.group("teachers")
 def command() -> None:
-    """Show the teachers, or train an embedded one from nothing.
+    """Show the teachers, bring published ones in, or train an embedded one from nothing.
 
     \b
     Examples:
       onestep teachers list
+      onestep teachers inspect var_d16.pth
+      onestep teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16
       onestep teachers train digits --out digits.safetensors
     """
 
 
 @command.command("list")
 def list_teachers() -> None:
-    """List the teachers that ship with onestep."""
-    from generate_pairs.teachers.checkpoints import embedded_names, load_teacher
+    """List every teacher there is a name for, and whether it is here."""
+    from generate_pairs.teachers.checkpoints import (
+        embedded_names,
+        imported_folder,
+        imported_names,
+        load_teacher,
+    )
+    from generate_pairs.teachers.importing import num_parameters, published_transformer
+    from generate_pairs.teachers.official import TEACHERS
 
+    here = imported_names()
     for name in embedded_names():
         loaded = load_teacher(name)
-        teacher = loaded.teacher
+        layout, count = loaded.teacher.layout, num_parameters(loaded.teacher.transformer)
         click.echo(
-            f"{name:<14} {loaded.family:<9} {teacher.num_classes} classes, "
-            f"{teacher.layout.num_tokens} tokens in {teacher.layout.num_steps} AR steps, "
-            f"codebook {teacher.vocab_size} x {teacher.codebook_dim}, sha256 {loaded.sha256[:12]}"
+            f"{name:<18} {loaded.family:<9} {count / 1e6:7.1f}M  {layout.num_tokens:>5} tokens in "
+            f"{layout.num_steps:>4} AR steps  ships with onestep"
         )
+    for name, published in TEACHERS.items():
+        config = published.transformer.config
+        layout, count = config.layout, num_parameters(published_transformer(name))
+        state = "imported" if name in here else "not here"
+        click.echo(
+            f"{name:<18} {published.family:<9} {count / 1e6:7.1f}M  {layout.num_tokens:>5} "
+            f"tokens in {layout.num_steps:>4} AR steps  {state:<8}  {published.licence}  "
+            f"{published.transformer.file}, {published.tokenizer.file}"
+        )
+    for name in sorted(set(here) - set(TEACHERS)):
+        click.echo(f"{name:<18} in {imported_folder()}")
+
+
+@command.command("import")
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option(
+    "--as", "name", required=True, metavar="NAME", help="Which published teacher it is: see `list`."
+)
+def import_teacher(files: tuple[str, ...], name: str) -> None:
+    """Bring a published teacher in: its transformer's file and its tokenizer's.
+
+    FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub; without any, both are taken from there
+    (pip install 'onestep[hub]'). Every name, shape and kind of number has to be the table's. What is kept is one
+    safetensors file in ${ONESTEP_HOME:-~/.cache/onestep}/teachers, with the configuration and the sha256 of both files
+    inside.
+
+    \b
+    Examples:
+      onestep teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16
+      onestep teachers import --as llamagen-b-256
+    """
+    from generate_pairs.teachers.checkpoints import load_teacher
+    from generate_pairs.teachers.importing import import_teacher as bring_in
+
+    path = bring_in(files, name)
+    loaded = load_teacher(str(path))
+    for file, sha256 in loaded.about["files"].items():
+        click.echo(f"{file}: sha256 {sha256}")
+    if repeated := loaded.about["codebook_rows_repeated"]:
+        click.echo(
+            f"note: {repeated} codebook rows equal another; of equal rows the flow map takes the likelier"
+        )
+    click.echo(f"{path}: use it as --set teacher.name={name}")
+
+
+@command.command("inspect")
+@click.argument("file", metavar="FILE")
+def inspect_file(file: str) -> None:
+    """Say which published network a checkpoint file holds, or what keeps it from being the nearest one.
+
+    Exit code 1 where it fits none.
+    """
+    from distill.published import networks
+    from generate_pairs.teachers.importing import in_words, inspect, local_file
+
+    fits = inspect(local_file(file), networks())
+    click.echo("\n".join(f"{file} {line}" if "fits" in line else line for line in in_words(fits)))
+    if any(fit.wrong for fit in fits):
+        raise click.exceptions.Exit(1)
 
 
 @command.command("train")

@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,6 +61,30 @@ def commit_bytes(path: Path, data: bytes, exclusive: bool = False) -> bool:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
     return True
+
+
+def commit_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Puts a file under its name, complete and on disk, that something else writes.
+
+    Args:
+        path: the final name; what stands there is replaced.
+        write: is called with a temporary name, and must leave a file there.
+
+    Raises:
+        Refused, Failed: as `commit_bytes`.
+    """
+    temporary = _temporary(path)
+    with _explained("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
 
 
 def remove(path: Path) -> bool:

@@ -10,7 +10,8 @@ import torch
 
 from generate_pairs.config import GenerateConfig
 from generate_pairs.driver import generate
-from generate_pairs.teachers.checkpoints import build_teacher, save_teacher
+from generate_pairs.teachers.checkpoints import save_teacher
+from generate_pairs.teachers.families import build_teacher
 
 TOKENIZERS = {
     "llamagen": {

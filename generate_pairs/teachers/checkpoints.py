@@ -1,52 +1,34 @@
 """Teachers on disk: one safetensors file, weights and configuration together, loaded strictly.
 
 Names resolve to a file: an embedded teacher that ships with the package, one imported into
-`${ONESTEP_HOME:-~/.cache/onestep}/teachers`, or a path ending in .safetensors.
+`${ONESTEP_HOME:-~/.cache/onestep}/teachers`, or a path ending in .safetensors. `tiny-random/NAME` is no file, but the
+published teacher NAME made small, with random weights.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from generate_pairs.teachers.base import Teacher, Tokenizer
-from generate_pairs.teachers.llamagen import LlamaGenConfig, LlamaGenTeacher, LlamaGenTransformer
-from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
-from generate_pairs.teachers.var import VarConfig, VarTeacher, VarTransformer
-from generate_pairs.teachers.var_tokenizer import VarTokenizer, VarTokenizerConfig
+from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.families import build_teacher
+from generate_pairs.teachers.official import TEACHERS
+from generate_pairs.teachers.tiny import TINY, tiny_teacher
 from shards.errors import Refused
+from shards.storage import commit_file, sha256_bytes, sha256_file
 
 EMBEDDED = Path(__file__).parent / "embedded"
-
-
-@dataclass(frozen=True)
-class Family:
-    """The classes that one family of teachers is built from."""
-
-    teacher: type[Any]
-    transformer: type[Any]
-    transformer_config: type[Any]
-    tokenizer: type[Any]
-    tokenizer_config: type[Any]
-
-
-FAMILIES: Mapping[str, Family] = {
-    "llamagen": Family(
-        LlamaGenTeacher, LlamaGenTransformer, LlamaGenConfig, LlamaGenTokenizer, LlamaGenTokenizerConfig
-    ),
-    "var": Family(VarTeacher, VarTransformer, VarConfig, VarTokenizer, VarTokenizerConfig),
-}
+HEADER = "onestep_teacher"
 
 
 @dataclass(frozen=True)
@@ -70,6 +52,21 @@ def imported_folder() -> Path:
     return Path(os.environ.get("ONESTEP_HOME", "~/.cache/onestep")).expanduser() / "teachers"
 
 
+def imported_names() -> tuple[str, ...]:
+    """Names of the teachers that were imported."""
+    return tuple(sorted(path.stem for path in imported_folder().glob("*.safetensors")))
+
+
+def refuse_unknown(name: str) -> None:
+    """Confirm that a name leads to a teacher, without loading it.
+
+    Raises:
+        Refused: nothing has that name; the message lists what there is.
+    """
+    if not name.startswith(TINY):
+        resolve(name)
+
+
 def resolve(name: str) -> Path:
     """The file of a teacher's name.
 
@@ -85,8 +82,15 @@ def resolve(name: str) -> Path:
         path = folder / f"{name}.safetensors"
         if path.is_file():
             return path
-    known = [*embedded_names(), *sorted(p.stem for p in imported_folder().glob("*.safetensors"))]
-    nearest = difflib.get_close_matches(name, known, 1)
+    if name in TEACHERS:
+        published = TEACHERS[name]
+        raise Refused(
+            f"teacher.name: {name} is not here yet. Get {published.transformer.file} and "
+            f"{published.tokenizer.file}, then `onestep teachers import {published.transformer.file.name} "
+            f"{published.tokenizer.file.name} --as {name}`"
+        )
+    known = [*embedded_names(), *imported_names()]
+    nearest = difflib.get_close_matches(name, [*known, *TEACHERS], 1)
     hint = f"; did you mean {nearest[0]}?" if nearest else "."
     raise Refused(
         f"teacher.name: no teacher is called {name!r}{hint} "
@@ -94,30 +98,18 @@ def resolve(name: str) -> Path:
     )
 
 
-def build_tokenizer(family: str, config: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer with fresh weights from its configuration as JSON holds it (lists for tuples)."""
-    parts = FAMILIES[family]
-    return parts.tokenizer(parts.tokenizer_config(**_tuples(config)))
-
-
-def build_teacher(family: str, transformer: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Teacher:
-    """A teacher with fresh weights."""
-    parts = FAMILIES[family]
-    core = parts.transformer(transformer_config(family, transformer))
-    return parts.teacher(core, build_tokenizer(family, tokenizer))
-
-
-def transformer_config(family: str, config: Mapping[str, Any]) -> Any:
-    """A family's transformer configuration from what JSON holds of it."""
-    return FAMILIES[family].transformer_config(**_tuples(config))
-
-
 def save_teacher(
-    teacher: Teacher, family: str, path: Path, about: Mapping[str, Any], dtype: torch.dtype
+    teacher: Teacher, family: str, path: Path, about: Mapping[str, Any], dtype: torch.dtype | None
 ) -> None:
-    """Write a teacher as one file; `about` says how it was made."""
-    from shards.storage import commit_bytes
+    """Write a teacher as one file.
 
+    Args:
+        teacher: what to write.
+        family: its family's name.
+        path: of the file.
+        about: how it was made.
+        dtype: of the stored tensors; None for their own.
+    """
     header = {
         "family": family,
         "transformer": asdict(teacher.transformer.config),
@@ -125,7 +117,8 @@ def save_teacher(
         "about": dict(about),
     }
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in teacher.state_dict().items()}
-    commit_bytes(path, save(tensors, metadata={"onestep_teacher": json.dumps(header, sort_keys=True)}))
+    metadata = {HEADER: json.dumps(header, sort_keys=True)}
+    commit_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def load_teacher(
@@ -136,47 +129,90 @@ def load_teacher(
     Raises:
         Refused: no such teacher, not a teacher's file, or tensors that do not fit its configuration.
     """
-    path = resolve(name)
-    header, tensors = _read(path)
-    teacher = build_teacher(header["family"], header["transformer"], header["tokenizer"])
-    load_strictly(teacher, tensors, path)
+    if name.startswith(TINY):
+        family, teacher = tiny_teacher(name.removeprefix(TINY))
+        stem, sha256, about = name, _sha256_of(teacher), {"made": "at random"}
+    else:
+        path = resolve(name)
+        header, tensors = _read(path)
+        # On the meta device nothing is allocated, so the weights are in memory once.
+        with torch.device("meta"):
+            teacher = build_teacher(header["family"], header["transformer"], header["tokenizer"])
+        load_strictly(teacher, tensors, path)
+        stem, sha256, family, about = path.stem, sha256_file(path), header["family"], header["about"]
     teacher = teacher.to(device).eval().requires_grad_(False)
     # The codebook and the decoder stay as they are: flow map and student see the same rows whatever the dtype.
     teacher.transformer.to(dtype)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LoadedTeacher(path.stem, header["family"], digest, teacher, header["about"])
+    return LoadedTeacher(stem, family, sha256, teacher, about)
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """Copy tensors into a module, every name and shape as the module declares them, nothing left over.
+def load_strictly(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str, ignored: Sequence[str] = ()
+) -> None:
+    """Make tensors a module's own, every name and shape as the module declares them, nothing left over.
+
+    Floating-point tensors take the module's dtype; those that have it are not copied.
+
+    Args:
+        module: may lie on the meta device.
+        tensors: by name.
+        source: for the message.
+        ignored: endings of names that may be there besides.
 
     Raises:
-        Refused: names the first tensors that are missing, unknown, misshapen or not finite.
+        Refused: names the first tensors that are missing, unknown, misshapen, of another kind or not finite.
     """
     expected = module.state_dict()
-    wrong = [f"missing {name}" for name in expected if name not in tensors]
-    wrong += [f"unknown {name}" for name in tensors if name not in expected]
-    for name in expected.keys() & tensors.keys():
-        if expected[name].shape != tensors[name].shape:
-            wrong.append(f"{name} is {list(tensors[name].shape)}, should be {list(expected[name].shape)}")
-        elif not torch.isfinite(tensors[name]).all():
-            wrong.append(f"{name} holds values that are not finite")
+    wrong = misfits(expected, tensors, ignored)
+    kept = {name: tensors[name].to(expected[name].dtype) for name in expected if name in tensors}
+    if not wrong:
+        wrong = [
+            f"{name} holds values that are not finite"
+            for name, tensor in kept.items()
+            if not torch.isfinite(tensor).all()
+        ]
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise Refused(f"{source} does not fit {type(module).__name__}: {'; '.join(sorted(wrong)[:5])}{more}")
-    module.load_state_dict(dict(tensors), strict=True)
+        raise Refused(f"{source} does not fit {type(module).__name__}: {shortened(wrong)}")
+    module.load_state_dict(kept, strict=True, assign=True)
+
+
+def misfits(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], ignored: Sequence[str] = ()
+) -> list[str]:
+    """What keeps tensors from being a module's state, in words and in order; empty where they fit."""
+    wrong = [f"missing {name}" for name in expected if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in expected:
+            if not name.endswith(tuple(ignored)):
+                wrong.append(f"unknown {name}")
+        elif tensor.shape != expected[name].shape:
+            wrong.append(f"{name} is {list(tensor.shape)}, should be {list(expected[name].shape)}")
+        elif tensor.is_floating_point() != expected[name].is_floating_point():
+            wrong.append(f"{name} is {tensor.dtype}, should be {expected[name].dtype}")
+    return sorted(wrong)
+
+
+def shortened(wrong: Sequence[str], most: int = 5) -> str:
+    """The first few of a list of complaints, and how many more there are."""
+    more = f" and {len(wrong) - most} more" if len(wrong) > most else ""
+    return "; ".join(wrong[:most]) + more
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if "onestep_teacher" not in metadata:
-                raise Refused(f"{path} is a safetensors file, but not a teacher written by this project")
-            return json.loads(metadata["onestep_teacher"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if HEADER not in metadata:
+                raise Refused(
+                    f"{path} is a safetensors file, but not a teacher written by this project: bring it in with "
+                    "`onestep teachers import`"
+                )
+            return json.loads(metadata[HEADER]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise Refused(f"{path} is not a complete safetensors file: {error}") from error
 
 
-def _tuples(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+def _sha256_of(teacher: Teacher) -> str:
+    """Of a teacher that is in no file: its names and numbers."""
+    tensors = teacher.state_dict()
+    return sha256_bytes(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors)))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generate_pairs.teachers.base import Decoding, Teacher, Tokenizer, TokenLayout
+from generate_pairs.teachers.base import Decoding, Teacher, Tokenizer
 from generate_pairs.teachers.filtering import SamplingSettings, filter_llamagen
 from generate_pairs.teachers.llamagen_transformer import (
     CaptionEmbedding,
@@ -121,7 +121,7 @@ class LlamaGenTeacher(Teacher):
             )
         self.transformer = transformer
         self.tokenizer = tokenizer
-        self.layout = TokenLayout((1,) * config.num_tokens)
+        self.layout = config.layout
         self.num_classes = config.num_classes
 
     @torch.no_grad()

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generate_pairs.teachers.base import TokenLayout
+
 OFFICIAL_SIZES = {
     "B": (768, 12, 12),
     "L": (1024, 24, 16),
@@ -68,6 +70,11 @@ class LlamaGenConfig:
     @property
     def head_dim(self) -> int:
         return self.width // self.num_heads
+
+    @property
+    def layout(self) -> TokenLayout:
+        """One AR step a token."""
+        return TokenLayout((1,) * self.num_tokens)
 
     @property
     def grid_size(self) -> int:

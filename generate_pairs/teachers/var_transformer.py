@@ -258,7 +258,9 @@ class VarBackbone(nn.Module):
         self.head = linear(config, config.width, config.vocab_size, gain=0.02)
         for table in (self.pos_start, self.pos_1LC, self.class_emb.weight, self.lvl_embed.weight):
             nn.init.trunc_normal_(table, std=config.initial_std)
-        self.register_buffer("level_L", torch.tensor(layout.step_of_token), persistent=False)
+        # On the CPU, so that a model built on the meta device has it.
+        level_L = torch.tensor(layout.step_of_token, device="cpu")
+        self.register_buffer("level_L", level_L, persistent=False)
 
     def positions(self) -> Tensor:
         """Position and level embeddings of the whole sequence, (1, L, D)."""

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generate_pairs.teachers.base import Teacher
-from generate_pairs.teachers.checkpoints import build_teacher, save_teacher
+from generate_pairs.teachers.checkpoints import save_teacher
 from generate_pairs.teachers.embedded.digits import augmented, load_digits_split
+from generate_pairs.teachers.families import build_teacher
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer
 from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.teachers.var_tokenizer import VarTokenizer
