@@ -35,19 +35,27 @@ class Candidates(Protocol):
 
 @dataclass(frozen=True)
 class WholeCodebook:
-    """Every row of the codebook for everyone, K = V."""
+    """Every row of the codebook for everyone, K = V: its rows, and their features as contiguous columns."""
 
-    features_VF: Tensor
+    codebook_VC: Tensor
+    features_FV: Tensor
+
+    @classmethod
+    def of(cls, codebook_VC: Tensor) -> WholeCodebook:
+        return cls(codebook_VC, features(codebook_VC).T.contiguous())
+
+    def to(self, device: torch.device | str) -> WholeCodebook:
+        return WholeCodebook(self.codebook_VC.to(device), self.features_FV.to(device))
 
     def scores(self, bias_NK: Tensor, query_NF: Tensor, out_NK: Tensor) -> None:
-        torch.addmm(bias_NK, query_NF, self.features_VF.T, out=out_NK)
+        torch.addmm(bias_NK, query_NF, self.features_FV, out=out_NK)
 
     def moments(self, weights_NK: Tensor) -> Tensor:
         # Transposed, the product has its long side where CPU libraries are up to four times as fast.
-        return (self.features_VF.T @ weights_NK.T).T
+        return (self.features_FV @ weights_NK.T).T
 
     def rows(self, index_N: Tensor) -> Tensor:
-        return self.features_VF[index_N, :-2]
+        return F.embedding(index_N, self.codebook_VC)
 
     def keep(self, positions_M: Tensor) -> WholeCodebook:
         return self

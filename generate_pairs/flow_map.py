@@ -17,7 +17,6 @@ from torch import Tensor
 from generate_pairs.candidates import (
     Candidates,
     WholeCodebook,
-    features,
     first_argmax,
     gather_rows,
     gather_support,
@@ -122,16 +121,16 @@ class FlowMap:
         self.num_steps = num_steps
         self.vocab_size, self.codebook_dim = codebook_VC.shape
         self._predictor, self._corrector = (table.tolist() for table in adams_coefficients(num_steps))
-        self._features_VF = features(_standardised(codebook_VC)).to(codebook_VC.device)
+        self._codebook = WholeCodebook.of(_standardised(codebook_VC)).to(codebook_VC.device)
 
     @property
     def device(self) -> torch.device:
         """Where the map computes, and where its inputs must lie."""
-        return self._features_VF.device
+        return self._codebook.codebook_VC.device
 
     def to(self, device: torch.device | str) -> FlowMap:
         """Moves the map to a device, in place, and returns it."""
-        self._features_VF = self._features_VF.to(device)
+        self._codebook = self._codebook.to(device)
         return self
 
     @torch.no_grad()
@@ -158,11 +157,11 @@ class FlowMap:
                 log_p_MV = log_probs_NV[rows_M] - peak_N1[rows_M]
                 noise_MC = noise_NC[rows_M].float()
                 if support_size is None:
-                    mapped = self._solve(WholeCodebook(self._features_VF), log_p_MV, noise_MC, stop)
+                    mapped = self._solve(self._codebook, log_p_MV, noise_MC, stop)
                     tokens_N[rows_M] = mapped.tokens_N
                 else:
                     support_MK, log_p_MK = gather_support(log_p_MV, support_size)
-                    gathered = gather_rows(self._features_VF[:, :-2], support_MK, log_p_MK)
+                    gathered = gather_rows(self._codebook.codebook_VC, support_MK, log_p_MK)
                     mapped = self._solve(gathered, log_p_MK, noise_MC, stop)
                     tokens_N[rows_M] = support_MK.gather(1, mapped.tokens_N[:, None]).squeeze(1)
                 num_evaluations_N[rows_M] = mapped.num_evaluations_N
@@ -205,7 +204,7 @@ class FlowMap:
                 yield rows, None
         start = 0
         while start < len(sizes):
-            largest = max(self.vocab_size, sizes[start] * self._features_VF.shape[1])
+            largest = max(self.vocab_size, sizes[start] * (self.codebook_dim + 2))
             stop = start + max(1, budget // largest)
             yield narrow_M[start:stop], sizes[start]
             start = stop
