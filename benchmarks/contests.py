@@ -1,0 +1,142 @@
+"""Two ways to do the same work, ready to be timed by turns, and a check that it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from official_code import Enough, OfficialStudent, OfficialTeacher
+from torch import Tensor
+
+from generate_pairs.flow_map import FlowMap
+from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.trajectory import Choice, DrawMultinomial, MapNoise, walk
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of two outputs, and the largest number in them."""
+
+    worst: float = 0.0
+    largest: float = 0.0
+
+    def and_of(self, first: Tensor, second: Tensor) -> Difference:
+        """This one or, where that is larger, that of two more tensors."""
+        # A NaN would lose every comparison and go unseen.
+        worst = (first - second).abs().nan_to_num(nan=torch.inf).max().item()
+        return Difference(max(self.worst, worst), max(self.largest, second.abs().max().item()))
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Two ways to do the same; `difference` runs both, where they should agree in all numbers."""
+
+    first: Callable[[], object]
+    second: Callable[[], object]
+    difference: Callable[[], Difference] | None = None
+
+
+def teacher_contest(
+    official: OfficialTeacher,
+    teacher: Teacher,
+    settings: SamplingSettings,
+    labels_B: Tensor,
+    num_steps: int,
+) -> Contest:
+    """The official sampling loop, then this code's walk with multinomial draws, both up to the last token's draw.
+
+    Args:
+        official: a LlamaGen or a VAR.
+        teacher: the same, with the same weights.
+        settings: guidance and filters.
+        labels_B: classes, int64.
+        num_steps: so many AR steps from the beginning.
+    """
+    return Contest(
+        partial(official.sample, labels_B, settings, num_steps),
+        partial(_walk, teacher, settings, labels_B, num_steps, _draws(labels_B)),
+        partial(_forced_difference, official, teacher, settings, labels_B, num_steps),
+    )
+
+
+def student_contest(
+    official: OfficialStudent, student: Any, shape_LC: tuple[int, int], labels_B: Tensor
+) -> Contest:
+    """One pass of the official student over noise, then one of this code's network, with the same weights."""
+    noise_BLC = _noise((len(labels_B), *shape_LC), labels_B)
+
+    @torch.inference_mode()
+    def ours() -> tuple[Tensor, Tensor]:
+        return student(noise_BLC, torch.zeros_like(labels_B), labels_B)
+
+    theirs = partial(official.predict, noise_BLC, labels_B)
+
+    def difference() -> Difference:
+        found = Difference()
+        for pair in zip(ours(), theirs(), strict=True):
+            found = found.and_of(*pair)
+        return found
+
+    return Contest(theirs, ours, difference)
+
+
+def map_contest(
+    teacher: Teacher, settings: SamplingSettings, labels_B: Tensor, num_steps: int, solver_steps: int
+) -> Contest:
+    """This code's walk with multinomial draws, then with the flow map, both up to the last token."""
+    noise_BLC = _noise((len(labels_B), teacher.layout.num_tokens, teacher.codebook_dim), labels_B)
+    flow_map = FlowMap(teacher.codebook_VC.detach(), solver_steps)
+    walk_by = partial(_walk, teacher, settings, labels_B, num_steps)
+    return Contest(partial(walk_by, _draws(labels_B)), partial(walk_by, MapNoise(flow_map, noise_BLC)))
+
+
+def _noise(shape_BLC: tuple[int, int, int], like: Tensor) -> Tensor:
+    return torch.randn(shape_BLC, generator=torch.Generator().manual_seed(0)).to(like.device)
+
+
+def _draws(labels_B: Tensor) -> DrawMultinomial:
+    return DrawMultinomial(torch.Generator(labels_B.device).manual_seed(0))
+
+
+def _walk(
+    teacher: Teacher, settings: SamplingSettings, labels_B: Tensor, num_steps: int, choose: Choice
+) -> None:
+    """`walk` up to the choice of the last of `num_steps` AR steps, where the official loop is ended too."""
+    end = teacher.layout.starts[num_steps]
+
+    def choose_or_end(log_probs_BsV: Tensor, span: slice) -> Tensor:
+        tokens_Bs = choose(log_probs_BsV, span)
+        if span.stop == end:
+            raise Enough
+        return tokens_Bs
+
+    with suppress(Enough):
+        walk(teacher, labels_B, settings, choose_or_end)
+
+
+def _forced_difference(
+    official: OfficialTeacher, teacher: Teacher, settings: SamplingSettings, labels_B: Tensor, num_steps: int
+) -> Difference:
+    """Of the guided logits of all steps, given the same random tokens."""
+    layout, generator = teacher.layout, torch.Generator().manual_seed(0)
+    shape = (len(labels_B), layout.num_tokens)
+    tokens_BL = torch.randint(teacher.vocab_size, shape, generator=generator).to(labels_B.device)
+    decoding = teacher.start(labels_B, settings.guidance_scale)
+    found, step = Difference(), 0
+
+    def watch(logits_BsV: Tensor) -> Tensor:
+        nonlocal found, step
+        tokens_Bs = tokens_BL[:, layout.span(step)]
+        found, step = found.and_of(decoding.logits(), logits_BsV), step + 1
+        decoding.append(tokens_Bs)
+        return tokens_Bs
+
+    official.sample(labels_B, settings, num_steps, watch)
+    if step != num_steps:
+        raise RuntimeError(f"the official code asked for the tokens of {step} steps, not of {num_steps}")
+    return found
