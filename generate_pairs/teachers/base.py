@@ -9,15 +9,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from generate_pairs.teachers.filtering import SamplingSettings
-
-ENCODING_MODULES = ("encoder", "quant_conv")
-"""What both families' VQ tokenizers have for encoding only, by its official name."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,9 @@ class Tokenizer(nn.Module, ABC):
     image_shape: tuple[int, int, int]
     """Channels, height and width of one image."""
 
+    encoding_modules: ClassVar[tuple[str, ...]] = ()
+    """Attributes that only `encode` reads: a student's export leaves them out."""
+
     @property
     @abstractmethod
     def codebook_VC(self) -> Tensor:
@@ -80,7 +80,7 @@ class Tokenizer(nn.Module, ABC):
 
     def decoder_only(self) -> Self:
         """Drop the modules that only encode, in place: what is left is all that sampling needs."""
-        for name in ENCODING_MODULES:
+        for name in self.encoding_modules:
             delattr(self, name)
         return self
 
@@ -89,7 +89,7 @@ class Tokenizer(nn.Module, ABC):
         return {
             name: tensor
             for name, tensor in self.state_dict().items()
-            if name.split(".", 1)[0] not in ENCODING_MODULES
+            if name.split(".", 1)[0] not in self.encoding_modules
         }
 
 

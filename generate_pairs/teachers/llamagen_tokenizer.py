@@ -198,6 +198,8 @@ class Quantizer(nn.Module):
 class LlamaGenTokenizer(Tokenizer):
     """The VQ model: encoder, codebook of one resolution, decoder."""
 
+    encoding_modules = ("encoder", "quant_conv")
+
     def __init__(self, config: LlamaGenTokenizerConfig) -> None:
         super().__init__()
         self.config = config

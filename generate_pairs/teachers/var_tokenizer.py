@@ -264,6 +264,8 @@ class MultiScaleQuantizer(nn.Module):
 class VarTokenizer(Tokenizer):
     """The VQ model: encoder, codebook at all scales, decoder."""
 
+    encoding_modules = ("encoder", "quant_conv")
+
     def __init__(self, config: VarTokenizerConfig) -> None:
         super().__init__()
         self.config = config

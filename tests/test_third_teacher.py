@@ -1,0 +1,207 @@
+"""The family of docs/teachers.md: packaged, installed and run as that page says, code and commands taken from it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distill.sampler import sample_images
+from distill.student import Student
+from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
+from generate_pairs.trajectory import Force, walk
+from shards.errors import Refused
+from shards.manifest import Manifest
+from shards.verify import verify
+
+PAGE = Path(__file__).parents[1] / "docs" / "teachers.md"
+BLOCK = re.compile(r"^\*\*(?P<name>[\w.]+)\*\*(?:(?!^\*\*).)*?^```\w*\n(?P<text>.*?)^```$", re.M | re.S)
+SMALL = {
+    "pairs.num_pairs": 48,
+    "pairs.pairs_per_shard": 16,
+    "pairs.batch_size": 16,
+    "pairs.solver_steps": 16,
+    # Both heads make tokens: the token head the first half, the continuous head the second.
+    "student.split": 8,
+    "train.embedding_weight": 1,
+    "train.num_steps": 6,
+    "train.batch_size": 16,
+    "train.warmup_steps": 2,
+    "train.threads": 2,
+    "evaluation.num_images": 100,
+}
+
+
+def documented() -> dict[str, str]:
+    """The page's blocks by the bold name in front of each."""
+    return {block["name"]: block["text"] for block in BLOCK.finditer(PAGE.read_text("utf-8"))}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the package's source lies, where it is installed, and where it is used, each away from the others."""
+
+    source: Path
+    site: Path
+    folder: Path
+
+    @property
+    def teacher(self) -> Path:
+        return self.folder / "mine.safetensors"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / "mine"
+
+    def follow(self, command: str) -> None:
+        """One of the page's commands; pip installs without a network, and runs are small."""
+        words, folder = command.split(), self.folder
+        more: list[str] = []
+        environment = os.environ | {"PYTHONPATH": str(self.site), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        match words[0]:
+            case "pip":
+                words, folder = ["-m", *words], self.source
+                more = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(self.site)]
+            case "python":
+                words = words[1:]
+            case "onestep":
+                words = ["-m", "pipeline.cli", *words[1:]]
+                if "run" in words:
+                    settings = [("--set", f"{key}={value}") for key, value in SMALL.items()]
+                    more = ["--workers", "0", *(word for pair in settings for word in pair)]
+            case other:
+                raise AssertionError(f"{PAGE.name} gives a command that this test does not know: {other}")
+        done = subprocess.run(
+            [sys.executable, *words, *more], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Every command of the page has been given."""
+    place = Place(*(tmp_path_factory.mktemp(name) for name in ("source", "site", "folder")))
+    blocks = documented()
+    for folder, names in (
+        (place.source, ("grid_gru.py", "pyproject.toml")),
+        (place.folder, ("write_teacher.py", "mine.toml")),
+    ):
+        for name in names:
+            (folder / name).write_text(blocks[name], "utf-8")
+    for command in blocks["commands"].splitlines():
+        place.follow(command)
+    return place
+
+
+@pytest.fixture
+def module(place: Place, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The installed module; its entry points are found for as long as a test lasts."""
+    monkeypatch.syspath_prepend(str(place.site))
+    found = import_module("grid_gru")
+    assert Path(str(found.__file__)).parent == place.site
+    return found
+
+
+@pytest.fixture
+def loaded(place: Place, module: ModuleType) -> LoadedTeacher:
+    return load_teacher(str(place.teacher))
+
+
+def sequences(num_classes: int) -> tuple[Tensor, Tensor]:
+    """Labels (B,) and tokens (B, L) to force."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.arange(num_classes), torch.randint(32, (num_classes, 16), generator=generator)
+
+
+def test_the_example_is_short() -> None:
+    lines = [line for line in documented()["grid_gru.py"].splitlines() if line.strip()]
+    assert len(lines) < 80
+
+
+def test_both_stages_run_and_leave_nothing_undone(place: Place) -> None:
+    for name in ("evaluation.json", "report.html", "student/config.json", "samples/comparison.png"):
+        assert (place.run / name).is_file(), name
+    assert (place.folder / "grid.png").is_file()
+
+
+def test_the_pairs_are_the_familys_and_sound(place: Place) -> None:
+    pairs = place.run / "pairs"
+    spec = Manifest.open(pairs).spec
+    assert spec.lineage["teacher"]["family"] == "grid-gru"
+    assert (spec.num_tokens, spec.vocab_size, spec.codebook_dim, spec.num_classes) == (16, 32, 4, 10)
+    assert verify(pairs) == []
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_cached_decoding_is_forced_logits_guided(loaded: LoadedTeacher, guidance_scale: float) -> None:
+    teacher = loaded.teacher.double()
+    labels_B, tokens_BL = sequences(teacher.num_classes)
+    decoding = teacher.start(labels_B, guidance_scale)
+    steps = []
+    for step in range(teacher.layout.num_steps):
+        steps.append(decoding.logits())
+        decoding.append(tokens_BL[:, teacher.layout.span(step)])
+    conditional_BLV = teacher.forced_logits(labels_B, tokens_BL)
+    null_BLV = teacher.forced_logits(torch.full_like(labels_B, teacher.num_classes), tokens_BL)
+    assert (conditional_BLV - null_BLV).abs().max() > 0.1
+    guided_BLV = null_BLV + guidance_scale * (conditional_BLV - null_BLV)
+    torch.testing.assert_close(torch.cat(steps, dim=1), guided_BLV, rtol=0, atol=1e-10)
+
+
+def test_the_walk_takes_the_teacher_in_half_precision(place: Place, module: ModuleType) -> None:
+    teacher = load_teacher(str(place.teacher), dtype=torch.bfloat16).teacher
+    labels_B, tokens_BL = sequences(teacher.num_classes)
+    assert teacher.start(labels_B, 1.5).logits().dtype == torch.float32
+    settings = module.SamplingSettings(guidance_scale=1.5, top_k=4)
+    torch.testing.assert_close(walk(teacher, labels_B, settings, Force(tokens_BL)), tokens_BL)
+
+
+def test_the_tokenizer_reads_back_what_it_draws(loaded: LoadedTeacher) -> None:
+    tokenizer = loaded.teacher.tokenizer
+    _, tokens_BL = sequences(10)
+    images = tokenizer.decode(tokenizer.embed(tokens_BL))
+    assert images.shape == (10, *tokenizer.image_shape)
+    torch.testing.assert_close(tokenizer.encode(images), tokens_BL)
+
+
+def test_the_student_starts_as_the_teacher(loaded: LoadedTeacher) -> None:
+    student = Student.from_teacher(loaded, (0, 8), 8, "fingerprint", 1, initialise=True)
+    network, transformer = student.network, loaded.teacher.transformer
+    for name, tensor in transformer.state_dict().items():
+        if not name.startswith("inputs."):
+            torch.testing.assert_close(network.state_dict()[name], tensor, rtol=0, atol=0)
+    rows_VD = network.inputs(loaded.teacher.codebook_VC)
+    spread = transformer.inputs.weight - transformer.inputs.weight.mean(0)
+    assert (rows_VD - transformer.inputs.weight).square().sum() < 0.95 * spread.square().sum()
+
+
+def test_the_export_loads_without_the_teacher_and_draws(place: Place, module: ModuleType) -> None:
+    student = Student.from_pretrained(place.run / "student")
+    assert isinstance(student.network, module.GruStudent)
+    assert student.network.config == module.GruConfig()
+    assert (student.timesteps, student.split) == ((0, 8), 8)
+    kept: Mapping[str, Tensor] = load_file(place.run / "student" / "student.safetensors")
+    assert student.network.state_dict().keys() == kept.keys()
+    (batch,) = sample_images(student, np.arange(10), seed=0, timesteps=(0, 8))
+    assert batch.images_BIHW.shape == (10, 1, 8, 8)
+    assert batch.images_BIHW.std() > 0.01
+
+
+def test_a_family_that_is_not_installed_is_refused(place: Place) -> None:
+    message = "no family of teachers is called 'grid-gru': there are llamagen, var. .* group onestep.teachers"
+    with pytest.raises(Refused, match=message):
+        load_teacher(str(place.teacher))
+    with pytest.raises(Refused, match=message):
+        Student.from_pretrained(place.run / "student")
