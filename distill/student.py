@@ -6,6 +6,7 @@ positions are data, how the two heads' answers become one sequence, and the expo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,18 +49,29 @@ class Network(Protocol):
         ...
 
 
+STUDENTS: Mapping[str, Callable[[Any, int], Any]] = {
+    "llamagen": LlamaGenStudent,
+    "var": lambda config, codebook_dim: VarStudent(config),
+}
+"""Networks of this package by their teacher's family."""
+
+
+def student_of(family: str) -> Callable[[Any, int], Any]:
+    """What makes a family's student `Network` from the configuration of the teacher's transformer and C.
+
+    Raises:
+        Refused: no student is known for the family.
+    """
+    return STUDENTS[family] if family in STUDENTS else plugin(ENTRY_POINTS, family, "student", STUDENTS)
+
+
 def build_network(family: str, config: Any, codebook_dim: int) -> Any:
     """A family's student `Network` with fresh weights; `config` is that of the teacher's transformer.
 
     Raises:
         Refused: no student is known for the family.
     """
-    if family == "llamagen":
-        return LlamaGenStudent(config, codebook_dim)
-    if family == "var":
-        return VarStudent(config)
-    ours = {"llamagen": LlamaGenStudent, "var": VarStudent}
-    return plugin(ENTRY_POINTS, family, "student of a family", ours)(config, codebook_dim)
+    return student_of(family)(config, codebook_dim)
 
 
 @dataclass(frozen=True)

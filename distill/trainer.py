@@ -12,6 +12,7 @@ from distill.checks import check_distillation
 from distill.config import DistillConfig
 from distill.metrics import MetricsLog, newest_values
 from distill.optimizer import learning_rate
+from distill.student import student_of
 from distill.training import Training, training_identity
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.threads import computing_threads
@@ -102,6 +103,7 @@ def refuse_training(config: DistillConfig, pairs_root: Path, out: Path, size: in
     """
     manifest = Manifest.open(pairs_root)
     check_distillation(config, TokenLayout(manifest.spec.tokens_per_step), manifest.spec.num_heldout)
+    student_of(manifest.spec.lineage["teacher"]["family"])
     identity = training_identity(config, manifest.view(size))
     refuse_other_training(out / "checkpoints", identity, config.train.num_steps)
 

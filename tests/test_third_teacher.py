@@ -22,6 +22,8 @@ from distill.sampler import sample_images
 from distill.student import Student
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.trajectory import Force, walk
+from pipeline.config import compose
+from pipeline.run import run
 from shards.errors import Refused
 from shards.manifest import Manifest
 from shards.verify import verify
@@ -205,3 +207,28 @@ def test_a_family_that_is_not_installed_is_refused(place: Place) -> None:
         load_teacher(str(place.teacher))
     with pytest.raises(Refused, match=message):
         Student.from_pretrained(place.run / "student")
+
+
+def test_a_family_without_a_student_is_refused_before_any_pair(
+    place: Place, module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("distill.student.ENTRY_POINTS", "onestep.no-such-group")
+    config = compose(str(place.folder / "mine.toml"), [f"teacher.name={place.teacher}"])
+    message = "no student is called 'grid-gru': there are llamagen, var. .* group onestep.no-such-group"
+    with pytest.raises(Refused, match=message):
+        run(config, tmp_path / "run", workers=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_that_the_family_does_not_know_is_refused(
+    place: Place, loaded: LoadedTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_another_version(family: str, settings: object) -> object:
+        raise TypeError("unexpected keyword argument 'width'")
+
+    monkeypatch.setattr("generate_pairs.teachers.families.transformer_config", of_another_version)
+    message = (
+        "mine.safetensors describes no teacher of the family 'grid-gru' as it is installed here: unexpected"
+    )
+    with pytest.raises(Refused, match=message):
+        load_teacher(str(place.teacher))

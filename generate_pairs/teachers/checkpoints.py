@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,13 @@ def load_teacher(
         path = resolve(name)
         header, tensors = _read(path)
         # On the meta device nothing is allocated, so the weights are in memory once.
-        with torch.device("meta"):
-            teacher = build_teacher(header["family"], header["transformer"], header["tokenizer"])
+        try:
+            with torch.device("meta"):
+                teacher = build_teacher(header["family"], header["transformer"], header["tokenizer"])
+        except (TypeError, ValueError) as error:
+            raise Refused(
+                f"{path} describes no teacher of the family {header['family']!r} as it is installed here: {error}"
+            ) from error
         load_strictly(teacher, tensors, path)
         stem, sha256, family, about = path.stem, sha256_file(path), header["family"], header["about"]
     teacher = teacher.to(device).eval().requires_grad_(False)
@@ -164,15 +170,19 @@ def load_strictly(
     """
     expected = module.state_dict()
     wrong = misfits(expected, tensors, ignored)
-    kept = {name: tensors[name].to(expected[name].dtype) for name in expected if name in tensors}
-    if not wrong:
-        wrong = [
-            f"{name} holds values that are not finite"
-            for name, tensor in kept.items()
-            if not torch.isfinite(tensor).all()
-        ]
+    kept = {} if wrong else {name: tensors[name].to(like.dtype) for name, like in expected.items()}
+    wrong = wrong or [
+        f"{name} holds values that are not finite"
+        for name, tensor in kept.items()
+        if not torch.isfinite(tensor).all()
+    ]
     if wrong:
         raise Refused(f"{source} does not fit {type(module).__name__}: {shortened(wrong)}")
+    # A file may hold one tensor under two names: here each has numbers of its own.
+    taken: set[int] = set()
+    for name, tensor in kept.items():
+        kept[name] = tensor.clone() if tensor.data_ptr() in taken else tensor
+        taken.add(tensor.data_ptr())
     module.load_state_dict(kept, strict=True, assign=True)
 
 
@@ -189,6 +199,8 @@ def misfits(
             wrong.append(f"{name} is {list(tensor.shape)}, should be {list(expected[name].shape)}")
         elif tensor.is_floating_point() != expected[name].is_floating_point():
             wrong.append(f"{name} is {tensor.dtype}, should be {expected[name].dtype}")
+        elif tensor.is_meta or tensor.layout != torch.strided:
+            wrong.append(f"{name} is {tensor.layout} on {tensor.device}, should be all its numbers in memory")
     return sorted(wrong)
 
 
@@ -198,7 +210,23 @@ def shortened(wrong: Sequence[str], most: int = 5) -> str:
     return "; ".join(wrong[:most]) + more
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """How a teacher's file was made, its tensors left alone.
+
+    Raises:
+        Refused: not a teacher's file.
+    """
+    with _opened(path) as (header, _):
+        return dict(header["about"])
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with _opened(path) as (header, file):
+        return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -207,7 +235,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                     f"{path} is a safetensors file, but not a teacher written by this project: bring it in with "
                     "`onestep teachers import`"
                 )
-            return json.loads(metadata[HEADER]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            yield json.loads(metadata[HEADER]), file
     except SafetensorError as error:
         raise Refused(f"{path} is not a complete safetensors file: {error}") from error
 
