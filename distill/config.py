@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from shards.settings import FREE, UPWARD, Settings
+
+FEWEST_SCORED = 100
+"""Images below which a Frechet distance says nothing."""
 
 
 class StudentConfig(Settings):
@@ -87,9 +90,21 @@ class TrainConfig(Settings):
 class EvaluationConfig(Settings):
     """How images are judged."""
 
-    protocol: Literal["digits"] = Field("digits", description="features and reference images")
-    num_images: int = Field(2_000, ge=100, description="images of each method")
+    protocol: Literal["digits", "samples"] = Field(
+        "digits",
+        description="features and reference images; samples has neither: images, token match and times only",
+    )
+    num_images: int = Field(2_000, ge=2, description="images of each method; for digits at least 100")
     seed: int = Field(0, ge=0, lt=2**63, description="of the evaluation noise, apart from the pairs' own")
+
+    @field_validator("num_images")
+    @classmethod
+    def _enough_for_scores(cls, num_images: int, info: ValidationInfo) -> int:
+        if info.data.get("protocol") == "digits" and num_images < FEWEST_SCORED:
+            raise ValueError(
+                f"num_images is {num_images}, and the scores of the protocol digits need at least {FEWEST_SCORED}"
+            )
+        return num_images
 
 
 class DistillConfig(Settings):

@@ -1,13 +1,14 @@
 """Numbers for every method, by a named protocol: evaluation.json and the image grids beside it.
 
 Protocol `digits`: features of the shipped classifier against the 1,297 real training digits; precision and recall by
-three nearest neighbours in pixel space.
+three nearest neighbours in pixel space. Protocol `samples`, for teachers whose real images are not here: the same
+methods, images and times, and no score against real images.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,17 @@ import torch
 from torch import Tensor
 
 from distill.baselines import skip_n_fill
-from distill.checks import load_maker
+from distill.checks import check_evaluation, load_maker
 from distill.config import EvaluationConfig
 from distill.features import DigitsClassifier, extract, load_digits_classifier
 from distill.frechet import Manifold, Moments, frechet_distance, inception_score, precision_recall
-from distill.images import captioned_grid, image_grid, save_png
+from distill.images import captioned_grid, grid_size, image_grid, save_png
 from distill.methods import Methods, count_tokens
 from distill.student import Student
 from distill.timing import BATCH_SIZES, seconds_per_image
 from generate_pairs.flow_map import FlowMap
-from generate_pairs.teachers.base import to_unit_range
-from generate_pairs.teachers.embedded.digits import load_digits_split
+from generate_pairs.teachers.base import Tokenizer, to_unit_range
+from generate_pairs.teachers.embedded.digits import DigitsSplit, load_digits_split
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.threads import computing_threads
 from shards.errors import Refused, Stopped
@@ -35,8 +36,13 @@ from shards.reporting import Report, ShouldStop
 from shards.storage import commit_bytes, sha256_file
 
 SCHEMA_VERSION = 1
+EVALUATION_FILE = "evaluation.json"
 BATCH_SIZE = 250
-GRID_COLUMNS = 20
+BATCH_PIXELS = 2**20
+"""Most images, and most pixels, that are made at once: 16 images of 256 x 256."""
+
+SCORES = ("frechet_distance", "inception_score", "precision", "recall", "class_accuracy")
+"""What needs real images."""
 
 Row = dict[str, Any]
 
@@ -79,6 +85,7 @@ def evaluate(
     *,
     report: Report,
     should_stop: ShouldStop,
+    name: str = EVALUATION_FILE,
 ) -> dict[str, Any]:
     """Judge a student, its teacher and the baselines, with one thread; writes evaluation.json and samples/*.png.
 
@@ -90,15 +97,17 @@ def evaluate(
         config: protocol, number of images, seed.
         report: called with (methods done, methods in all, the next method).
         should_stop: asked between methods.
+        name: of the file; `evaluation-PROTOCOL.json` where the protocol is another than the run's own.
 
     Raises:
-        Refused: student, teacher and pairs do not belong together.
+        Refused: student, teacher and pairs do not belong together, or the protocol is for other images.
         Stopped: `should_stop` said so; nothing is kept.
     """
     with computing_threads(1):
         student = Student.from_pretrained(student_folder)
-        methods = open_methods(student, teacher_name, pairs_root, config.seed)
-        rows, samples = judge_all(methods, config.num_images, report, should_stop)
+        methods = open_methods(student, teacher_name, pairs_root, config.seed, config.num_images)
+        check_evaluation(config, methods.teacher.tokenizer.image_shape)
+        rows, samples = judge_all(methods, config, report, should_stop)
     result = {
         "schema_version": SCHEMA_VERSION,
         "protocol": config.protocol,
@@ -109,36 +118,35 @@ def evaluate(
         "rows": rows,
     }
     save_samples(out / "samples", samples)
-    name = "evaluation.json" if config.protocol == "digits" else f"evaluation-{config.protocol}.json"
     commit_bytes(out / name, (json.dumps(result, indent=2) + "\n").encode())
     return result
 
 
 def judge_all(
-    methods: Methods, num_images: int, report: Report, should_stop: ShouldStop
+    methods: Methods, config: EvaluationConfig, report: Report, should_stop: ShouldStop
 ) -> tuple[list[Row], dict[str, Tensor]]:
-    """A row for real images, for reconstructions and for each method, and the methods' images in [0, 1]."""
-    split = load_digits_split()
-    judge = Judge.digits(to_unit_range(split.train_images))
-    total = len(methods.names) + 2
-    report(0, total, "real")
-    rows = [_row("real", judge.scores(to_unit_range(split.test_images), split.test_labels))]
-    report(1, total, "reconstruction")
-    with torch.inference_mode():
-        tokenizer = methods.teacher.tokenizer
-        reconstruction = to_unit_range(
-            tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images)))
-        )
-    rows.append(_row("reconstruction", judge.scores(reconstruction, split.train_labels)))
-    labels = torch.arange(num_images) % methods.student.num_classes
-    seconds = time_methods(methods)
+    """A row for each method, before them those of the real images if there are any, and the methods' images in [0, 1]."""
+    split = load_digits_split() if config.protocol == "digits" else None
+    judge = Judge.digits(to_unit_range(split.train_images)) if split else None
+    total = len(methods.names) + (2 if split else 0)
+    rows: list[Row] = []
+    if split and judge:
+        for name, real_images, real_labels in known_images(split, methods.teacher.tokenizer):
+            report(len(rows), total, name)
+            rows.append(_row(name, judge.scores(real_images, real_labels)))
+    labels = torch.arange(config.num_images) % methods.student.num_classes
+    image_shape = methods.teacher.tokenizer.image_shape
+    # A batch size that is never needed here may not even fit into memory.
+    most = min(config.num_images, most_at_once(image_shape))
+    seconds = time_methods(methods, [size for size in BATCH_SIZES if size <= most])
     images: dict[str, Tensor] = {}
     tokens: dict[str, Tensor] = {}
-    for number, method in enumerate(methods.names, 2):
+    for method in methods.names:
         if should_stop():
             raise Stopped("the evaluation is not finished, and begins again")
-        report(number, total, method)
+        report(len(rows), total, method)
         images[method], tokens[method] = make_all(methods, method, labels)
+        scores = judge.scores(images[method], labels) if judge else dict.fromkeys(SCORES)
         facts = {
             "num_steps": methods.num_steps(method),
             "num_parameters": num_parameters(methods, method),
@@ -147,13 +155,31 @@ def judge_all(
             "seconds_per_image": seconds.get(method),
             "decode_seconds_per_image": seconds["decode"],
         }
-        rows.append(_row(method, judge.scores(images[method], labels), **facts))
+        rows.append(_row(method, scores, **facts))
     report(total, total, "")
     return rows, images
 
 
-def open_methods(student: Student, teacher_name: str, pairs_root: Path, seed: int) -> Methods:
+def known_images(split: DigitsSplit, tokenizer: Tokenizer) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What scores are held against: unseen real images, and the reference through the tokenizer, each with labels."""
+    yield "real", to_unit_range(split.test_images), split.test_labels
+    with torch.inference_mode():
+        decoded = tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images)))
+    yield "reconstruction", to_unit_range(decoded), split.train_labels
+
+
+def most_at_once(image_shape: tuple[int, int, int]) -> int:
+    """Images that are made in one batch: the decoder's memory grows with their pixels."""
+    _, height, width = image_shape
+    return max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))
+
+
+def open_methods(
+    student: Student, teacher_name: str, pairs_root: Path, seed: int, num_images: int
+) -> Methods:
     """Everything that can be compared with a student, sampled with the settings that made its pairs.
+
+    Labels are 0, 1, 2 ... in turn, so that `num_images` says of which classes there will be images.
 
     Raises:
         Refused: the student learned from other pairs, or the pairs come from another teacher.
@@ -171,7 +197,7 @@ def open_methods(student: Student, teacher_name: str, pairs_root: Path, seed: in
     made_by, flow = manifest.spec.lineage["teacher"], manifest.spec.lineage["flow_map"]
     teacher = load_maker(manifest, teacher_name, getattr(torch, made_by["dtype"])).teacher
     flow_map = FlowMap(teacher.codebook_VC.float(), flow["solver_steps"])
-    frequencies = count_tokens(pairs_root, manifest.view(student.num_pairs))
+    frequencies = count_tokens(pairs_root, manifest.view(student.num_pairs), num_images)
     return Methods(
         teacher,
         SamplingSettings.of(made_by),
@@ -184,8 +210,10 @@ def open_methods(student: Student, teacher_name: str, pairs_root: Path, seed: in
 
 def make_all(methods: Methods, method: str, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Images (N, channels, height, width) in [0, 1] and tokens (N, L) of all labels by one method."""
-    starts = range(0, len(labels), BATCH_SIZE)
-    made = [methods.make(method, first, labels[first : first + BATCH_SIZE]) for first in starts]
+    most = most_at_once(methods.teacher.tokenizer.image_shape)
+    made = [
+        methods.make(method, first, labels[first : first + most]) for first in range(0, len(labels), most)
+    ]
     return torch.cat([part.images_BIHW for part in made]), torch.cat([part.tokens_BL for part in made])
 
 
@@ -205,7 +233,7 @@ def num_parameters(methods: Methods, method: str) -> int | None:
     return sum(p.numel() for p in methods.teacher.transformer.parameters())
 
 
-def time_methods(methods: Methods) -> dict[str, dict[str, float]]:
+def time_methods(methods: Methods, batch_sizes: Sequence[int]) -> dict[str, dict[str, float]]:
     """Seconds per image by batch size, of each method without decoding and of the decoder, under "decode".
 
     skip-n is left out: here it walks as far as the teacher.
@@ -224,16 +252,19 @@ def time_methods(methods: Methods) -> dict[str, dict[str, float]]:
             return methods.teacher.tokenizer.decode(methods.noise(0, batch_size))
 
     makers = {name: maker(name) for name in methods.names if not name.startswith("skip-")}
-    measured = {size: seconds_per_image({**makers, "decode": decode}, size) for size in BATCH_SIZES}
-    return {name: {str(size): measured[size][name] for size in BATCH_SIZES} for name in (*makers, "decode")}
+    measured = {size: seconds_per_image({**makers, "decode": decode}, size) for size in batch_sizes}
+    return {name: {str(size): measured[size][name] for size in batch_sizes} for name in (*makers, "decode")}
 
 
 def save_samples(folder: Path, samples: Mapping[str, Tensor]) -> None:
     """One grid a method, and a comparison whose columns are images from the same noise and label."""
+    side = next(iter(samples.values())).shape[-1]
+    columns, rows = grid_size(side)
     for method, images in samples.items():
-        save_png(image_grid(images[:200], GRID_COLUMNS), folder / f"{method.replace('*', '-star')}.png")
+        grid = image_grid(images[: columns * rows], columns)
+        save_png(grid, folder / f"{method.replace('*', '-star')}.png")
     shown = [m for m in samples if m == "teacher-flow" or m.startswith("student-") or m == "onestep*"]
-    save_png(captioned_grid({m: samples[m][:GRID_COLUMNS] for m in shown}), folder / "comparison.png")
+    save_png(captioned_grid({m: samples[m][:columns] for m in shown}), folder / "comparison.png")
 
 
 def _row(method: str, scores: Row, **facts: Any) -> Row:

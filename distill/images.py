@@ -18,20 +18,35 @@ CAPTION_SIZE = 14
 CAPTION_MARGIN = 10
 """White paper, black words; the size of captions and the room around them in pixels."""
 
+SHEET_WIDTH = 1024
+"""About how wide a grid of many images becomes, in pixels: a report holds one for each method."""
 
-def image_grid(images_BIHW: Tensor, columns: int, scale: int = 4, gap: int = 4) -> Image.Image:
+
+def enlargement(side: int) -> int:
+    """Screen pixels to the side of an image pixel: 8-pixel digits are enlarged, images of 32 pixels and more are not."""
+    return max(1, 32 // side)
+
+
+def grid_size(side: int) -> tuple[int, int]:
+    """Columns and rows of a grid that shows many images: 20 x 10 up to 32 pixels, 4 x 4 of 256."""
+    columns = min(20, max(2, SHEET_WIDTH // (side * enlargement(side))))
+    return columns, min(10, columns)
+
+
+def image_grid(images_BIHW: Tensor, columns: int, scale: int | None = None, gap: int = 4) -> Image.Image:
     """Images row by row on a white sheet, every pixel enlarged to a square.
 
     Args:
         images_BIHW: (B, 1 or 3, height, width) in [0, 1]; what lies outside is clamped.
         columns: images in a row; the last row may be shorter.
-        scale: screen pixels to the side of an image pixel.
+        scale: screen pixels to the side of an image pixel; None for `enlargement`.
         gap: screen pixels between images.
 
     Raises:
         ValueError: no images, another number of channels, or no columns.
     """
     pixels = _pixels(images_BIHW)
+    scale = enlargement(pixels.shape[2]) if scale is None else scale
     if columns < 1 or scale < 1 or gap < 0:
         raise ValueError(f"a grid needs columns >= 1, scale >= 1 and gap >= 0, got {columns}, {scale}, {gap}")
     count, height, width = pixels.shape[:3]
@@ -50,12 +65,12 @@ def image_grid(images_BIHW: Tensor, columns: int, scale: int = 4, gap: int = 4) 
     return sheet
 
 
-def captioned_grid(rows: Mapping[str, Tensor], scale: int = 4, gap: int = 4) -> Image.Image:
+def captioned_grid(rows: Mapping[str, Tensor], scale: int | None = None, gap: int = 4) -> Image.Image:
     """One row of images to each name, the name to its left: the same noise as different methods see it.
 
     Args:
         rows: name to images (B, 1 or 3, height, width) in [0, 1], one shape of image in all rows.
-        scale: screen pixels to the side of an image pixel.
+        scale: screen pixels to the side of an image pixel; None for `enlargement`.
         gap: screen pixels between images.
 
     Raises:

@@ -110,13 +110,18 @@ class Methods:
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {method} {first}".encode()))
 
 
-def count_tokens(root: Path, view: View) -> Tensor:
-    """Token frequencies (num_classes, L, V) of a view's training pairs."""
+def count_tokens(root: Path, view: View, num_labels: int) -> Tensor:
+    """Token frequencies (K, L, V) of a view's training pairs, of the K classes below `num_labels`.
+
+    The others count as one class more, for the marginals: a table of all of ImageNet's would be tens of gigabytes.
+    """
     spec = view.spec
-    frequencies = TokenFrequencies(spec.num_classes, spec.num_tokens, spec.vocab_size)
-    for pairs in _pairs(root, view):
-        frequencies.add(*pairs)
-    return frequencies.probabilities()
+    classes = min(num_labels, spec.num_classes)
+    rest = classes < spec.num_classes
+    frequencies = TokenFrequencies(classes + rest, spec.num_tokens, spec.vocab_size)
+    for tokens_BL, labels_B in _pairs(root, view):
+        frequencies.add(tokens_BL, labels_B.clamp(max=classes) if rest else labels_B)
+    return frequencies.probabilities()[:classes]
 
 
 def _pairs(root: Path, view: View) -> Iterable[tuple[Tensor, Tensor]]:

@@ -42,12 +42,13 @@ STALE_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """What a generation would do."""
+    """What a generation would do; `image_shape` is that of the images the tokens stand for."""
 
     spec: PairSpec
     num_shards: int
     missing: tuple[int, ...]
     bytes_per_pair: int
+    image_shape: tuple[int, int, int]
 
     @property
     def num_pairs(self) -> int:
@@ -109,7 +110,8 @@ def plan_generation(config: GenerateConfig, root: Path) -> GenerationPlan:
     if dataset_exists(root):
         refuse_other_spec(root, spec)
         missing = Manifest.open(root).missing(num_shards)
-    return GenerationPlan(spec, num_shards, tuple(missing), spec.bytes_per_pair)
+    image_shape = loaded.teacher.tokenizer.image_shape
+    return GenerationPlan(spec, num_shards, tuple(missing), spec.bytes_per_pair, image_shape)
 
 
 def refuse_unknown_sampling(config: GenerateConfig, loaded: LoadedTeacher) -> None:

@@ -13,6 +13,7 @@ from pipeline.options import (
     overrides,
     preset_argument,
     set_option,
+    tiny_random_option,
 )
 
 
@@ -23,6 +24,7 @@ from pipeline.options import (
 @click.option(
     "--size", type=click.IntRange(min=1), metavar="N", help="Train on the first N pairs.  [default: all]"
 )
+@tiny_random_option
 @num_steps_option
 @set_option
 @dry_run_option
@@ -31,6 +33,7 @@ def command(
     pairs: Path,
     out: Path,
     size: int | None,
+    tiny_random: bool,
     num_steps: int | None,
     settings: tuple[str, ...],
     dry_run: bool,
@@ -44,13 +47,14 @@ def command(
     Examples:
       onestep distill digits --pairs pairs/digits --out students/digits
       onestep distill digits --pairs pairs/digits --out students/small --size 5000
+      onestep distill var-d16 --tiny-random --pairs pairs/trial --out students/trial
     """
     from pipeline.config import compose, to_toml
     from pipeline.progress import duration, progress
     from pipeline.signals import stopping
     from shards.manifest import Manifest, refuse_other_spec
 
-    config = compose(preset, overrides(settings, {"train.num_steps": num_steps}))
+    config = compose(preset, overrides(settings, {"train.num_steps": num_steps}), tiny_random=tiny_random)
     view = Manifest.open(pairs).view(size)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from distill.trainer import refuse_training, train, training_plan

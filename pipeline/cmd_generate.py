@@ -14,6 +14,7 @@ from pipeline.options import (
     overrides,
     preset_argument,
     set_option,
+    tiny_random_option,
     workers_option,
 )
 
@@ -21,6 +22,7 @@ from pipeline.options import (
 @click.command("generate")
 @preset_argument
 @click.option("--out", type=FolderPath, required=True, metavar="PAIRS", help="Folder of the pair data set.")
+@tiny_random_option
 @num_pairs_option
 @workers_option
 @set_option
@@ -28,6 +30,7 @@ from pipeline.options import (
 def command(
     preset: str,
     out: Path,
+    tiny_random: bool,
     num_pairs: int | None,
     workers: int | None,
     settings: tuple[str, ...],
@@ -43,6 +46,7 @@ def command(
       onestep generate digits --out pairs/digits
       onestep generate digits --out pairs/digits --num-pairs 50000 --workers 8
       onestep generate digits --out pairs/guided --set teacher.guidance_scale=3
+      onestep generate var-d16 --tiny-random --out pairs/trial
     """
     from pipeline.config import compose, to_toml
     from pipeline.progress import progress
@@ -51,7 +55,7 @@ def command(
     from pipeline.summary import pairs_line
     from shards.manifest import Manifest
 
-    config = compose(preset, overrides(settings, {"pairs.num_pairs": num_pairs}))
+    config = compose(preset, overrides(settings, {"pairs.num_pairs": num_pairs}), tiny_random=tiny_random)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from generate_pairs.driver import generate, plan_generation, refuse_fewer_pairs
 

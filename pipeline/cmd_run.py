@@ -15,6 +15,7 @@ from pipeline.options import (
     overrides,
     preset_argument,
     set_option,
+    tiny_random_option,
     workers_option,
 )
 
@@ -22,6 +23,7 @@ from pipeline.options import (
 @click.command("run")
 @preset_argument
 @click.option("--out", type=FolderPath, metavar="RUN", help="Folder of the run.  [default: runs/PRESET]")
+@tiny_random_option
 @num_pairs_option
 @num_steps_option
 @workers_option
@@ -30,6 +32,7 @@ from pipeline.options import (
 def command(
     preset: str,
     out: Path | None,
+    tiny_random: bool,
     num_pairs: int | None,
     num_steps: int | None,
     workers: int | None,
@@ -38,12 +41,14 @@ def command(
 ) -> None:
     """Run both stages, judge the student and write a report.
 
-    PRESET is a shipped preset (digits, digits-var) or a TOML file. What is finished is skipped and what was
-    begun goes on, so the same command again is the way to resume.
+    PRESET is a TOML file or a shipped preset: digits and digits-var, whose teachers ship too, or var-d16, var-d20,
+    var-d24, llamagen-b and llamagen-l, whose teachers `onestep teachers import` brings in. What is finished is
+    skipped and what was begun goes on, so the same command again is the way to resume.
 
     \b
     Examples:
       onestep run digits
+      onestep run var-d16 --tiny-random           try a large preset out, on any machine
       onestep run digits --out runs/wide --set student.timesteps=0,8 --set train.batch_size=256
       onestep run digits --num-steps 4000         go on with a finished run
 
@@ -55,15 +60,14 @@ def command(
       evaluation.json, samples/         how good it is, and how it looks
       report.html                       all of it on one page
     """
-    from pipeline.config import compose, preset_name, to_toml
+    from pipeline.config import compose, run_name, to_toml
 
-    config = compose(
-        preset, overrides(settings, {"pairs.num_pairs": num_pairs, "train.num_steps": num_steps})
-    )
+    flags = {"pairs.num_pairs": num_pairs, "train.num_steps": num_steps}
+    config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from pipeline.run import plan, run
 
-    out = out or Path("runs") / preset_name(preset)
+    out = out or Path("runs") / run_name(preset, tiny_random=tiny_random)
     if dry_run:
         click.echo(to_toml(config))
         click.echo("\n".join(plan(config, out)))

@@ -9,6 +9,7 @@ import click
 from pipeline.options import MAX_SEED, FolderPath, comma_separated
 
 IMAGES_PER_LABEL = 8
+DEFAULT_LABELS = 10
 
 
 @click.command("sample")
@@ -18,7 +19,10 @@ IMAGES_PER_LABEL = 8
     "--timesteps", callback=comma_separated, metavar="0,5", help="The passes by timestep, instead of --steps."
 )
 @click.option(
-    "--labels", callback=comma_separated, metavar="0,1,2", help="Classes, taken in turn.  [default: all]"
+    "--labels",
+    callback=comma_separated,
+    metavar="0,1,2",
+    help="Classes, taken in turn.  [default: the first ten]",
 )
 @click.option(
     "--num-images",
@@ -74,7 +78,7 @@ def command(
 
     loaded = Student.from_pretrained(student)
     passes = timesteps or first_timesteps(loaded.timesteps, steps or 1)
-    classes = labels or tuple(range(loaded.num_classes))
+    classes = labels or tuple(range(min(loaded.num_classes, DEFAULT_LABELS)))
     drawn = np.resize(np.array(classes, dtype=np.int64), num_images or IMAGES_PER_LABEL * len(classes))
     refuse_unwritable(out.parent if out.suffix else out)
     batches = sample_images(loaded, drawn, seed, passes)

@@ -48,22 +48,31 @@ def presets() -> dict[str, str]:
     return {name: (folder / f"{name}.toml").read_text("utf-8") for name in names}
 
 
-def preset_name(preset: str) -> str:
-    """The name of a preset or of a TOML file, for naming a run after it."""
-    return Path(preset).stem if preset.endswith(".toml") else preset
+def run_name(preset: str, *, tiny_random: bool = False) -> str:
+    """What a run is called after its preset, by its name or its TOML file's."""
+    name = Path(preset).stem if preset.endswith(".toml") else preset
+    return f"{name}-tiny-random" if tiny_random else name
 
 
-def compose(preset: str, overrides: Sequence[str] = ()) -> RunConfig:
+def compose(preset: str, overrides: Sequence[str] = (), *, tiny_random: bool = False) -> RunConfig:
     """The configuration of a preset with overrides on top; of two overrides of a key the last wins.
 
     Args:
         preset: a shipped preset's name, or the path of a TOML file.
         overrides: `KEY=VALUE` with dotted keys; see `parse_value`.
+        tiny_random: make the preset a trial of minutes first; see `pipeline/tiny.py`.
 
     Raises:
-        Refused: no such preset or key, a value of the wrong type or out of range, a file that is no TOML.
+        Refused: no such preset or key, a value of the wrong type or out of range, a file that is no TOML, or a
+            trial of a preset that has none.
     """
     settings = _read(preset)
+    if tiny_random:
+        validated(settings, f"preset {preset}")
+        # Only now: it loads torch.
+        from pipeline.tiny import shrunk
+
+        settings = shrunk(settings, preset)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():

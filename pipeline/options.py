@@ -36,6 +36,11 @@ num_pairs_option = click.option(
     metavar="N",
     help="Training pairs; short for --set pairs.num_pairs=N, and stronger.",
 )
+tiny_random_option = click.option(
+    "--tiny-random",
+    is_flag=True,
+    help="A trial of minutes: the preset's teacher made small, with random weights, and few pairs, steps and images.",
+)
 num_steps_option = click.option(
     "--num-steps",
     type=int,

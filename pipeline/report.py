@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def render(results: Results) -> str:
         name=results.run_dir.root.resolve().name,
         description=results.config.description,
         headlines=headlines(results),
-        pictures=[picture(path) for path in results.samples],
+        pictures=pictures(results),
         table=evaluation_table(results.rows),
         evaluation=results.evaluation,
         curves=training_curves(results.metrics),
@@ -85,14 +85,10 @@ def headlines(results: Results) -> list[tuple[str, str]]:
         factor = speedup(student, results.rows)
         if factor:
             found.append((f"{factor:.1f}×", "one step against the teacher, an image at a time"))
-        for method, name in (
-            ("student-1", "Fréchet distance, one step"),
-            ("teacher", "Fréchet distance, teacher"),
-        ):
-            if method in by_method:
-                found.append((_number(by_method[method].get("frechet_distance"), 3), name))
+        found += _scores(by_method)
     if results.pairs:
-        found.append((f"{results.pairs.pairs_per_second:,.0f}", "pairs per second, one worker"))
+        rate = results.pairs.pairs_per_second
+        found.append((f"{rate:,.{0 if rate >= 10 else 1}f}", "pairs per second, one worker"))
     if results.seconds:
         found.append((duration(sum(results.seconds.values())), "for everything"))
     return found
@@ -141,9 +137,37 @@ def facts(results: Results) -> list[tuple[str, str]]:
     return found
 
 
+def pictures(results: Results) -> list[Picture]:
+    """The comparison, then the methods' grids in the order of the table."""
+    order = ["comparison", *(picture_name(row["method"]) for row in results.rows)]
+    shown = [path for path in results.samples if path.stem in order]
+    others = [path for path in results.samples if path.stem not in order]
+    return [picture(path) for path in (*sorted(shown, key=lambda path: order.index(path.stem)), *others)]
+
+
+def picture_name(method: str) -> str:
+    """A method's name as its grid's file has it: some systems take no asterisk."""
+    return method.replace("*", "-star")
+
+
 def picture(path: Path) -> Picture:
     """A PNG file as a data URL, named after its file."""
     return Picture(path.stem, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
+
+
+def _scores(by_method: Mapping[str, Row]) -> list[tuple[str, str]]:
+    """How good the student is: against real images, or without these against the teacher's own tokens."""
+    asked = (
+        ("student-1", "frechet_distance", "Fréchet distance, one step"),
+        ("teacher", "frechet_distance", "Fréchet distance, teacher"),
+    )
+    instead = (("student-1", "token_match", "token match, one step"),)
+    for measures in (asked, instead):
+        values = [(by_method.get(method, {}).get(key), name) for method, key, name in measures]
+        found = [(_number(value, 3), name) for value, name in values if value is not None]
+        if found:
+            return found
+    return []
 
 
 def _number(value: float | None, digits: int) -> str:

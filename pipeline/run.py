@@ -8,9 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distill.checkpoint import refuse_other_training
-from distill.checks import check_distillation
+from distill.checks import check_distillation, check_evaluation
 from distill.evaluation import evaluate
 from distill.metrics import join_metrics
+from distill.student import student_of
 from distill.trainer import train, training_plan
 from generate_pairs.driver import GenerationPlan, generate, plan_generation
 from generate_pairs.teachers.base import TokenLayout
@@ -119,6 +120,8 @@ def _checked(config: RunConfig, out: Path) -> tuple[RunDir, GenerationPlan]:
     generation = plan_generation(config.generate, run_dir.pairs)
     spec = generation.spec
     check_distillation(config.distill, TokenLayout(spec.tokens_per_step), spec.num_heldout)
+    student_of(spec.lineage["teacher"]["family"])
+    check_evaluation(config.evaluation, generation.image_shape)
     return run_dir, generation
 
 

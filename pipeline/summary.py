@@ -7,6 +7,15 @@ from collections.abc import Collection, Sequence
 from pipeline.progress import duration
 from pipeline.results import PairStatistics, Results, Row, seconds_per_image, speedup
 
+SCORES = (
+    ("frechet_distance", "Frechet"),
+    ("precision", "precision"),
+    ("recall", "recall"),
+    ("class_accuracy", "accuracy"),
+)
+UNSCORED = (("token_match", "token match"),)
+"""What is told of a method: scores against real images, or without these how well it follows the teacher."""
+
 SUMMARY_METHODS = ("real", "teacher", "student-1", "student-2", "onestep*")
 NOTHING = "-"
 
@@ -44,20 +53,19 @@ def table_lines(rows: Sequence[Row], methods: Collection[str] | None = None) -> 
         rows: all of them; the teacher's times are what speed-ups refer to.
         methods: which to show; all by default.
     """
+    scored = any(row.get(key) is not None for row in rows for key, _ in SCORES)
+    measures = SCORES if scored else UNSCORED
     cells = [
         [
             row["method"],
-            _number(row.get("frechet_distance"), 3),
-            _number(row.get("precision"), 3),
-            _number(row.get("recall"), 3),
-            _number(row.get("class_accuracy"), 3),
+            *(_number(row.get(key), 3) for key, _ in measures),
             _number(seconds_per_image(row), 2, scale=1e3),
             _number(speedup(row, rows), 1),
         ]
         for row in rows
         if methods is None or row["method"] in methods
     ]
-    header = ["method", "Frechet", "precision", "recall", "accuracy", "ms/image", "speed-up"]
+    header = ["method", *(title for _, title in measures), "ms/image", "speed-up"]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     return [
         "  ".join(

@@ -17,8 +17,14 @@ DATA = {
     "generate_pairs/teachers/embedded/digits.safetensors",
     "generate_pairs/teachers/embedded/digits-var.safetensors",
     "distill/weights/digits-classifier.safetensors",
-    "pipeline/presets/digits.toml",
-    "pipeline/presets/digits-var.toml",
+    *(
+        f"pipeline/presets/{name}.toml"
+        for name in (
+            *("digits", "digits-var"),
+            *("var-d16", "var-d20", "var-d24"),
+            *("llamagen-b", "llamagen-l"),
+        )
+    ),
     "pipeline/templates/report.html.jinja",
 }
 

@@ -30,7 +30,7 @@ NUM_CLASSES = 10
 
 
 def tiny_teacher(name: str) -> tuple[str, Teacher]:
-    """A published teacher made small: its family and the teacher, the same numbers on every machine.
+    """A published teacher made small: its family and the teacher, the same numbers whenever it is asked for.
 
     Token layout, codebook dimension and the way of conditioning stay; widths, depth, vocabulary, classes and the
     resolution of images (twice the latent map's) shrink.
@@ -56,19 +56,23 @@ def tiny_teacher(name: str) -> tuple[str, Teacher]:
     small_tokenizer = replace(
         tokenizer, vocab_size=VOCAB_SIZE, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=2 * latent_size
     )
-    teacher = build_teacher(published.family, asdict(small_transformer), asdict(small_tokenizer))
-    teacher.load_state_dict({key: drawn(key, tensor) for key, tensor in teacher.state_dict().items()})
+    # On the meta device no layer draws weights of its own, which would come from the global generator.
+    with torch.device("meta"):
+        teacher = build_teacher(published.family, asdict(small_transformer), asdict(small_tokenizer))
+    weights = {key: drawn(key, tensor) for key, tensor in teacher.state_dict().items()}
+    teacher.load_state_dict(weights, assign=True)
     return published.family, teacher
 
 
 def drawn(name: str, like: Tensor) -> Tensor:
-    """A tensor drawn by its name alone: matrices that keep the size of what they map, vectors near what they begin as.
+    """A tensor drawn by its name alone, of a shape and dtype: matrices keep the size of what they map, the factors of
+    normalisations lie near 1, biases near 0.
 
     The codebook's rows are as large as noise, so that the flow map has something to decide.
     """
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
     values = np.random.Generator(np.random.Philox(key=key)).standard_normal(like.shape)
     if like.ndim < 2:
-        return like + torch.from_numpy(0.02 * values).to(like.dtype)
+        return torch.from_numpy((0.0 if name.endswith("bias") else 1.0) + 0.02 * values).to(like.dtype)
     fan_in = 1 if name.endswith("quantize.embedding.weight") else math.prod(like.shape[1:])
     return torch.from_numpy(values / math.sqrt(fan_in)).to(like.dtype)

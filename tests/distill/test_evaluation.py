@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from pydantic import ValidationError
 
 from distill.config import DistillConfig, EvaluationConfig
-from distill.evaluation import evaluate, make_all, open_methods
+from distill.evaluation import (
+    SCORES,
+    evaluate,
+    judge_all,
+    make_all,
+    most_at_once,
+    open_methods,
+    save_samples,
+)
 from distill.methods import count_tokens
 from distill.student import Student
 from distill.trainer import train
@@ -38,12 +49,15 @@ def student_folder(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytes
     return out
 
 
-@pytest.fixture(scope="module")
-def result(
-    student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory
+def evaluated(
+    student_folder: Path,
+    teacher_path: Path,
+    pairs_root: Path,
+    out: Path,
+    config: EvaluationConfig,
+    name: str = "evaluation.json",
 ) -> dict[str, dict[str, object]]:
-    """The rows of evaluation.json by method, timed as quickly as can be."""
-    out = tmp_path_factory.mktemp("evaluated")
+    """The rows of an evaluation by method, timed as quickly as can be."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill.evaluation.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
         threads = torch.get_num_threads()
@@ -52,15 +66,25 @@ def result(
             str(teacher_path),
             pairs_root,
             out,
-            EvaluationConfig(num_images=100),
+            config,
             report=lambda *_: None,
             should_stop=lambda: False,
+            name=name,
         )
     assert torch.get_num_threads() == threads
-    assert made == json.loads((out / "evaluation.json").read_text())
-    assert made["num_images"] == 100
+    assert made == json.loads((out / name).read_text())
+    assert (made["protocol"], made["num_images"]) == (config.protocol, config.num_images)
     assert (out / "samples" / "comparison.png").is_file()
     return {row["method"]: row for row in made["rows"]}
+
+
+@pytest.fixture(scope="module")
+def result(
+    student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, object]]:
+    """The rows of evaluation.json by method."""
+    out = tmp_path_factory.mktemp("evaluated")
+    return evaluated(student_folder, teacher_path, pairs_root, out, EvaluationConfig(num_images=100))
 
 
 def test_every_method_has_its_steps(result: dict[str, dict[str, object]], family: str) -> None:
@@ -112,7 +136,9 @@ def test_frequencies_are_those_of_the_pairs_that_the_student_saw(
     student_folder: Path, pairs_root: Path, teacher_path: Path
 ) -> None:
     manifest = Manifest.open(pairs_root)
-    methods = open_methods(Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0)
+    methods = open_methods(
+        Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=100
+    )
     shards = [read_shard(pairs_root, manifest.spec, row) for row in manifest.rows]
     seen = [
         (label, tokens)
@@ -125,12 +151,14 @@ def test_frequencies_are_those_of_the_pairs_that_the_student_saw(
     for position in range(manifest.spec.num_tokens):
         shares = torch.bincount(torch.tensor([int(t[position]) for t in fours]), minlength=24) / len(fours)
         torch.testing.assert_close(methods.frequencies_KLV[4, position], shares)
-    assert not torch.equal(methods.frequencies_KLV, count_tokens(pairs_root, manifest.view()))
+    few = count_tokens(pairs_root, manifest.view(NUM_PAIRS), 5)
+    assert torch.equal(few, methods.frequencies_KLV[:5])
+    assert not torch.equal(methods.frequencies_KLV, count_tokens(pairs_root, manifest.view(), 100))
 
 
 def test_the_same_images_are_made_again(student_folder: Path, pairs_root: Path, teacher_path: Path) -> None:
     student = Student.from_pretrained(student_folder)
-    methods = open_methods(student, str(teacher_path), pairs_root, seed=0)
+    methods = open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
     labels = torch.arange(12) % 10
     for method in methods.names:
         once, again = make_all(methods, method, labels), make_all(methods, method, labels)
@@ -156,7 +184,7 @@ def test_the_teacher_computes_in_the_pairs_own_arithmetic(
     student.fingerprint = in_bfloat16(pairs_root).spec.fingerprint
     monkeypatch.setattr("distill.evaluation.Manifest.open", in_bfloat16)
     monkeypatch.setattr("distill.evaluation.count_tokens", lambda *_: torch.ones(10, 1, 24))
-    methods = open_methods(student, str(teacher_path), pairs_root, seed=0)
+    methods = open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
     assert {p.dtype for p in methods.teacher.transformer.parameters()} == {torch.bfloat16}
     assert methods.make("teacher-flow", 0, torch.tensor([1, 2])).images_BIHW.dtype == torch.float32
 
@@ -169,7 +197,7 @@ def test_asked_to_stop_it_keeps_nothing(
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(Stopped, match="begins again"),
     ):
-        patch.setattr("distill.evaluation.time_methods", lambda _: {"decode": {}})
+        patch.setattr("distill.evaluation.time_methods", lambda *_: {"decode": {}})
         evaluate(
             student_folder,
             str(teacher_path),
@@ -188,4 +216,119 @@ def test_a_student_of_other_pairs_is_refused(
     student = Student.from_pretrained(student_folder)
     student.fingerprint = "0" * 64
     with pytest.raises(Refused, match="the student learned from pairs 000000000000, but"):
-        open_methods(student, str(teacher_path), pairs_root, seed=0)
+        open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
+
+
+def test_without_real_images_everything_but_scores_is_as_with_them(
+    result: dict[str, dict[str, object]],
+    student_folder: Path,
+    pairs_root: Path,
+    teacher_path: Path,
+    tmp_path: Path,
+) -> None:
+    config = EvaluationConfig(protocol="samples", num_images=100)
+    rows = evaluated(student_folder, teacher_path, pairs_root, tmp_path, config)
+    assert list(rows) == [method for method in result if method not in ("real", "reconstruction")]
+    for method, row in rows.items():
+        assert row == {**result[method], **dict.fromkeys(SCORES)}
+    assert SCORES == ("frechet_distance", "inception_score", "precision", "recall", "class_accuracy")
+    grids = {path.stem for path in (tmp_path / "samples").iterdir()}
+    assert grids == {method.replace("*", "-star") for method in rows} | {"comparison"}
+
+
+def test_a_few_samples_are_enough_and_only_their_batch_is_timed(
+    student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
+    config = EvaluationConfig(protocol="samples", num_images=2)
+    rows = evaluated(student_folder, teacher_path, pairs_root, tmp_path, config, "evaluation-samples.json")
+    assert [path.name for path in tmp_path.glob("*.json")] == ["evaluation-samples.json"]
+    assert rows["student-1"]["seconds_per_image"] == {"1": 0.25}
+    assert rows["teacher"]["decode_seconds_per_image"] == {"1": 0.25}
+    with Image.open(tmp_path / "samples" / "teacher.png") as grid:
+        assert grid.size == (2 * 32 + 4, 32)
+
+
+def test_too_few_images_to_score_are_refused() -> None:
+    with pytest.raises(ValidationError, match="num_images is 99, and the scores of the protocol digits need"):
+        EvaluationConfig(protocol="digits", num_images=99)
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        EvaluationConfig(protocol="samples", num_images=1)
+
+
+def test_images_of_another_shape_are_not_judged_as_digits(
+    student_folder: Path,
+    pairs_root: Path,
+    teacher_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distill.checks.DIGITS_SHAPE", (1, 28, 28))
+    with pytest.raises(
+        Refused, match="digits judges images of 1 x 28 x 28, and this teacher's are of 1 x 8 x 8"
+    ):
+        evaluated(student_folder, teacher_path, pairs_root, tmp_path, EvaluationConfig(num_images=100))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_of_which_there_are_no_pairs_and_those_not_asked_for_share_the_marginals(
+    pairs_root: Path,
+) -> None:
+    view = Manifest.open(pairs_root).view()
+    # Two classes more than there are labels among the pairs.
+    wide = replace(view, spec=replace(view.spec, num_classes=12))
+    table = count_tokens(pairs_root, wide, 11)
+    shards = [read_shard(pairs_root, view.spec, row) for row in view.rows]
+    seen = [
+        int(tokens[0])
+        for shard in shards
+        for index, tokens in zip(shard.index_B, shard.tokens_BL, strict=True)
+        if index >= view.first
+    ]
+    marginal = torch.bincount(torch.tensor(seen), minlength=24) / len(seen)
+    torch.testing.assert_close(table[10, 0], marginal)
+    assert torch.equal(count_tokens(pairs_root, wide, 3), table[:3])
+
+
+def test_large_images_are_made_a_few_at_once() -> None:
+    assert most_at_once((1, 8, 8)) == 250
+    assert most_at_once((3, 256, 256)) == 16
+    assert most_at_once((3, 4096, 4096)) == 1
+
+
+def test_no_batch_is_larger_than_what_is_made_at_once(
+    student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.evaluation.BATCH_PIXELS", 5 * 64)
+    methods = open_methods(
+        Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12
+    )
+    timed: list[int] = []
+
+    def seconds_per_image(makers: dict[str, object], batch_size: int) -> dict[str, float]:
+        timed.append(batch_size)
+        return dict.fromkeys(makers, 0.25)
+
+    monkeypatch.setattr("distill.evaluation.seconds_per_image", seconds_per_image)
+    made: list[int] = []
+    make = type(methods).make
+
+    def counting(self: object, method: str, first: int, labels_B: torch.Tensor) -> object:
+        made.append(len(labels_B))
+        return make(methods, method, first, labels_B)
+
+    monkeypatch.setattr(type(methods), "make", counting)
+    config = EvaluationConfig(protocol="samples", num_images=12)
+    _, images = judge_all(methods, config, lambda *_: None, lambda: False)
+    assert timed == [1]
+    assert made == [5, 5, 2] * len(methods.names)
+    assert {len(batch) for batch in images.values()} == {12}
+
+
+def test_grids_of_large_images_show_fewer_of_them(tmp_path: Path) -> None:
+    images = torch.zeros(64, 3, 256, 256)
+    save_samples(tmp_path, {"teacher-flow": images, "student-1": images})
+    with Image.open(tmp_path / "student-1.png") as grid:
+        assert grid.size == (4 * 256 + 3 * 4,) * 2
+    with Image.open(tmp_path / "comparison.png") as grid:
+        assert grid.height == 2 * 256 + 4
+        assert 4 * 256 < grid.width < 1200

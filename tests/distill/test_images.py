@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.images import captioned_grid, image_grid, save_images, save_png
+from distill.images import captioned_grid, enlargement, grid_size, image_grid, save_images, save_png
 
 
 def read(path) -> np.ndarray:
@@ -33,6 +33,19 @@ def test_colour_images_keep_their_channels():
     assert grid.mode == "RGB"
     assert grid.size == (3, 3)
     assert grid.getpixel((1, 1)) == (255, 0, 128)
+
+
+@pytest.mark.parametrize(
+    ("side", "scale", "size"),
+    [(8, 4, (20, 10)), (32, 1, (20, 10)), (64, 1, (16, 10)), (256, 1, (4, 4)), (512, 1, (2, 2))],
+)
+def test_a_grid_of_many_stays_a_thousand_pixels_wide(side, scale, size):
+    assert enlargement(side) == scale
+    assert grid_size(side) == size
+    columns, rows = size
+    grid = image_grid(torch.zeros(columns * rows, 1, side, side), columns)
+    assert grid.size == tuple(count * side * scale + (count - 1) * 4 for count in size)
+    assert grid.width < 1100
 
 
 def test_values_outside_the_range_are_clamped():

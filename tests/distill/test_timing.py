@@ -24,6 +24,24 @@ def test_each_maker_gets_its_own_median_per_image(monkeypatch: pytest.MonkeyPatc
     assert measured == {"slow": pytest.approx(0.5), "fast": pytest.approx(0.002)}
 
 
+def test_a_maker_that_had_its_time_gets_no_more_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    turns = {"slow": 0, "fast": 0}
+
+    def takes(name: str, seconds: float):
+        def make(batch_size: int) -> None:
+            nonlocal now
+            now += seconds
+            turns[name] += 1
+
+        return make
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    measured = timing.seconds_per_image({"slow": takes("slow", 60.0), "fast": takes("fast", 0.25)}, 1)
+    assert measured == {"slow": pytest.approx(60.0), "fast": pytest.approx(0.25)}
+    assert turns == {"slow": 1 + timing.FEWEST_ROUNDS, "fast": 1 + timing.ROUNDS}
+
+
 def test_they_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(timing, "SECONDS_A_TURN", 0.0)

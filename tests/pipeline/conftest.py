@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -73,7 +73,10 @@ class Stages:
         steps = (1, 4, 16) if config.teacher.name == "digits-var" else SPEC.tokens_per_step
         spec = replace(SPEC, tokens_per_step=steps, num_heldout=config.pairs.heldout)
         return SimpleNamespace(
-            spec=spec, missing=tuple(missing), lines=lambda: [f"{len(missing)} shards to make"]
+            spec=spec,
+            missing=tuple(missing),
+            image_shape=(1, 8, 8),
+            lines=lambda: [f"{len(missing)} shards to make"],
         )
 
     def generate(self, config: Any, root: Path, *, workers: int, report: Any, should_stop: Any) -> Any:
@@ -184,7 +187,7 @@ def _fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) ->
 
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
     """The lower rooms replaced by stand-ins; nothing loads torch."""
     made = Stages()
     _fake_module(
@@ -210,7 +213,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     _fake_module(monkeypatch, "distill.evaluation", evaluate=made.evaluate)
     # It binds the functions of the stages when it is imported.
     monkeypatch.delitem(sys.modules, "pipeline.run", raising=False)
-    return made
+    yield made
+    sys.modules.pop("pipeline.run", None)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RunConfig, compose, parse_value, preset_name, presets, to_toml
+from pipeline.config import RunConfig, compose, parse_value, run_name, to_toml
 from pipeline.fields import leaves, nearest
 from shards.errors import Refused
 
@@ -42,10 +42,6 @@ def test_shipped_presets_are_whole_and_say_what_they_are_for(name: str) -> None:
     assert config.student.timesteps[0] == 0
 
 
-def test_there_are_two_presets() -> None:
-    assert list(presets()) == ["digits", "digits-var"]
-
-
 def test_the_last_override_of_a_key_wins() -> None:
     config = compose("digits", ["train.seed=1", "student.timesteps=0,4", "train.seed=2"])
     assert config.train.seed == 2
@@ -75,7 +71,8 @@ def test_a_preset_may_be_a_file_with_defaults_for_what_it_leaves_out(tmp_path: P
     config = compose(str(file))
     assert config.train.num_steps == 5
     assert config.pairs == RunConfig(teacher=config.teacher).pairs
-    assert preset_name(str(file)) == "mine"
+    assert run_name(str(file)) == "mine"
+    assert run_name(str(file), tiny_random=True) == "mine-tiny-random"
 
 
 @pytest.mark.parametrize(
@@ -108,6 +105,14 @@ def test_a_preset_may_be_a_file_with_defaults_for_what_it_leaves_out(tmp_path: P
             "student.initialise=no",
             "student.initialise cannot be 'no': it is text, matching ^(teacher|random)$",
         ),
+        (
+            "evaluation.num_images=99",
+            "evaluation.num_images: num_images is 99, and the scores of the protocol digits need at least 100",
+        ),
+        (
+            "evaluation.protocol=imagenet",
+            "evaluation.protocol cannot be 'imagenet': it is one of digits, samples",
+        ),
         ("train=3", "train is a section, not a value: set one of its keys, as in train.KEY=VALUE"),
         ("train.seed.x=3", "train.seed cannot be {'x': 3}: it is a whole number"),
         ("train.seed", "cannot set 'train.seed': write KEY=VALUE, as in pairs.num_pairs=1000"),
@@ -128,7 +133,8 @@ def test_several_wrong_settings_are_told_at_once() -> None:
 def test_an_unknown_preset_is_answered_with_all_and_the_nearest() -> None:
     with pytest.raises(Refused) as refused:
         compose("digit-var")
-    assert "presets are digits, digits-var; the nearest is digits-var" in str(refused.value)
+    assert "presets are digits, digits-var, llamagen-b, " in str(refused.value)
+    assert "var-d24; the nearest is digits-var" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ import pytest
 
 from pipeline.config import compose
 from pipeline.curves import MAX_POINTS, line_chart, training_curves
-from pipeline.report import evaluation_table, render, write_report
+from pipeline.report import evaluation_table, headlines, pictures, render, write_report
 from pipeline.results import read_results
 from pipeline.run_dir import RunDir, claim
+from pipeline.summary import table_lines
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -91,6 +92,38 @@ def test_the_page_says_what_evaluation_json_says(finished: RunDir) -> None:
     assert f"guidance_scale = {compose('digits').teacher.guidance_scale}" in page.text
 
 
+def test_without_scores_the_token_match_is_told_in_their_place(finished: RunDir) -> None:
+    rows = [{**row, "frechet_distance": None, "frechet_distance_std": None} for row in ROWS]
+    judged = {"protocol": "samples", "num_images": 64, "seed": 0, "rows": rows}
+    finished.evaluation.write_text(json.dumps(judged))
+    results = read_results(finished)
+    page = Page(render(results))
+    assert page.cells == [
+        *("teacher", "16", "–", "80.00", "4.00", "1.0×"),
+        *("student-1", "1", "0.625", "8.00", "1.00", "10.0×"),
+    ]
+    assert headlines(results)[:2] == [
+        ("10.0×", "one step against the teacher, an image at a time"),
+        ("0.625", "token match, one step"),
+    ]
+    assert "Fréchet" not in page.text
+    assert "Protocol samples, 64 images of each method, seed 0" in page.text
+    assert "nothing is scored against them" in page.text
+    assert table_lines(results.rows) == [
+        "method     token match  ms/image  speed-up",
+        "teacher              -     80.00       1.0",
+        "student-1        0.625      8.00      10.0",
+    ]
+
+
+def test_scores_where_there_are_any_leave_the_token_match_to_the_table(finished: RunDir) -> None:
+    assert [name for _, name in headlines(read_results(finished))] == [
+        "one step against the teacher, an image at a time",
+        *("Fréchet distance, one step", "Fréchet distance, teacher"),
+        "for everything",
+    ]
+
+
 def test_columns_that_no_method_fills_are_left_out() -> None:
     assert evaluation_table(ROWS).header == (
         *("method", "steps", "Fréchet distance", "token match"),
@@ -143,3 +176,10 @@ def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
     drawn = line.attrib["points"].split()
     assert MAX_POINTS / 2 < len(drawn) <= MAX_POINTS
     assert drawn[-1].startswith("350.0,")
+
+
+def test_pictures_come_in_the_order_of_the_table(finished: RunDir) -> None:
+    for name in ("student-1", "comparison", "teacher"):
+        (finished.samples / f"{name}.png").write_bytes(PNG)
+    shown = [picture.name for picture in pictures(read_results(finished))]
+    assert shown == ["comparison", "teacher", "student-1", "same-noise"]
