@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.export import CONFIG_FILE
 from distill.student import Student, build_network
 from distill.student_var import VarStudent
-from generate_pairs.teachers.base import TokenLayout
-from generate_pairs.teachers.checkpoints import load_strictly
 from generate_pairs.teachers.families import family_of
-from generate_pairs.teachers.importing import local_file, read_content, state_dict_in, teacher_networks
+from generate_pairs.teachers.importing import load_parts, teacher_networks, two_files
 from generate_pairs.teachers.official import TEACHERS, HubFile, Part
 from generate_pairs.teachers.var_transformer import IGNORED_BUFFERS as VAR_BUFFERS
 from shards.errors import Refused
@@ -66,47 +65,54 @@ def import_student(files: Sequence[str], name: str, out: Path) -> None:
     """Make a published student's file and its tokenizer's into a student's folder, checked against the tables.
 
     Args:
-        files: the student's and the tokenizer's; none to take both from the Hub.
+        files: the student's and the tokenizer's, in any order; none to take both from the Hub.
         name: the student's, as in `STUDENTS`.
-        out: folder of the export.
+        out: folder of the export; an import that was killed there is begun again.
 
     Raises:
-        Refused: an unknown name, files that do not fit, a folder that holds something.
+        Refused: an unknown name, files that do not fit, a folder that holds something else.
         Failed: a download failed, or the disk is full.
     """
     if name not in STUDENTS:
         raise Refused(f"no published student is called {name!r}: there are {', '.join(STUDENTS)}")
+    refuse_taken(out)
     published = STUDENTS[name]
     teacher = TEACHERS[published.teacher]
-    wanted = (published.network.file, teacher.tokenizer.file)
-    given = [local_file(file) for file in files or map(str, wanted)]
-    if len(given) != 2:
-        raise Refused(
-            f"{name} is made of two files, {wanted[0].name} and {wanted[1].name}: {len(given)} given"
-        )
-    if out.exists() and any(out.iterdir()):
-        raise Refused(f"{out} holds something already: name a new folder")
+    given = two_files(files, name, (published.network.file, teacher.tokenizer.file))
     # On the meta device nothing is allocated, so the weights are in memory once.
     with torch.device("meta"):
         tokenizer = family_of(teacher.family).tokenizer(teacher.tokenizer.config)
         network = build_network(
             teacher.family, published.network.config, teacher.tokenizer.config.codebook_dim
         )
-    for path, module, part in zip(
-        given, (network, tokenizer), (published.network, teacher.tokenizer), strict=True
-    ):
-        load_strictly(module, state_dict_in(read_content(path), part.containers, path), path, part.ignored)
+    load_parts(given, [(published.network, network), (teacher.tokenizer, tokenizer)])
     student = Student(
         teacher.family,
         network,
         tokenizer.decoder_only(),
-        TokenLayout(published.network.config.layout.tokens_per_step),
+        published.network.config.layout,
         published.timesteps,
         published.split,
         fingerprint=None,
         num_pairs=None,
     )
     student.export(out)
+
+
+def refuse_taken(out: Path) -> None:
+    """Confirm that a folder is free for a student, or holds what is left of an export that was killed.
+
+    Raises:
+        Refused: it holds a whole student, or anything else.
+    """
+    if (out / CONFIG_FILE).exists():
+        raise Refused(f"{out} holds a student already: take it away first, or name a new folder")
+    unfinished = ("student.safetensors", "tokenizer.safetensors")
+    held = (
+        sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.exists() else []
+    )
+    if foreign := [name for name in held if name not in unfinished]:
+        raise Refused(f"{out} holds something already ({foreign[0]}): name a new folder")
 
 
 def networks() -> dict[str, tuple[Part, nn.Module]]:
@@ -146,12 +152,18 @@ def export_official(student: Student, path: Path) -> None:
     content: Any = official_state(student)
     for key in reversed(CONTAINERS[student.family][0]):
         content = {key: content}
-    commit_file(path, lambda temporary: torch.save(content, temporary))
+
+    def write(temporary: Path) -> None:
+        # Given a path, torch puts its name into the file; the same student shall be the same bytes.
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+
+    commit_file(path, write)
 
 
 def official_state(student: Student) -> dict[str, Tensor]:
-    """The official state dict: our tensors, and for VAR the constants that its class keeps as buffers."""
-    state = dict(student.network.state_dict())
+    """The official state dict on the CPU: our tensors, and for VAR the constants that its class keeps as buffers."""
+    state = {name: tensor.cpu() for name, tensor in student.network.state_dict().items()}
     if isinstance(student.network, VarStudent):
         network = student.network
         blocked_LL = torch.zeros(network.mask_LL.shape).masked_fill(~network.mask_LL.cpu(), -torch.inf)

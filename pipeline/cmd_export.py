@@ -35,14 +35,15 @@ def command(student: Path, layout: str, out: Path) -> None:
     Example:
       onestep export runs/var-d16/student --format official --out var-d16.pth
     """
+    from distill.export import read_export_config
     from distill.published import export_official, official_suffix
     from distill.student import Student
 
-    loaded = Student.from_pretrained(student)
-    suffix = official_suffix(loaded.family)
+    family = read_export_config(student).family
+    suffix = official_suffix(family)
     if out.suffix != suffix:
         raise click.BadParameter(
             f"{out} must end in {suffix}, as the official files of this family do", param_hint="--out"
         )
-    export_official(loaded, out)
-    click.echo(f"{out}: {layout} layout, family {loaded.family}")
+    export_official(Student.from_pretrained(student), out)
+    click.echo(f"{out}: {layout} layout, family {family}")

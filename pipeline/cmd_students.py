@@ -42,7 +42,7 @@ def list_students() -> None:
     "--out", type=FolderPath, required=True, metavar="STUDENT", help="Folder of the student; a new one."
 )
 def import_student(files: tuple[str, ...], name: str, out: Path) -> None:
-    """Bring a published student in: its own file, then its tokenizer's.
+    """Bring a published student in: its own file and its tokenizer's, in any order.
 
     FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub; without any, both are taken from there
     (pip install 'onestep[hub]'). The folder is what `onestep distill` makes, and `onestep sample` draws from it.

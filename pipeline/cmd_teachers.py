@@ -63,7 +63,7 @@ def list_teachers() -> None:
     "--as", "name", required=True, metavar="NAME", help="Which published teacher it is: see `list`."
 )
 def import_teacher(files: tuple[str, ...], name: str) -> None:
-    """Bring a published teacher in: its transformer's file and its tokenizer's.
+    """Bring a published teacher in: its transformer's file and its tokenizer's, in any order.
 
     FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub; without any, both are taken from there
     (pip install 'onestep[hub]'). Every name, shape and kind of number has to be the table's. What is kept is one
@@ -75,14 +75,15 @@ def import_teacher(files: tuple[str, ...], name: str) -> None:
       onestep teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16
       onestep teachers import --as llamagen-b-256
     """
-    from generate_pairs.teachers.checkpoints import load_teacher
+    from generate_pairs.teachers.checkpoints import read_about
     from generate_pairs.teachers.importing import import_teacher as bring_in
 
     path = bring_in(files, name)
-    loaded = load_teacher(str(path))
-    for file, sha256 in loaded.about["files"].items():
-        click.echo(f"{file}: sha256 {sha256}")
-    if repeated := loaded.about["codebook_rows_repeated"]:
+    about = read_about(path)
+    for role in ("transformer", "tokenizer"):
+        file = about["files"][role]
+        click.echo(f"{role} {file['name']}: sha256 {file['sha256']}")
+    if repeated := about["codebook_rows_repeated"]:
         click.echo(
             f"note: {repeated} codebook rows equal another; of equal rows the flow map takes the likelier"
         )

@@ -1,9 +1,17 @@
-"""A small random teacher of each family, and pairs made with it: real architectures, no training."""
+"""What tests of several packages share.
+
+A small random teacher of each family and pairs made with it, published models made small, and the golden cases, whose
+worst differences are told at the end of the suite.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +19,7 @@ import torch
 from generate_pairs.config import GenerateConfig
 from generate_pairs.driver import generate
 from generate_pairs.teachers.checkpoints import save_teacher
-from generate_pairs.teachers.families import build_teacher
+from generate_pairs.teachers.families import build_teacher, family_of
 
 TOKENIZERS = {
     "llamagen": {
@@ -60,6 +68,40 @@ TRANSFORMERS = {
 }
 
 
+RATIOS = pytest.StashKey[dict[str, float]]()
+"""Worst difference over tolerance of each golden case that was checked."""
+
+
+def module_beside(name: str) -> ModuleType:
+    """A module of this folder, which is on no import path."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def golden(pytestconfig: pytest.Config) -> Callable[[str], Any]:
+    """Loads a golden case, a `golden_cases.Case`, by its name."""
+    ratios = pytestconfig.stash.setdefault(RATIOS, {})
+    return lambda name: module_beside("golden_cases").load_case(name, ratios)
+
+
+@pytest.fixture(scope="session")
+def golden_table() -> Callable[[str], Any]:
+    """Reads a JSON file of the golden folder by its name."""
+    return lambda name: module_beside("golden_cases").table(name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    ratios = config.stash.get(RATIOS, {})
+    if ratios:
+        terminalreporter.section("golden cases, worst difference / tolerance")
+    for name, ratio in sorted(ratios.items()):
+        terminalreporter.line(f"{name:<20} {ratio:.3f}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -87,6 +129,44 @@ def write_teacher(family: str, path: Path, seed: int = 0) -> Path:
 @pytest.fixture(scope="session")
 def teacher_path(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_teacher(family, tmp_path_factory.mktemp("teacher") / f"{family}.safetensors")
+
+
+@pytest.fixture
+def published_files() -> ModuleType:
+    """The module published_files.py beside this file."""
+    return module_beside("published_files")
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder of this test's own for imported teachers."""
+    monkeypatch.setenv("ONESTEP_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def published(
+    family: str, published_files: ModuleType, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Any:
+    """A `published_files.Published`: in both tables stand a small teacher and its student, and nothing else."""
+    from distill.published import STUDENTS
+    from generate_pairs.teachers.official import TEACHERS
+
+    parts = family_of(family)
+    transformer = parts.transformer_config(**TRANSFORMERS[family])
+    tokenizer = parts.tokenizer_config(**TOKENIZERS[family])
+    real_teacher, real_student = published_files.REAL[family]
+    name, student_name = f"small-{family}", f"small-{family}-dd"
+    teacher = published_files.resized_teacher(real_teacher, transformer, tokenizer)
+    monkeypatch.setitem(TEACHERS, name, teacher)
+    student = published_files.resized_student(real_student, name, (0, 1), 1)
+    monkeypatch.setitem(STUDENTS, student_name, student)
+    for table, kept in ((TEACHERS, name), (STUDENTS, student_name)):
+        for other in set(table) - {kept}:
+            monkeypatch.delitem(table, other)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    return published_files.Published(family, name, student_name, published_files.weights_of(name), folder)
 
 
 def asked_of(teacher: Path, *, guidance_scale: float = 1.5, **pairs: object) -> GenerateConfig:

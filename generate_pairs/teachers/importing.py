@@ -7,23 +7,24 @@ the table's.
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from generate_pairs.teachers.checkpoints import (
     imported_folder,
     load_strictly,
-    load_teacher,
     misfits,
+    read_about,
     save_teacher,
     shortened,
 )
@@ -33,6 +34,54 @@ from shards.errors import Failed, Refused
 from shards.storage import sha256_file
 
 HUB = "hf://"
+SAFETENSORS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file from outside and what it holds: tensors by name, or mappings that lead to them."""
+
+    path: Path
+    content: Any
+
+    def place(self, part: Part) -> Container | None:
+        """The first of a part's places where there are tensors by name; in safetensors there is no other than the top."""
+        places = ((),) if self.path.suffix == SAFETENSORS else part.containers
+        return next((place for place in places if self._at(place)), None)
+
+    def tensors(self, part: Part) -> dict[str, Tensor]:
+        """The tensors at that place.
+
+        Raises:
+            Refused: there are none; says what the file holds instead.
+        """
+        place = self.place(part)
+        if place is None:
+            places = ", ".join(".".join(container) or "the top" for container in part.containers)
+            raise Refused(f"{self.path} holds no tensors by name at {places}; it holds {self.summary()}")
+        return self._at(place)
+
+    def misfits(self, part: Part, network: nn.Module) -> list[str]:
+        """What keeps the file from being a network's; where it holds no tensors, all of them and one more."""
+        expected = network.state_dict()
+        if self.place(part) is None:
+            return ["no tensors by name", *(f"missing {name}" for name in expected)]
+        return misfits(expected, self.tensors(part), part.ignored)
+
+    def summary(self) -> str:
+        """What is at the top, in words."""
+        if not isinstance(self.content, Mapping):
+            return f"a {type(self.content).__name__}"
+        return shortened([str(key) for key in self.content]) or "nothing"
+
+    def _at(self, place: Container) -> dict[str, Tensor]:
+        found = self.content
+        for key in place:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if not isinstance(found, Mapping):
+            return {}
+        named = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
+        return dict(found) if named else {}
 
 
 @dataclass(frozen=True)
@@ -40,6 +89,7 @@ class Fit:
     """How a file's tensors stand to one network of the tables: `wrong` is empty where they fit."""
 
     network: str
+    place: Container
     wrong: tuple[str, ...]
 
 
@@ -55,8 +105,8 @@ def local_file(name: str) -> Path:
         if not path.is_file():
             raise Refused(f"there is no file {path}")
         return path
-    repository, _, file = name.removeprefix(HUB).rpartition("/")
-    if repository.count("/") != 1 or not file:
+    owner, repository, file = (*name.removeprefix(HUB).split("/", 2), "", "")[:3]
+    if not (owner and repository and file):
         raise Refused(f"{name}: a file on the Hub is named {HUB}OWNER/REPOSITORY/FILE")
     try:
         from huggingface_hub import hf_hub_download
@@ -65,51 +115,75 @@ def local_file(name: str) -> Path:
             f"{name} needs the Hugging Face client: pip install 'onestep[hub]', or download the file yourself"
         ) from error
     try:
-        return Path(hf_hub_download(repository, file))
+        return Path(hf_hub_download(f"{owner}/{repository}", file))
     except Exception as error:  # its errors have no common base class
         raise Failed(f"cannot get {name}: {error}") from error
 
 
-def read_content(path: Path) -> Any:
-    """What a checkpoint file holds, its tensors left on disk until they are read where the format allows it.
+def two_files(given: Sequence[str], name: str, published: tuple[HubFile, HubFile]) -> tuple[Path, Path]:
+    """The files that something published is made of, here: those given, or both from the Hub.
+
+    Raises:
+        Refused, Failed: as `local_file`; or neither two nor none are given.
+    """
+    if len(given) not in (0, 2):
+        raise Refused(
+            f"{name} is made of two files, {published[0].name} and {published[1].name}: {len(given)} given"
+        )
+    first, second = given or map(str, published)
+    return local_file(first), local_file(second)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint file, its tensors left on disk until they are read where the format allows it.
 
     Raises:
         Refused: no checkpoint, an incomplete one, or one that asks for more than weights.
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # The format before torch 1.6 is no zip file and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if path.suffix == SAFETENSORS:
+            return Checkpoint(path, load_file(path))
+        # Training programs keep their command line beside the weights: a class that holds attributes and does nothing.
+        with torch.serialization.safe_globals([Namespace]):
+            # The format before torch 1.6 is no zip file and cannot be mapped.
+            mapped = zipfile.is_zipfile(path)
+            return Checkpoint(path, torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
     except pickle.UnpicklingError as error:
-        reason = str(error).split("Please file an issue")[0].strip().splitlines()
+        # Torch's own advice, to load without `weights_only`, is not passed on.
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked is None:
+            raise Refused(f"{path} is not a complete checkpoint: it is no pickle of weights") from error
         raise Refused(
-            f"{path} is not read, for it is no pickle of weights alone (weights_only=True says: "
-            f"{' '.join(reason[:2])[:300]}). Convert it to safetensors where you trust it"
+            f"{path} is not read: it asks for {asked[1]}, which may run code, and weights need none. Convert it to "
+            "safetensors where you trust it"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise Refused(f"{path} is not a complete checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file makes its readers raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refused(f"{path} is not a complete checkpoint: {reason}") from error
 
 
-def state_dict_in(content: Any, containers: Sequence[Container], path: Path) -> dict[str, Tensor]:
-    """The state dict in what a file holds, at the first of these places where there is one.
+def load_parts(files: Sequence[Path], parts: Sequence[tuple[Part, nn.Module]]) -> tuple[Path, ...]:
+    """Load networks from as many files, strictly, in the order in which these fit best.
+
+    Args:
+        files: in any order.
+        parts: the networks, on the meta device, and where their weights stand.
+
+    Returns:
+        The file of each network.
 
     Raises:
-        Refused: there is none; says what the file holds instead.
+        Refused: a file cannot be read, or does not fit.
     """
-    for container in containers:
-        found = reduce(
-            lambda inner, key: inner.get(key) if isinstance(inner, Mapping) else None, container, content
-        )
-        if (
-            isinstance(found, Mapping)
-            and found
-            and all(isinstance(value, Tensor) for value in found.values())
-        ):
-            return dict(found)
-    places = ", ".join(".".join(container) or "the top" for container in containers)
-    held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
-    raise Refused(f"{path} holds no tensors by name at {places}; it holds {held or 'nothing'}")
+
+    def num_misfits(order: Sequence[Checkpoint]) -> int:
+        return sum(len(file.misfits(*part)) for file, part in zip(order, parts, strict=True))
+
+    checkpoints = [read_checkpoint(path) for path in files]
+    order = min(permutations(checkpoints), key=num_misfits)
+    for checkpoint, (part, network) in zip(order, parts, strict=True):
+        load_strictly(network, checkpoint.tensors(part), checkpoint.path, part.ignored)
+    return tuple(checkpoint.path for checkpoint in order)
 
 
 def import_teacher(files: Sequence[str], name: str) -> Path:
@@ -129,39 +203,24 @@ def import_teacher(files: Sequence[str], name: str) -> Path:
     if name not in TEACHERS:
         raise Refused(f"no published teacher is called {name!r}: there are {', '.join(TEACHERS)}")
     published = TEACHERS[name]
-    given = [
-        local_file(file) for file in files or map(str, (published.transformer.file, published.tokenizer.file))
-    ]
-    if len(given) != 2:
-        raise Refused(
-            f"{name} is made of two files, {published.transformer.file.name} and {published.tokenizer.file.name}: "
-            f"{len(given)} given"
-        )
-    sha256 = {path.name: sha256_file(path) for path in given}
-    out = imported_folder() / f"{name}.safetensors"
+    parts = {"transformer": published.transformer, "tokenizer": published.tokenizer}
+    given = two_files(files, name, (published.transformer.file, published.tokenizer.file))
+    sha256 = {path: sha256_file(path) for path in given}
+    out = imported_folder() / f"{name}{SAFETENSORS}"
     if out.is_file():
-        refuse_other_import(out, sha256)
+        refuse_other_import(out, [sha256[path] for path in given])
         return out
     # On the meta device nothing is allocated, so the weights are in memory once.
     with torch.device("meta"):
         teacher = build_teacher(
             published.family, asdict(published.transformer.config), asdict(published.tokenizer.config)
         )
-    parts = {"transformer": published.transformer, "tokenizer": published.tokenizer}
-    contents = {path: read_content(path) for path in given}
-
-    def number_of_misfits(order: Sequence[Path]) -> int:
-        pairs = zip(order, parts.items(), strict=True)
-        return sum(
-            len(_misfits(contents[path], part, getattr(teacher, role))) for path, (role, part) in pairs
-        )
-
-    order = min((given, given[::-1]), key=number_of_misfits)
-    for path, (role, part) in zip(order, parts.items(), strict=True):
-        tensors = state_dict_in(contents[path], part.containers, path)
-        load_strictly(getattr(teacher, role), tensors, path, part.ignored)
+    sources = load_parts(given, [(part, getattr(teacher, role)) for role, part in parts.items()])
     about = {
-        "files": sha256,
+        "files": {
+            role: {"name": path.name, "sha256": sha256[path]}
+            for role, path in zip(parts, sources, strict=True)
+        },
         "published": [str(part.file) for part in parts.values()],
         "licence": published.licence,
         "codebook_rows_repeated": repeated_rows(teacher.codebook_VC),
@@ -170,16 +229,17 @@ def import_teacher(files: Sequence[str], name: str) -> Path:
     return out
 
 
-def refuse_other_import(path: Path, sha256: Mapping[str, str]) -> None:
-    """Confirm that an imported teacher was made from these files.
+def refuse_other_import(path: Path, sha256: Sequence[str]) -> None:
+    """Confirm that an imported teacher was made from files of these hashes.
 
     Raises:
         Refused: it was made from others.
     """
-    made_from = dict(load_teacher(str(path)).about).get("files", {})
-    if sorted(made_from.values()) != sorted(sha256.values()):
+    made_from = read_about(path).get("files", {}).values()
+    if sorted(file["sha256"] for file in made_from) != sorted(sha256):
+        names = ", ".join(file["name"] for file in made_from) or "nothing that it names"
         raise Refused(
-            f"{path} is there already, made from other files ({', '.join(made_from)}): take it away first, or keep it"
+            f"{path} is there already, made from other files ({names}): take it away first, or keep it"
         )
 
 
@@ -223,31 +283,33 @@ def inspect(path: Path, tables: Mapping[str, tuple[Part, nn.Module]]) -> list[Fi
     """How a file's tensors stand to every network of the tables: those that fit, or else the nearest one alone.
 
     Raises:
-        Refused: the file cannot be read.
+        Refused: the file cannot be read, or holds no tensors where any network has them.
     """
-    content = read_content(path)
-    fits = [Fit(name, tuple(_misfits(content, *table))) for name, table in tables.items()]
+    checkpoint = read_checkpoint(path)
+    fits = [
+        Fit(name, place, tuple(checkpoint.misfits(part, network)))
+        for name, (part, network) in tables.items()
+        if (place := checkpoint.place(part)) is not None
+    ]
+    if not fits:
+        raise Refused(
+            f"{path} holds no tensors by name where published networks have theirs; it holds {checkpoint.summary()}"
+        )
     return [fit for fit in fits if not fit.wrong] or [min(fits, key=lambda fit: len(fit.wrong))]
-
-
-def _misfits(content: Any, part: Part, network: nn.Module) -> list[str]:
-    """What keeps a file's content from being a network's weights; where it holds none, every tensor is missing."""
-    expected = network.state_dict()
-    try:
-        tensors = state_dict_in(content, part.containers, Path(part.file.name))
-    except Refused as error:
-        return [str(error)] * (1 + len(expected))
-    return misfits(expected, tensors, part.ignored)
 
 
 def in_words(fits: Sequence[Fit]) -> list[str]:
     """What `inspect` found, a line each."""
-    if any(fit.wrong for fit in fits):
-        (nearest,) = fits
+    if fits[0].wrong:
+        nearest = fits[0]
         return [
             f"fits nothing that is published; nearest is the {nearest.network}: {shortened(nearest.wrong)}"
         ]
-    lines = [f"fits the {fit.network}" for fit in fits]
-    if len(fits) > 1:
-        lines.append("these have the same names and shapes: only you can tell which it is")
+    lines = []
+    for place in dict.fromkeys(fit.place for fit in fits):
+        names = [fit.network for fit in fits if fit.place == place]
+        where = f", at {'.'.join(place)}," if place else ""
+        lines += [f"fits{where} the {name}" for name in names]
+        if len(names) > 1:
+            lines.append("these have the same names and shapes: only you can tell which it is")
     return lines

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +13,10 @@ from torch import Tensor
 from distill.sampler import sample_sequence
 from distill.student import Student
 from distill.student_llamagen import LlamaGenStudent, affine_fit
-from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.llamagen import LlamaGenTeacher
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
-from generate_pairs.teachers.llamagen_transformer import OFFICIAL_SIZES, LlamaGenConfig, LlamaGenTransformer
+from generate_pairs.teachers.llamagen_transformer import LlamaGenConfig, LlamaGenTransformer
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-GOLDEN_CONFIG = LlamaGenConfig(width=64, depth=3, num_heads=4, vocab_size=64, num_tokens=9, num_classes=10)
 SMALL = LlamaGenConfig(
     width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32
 )
@@ -30,14 +25,6 @@ SMALL = LlamaGenConfig(
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipe", GOLDEN / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass(frozen=True)
@@ -75,27 +62,21 @@ def perturbed(x: Tensor, data_tokens: Tensor, noise: Tensor) -> Tensor:
     return torch.where((torch.arange(x.shape[1]) < data_tokens[:, None])[..., None], x, noise)
 
 
-def golden_student(tensors: dict) -> LlamaGenStudent:
-    student = LlamaGenStudent(GOLDEN_CONFIG, codebook_dim=8).eval()
-    student.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+def official_student(case: Any) -> LlamaGenStudent:
+    """The student of a case, with its weights."""
+    student = LlamaGenStudent(case.config("lgdd"), codebook_dim=case.settings("lgdd")["codebook_dim"]).eval()
+    student.load_state_dict(case.models["lgdd"])
     return student
 
 
-def check(recipe: ModuleType, case: str, spec: dict, expected: dict, results: dict[str, Tensor]) -> None:
-    assert set(results) == set(spec["outputs"])
-    report = recipe.compare(spec, expected, {name: result.numpy() for name, result in results.items()})
-    print(case, "worst / tolerance", max(worst / atol for _, _, worst, atol in report if atol))
-    assert [name for name, ok, _, _ in report if not ok] == []
-
-
 @torch.no_grad()
-def test_predictions_are_the_official_ones(recipe: ModuleType) -> None:
-    spec, models, inputs, expected = recipe.load_case(str(GOLDEN / "lg_dd_a.json"))
-    student = golden_student(models["lgdd"])
-    labels, x, noise = (torch.from_numpy(inputs[name]) for name in ("label", "x", "noise"))
-    codebook = torch.nn.functional.normalize(torch.from_numpy(inputs["codebook"]), dim=-1)
+def test_predictions_are_the_official_ones(golden: Callable[[str], Any]) -> None:
+    case = golden("lg_dd_a")
+    student = official_student(case)
+    labels, x, noise = (case.inputs[name] for name in ("label", "x", "noise"))
+    codebook = torch.nn.functional.normalize(case.inputs["codebook"], dim=-1)
     results = {}
-    for timestep in spec["config"]["timesteps"]:
+    for timestep in case.spec["config"]["timesteps"]:
         timesteps = timestep if isinstance(timestep, list) else [timestep]
         tag = "t" + "_".join(map(str, timesteps))
         data_tokens = torch.tensor(timesteps).expand(len(x))
@@ -108,21 +89,20 @@ def test_predictions_are_the_official_ones(recipe: ModuleType) -> None:
             f"final_argmax_{tag}": prediction.final_logits.argmax(-1),
             f"final_tokens_{tag}": prediction.final_embeddings,
         }
-        for split in spec["config"]["splits"]:
+        for split in case.spec["config"]["splits"]:
             results[f"sequence_{tag}_split{split}"] = prediction.sequence(split)
-    check(recipe, "lg_dd_a", spec, expected, results)
+    case.check_all(results)
 
 
 @torch.no_grad()
-def test_sampling_makes_the_official_images(recipe: ModuleType) -> None:
-    spec, models, inputs, expected = recipe.load_case(str(GOLDEN / "lg_dd_loop_a.json"))
-    student = golden_student(models["lgdd"])
-    tokenizer_config = LlamaGenTokenizerConfig(vocab_size=64, z_channels=32, image_size=48)
-    tokenizer = LlamaGenTokenizer(tokenizer_config).eval()
-    tokenizer.load_state_dict({name: torch.from_numpy(array) for name, array in models["vq"].items()})
-    labels, noise = torch.from_numpy(inputs["label"]), torch.from_numpy(inputs["noise"])
+def test_sampling_makes_the_official_images(golden: Callable[[str], Any]) -> None:
+    case = golden("lg_dd_loop_a")
+    student = official_student(case)
+    tokenizer = LlamaGenTokenizer(case.config("vq")).eval()
+    tokenizer.load_state_dict(case.models["vq"])
+    labels, noise = case.inputs["label"], case.inputs["noise"]
     results = {}
-    for run in spec["config"]["runs"]:
+    for run in case.spec["config"]["runs"]:
         tag = "t" + "_".join(map(str, run["t_list"]))
         x = noise
         for step, timestep in enumerate(run["t_list"]):
@@ -132,21 +112,12 @@ def test_sampling_makes_the_official_images(recipe: ModuleType) -> None:
             x = predict(student, x, data_tokens, labels, tokenizer.codebook_VC).sequence(run["split"])
             results[f"{tag}_step{step}_sequence"] = x
         # The sampler's own way there ends in the same sequence.
-        layout = TokenLayout((1,) * GOLDEN_CONFIG.num_tokens)
+        layout = student.config.layout
         sampled = Student("llamagen", student, tokenizer, layout, (0, 4), run["split"], "", 1)
         sequence = sample_sequence(sampled, noise, labels, run["t_list"])
         results[f"{tag}_step{len(run['t_list']) - 1}_sequence"] = sequence.embeddings_BLC
         results[f"{tag}_image_01"] = (tokenizer.decode(sequence.embeddings_BLC) + 1) / 2
-    check(recipe, "lg_dd_loop_a", spec, expected, results)
-
-
-@pytest.mark.parametrize("size", ["B", "L"])
-def test_tensors_are_those_of_the_official_files(size: str) -> None:
-    config = LlamaGenConfig(*OFFICIAL_SIZES[size], vocab_size=16384, num_tokens=256, num_classes=1000)
-    with torch.device("meta"):
-        student = LlamaGenStudent(config, codebook_dim=8)
-    official = json.loads((GOLDEN / "tensors" / f"llamagen_dd_{size}.json").read_text())["tensors"]
-    assert {name: list(tensor.shape) for name, tensor in student.state_dict().items()} == dict(official)
+    case.check_all(results)
 
 
 @pytest.fixture

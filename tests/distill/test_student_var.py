@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,9 +16,7 @@ from distill.student_var import VarStudent
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.var import VarConfig, VarTeacher, VarTransformer
 from generate_pairs.teachers.var_tokenizer import VarTokenizer, VarTokenizerConfig
-from generate_pairs.teachers.var_transformer import IGNORED_BUFFERS, official_var
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = VarConfig(
     width=32, depth=2, num_heads=2, vocab_size=24, codebook_dim=4, scales=(1, 2, 3, 4), num_classes=5
 )
@@ -31,14 +26,6 @@ LAYOUT = SMALL.layout
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipe", GOLDEN / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -63,31 +50,13 @@ def teacher() -> VarTeacher:
     return teacher
 
 
-def official_models(spec: dict, models: dict[str, dict[str, np.ndarray]]) -> tuple[VarStudent, VarTokenizer]:
+def official_models(case: Any) -> tuple[VarStudent, VarTokenizer]:
     """The student and the tokenizer of a case, with its weights."""
-    settings, vae = spec["models"]["dd"]["config"], spec["models"]["vae"]["config"]
-    scales = tuple(settings["patch_nums"])
-    student = VarStudent(
-        VarConfig(
-            width=settings["embed_dim"],
-            depth=settings["depth"],
-            num_heads=settings["num_heads"],
-            vocab_size=vae["vocab_size"],
-            codebook_dim=vae["z_channels"],
-            scales=scales,
-            num_classes=settings["num_classes"],
-            l2_attention=settings["attn_l2_norm"],
-            shared_adaln=settings["shared_aln"],
-        ),
-        layerwise_embedding=settings["layerwise_n_d_embed"],
-    )
-    tokenizer = VarTokenizer(
-        VarTokenizerConfig(
-            vae["vocab_size"], vae["z_channels"], vae["ch"], scales=scales, image_size=16 * scales[-1]
-        )
-    )
-    for module, tensors in ((student, models["dd"]), (tokenizer, models["vae"])):
-        module.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+    layerwise = case.settings("dd")["layerwise_n_d_embed"]
+    student = VarStudent(case.config("dd"), layerwise_embedding=layerwise)
+    tokenizer = VarTokenizer(case.config("vae"))
+    student.load_state_dict(case.models["dd"])
+    tokenizer.load_state_dict(case.models["vae"])
     return student.eval(), tokenizer.eval()
 
 
@@ -119,23 +88,15 @@ class Passes:
         return torch.where(self.is_data(below), self.codebook[logits.argmax(-1)], embeddings)
 
 
-def check(recipe: ModuleType, spec: dict, expected: dict, results: dict[str, Tensor]) -> None:
-    assert set(results) == set(spec["outputs"])
-    report = recipe.compare(spec, expected, {name: result.numpy() for name, result in results.items()})
-    ratio = max(worst / atol if atol else worst for _, _, worst, atol in report)
-    print(spec["name"], "worst / tolerance", ratio)
-    assert [name for name, ok, _, _ in report if not ok] == []
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("case", ["var_dd_a", "var_dd_b"])
-def test_outputs_are_the_official_ones(recipe: ModuleType, case: str) -> None:
-    spec, models, inputs, expected = recipe.load_case(str(GOLDEN / f"{case}.json"))
-    student, tokenizer = official_models(spec, models)
-    labels, x, noise = (torch.from_numpy(inputs[name]) for name in ("label", "x", "noise"))
+@pytest.mark.parametrize("name", ["var_dd_a", "var_dd_b"])
+def test_outputs_are_the_official_ones(golden: Callable[[str], Any], name: str) -> None:
+    case = golden(name)
+    student, tokenizer = official_models(case)
+    labels, x, noise = (case.inputs[key] for key in ("label", "x", "noise"))
     passes = Passes(student, tokenizer, labels)
     results = {}
-    for timestep in spec["config"]["timesteps"]:
+    for timestep in case.spec["config"]["timesteps"]:
         tag = "_".join(map(str, timestep)) if isinstance(timestep, list) else str(timestep)
         timesteps = torch.tensor(timestep).expand(len(x))
         logits, embeddings = student(x, passes.starts[timesteps], labels)
@@ -149,20 +110,20 @@ def test_outputs_are_the_official_ones(recipe: ModuleType, case: str) -> None:
             f"final_logits_t{tag}": final_logits,
             f"final_argmax_t{tag}": final_logits.argmax(-1),
         }
-        for split in spec["config"]["splits"]:
-            name = f"sequence_t{tag}_split{split}"
-            results[name] = passes.sequence(final_embeddings, final_logits, split)
-    check(recipe, spec, expected, results)
+        for split in case.spec["config"]["splits"]:
+            sequence = passes.sequence(final_embeddings, final_logits, split)
+            results[f"sequence_t{tag}_split{split}"] = sequence
+    case.check_all(results)
 
 
 @torch.no_grad()
-def test_sampling_in_one_and_two_steps_gives_the_official_images(recipe: ModuleType) -> None:
-    spec, models, inputs, expected = recipe.load_case(str(GOLDEN / "var_dd_loop_a.json"))
-    student, tokenizer = official_models(spec, models)
-    noise = torch.from_numpy(inputs["noise"])
-    passes = Passes(student, tokenizer, torch.from_numpy(inputs["label"]))
+def test_sampling_in_one_and_two_steps_gives_the_official_images(golden: Callable[[str], Any]) -> None:
+    case = golden("var_dd_loop_a")
+    student, tokenizer = official_models(case)
+    noise = case.inputs["noise"]
+    passes = Passes(student, tokenizer, case.inputs["label"])
     results = {}
-    for run in spec["config"]["runs"]:
+    for run in case.spec["config"]["runs"]:
         name, x = "t" + "_".join(map(str, run["t_list"])), noise
         for step, timestep in enumerate(run["t_list"]):
             timesteps = torch.full((len(x),), timestep)
@@ -175,17 +136,7 @@ def test_sampling_in_one_and_two_steps_gives_the_official_images(recipe: ModuleT
         sequence = sample_sequence(sampled, noise, passes.labels, run["t_list"])
         results[f"{name}_step{len(run['t_list']) - 1}_sequence"] = sequence.embeddings_BLC
         results[f"{name}_image_01"] = to_unit_range(tokenizer.decode(sequence.embeddings_BLC))
-    check(recipe, spec, expected, results)
-
-
-@pytest.mark.parametrize("depth", [16, 20, 24])
-def test_published_students_have_these_tensors(depth: int) -> None:
-    expected = json.loads((GOLDEN / "tensors" / f"var_dd_d{depth}.json").read_text())
-    with torch.device("meta"):
-        student = VarStudent(official_var(depth, (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)))
-    ours = {name: list(tensor.shape) for name, tensor in student.state_dict().items()}
-    assert ours == dict(expected["tensors"])
-    assert all(name.endswith(IGNORED_BUFFERS) for name, _ in expected["buffers_in_state_dict"])
+    case.check_all(results)
 
 
 @torch.no_grad()
@@ -252,9 +203,11 @@ def test_starts_from_what_it_has_in_common_with_the_teacher(teacher: VarTeacher,
     }
 
 
-def test_starts_as_officially_but_for_two_rows(teacher: VarTeacher) -> None:
+def test_starts_as_officially_but_for_two_rows(
+    teacher: VarTeacher, golden_table: Callable[[str], Any]
+) -> None:
     """Row 1 of the classes is copied and row 1 of the levels is fresh: the official code mixes the two up."""
-    measured = json.loads((GOLDEN / "init_with_teacher_var_dd.json").read_text())["map"]
+    measured = golden_table("init_with_teacher_var_dd")["map"]
     relation = {entry["student"]: entry for entry in measured}
     student = VarStudent(SMALL)
     student.initialise_from_teacher(teacher)

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from generate_pairs.teachers.filtering import SamplingSettings, filter_llamagen, filter_var
 
-GOLDEN = Path(__file__).parent.parent / "golden"
-
-
-def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden_recipe", GOLDEN / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    return recipe
-
 
 @pytest.mark.parametrize(
-    ("case", "function"),
+    ("name", "function"),
     [
         ("var_sampling_a", filter_var),
         ("var_sampling_ties_a", filter_var),
@@ -31,20 +22,17 @@ def load_recipe() -> ModuleType:
         ("lg_sampling_ties_a", filter_llamagen),
     ],
 )
-def test_official_samplers(case, function):
-    recipe = load_recipe()
-    spec, _, inputs, expected = recipe.load_case(GOLDEN / f"{case}.json")
-    logits = torch.from_numpy(inputs["logits"])
-    outputs = {
-        f"probs_{i}": function(logits, *setting).exp().numpy()
-        for i, setting in enumerate(spec["config"]["settings"])
+def test_official_samplers(golden: Callable[[str], Any], name: str, function: Callable[..., Tensor]) -> None:
+    case = golden(name)
+    logits = case.inputs["logits"].clone()
+    probs = {
+        f"probs_{i}": function(logits, *setting).exp()
+        for i, setting in enumerate(case.spec["config"]["settings"])
     }
-    report = recipe.compare(spec, expected, outputs)
-    assert {array for array, *_ in report} == set(expected)
-    assert all(ok for _, ok, *_ in report), report
-    for name, got in outputs.items():
-        np.testing.assert_array_equal(got > 0, expected[name] > 0)
-    np.testing.assert_array_equal(logits.numpy(), inputs["logits"])  # the official code changes its input
+    case.check_all(probs)
+    for output, got in probs.items():
+        np.testing.assert_array_equal(got.numpy() > 0, case.expected[output] > 0)
+    assert torch.equal(logits, case.inputs["logits"]), "the official code changes its input"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +14,12 @@ from generate_pairs.teachers.filtering import SamplingSettings, filter_llamagen
 from generate_pairs.teachers.llamagen import LlamaGenDecoding, LlamaGenTeacher
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
 from generate_pairs.teachers.llamagen_transformer import (
-    OFFICIAL_SIZES,
     LlamaGenConfig,
     LlamaGenTransformer,
     Projection,
     rotary_2d,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = LlamaGenConfig(
     width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32
 )
@@ -33,14 +28,6 @@ SMALL = LlamaGenConfig(
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipe", GOLDEN / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def make_teacher(config: LlamaGenConfig, dtype: torch.dtype = torch.float32) -> LlamaGenTeacher:
@@ -68,31 +55,14 @@ def forced(decoding: LlamaGenDecoding, tokens: Tensor) -> Tensor:
     return torch.cat(steps, dim=1)
 
 
-def official_config(settings: dict) -> LlamaGenConfig:
-    return LlamaGenConfig(
-        width=settings["dim"],
-        depth=settings["n_layer"],
-        num_heads=settings["n_head"],
-        vocab_size=settings["vocab_size"],
-        num_tokens=settings["block_size"],
-        num_classes=settings.get("num_classes", 1000),
-        condition="class" if settings["model_type"] == "c2i" else "text",
-        num_condition_tokens=settings["cls_token_num"],
-        caption_dim=settings.get("caption_dim", 2048),
-        ffn_multiple_of=settings.get("multiple_of", 256),
-    )
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("case", ["lg_c2i_a", "lg_c2i_b", "lg_t2i_b", "lg_t2i_c"])
-def test_logits_are_the_official_ones(recipe: ModuleType, case: str) -> None:
-    spec, models, inputs, expected = recipe.load_case(str(GOLDEN / f"{case}.json"))
-    config = official_config(spec["models"]["gpt"]["config"])
+@pytest.mark.parametrize("name", ["lg_c2i_a", "lg_c2i_b", "lg_t2i_b", "lg_t2i_c"])
+def test_logits_are_the_official_ones(golden: Callable[[str], Any], name: str) -> None:
+    case = golden(name)
+    config = case.config("gpt")
     teacher = make_teacher(config)
-    teacher.transformer.load_state_dict(
-        {name: torch.from_numpy(array) for name, array in models["gpt"].items()}
-    )
-    given = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    teacher.transformer.load_state_dict(case.models["gpt"])
+    given, settings = case.inputs, case.spec["config"]
 
     def start(scale: float, num_guided_tokens: int | None = None) -> LlamaGenDecoding:
         if config.condition == "text":
@@ -100,41 +70,22 @@ def test_logits_are_the_official_ones(recipe: ModuleType, case: str) -> None:
         return teacher.start(given["label"], scale, num_guided_tokens)
 
     results = {
-        f"guided_logits_cfg{scale:g}": forced(start(scale), given["ids"])
-        for scale in spec["config"]["cfg_scales"]
+        f"guided_logits_cfg{scale:g}": forced(start(scale), given["ids"]) for scale in settings["cfg_scales"]
     }
     if config.condition == "class":
         results["tf_logits"] = teacher.forced_logits(given["label"], given["ids"])
-    if "interval" in spec["config"]:
-        scale, interval = spec["config"]["interval"]
+    if "interval" in settings:
+        scale, interval = settings["interval"]
         decoding = start(scale, num_guided_tokens=interval + 2)
         results[f"guided_logits_cfg{scale:g}_interval{interval}"] = forced(decoding, given["ids"])
-    assert set(results) == set(spec["outputs"])
-    report = recipe.compare(spec, expected, {name: result.numpy() for name, result in results.items()})
-    print(case, "worst / tolerance", max(worst / atol for _, _, worst, atol in report))
-    assert [name for name, ok, _, _ in report if not ok] == []
+    case.check_all(results)
 
 
-@pytest.mark.parametrize(
-    ("table", "size", "text"),
-    [
-        ("llamagen_B_c2i_256", "B", False),
-        ("llamagen_L_c2i_256", "L", False),
-        ("llamagen_XL_c2i_256", "XL", False),
-        ("llamagen_XL_t2i_256", "XL", True),
-        ("llamagen_XXL_c2i_256", "XXL", False),
-        ("llamagen_XXXL_c2i_256", "XXXL", False),
-    ],
-)
-def test_tensors_are_those_of_the_official_files(table: str, size: str, text: bool) -> None:
-    config = LlamaGenConfig(*OFFICIAL_SIZES[size], vocab_size=16384, num_tokens=256, num_classes=1000)
-    if text:
-        config = replace(config, condition="text", num_condition_tokens=120)
+def test_a_transformer_on_the_meta_device_knows_its_positions() -> None:
     with torch.device("meta"):
-        transformer = LlamaGenTransformer(config)
-    official = json.loads((GOLDEN / "tensors" / f"{table}.json").read_text())["tensors"]
-    assert {name: list(tensor.shape) for name, tensor in transformer.state_dict().items()} == dict(official)
-    assert transformer.rotation.device.type == "cpu"
+        transformer = LlamaGenTransformer(SMALL)
+    assert transformer.output.weight.is_meta
+    assert torch.equal(transformer.rotation, rotary_2d(SMALL))
 
 
 @torch.no_grad()

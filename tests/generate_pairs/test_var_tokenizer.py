@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from generate_pairs.teachers.var_tokenizer import (
-    IGNORED_BUFFERS,
     VarTokenizer,
     VarTokenizerConfig,
     phi_index,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 DIGITS = VarTokenizerConfig(
     vocab_size=24,
     codebook_dim=4,
@@ -34,14 +30,6 @@ DIGITS = VarTokenizerConfig(
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipe", GOLDEN / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -60,49 +48,27 @@ def random_tokens(batch_size: int) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", ["var_vqvae_a", "var_vqvae_b", "var_vqvae_o"])
-def test_maps_images_and_tokens_are_the_official_ones(recipe: ModuleType, case: str) -> None:
-    spec, models, inputs, expected = recipe.load_case(str(GOLDEN / f"{case}.json"))
-    settings = spec["models"]["vae"]["config"]
-    scales = tuple(settings["v_patch_nums"])
-    tokenizer = VarTokenizer(
-        VarTokenizerConfig(
-            settings["vocab_size"],
-            settings["z_channels"],
-            settings["ch"],
-            scales=scales,
-            num_phi=settings["share_quant_resi"],
-            image_size=16 * scales[-1],
-        )
-    )
-    tokenizer.load_state_dict({name: torch.from_numpy(array) for name, array in models["vae"].items()})
-    tokens, images = torch.from_numpy(inputs["ids"]), torch.from_numpy(inputs["image"])
+@pytest.mark.parametrize("name", ["var_vqvae_a", "var_vqvae_b", "var_vqvae_o"])
+def test_maps_images_and_tokens_are_the_official_ones(golden: Callable[[str], Any], name: str) -> None:
+    case = golden(name)
+    tokenizer = VarTokenizer(case.config("vae"))
+    tokenizer.load_state_dict(case.models["vae"])
+    tokens, images = case.inputs["ids"], case.inputs["image"]
     embeddings, next_inputs = tokenizer.embed(tokens), tokenizer.next_inputs(tokens)
-    results = {
-        "fhat_after_scale": torch.stack(list(tokenizer.quantize.accumulate(embeddings)), dim=1),
-        "next_input_area": next_inputs.transpose(1, 2),
-        "var_input": next_inputs,
-        "decode_image": tokenizer.decode(embeddings).clamp(-1, 1),
-        "encode_f": tokenizer.encode_embeddings(images),
-        "encode_ids": tokenizer.encode(images),
-    }
-    assert set(results) == set(spec["outputs"])
-    report = recipe.compare(spec, expected, {name: result.numpy() for name, result in results.items()})
-    print(case, "worst / tolerance", max(worst / atol if atol else worst for _, _, worst, atol in report))
-    assert [name for name, ok, _, _ in report if not ok] == []
+    case.check_all(
+        {
+            "fhat_after_scale": torch.stack(list(tokenizer.quantize.accumulate(embeddings)), dim=1),
+            "next_input_area": next_inputs.transpose(1, 2),
+            "var_input": next_inputs,
+            "decode_image": tokenizer.decode(embeddings).clamp(-1, 1),
+            "encode_f": tokenizer.encode_embeddings(images),
+            "encode_ids": tokenizer.encode(images),
+        }
+    )
 
 
-def test_the_published_tokenizer_has_these_tensors() -> None:
-    table = json.loads((GOLDEN / "tensors" / "var_vae_ch160v4096z32.json").read_text())
-    with torch.device("meta"):
-        tokenizer = VarTokenizer(VarTokenizerConfig())
-    ours = {name: list(tensor.shape) for name, tensor in tokenizer.state_dict().items()}
-    assert ours == dict(table["tensors"])
-    assert [name for name, _ in table["buffers_in_state_dict"]] == list(IGNORED_BUFFERS)
-
-
-def test_phi_of_every_scale_is_the_official_one() -> None:
-    tables = json.loads((GOLDEN / "phi_index.json").read_text())
+def test_phi_of_every_scale_is_the_official_one(golden_table: Callable[[str], Any]) -> None:
+    tables = golden_table("phi_index")
     for num_phi in filter(str.isdigit, tables):
         for num_scales, expected in tables[num_phi]["index_for_number_of_scales"].items():
             assert phi_index(int(num_scales), int(num_phi)) == tuple(expected)

@@ -299,24 +299,6 @@ def test_evaluate_refuses_a_run_without_a_student(onestep: Command, stages: Any,
     assert "holds no student" in result.stderr
 
 
-def test_teachers_are_listed_with_their_shapes(onestep: Command, fake_module: Callable[..., None]) -> None:
-    teacher = SimpleNamespace(
-        num_classes=10, layout=SimpleNamespace(num_tokens=16, num_steps=16), vocab_size=64, codebook_dim=3
-    )
-    loaded = SimpleNamespace(family="llamagen", sha256="ab" * 32, teacher=teacher)
-    fake_module(
-        "generate_pairs.teachers.checkpoints",
-        embedded_names=lambda: ("digits",),
-        load_teacher=lambda name: loaded,
-    )
-    result = onestep("teachers", "list")
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout == (
-        "digits         llamagen  10 classes, 16 tokens in 16 AR steps, codebook 64 x 3, "
-        "sha256 abababababab\n"
-    )
-
-
 def test_a_teacher_is_trained_into_a_file(
     onestep: Command, fake_module: Callable[..., None], tmp_path: Path
 ) -> None:
