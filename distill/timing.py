@@ -13,7 +13,7 @@ ROUNDS = 20
 SECONDS_A_TURN = 0.03
 
 FEWEST_ROUNDS = 3
-SECONDS_A_MAKER = 10.0
+SECONDS_A_MAKER = 4.0
 """A maker that has had this much time, and so many turns, gets no more: a slow one would take the evaluation for itself,
 and a median of long turns is steady."""
 

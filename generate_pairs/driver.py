@@ -103,6 +103,7 @@ def plan_generation(config: GenerateConfig, root: Path) -> GenerationPlan:
             sample as it is told to.
     """
     loaded = load_teacher(config.teacher.name)
+    refuse_captions(loaded)
     refuse_unknown_sampling(config, loaded)
     spec = pair_spec(config, loaded)
     num_shards = config.pairs.num_shards
@@ -112,6 +113,19 @@ def plan_generation(config: GenerateConfig, root: Path) -> GenerationPlan:
         missing = Manifest.open(root).missing(num_shards)
     image_shape = loaded.teacher.tokenizer.image_shape
     return GenerationPlan(spec, num_shards, tuple(missing), spec.bytes_per_pair, image_shape)
+
+
+def refuse_captions(loaded: LoadedTeacher) -> None:
+    """Confirms that a teacher is conditioned on classes.
+
+    Raises:
+        Refused: it is conditioned on text.
+    """
+    if getattr(loaded.teacher.transformer.config, "condition", "class") == "text":
+        raise Refused(
+            f"teacher.name: {loaded.name} draws images for captions, and pairs are made for class labels only: its "
+            "logits and its tokenizer are here, its pairs are not"
+        )
 
 
 def refuse_unknown_sampling(config: GenerateConfig, loaded: LoadedTeacher) -> None:

@@ -217,10 +217,8 @@ def import_teacher(files: Sequence[str], name: str) -> Path:
         )
     sources = load_parts(given, [(part, getattr(teacher, role)) for role, part in parts.items()])
     about = {
-        "files": {
-            role: {"name": path.name, "sha256": sha256[path]}
-            for role, path in zip(parts, sources, strict=True)
-        },
+        # Not what the files were called: the bytes written here go into the pairs' fingerprint.
+        "files": {role: sha256[path] for role, path in zip(parts, sources, strict=True)},
         "published": [str(part.file) for part in parts.values()],
         "licence": published.licence,
         "codebook_rows_repeated": repeated_rows(teacher.codebook_VC),
@@ -235,11 +233,14 @@ def refuse_other_import(path: Path, sha256: Sequence[str]) -> None:
     Raises:
         Refused: it was made from others.
     """
-    made_from = read_about(path).get("files", {}).values()
-    if sorted(file["sha256"] for file in made_from) != sorted(sha256):
-        names = ", ".join(file["name"] for file in made_from) or "nothing that it names"
+    made_from = read_about(path).get("files", {})
+    if sorted(made_from.values()) != sorted(sha256):
+        those = (
+            ", ".join(f"{role} {digest[:12]}" for role, digest in made_from.items())
+            or "nothing that it names"
+        )
         raise Refused(
-            f"{path} is there already, made from other files ({names}): take it away first, or keep it"
+            f"{path} is there already, made from files of another sha256 ({those}): take it away first, or keep it"
         )
 
 

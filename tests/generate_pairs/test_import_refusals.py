@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -138,10 +139,8 @@ def test_a_pickle_that_needs_more_than_weights_is_refused_and_has_not_run(
             import_teacher([file, published.write("tokenizer")], published.teacher)
     assert not mark.exists()
     assert is_empty(home)
-    # The file is as dangerous as it should be.
-    torch.load(
-        published_files.written(published.folder / "file.pt", {"a": Malicious(mark)}), weights_only=False
-    )
+    # What was in the file is as dangerous as it should be.
+    pickle.loads(pickle.dumps(Malicious(mark)))
     assert mark.exists()
 
 
