@@ -248,7 +248,6 @@ def test_a_teacher_under_another_name_makes_the_same_pairs(
     assert plan.spec.lineage["teacher"]["name"] == "renamed"
 
 
-@pytest.mark.parametrize("family", ["var"], indirect=True)
 def test_a_teacher_of_captions_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     config = GenerateConfig.model_validate({"teacher": {"name": "tiny-random/llamagen-t2i-256"}, "pairs": {}})
     with pytest.raises(Refused, match=r"tiny-random/llamagen-t2i-256 draws images for captions"):
@@ -256,6 +255,7 @@ def test_a_teacher_of_captions_is_refused_before_anything_is_written(tmp_path: P
     assert not (tmp_path / "pairs").exists()
 
 
+@pytest.mark.parametrize("family", ["var"], indirect=True)
 def test_a_temperature_that_var_does_not_have_is_refused_first(
     teacher_path: Path, generate_config: Configs, tmp_path: Path
 ) -> None:
