@@ -145,7 +145,7 @@ def judge_all(
         if should_stop():
             raise Stopped("the evaluation is not finished, and begins again")
         report(len(rows), total, method)
-        images[method], tokens[method] = make_all(methods, method, labels)
+        images[method], tokens[method] = make_all(methods, method, labels, tokens.get("teacher"))
         scores = judge.scores(images[method], labels) if judge else dict.fromkeys(SCORES)
         facts = {
             "num_steps": methods.num_steps(method),
@@ -208,11 +208,18 @@ def open_methods(
     )
 
 
-def make_all(methods: Methods, method: str, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (N, channels, height, width) in [0, 1] and tokens (N, L) of all labels by one method."""
+def make_all(
+    methods: Methods, method: str, labels: Tensor, drawn: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images (N, channels, height, width) in [0, 1] and tokens (N, L) of all labels by one method.
+
+    `drawn` are the tokens of the method `teacher`, if they are known.
+    """
     most = most_at_once(methods.teacher.tokenizer.image_shape)
+    spans = [slice(first, first + most) for first in range(0, len(labels), most)]
     made = [
-        methods.make(method, first, labels[first : first + most]) for first in range(0, len(labels), most)
+        methods.make(method, span.start, labels[span], None if drawn is None else drawn[span])
+        for span in spans
     ]
     return torch.cat([part.images_BIHW for part in made]), torch.cat([part.tokens_BL for part in made])
 

@@ -85,16 +85,20 @@ class Methods:
         return self.teacher.tokenizer.embed(tokens_BL), tokens_BL
 
     @torch.inference_mode()
-    def make(self, method: str, first: int, labels_B: Tensor) -> Made:
-        """Images `first` onwards by one method; the same images whenever it is called with the same arguments."""
-        embeddings_BLC, tokens_BL = self.sequence(method, first, labels_B)
+    def make(self, method: str, first: int, labels_B: Tensor, drawn_BL: Tensor | None = None) -> Made:
+        """Images `first` onwards by one method; the same images whenever it is called with the same arguments.
+
+        `drawn_BL` are the tokens of the method `teacher` for these images, if they are known: skip-n begins with them.
+        """
         kind, _, number = method.partition("-")
         if kind == "skip":
+            tokens_BL = self.sequence("teacher", first, labels_B)[1] if drawn_BL is None else drawn_BL
             generator = self.generator(method, first)
             images = sample_skip_n(
                 self.teacher, tokens_BL, int(number), self.frequencies_KLV, labels_B, generator
             )
         else:
+            embeddings_BLC, tokens_BL = self.sequence(method, first, labels_B)
             images = self.teacher.tokenizer.decode(embeddings_BLC)
         return Made(to_unit_range(images), tokens_BL)
 

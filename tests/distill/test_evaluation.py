@@ -166,6 +166,11 @@ def test_the_same_images_are_made_again(student_folder: Path, pairs_root: Path, 
         assert once[0].shape == (12, 1, 8, 8)
         assert once[0].min() >= 0
         assert once[0].max() <= 1
+    drawn = make_all(methods, "teacher", labels)[1]
+    for method in (name for name in methods.names if name.startswith("skip-")):
+        given = make_all(methods, method, labels, drawn)
+        assert torch.equal(given[0], make_all(methods, method, labels)[0]), method
+        assert torch.equal(given[1], drawn)
 
 
 def test_the_teacher_computes_in_the_pairs_own_arithmetic(
@@ -312,9 +317,11 @@ def test_no_batch_is_larger_than_what_is_made_at_once(
     made: list[int] = []
     make = type(methods).make
 
-    def counting(self: object, method: str, first: int, labels_B: torch.Tensor) -> object:
+    def counting(
+        self: object, method: str, first: int, labels_B: torch.Tensor, drawn_BL: torch.Tensor | None
+    ) -> object:
         made.append(len(labels_B))
-        return make(methods, method, first, labels_B)
+        return make(methods, method, first, labels_B, drawn_BL)
 
     monkeypatch.setattr(type(methods), "make", counting)
     config = EvaluationConfig(protocol="samples", num_images=12)
