@@ -81,6 +81,8 @@ def refusing_misfits(folder: Path) -> Iterator[None]:
     """Refuse, by the file's name, architectures in config.json that cannot be built."""
     try:
         yield
+    except Refused as error:
+        raise Refused(f"{folder / CONFIG_FILE} names what is not here: {error}") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise Refused(
             f"{folder / CONFIG_FILE} is damaged, it describes no network ({error}): {_way_out(folder)}"
