@@ -80,8 +80,8 @@ def import_teacher(files: tuple[str, ...], name: str) -> None:
 
     path = bring_in(files, name)
     about = read_about(path)
-    for role, sha256 in about["files"].items():
-        click.echo(f"{role}: sha256 {sha256}")
+    for role in ("transformer", "tokenizer"):
+        click.echo(f"{role}: sha256 {about['files'][role]}")
     if repeated := about["codebook_rows_repeated"]:
         click.echo(
             f"note: {repeated} codebook rows equal another; of equal rows the flow map takes the likelier"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,8 +68,8 @@ TRANSFORMERS = {
 }
 
 
-RATIOS = pytest.StashKey[dict[str, float]]()
-"""Worst difference over tolerance of each golden case that was checked."""
+GOLDEN_RATIOS = "worst difference over tolerance of golden cases"
+"""Under this name a test's report carries those that it checked."""
 
 
 def module_beside(name: str) -> ModuleType:
@@ -81,11 +81,13 @@ def module_beside(name: str) -> ModuleType:
     return sys.modules[name]
 
 
-@pytest.fixture(scope="session")
-def golden(pytestconfig: pytest.Config) -> Callable[[str], Any]:
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
     """Loads a golden case, a `golden_cases.Case`, by its name."""
-    ratios = pytestconfig.stash.setdefault(RATIOS, {})
-    return lambda name: module_beside("golden_cases").load_case(name, ratios)
+    ratios: dict[str, float] = {}
+    yield lambda name: module_beside("golden_cases").load_case(name, ratios)
+    # With the report, so that it comes back from whatever process ran the test.
+    request.node.user_properties.append((GOLDEN_RATIOS, ratios))
 
 
 @pytest.fixture(scope="session")
@@ -94,11 +96,16 @@ def golden_table() -> Callable[[str], Any]:
     return lambda name: module_beside("golden_cases").table(name)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    ratios = config.stash.get(RATIOS, {})
-    if ratios:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The worst difference over tolerance of each golden case that was checked."""
+    worst: dict[str, float] = {}
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        for key, ratios in getattr(report, "user_properties", ()):
+            for name, ratio in ratios.items() if key == GOLDEN_RATIOS else ():
+                worst[name] = max(ratio, worst.get(name, 0.0))
+    if worst:
         terminalreporter.section("golden cases, worst difference / tolerance")
-    for name, ratio in sorted(ratios.items()):
+    for name, ratio in sorted(worst.items()):
         terminalreporter.line(f"{name:<20} {ratio:.3f}")
 
 
@@ -162,7 +169,8 @@ def published(
     student = published_files.resized_student(real_student, name, (0, 1), 1)
     monkeypatch.setitem(STUDENTS, student_name, student)
     for table, kept in ((TEACHERS, name), (STUDENTS, student_name)):
-        for other in set(table) - {kept}:
+        # From the end, so that they come back in their order.
+        for other in [name for name in reversed(table) if name != kept]:
             monkeypatch.delitem(table, other)
     folder = tmp_path / "files"
     folder.mkdir()

@@ -37,8 +37,8 @@ def test_a_maker_that_had_its_time_gets_no_more_turns(monkeypatch: pytest.Monkey
         return make
 
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
-    measured = timing.seconds_per_image({"slow": takes("slow", 60.0), "fast": takes("fast", 0.25)}, 1)
-    assert measured == {"slow": pytest.approx(60.0), "fast": pytest.approx(0.25)}
+    measured = timing.seconds_per_image({"slow": takes("slow", 60.0), "fast": takes("fast", 0.125)}, 1)
+    assert measured == {"slow": pytest.approx(60.0), "fast": pytest.approx(0.125)}
     assert turns == {"slow": 1 + timing.FEWEST_ROUNDS, "fast": 1 + timing.ROUNDS}
 
 

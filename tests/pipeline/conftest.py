@@ -23,7 +23,7 @@ ROW_FACTS = {"seconds": 0.5, "host": "here", "device": "cpu", "batch_size": 5, "
 
 
 SPEC = PairSpec(
-    lineage={"teacher": {"name": "digits", "guidance_scale": 1.5}},
+    lineage={"teacher": {"name": "digits", "family": "llamagen", "guidance_scale": 1.5}},
     tokens_per_step=(1,) * LENGTH,
     vocab_size=16,
     codebook_dim=DIM,
