@@ -6,6 +6,7 @@ w = x / (1 - t) the flow is dw/du = D(w; u) from w(0) = noise: there is no first
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from generate_pairs.candidates import (
 
 # A row stops when the tokens that lose hold less than this share of what they held before the flow.
 STOP_SHARE = 0.05
+
+# A candidate whose weight is this small beside the best one's counts as impossible.
+LEAST_WEIGHT = 1e-34
+CLAMPED_SCORE = math.log(LEAST_WEIGHT) - 1
 
 # Gathering pays where at most one codebook row in so many is possible, and only in codebooks of some size.
 GATHER_SHARE = 8
@@ -213,13 +218,13 @@ class FlowMap:
         """Maps rows that share a layout; steps, positions and D are in units of each row's pair scale."""
         tokens_N, flow = _start(candidates, log_p_NK, noise_NC)
         num_evaluations_N = torch.zeros_like(tokens_N)
-        buffers = torch.empty(2, *flow.log_p_MK.shape, device=self.device)
+        buffer = torch.empty_like(flow.log_p_MK)
         for step, (predict, correct) in enumerate(zip(self._predictor, self._corrector, strict=True)):
             if len(flow.row_M) == 0:
                 break
             u = (step + 1) / (self.num_steps - step)
             guess_MC = _moved(flow.position_MC, predict, flow.history)
-            top_M, others_M, mean_MC = _evaluate(flow, guess_MC, u, buffers)
+            top_M, others_M, mean_MC = _evaluate(flow, guess_MC, u, buffer)
             tokens_N[flow.row_M] = torch.where(flow.moving_M, top_M, tokens_N[flow.row_M])
             num_evaluations_N[flow.row_M] += flow.moving_M
             flow.history = (mean_MC / flow.scale_M1, *flow.history[:3])
@@ -299,22 +304,26 @@ def _start(candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor) -> tuple[
     return top_N, flow if bool(is_open_N.all()) else flow.keep(is_open_N.nonzero().squeeze(1))
 
 
-def _evaluate(flow: _Flow, position_MC: Tensor, u: float, buffers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _evaluate(flow: _Flow, position_MC: Tensor, u: float, buffer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """D = sum_j pi_j c_j, pi = softmax_j(log p_j + u <w, c_j> - u^2 |c_j|^2 / 2), u in units of 1/s.
 
     Returns:
         argmax pi (M,), the sum of the other pi (M,), and D (M, C).
     """
     rate_M1 = u / flow.scale_M1
-    query_MF = torch.cat((position_MC * rate_M1, -0.5 * rate_M1**2, torch.zeros_like(rate_M1)), dim=1)
-    scores_MK, pi_MK = buffers[:, : len(query_MF)]
-    flow.candidates.scores(flow.log_p_MK, query_MF, scores_MK)
-    top_M = first_argmax(scores_MK)
-    torch.softmax(scores_MK, dim=1, out=pi_MK)
-    # Without the top, the last moment is the sum over the others, exact however small it is.
-    moments_MF = flow.candidates.moments(pi_MK.scatter_(1, top_M[:, None], 0.0))
-    others_M = moments_MF[:, -1]
-    return top_M, others_M, moments_MF[:, :-2] + (1 - others_M[:, None]) * flow.candidates.rows(top_M)
+    query_MF = torch.cat((position_MC * rate_M1, -0.5 * rate_M1.square(), torch.zeros_like(rate_M1)), dim=1)
+    weights_MK = buffer[: len(query_MF)]
+    flow.candidates.scores(flow.log_p_MK, query_MF, weights_MK)
+    top_M = first_argmax(weights_MK)
+    top_M1 = top_M[:, None]
+    weights_MK.sub_(weights_MK.gather(1, top_M1))
+    # Clamped, because exp takes 200 times as long where its result is too small for a normal float32.
+    torch.threshold_(weights_MK.clamp_(min=CLAMPED_SCORE).exp_(), LEAST_WEIGHT, 0.0)
+    # The top's weight is 1. Without it, the last moment is the sum over the others, exact however small it is.
+    moments_MF = flow.candidates.moments(weights_MK.scatter_(1, top_M1, 0.0))
+    others_M1 = moments_MF[:, -1:]
+    mean_MC = (moments_MF[:, :-2] + flow.candidates.rows(top_M)) / (1 + others_M1)
+    return top_M, (others_M1 / (1 + others_M1)).squeeze(1), mean_MC
 
 
 def _moved(position_NC: Tensor, weights: Sequence[float], history: tuple[Tensor, ...]) -> Tensor:
