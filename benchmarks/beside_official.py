@@ -23,12 +23,13 @@ from contests import Contest, map_contest, student_contest, teacher_contest
 from official_code import OfficialCode, randomised
 from same_weights import LLAMAGEN_CODEBOOK_DIM, Config, our_teacher, students, teachers
 from script import Script, markdown
-from torch import Tensor
+from torch import Tensor, nn
 
 from generate_pairs.flow_map import default_num_steps
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.llamagen_transformer import OFFICIAL_SIZES, LlamaGenConfig
+from generate_pairs.teachers.packing import pack_linears
 from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.teachers.var_tokenizer import VarTokenizerConfig
 from generate_pairs.teachers.var_transformer import VarConfig, official_var
@@ -75,6 +76,7 @@ class Asked:
 
     tokens: int | None
     filters: bool
+    plain: bool
     small: bool
     device: torch.device
     batches: tuple[int, ...] | None
@@ -98,6 +100,11 @@ class Asked:
             return SamplingSettings(2.0, top_k=min(900, config.vocab_size), top_p=0.95)
         return SamplingSettings(2.0, top_k=8000)
 
+    def pack(self, ours: nn.Module) -> None:
+        """Lay weights out as stage one and `onestep sample` do, unless they are to stay as they were loaded."""
+        if not self.plain:
+            pack_linears(ours)
+
     def num_steps(self, layout: TokenLayout) -> int:
         """AR steps, as few as make the tokens that are asked for."""
         wanted = layout.num_tokens if self.tokens is None else min(self.tokens, layout.num_tokens)
@@ -114,13 +121,16 @@ def open_case(case: Case, code: OfficialCode, asked: Asked) -> Callable[[int], C
     settings, num_steps = asked.settings(config), asked.num_steps(layout_of(config))
     if case.kind == "teacher":
         official, teacher = teachers(code, config, asked.device)
+        asked.pack(teacher)
         return lambda size: teacher_contest(official, teacher, settings, asked.labels(size), num_steps)
     if case.kind == "student":
         dim = config.codebook_dim if isinstance(config, VarConfig) else LLAMAGEN_CODEBOOK_DIM
         shape = (layout_of(config).num_tokens, dim)
         theirs, student = students(code, config, asked.device)
+        asked.pack(student)
         return lambda size: student_contest(theirs, student, shape, asked.labels(size))
     mapped = randomised(our_teacher(config)).to(asked.device)
+    asked.pack(mapped)
     solver_steps = default_num_steps(mapped.codebook_dim)
     return lambda size: map_contest(mapped, settings, asked.labels(size), num_steps, solver_steps)
 
@@ -254,6 +264,7 @@ def positive_numbers(
 @click.option(
     "--filters", is_flag=True, help="The official filters: LlamaGen top-k 8000, VAR top-k 900 and top-p 0.95."
 )
+@click.option("--plain", is_flag=True, help="Leave this code's weights as they were loaded, on a CPU, too.")
 @click.option("--small", is_flag=True, help="Shapes that take milliseconds, to try the program out.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda, which nobody has tried.")
 def main(
@@ -264,6 +275,7 @@ def main(
     repeats: int,
     tokens: int | None,
     filters: bool,
+    plain: bool,
     small: bool,
     device: str,
 ) -> None:
@@ -276,7 +288,7 @@ def main(
     torch.manual_seed(0)
     # On a GPU, convolutions would round to TF32 and hide a difference.
     torch.backends.cudnn.allow_tf32 = False
-    asked = Asked(tokens, filters, small, torch.device(device), batches, threads, repeats)
+    asked = Asked(tokens, filters, plain, small, torch.device(device), batches, threads, repeats)
     code = OfficialCode.of(official)
     tables: dict[str, list[list[str]]] = {kind: [] for kind in HEADERS}
     with warnings.catch_warnings():
@@ -286,7 +298,10 @@ def main(
             tables["map" if CASES[name].kind == "map" else "official"] += rows_of(name, code, asked)
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     filtered = "official filters" if filters else "no filters"
-    click.echo(f"torch {torch.__version__}, {where}, float32, {filtered}, median of {repeats}\n")
+    weights = "plain" if plain else "packed"
+    click.echo(
+        f"torch {torch.__version__}, {where}, float32, {weights} weights, {filtered}, median of {repeats}\n"
+    )
     click.echo("\n\n".join(markdown(HEADERS[kind], rows) for kind, rows in tables.items() if rows))
 
 

@@ -28,6 +28,7 @@ from distill.student_var import VarStudent
 from generate_pairs.teachers.base import Tokenizer, TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_strictly
 from generate_pairs.teachers.families import build_tokenizer, plugin, transformer_config
+from generate_pairs.teachers.packing import pack_linears
 from shards.storage import commit_bytes, sha256_bytes
 
 ENTRY_POINTS = "onestep.students"
@@ -197,6 +198,10 @@ class Student(nn.Module):
             config.num_pairs,
         )
         return student.to(device).eval().requires_grad_(False)
+
+    def pack(self) -> None:
+        """Lays the network's weights out for sampling, see `Teacher.pack`; it can then neither train nor be saved."""
+        pack_linears(self.network)
 
     @classmethod
     def from_teacher(

@@ -16,11 +16,11 @@ from generate_pairs.teachers.llamagen_transformer import (
     ClassEmbedding,
     Layer,
     LlamaGenConfig,
-    Projection,
     at_least_float32,
     initialise,
     rotary_2d,
 )
+from generate_pairs.teachers.packing import Projection
 
 
 class EmbeddingHead(nn.Module):

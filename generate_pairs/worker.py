@@ -69,6 +69,7 @@ def pair_maker(config: TeacherConfig, solver_steps: int, sha256: str, device: st
             f"teacher {config.name} on {socket.gethostname()} has sha256 {loaded.sha256[:12]}, "
             f"but this data set is made with {sha256[:12]}: install the same teacher on every worker"
         )
+    loaded.teacher.pack()
     flow_map = FlowMap(loaded.teacher.codebook_VC.float(), solver_steps)
     return PairMaker(loaded.teacher, flow_map, SamplingSettings.of(config.model_dump()))
 

@@ -77,6 +77,7 @@ def command(
     from distill.trainer import refuse_unwritable
 
     loaded = Student.from_pretrained(student)
+    loaded.pack()
     passes = timesteps or first_timesteps(loaded.timesteps, steps or 1)
     classes = labels or tuple(range(min(loaded.num_classes, DEFAULT_LABELS)))
     drawn = np.resize(np.array(classes, dtype=np.int64), num_images or IMAGES_PER_LABEL * len(classes))

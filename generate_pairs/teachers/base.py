@@ -136,6 +136,12 @@ class Teacher(nn.Module, ABC):
         A label equal to `num_classes` is the null class of classifier-free guidance.
         """
 
+    def pack(self) -> None:
+        """Lays the network's weights out for decoding, where that is faster; it can then only decode.
+
+        The numbers that it makes may differ by rounding. Nothing to do unless a family says otherwise.
+        """
+
     @property
     def codebook_VC(self) -> Tensor:
         return self.tokenizer.codebook_VC

@@ -18,6 +18,7 @@ from generate_pairs.teachers.llamagen_transformer import (
     LlamaGenTransformer,
     at_least_float32,
 )
+from generate_pairs.teachers.packing import pack_linears
 
 __all__ = ["LlamaGenConfig", "LlamaGenDecoding", "LlamaGenTeacher", "LlamaGenTransformer"]
 
@@ -123,6 +124,9 @@ class LlamaGenTeacher(Teacher):
         self.tokenizer = tokenizer
         self.layout = config.layout
         self.num_classes = config.num_classes
+
+    def pack(self) -> None:
+        pack_linears(self.transformer)
 
     @torch.no_grad()
     def start(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generate_pairs.teachers.base import TokenLayout
+from generate_pairs.teachers.packing import Projection
 
 OFFICIAL_SIZES = {
     "B": (768, 12, 12),
@@ -135,24 +136,6 @@ class LayerCache:
     def keep_first(self, batch_size: int) -> None:
         """Forget all but the first rows of the batch."""
         self.block = self.block[:batch_size]
-
-
-class Projection(nn.Linear):
-    """A linear layer without bias, fast for few rows.
-
-    Decoding one or two images on a CPU is bound by reading weights: with the weight as the left factor, a
-    product with up to four rows takes about half the time. Small weights lose by it.
-    """
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-        self.is_large = in_features * out_features >= 2**16
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.is_large and x.device.type == "cpu" and x.numel() <= 4 * self.in_features:
-            rows = x.reshape(-1, self.in_features)
-            return (self.weight @ rows.T).T.reshape(*x.shape[:-1], self.out_features).contiguous()
-        return F.linear(x, self.weight)
 
 
 class Attention(nn.Module):
@@ -283,7 +266,7 @@ class LlamaGenTransformer(nn.Module):
     def caches(self, batch_size: int) -> list[LayerCache]:
         """Empty caches for a whole sequence; its last token is never fed back and needs no place."""
         length = self.config.num_condition_tokens + self.config.num_tokens - 1
-        like = self.output.weight
+        like = self.tok_embeddings.weight
         return [LayerCache(batch_size, length, self.config, like) for _ in self.layers]
 
     def hidden(

@@ -11,6 +11,7 @@ from torch import Tensor
 from generate_pairs.teachers.base import Decoding, Teacher
 from generate_pairs.teachers.filtering import SamplingSettings, filter_var
 from generate_pairs.teachers.llamagen_transformer import at_least_float32
+from generate_pairs.teachers.packing import pack_linears
 from generate_pairs.teachers.var_tokenizer import VarTokenizer
 from generate_pairs.teachers.var_transformer import LayerCache, VarConfig, VarTransformer
 
@@ -76,9 +77,8 @@ class VarDecoding(Decoding):
         """Embedded input of the scale, before positions: (B, s, D)."""
         if self.f_hat_BChw is None:
             return self.condition_BD[:, None] + self.transformer.pos_start
-        word_embed = self.transformer.word_embed
         inputs_BsC = self.quantizer.shrunk(self.f_hat_BChw, self.scale)
-        x_BsD = word_embed(inputs_BsC.to(word_embed.weight.dtype))
+        x_BsD = self.transformer.word_embed(inputs_BsC.to(self.transformer.dtype))
         return torch.cat([x_BsD, x_BsD]) if self.is_guided else x_BsD
 
 
@@ -102,6 +102,9 @@ class VarTeacher(Teacher):
         self.tokenizer = tokenizer
         self.layout = transformer.config.layout
         self.num_classes = transformer.config.num_classes
+
+    def pack(self) -> None:
+        pack_linears(self.transformer)
 
     @torch.no_grad()
     def start(self, labels_B: Tensor, guidance_scale: float) -> VarDecoding:
@@ -136,4 +139,4 @@ class VarTeacher(Teacher):
     def forced_logits(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
         with torch.no_grad():
             next_inputs_BnC = self.tokenizer.next_inputs(tokens_BL)
-        return self.transformer(labels_B, next_inputs_BnC.to(self.transformer.word_embed.weight.dtype))
+        return self.transformer(labels_B, next_inputs_BnC.to(self.transformer.dtype))

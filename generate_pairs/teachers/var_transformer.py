@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.llamagen_transformer import at_least_float32
+from generate_pairs.teachers.packing import Projection
 
 IGNORED_BUFFERS = ("lvl_1L", "attn_bias_for_masking", "attn.zero_k_bias")
 """Constants that official files carry beside the weights (ends of names); here they are computed."""
@@ -133,7 +134,7 @@ class Attention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.num_heads, 1, 1), math.log(4.0)))
         self.q_bias = nn.Parameter(torch.zeros(config.width))
         self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.mat_qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.mat_qkv = Projection(config.width, 3 * config.width)
         nn.init.trunc_normal_(self.mat_qkv.weight, std=config.initial_std)
         self.proj = linear(config, config.width, config.width, gain=1 / math.sqrt(2 * config.depth))
 
@@ -150,7 +151,7 @@ class Attention(nn.Module):
         """
         B, L, D = x_BLD.shape
         bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x_BLD, self.mat_qkv.weight, bias_3D).view(B, L, 3, self.num_heads, D // self.num_heads)
+        qkv = self.mat_qkv(x_BLD, bias_3D).view(B, L, 3, self.num_heads, D // self.num_heads)
         q_BLHK, k_BLHK, v_BLHK = qkv.unbind(2)
         if self.l2_attention:
             q_BLHK, k_BLHK = F.normalize(qkv[:, :, :2], dim=-1, eps=1e-12).unbind(2)
@@ -261,6 +262,11 @@ class VarBackbone(nn.Module):
         # On the CPU, so that a model built on the meta device has it.
         level_L = torch.tensor(layout.step_of_token, device="cpu")
         self.register_buffer("level_L", level_L, persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's arithmetic."""
+        return self.pos_start.dtype
 
     def positions(self) -> Tensor:
         """Position and level embeddings of the whole sequence, (1, L, D)."""

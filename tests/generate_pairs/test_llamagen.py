@@ -16,7 +16,6 @@ from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaG
 from generate_pairs.teachers.llamagen_transformer import (
     LlamaGenConfig,
     LlamaGenTransformer,
-    Projection,
     rotary_2d,
 )
 
@@ -166,17 +165,6 @@ def test_filters_by_the_family_convention() -> None:
     logits = torch.randn(3, SMALL.vocab_size, generator=torch.manual_seed(2))
     expected = filter_llamagen(logits, 5, 0.9, 0.7)
     assert torch.equal(make_teacher(SMALL).filter(logits, settings), expected)
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 4, 5])
-def test_few_rows_are_projected_like_many(num_rows: int) -> None:
-    torch.manual_seed(0)
-    projection = Projection(128, 512).double()
-    assert projection.is_large
-    x = torch.randn(num_rows, 1, 128, dtype=torch.float64)
-    y = projection(x)
-    assert y.is_contiguous()
-    torch.testing.assert_close(y, x @ projection.weight.T, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
