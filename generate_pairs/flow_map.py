@@ -217,7 +217,7 @@ class FlowMap:
     def _solve(self, candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor, stop: bool) -> MappedTokens:
         """Maps rows that share a layout; steps, positions and D are in units of each row's pair scale."""
         tokens_N, flow = _start(candidates, log_p_NK, noise_NC)
-        num_evaluations_N = torch.zeros_like(tokens_N)
+        mapped = MappedTokens(tokens_N, torch.zeros_like(tokens_N))
         buffer = torch.empty_like(flow.log_p_MK)
         for step, (predict, correct) in enumerate(zip(self._predictor, self._corrector, strict=True)):
             if len(flow.row_M) == 0:
@@ -225,14 +225,15 @@ class FlowMap:
             u = (step + 1) / (self.num_steps - step)
             guess_MC = _moved(flow.position_MC, predict, flow.history)
             top_M, others_M, mean_MC = _evaluate(flow, guess_MC, u, buffer)
-            tokens_N[flow.row_M] = torch.where(flow.moving_M, top_M, tokens_N[flow.row_M])
-            num_evaluations_N[flow.row_M] += flow.moving_M
+            flow.token_M = torch.where(flow.moving_M, top_M, flow.token_M)
+            flow.num_evaluations_M += flow.moving_M
             flow.history = (mean_MC / flow.scale_M1, *flow.history[:3])
             flow.position_MC = _moved(flow.position_MC, correct, flow.history)
             if stop:
                 flow.moving_M &= others_M >= flow.threshold_M
-                flow = flow.compacted()
-        return MappedTokens(tokens_N, num_evaluations_N)
+                flow = flow.compacted(mapped)
+        flow.settle(mapped)
+        return mapped
 
 
 @dataclass
@@ -247,6 +248,8 @@ class _Flow:
     position_MC: Tensor
     history: tuple[Tensor, ...]
     moving_M: Tensor
+    token_M: Tensor
+    num_evaluations_M: Tensor
 
     def keep(self, rows_L: Tensor) -> _Flow:
         """The flow of these rows only."""
@@ -259,12 +262,22 @@ class _Flow:
             position_MC=self.position_MC[rows_L],
             history=tuple(mean_MC[rows_L] for mean_MC in self.history),
             moving_M=self.moving_M[rows_L],
+            token_M=self.token_M[rows_L],
+            num_evaluations_M=self.num_evaluations_M[rows_L],
         )
 
-    def compacted(self) -> _Flow:
-        """Drops the rows that have stopped, once they are enough to pay for copying the others."""
+    def settle(self, mapped: MappedTokens) -> None:
+        """Puts the rows' tokens where they belong."""
+        mapped.tokens_N[self.row_M] = self.token_M
+        mapped.num_evaluations_N[self.row_M] = self.num_evaluations_M
+
+    def compacted(self, mapped: MappedTokens) -> _Flow:
+        """Settles and drops the rows that have stopped, once they are enough to pay for copying the others."""
         moving = self.moving_M.nonzero().squeeze(1)
-        return self.keep(moving) if 4 * len(moving) <= 3 * len(self.row_M) else self
+        if 4 * len(moving) > 3 * len(self.row_M):
+            return self
+        self.settle(mapped)
+        return self.keep(moving)
 
 
 def _start(candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor) -> tuple[Tensor, _Flow]:
@@ -300,6 +313,8 @@ def _start(candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor) -> tuple[
         position_MC=noise_NC,
         history=(mean_NC / scale_N1,),
         moving_M=is_open_N,
+        token_M=top_N,
+        num_evaluations_M=torch.zeros_like(top_N),
     )
     return top_N, flow if bool(is_open_N.all()) else flow.keep(is_open_N.nonzero().squeeze(1))
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-MIN_WEIGHTS = 2**16
-"""Smaller layers stay as they are: they lie in the processor's cache, where the layout does not matter."""
+MIN_WEIGHTS = 2**19
+"""Smaller layers stay as they are: in the cache of a processor the layout hardly matters, and the call costs more."""
 
 
 class Projection(nn.Linear):

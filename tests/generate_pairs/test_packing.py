@@ -11,7 +11,7 @@ from generate_pairs.teachers.packing import MIN_WEIGHTS, PackedLinear, Projectio
 from generate_pairs.teachers.var import VarConfig, VarTeacher, VarTransformer
 from generate_pairs.teachers.var_tokenizer import VarTokenizer, VarTokenizerConfig
 
-WIDTH = 256
+WIDTH = 768
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN"
 )
@@ -87,7 +87,7 @@ def test_a_bias_may_come_with_the_layer_or_with_the_input() -> None:
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
-        (nn.Linear(WIDTH, WIDTH - 1), "small"),
+        (nn.Linear(WIDTH, MIN_WEIGHTS // WIDTH), "small"),
         (nn.Linear(WIDTH, WIDTH, dtype=torch.float64), "of another precision"),
         (nn.Linear(WIDTH, WIDTH, device="meta"), "not on a CPU"),
     ],
