@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import shards.stream
+import shards.source
 from shards import Failed, Order, Refused
 from shards.rows import shard_path
+from shards.source import ShardSource
 from shards.stream import PairStream
 
 
@@ -93,17 +94,16 @@ def test_a_view_keeps_its_order_when_the_data_set_grows(make_spec, make_dataset)
 
 def test_shards_are_read_once_a_window_and_hashed_once(make_spec, make_dataset, monkeypatch) -> None:
     manifest = make_dataset(make_spec(), 13)
-    reads: list[tuple[str, bool]] = []
-
-    def counting(root, spec, row, verify):
-        reads.append((row.shard, verify))
-        return read(root, spec, row, verify=verify)
-
-    read = shards.stream.read_shard
-    monkeypatch.setattr(shards.stream, "read_shard", counting)
+    reads, hashed = [], []
+    read, check = ShardSource.read_into, shards.source.check_digest
+    monkeypatch.setattr(
+        ShardSource, "read_into", lambda self, row, buffer: (reads.append(row.shard), read(self, row, buffer))
+    )
+    monkeypatch.setattr(
+        shards.source, "check_digest", lambda row, digest: (hashed.append(row.shard), check(row, digest))
+    )
     stream = PairStream(manifest.root, manifest.view(), batch_size=5, seed=0, window=3)
     list(islice(stream, 12 * 8 * 4 // 5))
-    hashed = [shard for shard, verified in reads if verified]
     assert sorted(hashed) == [row.shard for row in manifest.rows[1:]]
     assert len(reads) <= 12 * 4
 
