@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -34,7 +35,7 @@ class LoadedAhead(Iterator[PairBatch]):
             prefetch: how many batches each makes ahead.
             pin_memory: put batches where a GPU can copy from while the CPU goes on.
         """
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _told_where_it_is_asked():
             # More workers than cores is what remote shards want: most of them wait.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             self._outcomes = iter(_loader(batches, first, num_workers, prefetch, pin_memory))
@@ -42,11 +43,12 @@ class LoadedAhead(Iterator[PairBatch]):
     def __next__(self) -> PairBatch:
         try:
             outcome = next(self._outcomes)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # A batch that a worker made before it died cannot be had from it any more.
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
                 raise
             raise Failed(
-                f"a process that reads pairs died ({error}); run the same command again, "
+                "a process that reads pairs died; run the same command again, "
                 "with fewer workers if it was killed for its memory"
             ) from error
         if isinstance(outcome, Exception):
@@ -57,6 +59,19 @@ class LoadedAhead(Iterator[PairBatch]):
         """Ends the workers."""
         # An iterator of the DataLoader has no public way to end it but to let go of it.
         del self._outcomes
+
+
+@contextmanager
+def _told_where_it_is_asked() -> Iterator[None]:
+    """Takes torch's handler of SIGCHLD away again: it would raise in the middle of whatever the parent is at."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _loader(

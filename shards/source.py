@@ -84,7 +84,7 @@ class ShardSource:
 
 def _fill(file: FileIO, status: os.stat_result, buffer: Array, each: Callable[[memoryview], object]) -> None:
     """Reads a file whose status was `status` when it was opened, and shows every piece to `each` while it is warm."""
-    whole, filled = memoryview(buffer), 0
+    whole, filled = buffer.data, 0
     while filled < len(whole) and (count := file.readinto(whole[filled : filled + _PIECE])):
         each(whole[filled : filled + count])
         filled += count
