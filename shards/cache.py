@@ -9,7 +9,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from shards.errors import Failed
+from shards.errors import Failed, Refused
 from shards.locks import locked
 from shards.storage import commit_bytes, remove_stale_temporaries, sha256_bytes
 
@@ -35,9 +35,14 @@ class ShardCache:
         Args:
             folder: made where there is none.
             max_bytes: what all files may hold together; each must be smaller.
+
+        Raises:
+            Refused: the folder cannot be written to.
         """
         self.folder = folder
         self.max_bytes = max_bytes
+        with locked(self._lock("write")):
+            remove_stale_temporaries(folder, 0)
 
     def open(self, sha256: str, fetch: Callable[[], bytes]) -> FileIO:
         """A shard, open for reading; fetched where it is not there, while others that want it wait.
@@ -48,7 +53,7 @@ class ShardCache:
 
         Raises:
             Failed: what was fetched has another sha256, or the disk is full; besides, whatever `fetch` raises.
-            Refused: the folder cannot be written to.
+            Refused: the file cannot be read, or the folder not be written to.
         """
         path = self._path(sha256)
         while True:
@@ -56,6 +61,8 @@ class ShardCache:
                 file = open(path, "rb", buffering=0)  # noqa: SIM115
             except FileNotFoundError:
                 self._fetch_once(path, sha256, fetch)
+            except OSError as error:
+                raise Refused(f"cannot read {path}: {error.strerror}; choose another cache_dir") from error
             else:
                 # By hand: most systems are told not to note when a file was read.
                 os.utime(file.fileno(), ns=(time.time_ns(), os.fstat(file.fileno()).st_mtime_ns))
