@@ -67,6 +67,13 @@ class TrainConfig(Settings):
         le=1024,
         description="CPU threads, an equal share of a batch each; a different number gives different rounding",
     )
+    num_workers: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="processes that read pairs ahead, 0 for none; the batches are the same",
+        json_schema_extra=FREE,
+    )
     checkpoint_interval: int = Field(
         500, gt=0, description="steps between checkpoints", json_schema_extra=FREE
     )

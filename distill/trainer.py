@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def train(
     # Each of the training's threads computes its own share of a batch; see distill/gradients.py.
     with computing_threads(1):
         training = Training(config, teacher_name, pairs_root, size)
-        log = _train_to_the_end(training, out, report, should_stop)
+        with closing(training.stream):
+            log = _train_to_the_end(training, out, report, should_stop)
         training.export(out)
     metrics = log.last or newest_values(out / "metrics")
     return TrainingSummary(training.step, time.monotonic() - began, metrics)

@@ -33,7 +33,8 @@ HELDOUT_PAIRS = 1_000
 def training_identity(config: DistillConfig, view: View) -> dict[str, Any]:
     """All that a training depends on besides its length."""
     student = config.student.model_dump(mode="json")
-    train = config.train.model_dump(mode="json", exclude={"num_steps", "checkpoint_interval", "log_interval"})
+    free = {"num_steps", "num_workers", "checkpoint_interval", "log_interval"}
+    train = config.train.model_dump(mode="json", exclude=free)
     return {**student, **train, "pairs": view.size, "fingerprint": view.spec.fingerprint}
 
 
@@ -64,7 +65,14 @@ class Training:
         )
         self.layout = loaded.teacher.layout
         self.codebook_VC = loaded.teacher.codebook_VC
-        self.stream = PairStream(pairs_root, self.view, config.train.batch_size, config.train.seed)
+        self.stream = PairStream(
+            pairs_root,
+            self.view,
+            config.train.batch_size,
+            config.train.seed,
+            num_workers=config.train.num_workers,
+            pin_memory=self.codebook_VC.device.type == "cuda",
+        )
         self.heldout_batch = next(PairStream(pairs_root, heldout, min(HELDOUT_PAIRS, heldout.size), seed=0))
         self.names = [name for name, _ in self.student.network.named_parameters()]
         self.parameters = list(self.student.network.parameters())

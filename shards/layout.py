@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from shards.record import KEY_DIGITS, Array, PairSpec
 TAR_OWNER = "onestep"
 TAR_MODE = 0o444
 _BLOCK = tarfile.BLOCKSIZE
-_CHECKSUM = slice(148, 154)
+# Columns of a tar header: where the six digits of the checksum begin, and where the octal size ends.
+_CHECKSUM = 148
+_SIZE_END = 135
 _LABEL_DIGITS = 19
 
 
@@ -109,40 +112,73 @@ def misframed_rows(layout: Layout, rows: Array, index_B: Array, label_B: Array) 
         index_B: the pair_index that each sample should carry.
         label_B: the labels as `read_labels` found them.
     """
+    frame = _frame_of(layout)
+    expected = np.tile(frame.template[frame.varying], (len(rows), 1))
     keys = _decimal(index_B + 10**KEY_DIGITS, KEY_DIGITS + 1)[:, 1:]
     labels = _decimal(label_B, _LABEL_DIGITS)
     label_sizes = np.count_nonzero(labels, axis=1)
-    label_start = layout.label.offset + _BLOCK
-    wrong = _differ(rows[:, layout.label.offset : label_start], _headers(layout.label, keys, label_sizes))
-    wrong |= _differ(rows[:, label_start : label_start + _LABEL_DIGITS], labels)
-    wrong |= rows[:, label_start + _LABEL_DIGITS : layout.label.stop].any(axis=1)
-    for member in (layout.noise, layout.tokens):
-        start = member.offset + _BLOCK
-        sizes = np.full(len(rows), member.size)
-        wrong |= _differ(rows[:, member.offset : start], _headers(member, keys, sizes))
-        wrong |= _differ(rows[:, start : member.data.start], np.frombuffer(member.prefix, dtype=np.uint8))
-        wrong |= rows[:, member.data.stop : member.stop].any(axis=1)
+    in_keys = keys.sum(axis=1, dtype=np.int64) - KEY_DIGITS * ord("0")
+    in_sizes = {layout.label: label_sizes // 8 + label_sizes % 8}
+    for member in (layout.label, layout.noise, layout.tokens):
+        expected[:, frame.places(member.offset, KEY_DIGITS)] = keys
+        # A tar checksum is the sum of the header's bytes, here those of key 0 and what the digits add.
+        checksums = frame.checksum(member) + in_keys + in_sizes.get(member, 0)
+        digits = (checksums[:, None] >> np.arange(15, -1, -3)) % 8 + ord("0")
+        expected[:, frame.places(member.offset + _CHECKSUM, 6)] = digits
+    size_digits = np.stack([label_sizes // 8, label_sizes % 8], axis=1) + ord("0")
+    expected[:, frame.places(layout.label.offset + _SIZE_END - 2, 2)] = size_digits
+    expected[:, frame.places(layout.label.offset + _BLOCK, _LABEL_DIGITS)] = labels
+    wrong = (np.take(rows, frame.varying, axis=1) != expected).any(axis=1)
+    # The rest is the same in all of them, and compared eight bytes at a time.
+    words, template = rows.view(np.uint64), frame.template.view(np.uint64)
+    for run in frame.constant_words:
+        unlike = words[:, run] != template[run]
+        if unlike.any():
+            wrong |= unlike.any(axis=1)
     return np.flatnonzero(wrong)
 
 
-def _headers(member: Member, keys: Array, sizes: Array) -> Array:
-    """Tar headers (B, 512) of one member: those of key 0, with each sample's own key and checksum put in."""
-    distinct, which = np.unique(sizes, return_inverse=True)
-    first_key = "0" * KEY_DIGITS
-    templates = np.stack(
-        [
-            np.frombuffer(_tar_header(f"{first_key}.{member.extension}", int(size)), dtype=np.uint8)
-            for size in distinct
-        ]
-    )
-    headers = templates[which]
-    headers[:, :KEY_DIGITS] = keys
-    # A tar checksum is the sum of the header's bytes with blanks in the checksum's own place (8 bytes).
-    totals = (
-        headers.sum(axis=1, dtype=np.int64) - headers[:, 148:156].sum(axis=1, dtype=np.int64) + 8 * ord(" ")
-    )
-    headers[:, _CHECKSUM] = (totals[:, None] >> np.arange(15, -1, -3)) % 8 + ord("0")
-    return headers
+@dataclass(frozen=True)
+class _Frame:
+    """What stands around the payloads of every sample.
+
+    Attributes:
+        template: (stride,) uint8, the sample of key 0 with a label of no digits and payloads of zero bytes.
+        constant_words: runs of eight-byte words that every sample has in common.
+        varying: the columns of the remaining words, ascending, without those of payloads.
+    """
+
+    template: Array
+    constant_words: tuple[slice, ...]
+    varying: Array
+
+    def places(self, column: int, count: int) -> slice:
+        """Where neighbouring columns lie among the varying ones."""
+        start = int(np.searchsorted(self.varying, column))
+        return slice(start, start + count)
+
+    def checksum(self, member: Member) -> int:
+        """The checksum in the template's header of a member."""
+        start = member.offset + _CHECKSUM
+        return int(self.template[start : start + 6].tobytes(), 8)
+
+
+@lru_cache(maxsize=8)
+def _frame_of(layout: Layout) -> _Frame:
+    template = np.zeros(layout.stride, dtype=np.uint8)
+    constant, payload = np.ones(layout.stride, dtype=bool), np.zeros(layout.stride, dtype=bool)
+    for member in (layout.label, layout.noise, layout.tokens):
+        content = _tar_header(f"{'0' * KEY_DIGITS}.{member.extension}", member.size) + member.prefix
+        template[member.offset : member.offset + len(content)] = np.frombuffer(content, dtype=np.uint8)
+        constant[member.offset : member.offset + KEY_DIGITS] = False
+        constant[member.offset + _CHECKSUM : member.offset + _CHECKSUM + 6] = False
+        payload[member.data] = True
+    constant[layout.label.offset + _SIZE_END - 2 : layout.label.offset + _SIZE_END] = False
+    constant[layout.label.offset + _BLOCK : layout.label.offset + _BLOCK + _LABEL_DIGITS] = False
+    common = (constant & ~payload).reshape(-1, 8).all(axis=1)
+    edges = np.flatnonzero(np.diff(common, prepend=False, append=False)).tolist()
+    runs = tuple(slice(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True))
+    return _Frame(template, runs, np.flatnonzero(~np.repeat(common, 8) & ~payload))
 
 
 def _tar_header(name: str, num_bytes: int) -> bytes:
@@ -161,8 +197,3 @@ def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
 def _decimal(numbers: Array, width: int) -> Array:
     """ASCII digits (B, width) uint8 of whole numbers, left-aligned, zero bytes after them."""
     return numbers.astype(f"S{width}").view(np.uint8).reshape(len(numbers), width)
-
-
-def _differ(found: Array, expected: Array) -> Array:
-    """Which rows differ (B,) bool."""
-    return (found != expected).any(axis=1)

@@ -7,6 +7,7 @@ end, and any batch size and world size cut the same one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -54,16 +55,19 @@ class Order:
 
         Costs the windows that it touches, wherever `start` lies.
         """
-        pieces = []
+        pieces = list(self.pieces(start, stop))
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+
+    def pieces(self, start: int, stop: int) -> Iterator[Array]:
+        """What `indices` gives, cut where one window ends and the next begins."""
         while start < stop:
             epoch, offset = self.locate(start)
             _, bounds = _windows(self, epoch)
             number = int(np.searchsorted(bounds, offset, side="right")) - 1
             within = offset - int(bounds[number])
             piece = _window_samples(self, epoch, number)[within : within + stop - start]
-            pieces.append(piece)
+            yield piece
             start += len(piece)
-        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
 
 def rank_slice(batch: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:

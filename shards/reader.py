@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from shards.errors import Failed
-from shards.layout import Layout, layout_of, misframed_rows, read_labels
+from shards.layout import layout_of, misframed_rows, read_labels
 from shards.noise import gaussian_noise
 from shards.record import Array, Pairs, PairSpec, checksum
 from shards.rows import ManifestRow, shard_path
@@ -27,11 +29,18 @@ def read_shard(root: Path | str, spec: PairSpec, row: ManifestRow, verify: bool 
         Failed: the file is missing or is not, byte for byte, what its writer committed.
     """
     path = shard_path(root, row.shard)
-    try:
+    with repairable(root, path):
         data = read_bytes(path)
         if verify:
             check_file(row, data)
         return decode_shard(spec, row, data)
+
+
+@contextmanager
+def repairable(root: object, path: object) -> Iterator[None]:
+    """Says of a `Failed` in the block which shard it is about, and what would mend it."""
+    try:
+        yield
     except Failed as error:
         raise Failed(f"{path}: {error}; run `onestep shards repair {root}`") from error
 
@@ -44,7 +53,16 @@ def check_file(row: ManifestRow, data: bytes) -> None:
     """
     if len(data) != row.num_bytes:
         raise Failed(f"holds {len(data)} bytes where {row.num_bytes} were committed")
-    if (digest := sha256_bytes(data)) != row.sha256:
+    check_digest(row, sha256_bytes(data))
+
+
+def check_digest(row: ManifestRow, digest: str) -> None:
+    """Holds a shard's sha256 (hex) against its row.
+
+    Raises:
+        Failed: it is another one.
+    """
+    if digest != row.sha256:
         raise Failed(f"its sha256 is {digest} where {row.sha256} was committed")
 
 
@@ -54,32 +72,57 @@ def decode_shard(spec: PairSpec, row: ManifestRow, data: bytes) -> Pairs:
     Raises:
         Failed: bytes that the writer would not have written for this row.
     """
+    rows, label_B = framed_rows(spec, row, np.frombuffer(data, dtype=np.uint8))
     layout = layout_of(spec)
-    if len(data) != layout.num_bytes(row.num_pairs):
-        raise Failed(f"{row.num_pairs} pairs make {layout.num_bytes(row.num_pairs)} bytes, not {len(data)}")
-    everything = np.frombuffer(data, dtype=np.uint8)
-    num_sample_bytes = row.num_pairs * layout.stride
-    rows = everything[:num_sample_bytes].reshape(row.num_pairs, layout.stride)
     index_B = np.arange(row.first_pair, row.first_pair + row.num_pairs, dtype=np.int64)
-    try:
-        label_B = read_labels(layout, rows)
-    except ValueError as error:
-        raise Failed("a label is not a number") from error
-    misframed = misframed_rows(layout, rows, index_B, label_B)
-    if len(misframed):
-        raise Failed(f"the sample of pair {index_B[misframed[0]]} is not laid out as one of this data set")
-    if everything[num_sample_bytes:].any():
-        raise Failed("something follows its last sample")
-    noise_BLC = _noise(spec, row, layout, rows)
+    if spec.noise == "stored":
+        noise_BLC = _column(rows, layout.noise.data, np.dtype("<f2")).reshape(len(rows), *spec.noise_shape)
+    else:
+        noise_BLC = regenerated_noise(spec, row, rows)
     tokens_BL = _column(rows, layout.tokens.data, spec.token_dtype.newbyteorder("<"))
     return Pairs(index_B, noise_BLC, tokens_BL.astype(spec.token_dtype, copy=False), label_B)
 
 
-def _noise(spec: PairSpec, row: ManifestRow, layout: Layout, rows: Array) -> Array:
-    if spec.noise == "stored":
-        return _column(rows, layout.noise.data, np.dtype("<f2")).reshape(row.num_pairs, *spec.noise_shape)
+def framed_rows(spec: PairSpec, row: ManifestRow, data: Array) -> tuple[Array, Array]:
+    """A shard's bytes as a matrix, once all that frames its payloads is what the writer puts there.
+
+    Args:
+        spec: the data set's spec.
+        row: the shard's row in the manifest.
+        data: uint8, the whole file.
+
+    Returns:
+        (B, stride) uint8, a sample a row and a view of `data`; labels (B,) int64.
+
+    Raises:
+        Failed: bytes that the writer would not have written for this row.
+    """
+    layout = layout_of(spec)
+    if len(data) != layout.num_bytes(row.num_pairs):
+        raise Failed(f"{row.num_pairs} pairs make {layout.num_bytes(row.num_pairs)} bytes, not {len(data)}")
+    num_sample_bytes = row.num_pairs * layout.stride
+    rows = data[:num_sample_bytes].reshape(row.num_pairs, layout.stride)
+    try:
+        label_B = read_labels(layout, rows)
+    except ValueError as error:
+        raise Failed("a label is not a number") from error
+    index_B = np.arange(row.first_pair, row.first_pair + row.num_pairs, dtype=np.int64)
+    misframed = misframed_rows(layout, rows, index_B, label_B)
+    if len(misframed):
+        raise Failed(f"the sample of pair {index_B[misframed[0]]} is not laid out as one of this data set")
+    if data[num_sample_bytes:].any():
+        raise Failed("something follows its last sample")
+    return rows, label_B
+
+
+def regenerated_noise(spec: PairSpec, row: ManifestRow, rows: Array) -> Array:
+    """Noise (B, L, C) float16 of a shard that keeps only its checksums.
+
+    Raises:
+        Failed: the arithmetic of this platform gives other noise than was mapped.
+    """
     noise_BLC = gaussian_noise(spec.seed, row.first_pair, row.num_pairs, spec.noise_shape)
-    recorded = _column(rows, layout.noise.data, np.dtype("<u4"))[:, 0]
+    recorded = _column(rows, layout_of(spec).noise.data, np.dtype("<u4"))[:, 0]
     computed = np.fromiter(
         (checksum(noise_LC) for noise_LC in noise_BLC), dtype=np.uint32, count=row.num_pairs
     )

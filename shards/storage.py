@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from shards.errors import Failed, Refused
@@ -130,6 +131,13 @@ def read_bytes(path: Path) -> bytes:
     """
     with _explained("read", path):
         return path.read_bytes()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[FileIO]:
+    """A file, open and unbuffered. Raises like `read_bytes`, in the block too."""
+    with _explained("read", path), open(path, "rb", buffering=0) as file:
+        yield file
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from shards.batches import PairBatch, PairBatches
+from shards.cache import DEFAULT_BYTES, ShardCache, default_folder
 from shards.errors import Refused
+from shards.ledger import Ledger, job_folder
+from shards.loading import LoadedAhead
 from shards.manifest import View
-from shards.order import Order, rank_slice
-from shards.reader import read_shard
-from shards.record import Array, Pairs
+from shards.order import Order
+from shards.source import ShardSource
 
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """A batch on the CPU.
-
-    Attributes:
-        index_B: pair_index, int64.
-        epoch_B: how often the view had been gone through before, int64.
-        noise_BLC: float32 (exactly the stored float16 numbers).
-        tokens_BL: int64.
-        label_B: int64.
-    """
-
-    index_B: torch.Tensor
-    epoch_B: torch.Tensor
-    noise_BLC: torch.Tensor
-    tokens_BL: torch.Tensor
-    label_B: torch.Tensor
 
 
 class PairStream(Iterator[PairBatch]):
@@ -55,6 +36,12 @@ class PairStream(Iterator[PairBatch]):
         rank: int = 0,
         world_size: int = 1,
         window: int = 16,
+        *,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+        cache_dir: Path | None = None,
+        cache_bytes: int = DEFAULT_BYTES,
     ) -> None:
         """A stream at position 0.
 
@@ -66,43 +53,66 @@ class PairStream(Iterator[PairBatch]):
             rank: which share of each batch this process takes.
             world_size: into how many shares a batch is cut.
             window: shards whose samples are shuffled together.
+            num_workers: processes that read ahead, 0 for none; the batches are the same.
+            prefetch: batches that each of them makes ahead.
+            pin_memory: give batches in memory that a GPU can copy from while the CPU goes on.
+            cache_dir: where shards of a remote root are kept, `${ONESTEP_HOME:-~/.cache/onestep}/shards` by default;
+                shared by all processes of this host.
+            cache_bytes: what they may take there.
 
         Raises:
-            Refused: an empty view, or a batch that cannot be cut into equal shares.
+            Refused: an empty view, a batch that cannot be cut into equal shares, a cache too small for the window,
+                pinned memory without a GPU.
         """
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
             raise Refused(f"a batch of {batch_size} cannot be cut into {world_size} equal shares")
         if not 0 <= rank < world_size:
             raise Refused(f"rank is {rank}: it must lie in 0 .. {world_size - 1}")
+        if num_workers < 0 or prefetch < 1:
+            raise Refused(
+                f"num_workers is {num_workers} and prefetch {prefetch}: they must be at least 0 and 1"
+            )
+        if pin_memory and not torch.cuda.is_available():
+            raise Refused(
+                "memory can be pinned for a GPU only, and there is none here: set pin_memory to False"
+            )
         try:
-            self._order = Order(view.sizes, seed, window)
+            order = Order(view.sizes, seed, window)
         except ValueError as error:
             raise Refused(f"cannot stream {view.size} pairs of {root}: {error}") from error
-        self.root = Path(root)
+        self.root = Path(root) if isinstance(root, str) else root
         self.view = view
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.position = 0
-        # A batch may end one window and begin the next.
-        self._capacity = 2 * window
-        self._decoded: OrderedDict[int, Pairs] = OrderedDict()
-        self._hashed: set[int] = set()
+        self._order = order
+        self._num_workers = num_workers
+        self._prefetch = prefetch
+        self._pin_memory = pin_memory
+        cache = None if isinstance(self.root, Path) else _cache(cache_dir, cache_bytes, view, window)
+        # What one process hashes needs no note on disk.
+        ledger = Ledger(job_folder() if num_workers or world_size > 1 else None)
+        source = ShardSource(self.root, ledger, cache)
+        self._batches = PairBatches(source, view, order, batch_size, rank, world_size)
+        self._ahead: LoadedAhead | None = None
 
     def __next__(self) -> PairBatch:
-        batch = self.position // self.batch_size
-        start, stop = rank_slice(batch, self.batch_size, self.rank, self.world_size)
-        pairs = self._gather(self.view.first + self._order.indices(start, stop))
-        epoch_B = np.arange(start, stop, dtype=np.int64) // self._order.epoch_size
+        try:
+            batch = self._batch(self.position // self.batch_size)
+        except BaseException:
+            # What the workers made ahead of a failure does not follow it: asked again, begin again.
+            self.close()
+            raise
         # Only a batch that is complete counts as consumed.
         self.position += self.batch_size
-        return PairBatch(
-            index_B=torch.from_numpy(pairs.index_B),
-            epoch_B=torch.from_numpy(epoch_B),
-            noise_BLC=torch.from_numpy(pairs.noise_BLC.astype(np.float32)),
-            tokens_BL=torch.from_numpy(pairs.tokens_BL.astype(np.int64)),
-            label_B=torch.from_numpy(pairs.label_B),
-        )
+        return batch
+
+    def close(self) -> None:
+        """Ends the workers; the next batch, if it is asked for, starts them again."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def state_dict(self) -> dict[str, Any]:
         """How far the pairs are consumed, and all that their order depends on; the same on every rank."""
@@ -133,6 +143,7 @@ class PairStream(Iterator[PairBatch]):
             raise Refused(
                 f"the stream's position is {position!r}: it must be a multiple of {self.batch_size}, a batch"
             )
+        self.close()
         self.position = position
 
     def _identity(self) -> dict[str, Any]:
@@ -147,29 +158,27 @@ class PairStream(Iterator[PairBatch]):
             "fingerprint": self.view.spec.fingerprint,
         }
 
-    def _gather(self, pair_index_B: Array) -> Pairs:
-        """Pairs by their index, in the order asked for."""
-        spec = self.view.spec
-        shard_B, place_B = np.divmod(pair_index_B, spec.pairs_per_shard)
-        by_shard = np.argsort(shard_B, kind="stable")
-        distinct, starts = np.unique(shard_B[by_shard], return_index=True)
-        groups = np.split(by_shard, starts[1:])
-        parts = [
-            self._shard(int(shard)).take(place_B[group])
-            for shard, group in zip(distinct, groups, strict=True)
-        ]
-        back = np.empty_like(by_shard)
-        back[by_shard] = np.arange(len(by_shard))
-        return Pairs.concatenate(parts).take(back)
+    def _batch(self, number: int) -> PairBatch:
+        if self._num_workers:
+            if self._ahead is None:
+                self._ahead = LoadedAhead(
+                    self._batches, number, self._num_workers, self._prefetch, self._pin_memory
+                )
+            return next(self._ahead)
+        batch = self._batches[number]
+        return batch.pin_memory() if self._pin_memory else batch
 
-    def _shard(self, shard: int) -> Pairs:
-        """A decoded shard; its file is hashed when this process first reads it."""
-        pairs = self._decoded.pop(shard, None)
-        if pairs is None:
-            row = self.view.rows[shard - self.view.rows[0].first_pair // self.view.spec.pairs_per_shard]
-            pairs = read_shard(self.root, self.view.spec, row, verify=shard not in self._hashed)
-            self._hashed.add(shard)
-            while len(self._decoded) >= self._capacity:
-                self._decoded.popitem(last=False)
-        self._decoded[shard] = pairs
-        return pairs
+
+def _cache(folder: Path | None, max_bytes: int, view: View, window: int) -> ShardCache:
+    """The cache of a remote root.
+
+    Raises:
+        Refused: it is too small to hold what neighbouring batches need, and would fetch shards again and again.
+    """
+    sizes = sorted((row.num_bytes for row in view.rows), reverse=True)
+    needed = sum(sizes[: 2 * window])
+    if max_bytes < needed:
+        raise Refused(
+            f"cache_bytes is {max_bytes}: two windows of {window} shards take {needed}; allow as much, or shrink window"
+        )
+    return ShardCache(folder or default_folder(), max_bytes)

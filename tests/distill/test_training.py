@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,16 @@ def test_stopped_and_run_again_ends_in_the_same_bytes(
     for name in ("loss", "token_loss", "embedding_loss", "image_loss", "gradient_norm", "learning_rate"):
         logged = [row for row in again.select(["step", name]).to_pylist() if row[name] is not None]
         assert logged == once.select(["step", name]).to_pylist()
+
+
+def test_workers_that_read_change_nothing_and_may_change_themselves(
+    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped, match="5 of 12 steps"):
+        run(tmp_path, pairs_root, teacher_path, distill_config(num_workers=2), should_stop=stop_after(5))
+    run(tmp_path, pairs_root, teacher_path, distill_config(num_workers=1))
+    assert multiprocessing.active_children() == []
+    assert export_bytes(tmp_path) == export_bytes(uninterrupted)
 
 
 KILLED = """

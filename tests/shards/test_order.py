@@ -115,3 +115,32 @@ def test_ranks_share_each_global_batch() -> None:
 def test_impossible_orders(arguments) -> None:
     with pytest.raises(ValueError, match=r"must|needs"):
         Order(*arguments)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_wherever_a_run_stops_and_however_many_ranks_go_on_the_rest_is_the_same(seed) -> None:
+    """Every batch of three epochs and every world size, over random sizes: resuming is a matter of position alone."""
+    draw = np.random.default_rng(seed)
+    sizes = tuple(int(size) for size in draw.integers(1, 9, size=draw.integers(1, 12)))
+    window, batch_size = int(draw.integers(1, 6)), 8 * int(draw.integers(1, 4))
+    order = Order(sizes, seed=int(draw.integers(2**63)), window=window)
+    num_batches = -(-3 * order.epoch_size // batch_size)
+    whole = order.indices(0, num_batches * batch_size)
+    for batch in range(num_batches):
+        # Another object, as in another process: nothing but sizes, seed and window is carried over.
+        resumed = Order(sizes, order.seed, window)
+        rest = resumed.indices(batch * batch_size, len(whole))
+        assert np.array_equal(rest, whole[batch * batch_size :])
+        for world_size in (1, 2, 4, 8):
+            shares = [
+                resumed.indices(*rank_slice(batch, batch_size, rank, world_size))
+                for rank in range(world_size)
+            ]
+            assert len({len(share) for share in shares}) == 1
+            assert np.array_equal(np.concatenate(shares), rest[:batch_size])
+
+
+def test_pieces_end_with_their_window() -> None:
+    order = Order((10,) * 12, seed=1, window=4)
+    assert [len(piece) for piece in order.pieces(30, 170)] == [10, 40, 40, 40, 10]
+    assert np.array_equal(np.concatenate(list(order.pieces(30, 170))), order.indices(30, 170))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+import webdataset
 
-import shards.stream
+import shards.source
 from shards import Failed, Order, Refused
 from shards.rows import shard_path
+from shards.source import ShardSource
 from shards.stream import PairStream
 
 
@@ -87,23 +90,24 @@ def test_a_view_keeps_its_order_when_the_data_set_grows(make_spec, make_dataset)
     small = make_dataset(make_spec(), 3)
     before = list(islice(PairStream(small.root, small.view(12), 4, seed=1), 6))
     grown = make_dataset(make_spec(), 6)
-    after = list(islice(PairStream(grown.root, grown.view(12), 4, seed=1), 6))
+    resumed = PairStream(grown.root, grown.view(12), 4, seed=1)
+    resumed.load_state_dict(PairStream(small.root, small.view(12), 4, seed=1).state_dict())
+    after = list(islice(resumed, 6))
     assert all(batches_equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_shards_are_read_once_a_window_and_hashed_once(make_spec, make_dataset, monkeypatch) -> None:
     manifest = make_dataset(make_spec(), 13)
-    reads: list[tuple[str, bool]] = []
-
-    def counting(root, spec, row, verify):
-        reads.append((row.shard, verify))
-        return read(root, spec, row, verify=verify)
-
-    read = shards.stream.read_shard
-    monkeypatch.setattr(shards.stream, "read_shard", counting)
+    reads, hashed = [], []
+    read, check = ShardSource.read_into, shards.source.check_digest
+    monkeypatch.setattr(
+        ShardSource, "read_into", lambda self, row, buffer: (reads.append(row.shard), read(self, row, buffer))
+    )
+    monkeypatch.setattr(
+        shards.source, "check_digest", lambda row, digest: (hashed.append(row.shard), check(row, digest))
+    )
     stream = PairStream(manifest.root, manifest.view(), batch_size=5, seed=0, window=3)
     list(islice(stream, 12 * 8 * 4 // 5))
-    hashed = [shard for shard, verified in reads if verified]
     assert sorted(hashed) == [row.shard for row in manifest.rows[1:]]
     assert len(reads) <= 12 * 4
 
@@ -124,6 +128,8 @@ def test_damage_stops_the_stream(make_spec, make_dataset) -> None:
         ({"version": 2}, "version 2"),
         ({"seed": 5}, "seed: 5 -> 0"),
         ({"size": 9}, "size: 9 -> 8"),
+        ({"first": 16}, "first: 16 -> 8"),
+        ({"version": None}, "version None"),
         ({"batch_size": 8}, "batch_size: 8 -> 4"),
         ({"fingerprint": "f"}, "fingerprint: 'f' -> "),
         ({"window": 2}, "window: 2 -> 16"),
@@ -160,3 +166,27 @@ def test_an_empty_view_cannot_be_streamed(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(num_heldout=0), 1)
     with pytest.raises(Refused, match="cannot stream 0 pairs"):
         PairStream(manifest.root, manifest.heldout(), 4, seed=0)
+
+
+@pytest.mark.parametrize("noise", ["stored", "counter"])
+def test_plain_webdataset_reads_the_same_samples(make_spec, make_dataset, noise) -> None:
+    manifest = make_dataset(make_spec(noise=noise), 4)
+    batches = list(islice(PairStream(manifest.root, manifest.view(), 8, seed=0), 3))
+    ours = {
+        int(index): (noise_LC, tokens_L, int(label))
+        for batch in batches
+        for index, noise_LC, tokens_L, label in zip(
+            batch.index_B, batch.noise_BLC, batch.tokens_BL, batch.label_B, strict=True
+        )
+    }
+    urls = [str(shard_path(manifest.root, row.shard)) for row in manifest.rows[1:]]
+    theirs = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [int(sample["__key__"]) for sample in theirs] == sorted(ours) == list(range(8, 32))
+    for sample in theirs:
+        noise_LC, tokens_L, label = ours[int(sample["__key__"])]
+        assert (sample["tokens.npy"].tolist(), sample["cls"]) == (tokens_L.tolist(), label)
+        if noise == "stored":
+            assert sample["noise.npy"].astype(np.float32).tolist() == noise_LC.tolist()
+        else:
+            stored = noise_LC.numpy().astype("<f2").tobytes()
+            assert int.from_bytes(sample["crc"], "little") == zlib.crc32(stored)

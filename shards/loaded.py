@@ -1,0 +1,89 @@
+"""Shards in memory, as they lie on disk: a sample is copied out when a batch asks for it, and not before."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+
+from shards.errors import Failed
+from shards.layout import Member, layout_of
+from shards.manifest import View
+from shards.reader import framed_rows, regenerated_noise, repairable
+from shards.record import Array, Pairs
+from shards.source import ShardSource
+
+
+class LoadedShards:
+    """Up to `capacity` shards of a view, each held against its row as it comes in; the least recently used goes."""
+
+    def __init__(self, source: ShardSource, view: View, capacity: int) -> None:
+        self._source = source
+        self._view = view
+        spec, self._layout = view.spec, layout_of(view.spec)
+        count, (num_tokens, codebook_dim) = spec.pairs_per_shard, spec.noise_shape
+        self._free = list(range(capacity))
+        self._slots: OrderedDict[int, int] = OrderedDict()
+        # Memory that is never written to is never there: a small view takes little, whatever the capacity.
+        self._files = np.empty((capacity, self._layout.num_bytes(count)), dtype=np.uint8)
+        self._label = np.empty((capacity, count), dtype=np.int64)
+        self._tokens = self._column(self._layout.tokens, spec.token_dtype.newbyteorder("<"), num_tokens)
+        if spec.noise == "stored":
+            self._noise = self._column(self._layout.noise, np.dtype("<f2"), num_tokens * codebook_dim)
+        else:
+            self._noise = np.empty((capacity, count, num_tokens * codebook_dim), dtype=np.float16)
+
+    def gather(self, pair_index_B: Array) -> Pairs:
+        """Pairs by their index, in the order asked for.
+
+        Args:
+            pair_index_B: of the view, out of at most `capacity` shards.
+
+        Raises:
+            Failed: a shard is missing or damaged; names it and the remedy.
+        """
+        spec = self._view.spec
+        shard_B, place_B = np.divmod(pair_index_B, spec.pairs_per_shard)
+        distinct, which_B = np.unique(shard_B, return_inverse=True)
+        slot_B = np.array([self._slot(shard) for shard in distinct.tolist()])[which_B]
+        return Pairs(
+            index_B=pair_index_B,
+            noise_BLC=self._noise[slot_B, place_B].reshape(-1, *spec.noise_shape),
+            tokens_BL=self._tokens[slot_B, place_B],
+            label_B=self._label[slot_B, place_B],
+        )
+
+    def _slot(self, shard: int) -> int:
+        """Where a shard lies, from now on the most recently used one."""
+        slot = self._slots.pop(shard, None)
+        if slot is None:
+            slot = self._free.pop() if self._free else self._slots.popitem(last=False)[1]
+            try:
+                self._load(shard, slot)
+            except BaseException:
+                self._free.append(slot)
+                raise
+        self._slots[shard] = slot
+        return slot
+
+    def _load(self, shard: int, slot: int) -> None:
+        spec, rows = self._view.spec, self._view.rows
+        row = rows[shard - rows[0].first_pair // spec.pairs_per_shard]
+        data = self._files[slot]
+        with repairable(self._source.root, self._source.path(row)):
+            if row.num_bytes != len(data):
+                raise Failed(f"{row.num_pairs} pairs make {len(data)} bytes, not {row.num_bytes}")
+            self._source.read_into(row, data)
+            samples, self._label[slot] = framed_rows(spec, row, data)
+            if spec.noise == "counter":
+                self._noise[slot] = regenerated_noise(spec, row, samples).reshape(row.num_pairs, -1)
+
+    def _column(self, member: Member, dtype: np.dtype, count: int) -> Array:
+        """One member of every sample of every slot, (capacity, pairs_per_shard, count), where it lies."""
+        return np.ndarray(
+            (len(self._files), self._view.spec.pairs_per_shard, count),
+            dtype,
+            self._files.data,
+            offset=member.data.start,
+            strides=(self._files.strides[0], self._layout.stride, dtype.itemsize),
+        )
