@@ -23,6 +23,7 @@ from shards.rows import (
     shard_index,
     shard_name,
     shard_path,
+    table_problem,
 )
 from shards.rules import broken_rules
 from shards.storage import list_names
@@ -68,6 +69,10 @@ def verify(root: Path | str, report: Report | None = None) -> list[Finding]:
     joined: dict[str, ManifestRow] = {}
     try:
         joined = read_joined(root)
+        if (root / JOINED_FILE).is_file() and (
+            problem := table_problem(root / JOINED_FILE, list(joined.values()))
+        ):
+            findings.append(Finding("joined", str(root / JOINED_FILE), f"{problem}; delete it"))
     except (Refused, Failed) as error:
         findings.append(Finding("joined", str(root / JOINED_FILE), str(error)))
     committed = {Path(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")}
@@ -111,6 +116,8 @@ def _shard_findings(root: Path, spec: PairSpec, name: str, joined: ManifestRow |
     if row is None:
         yield Finding("row", where, "the row was taken away during the check")
         return
+    if problem := table_problem(row_path(root, name), [row]):
+        yield Finding("row", where, problem)
     if joined is not None and joined != row:
         yield Finding(
             "joined", str(root / JOINED_FILE), f"holds another row of {name} than {where}; delete it"
