@@ -53,7 +53,7 @@ def refuse_other_spec(root: Path | str, spec: PairSpec) -> None:
     differing = [
         f"{key}: {there.get(key, 'nothing')!r} -> {wanted.get(key, 'nothing')!r}"
         for key in sorted(there.keys() | wanted.keys())
-        if key != "fingerprint" and there.get(key, absent) != wanted.get(key, absent)
+        if key not in {"fingerprint", "sha256"} and there.get(key, absent) != wanted.get(key, absent)
     ]
     if differing:
         raise Refused(
