@@ -182,7 +182,7 @@ def generate(
     """
     plan = plan_generation(config, root)
     create_dataset(root, plan.spec)
-    for folder in (root / SHARD_FOLDER, root / ROW_FOLDER):
+    for folder in (root, root / SHARD_FOLDER, root / ROW_FOLDER):
         remove_stale_temporaries(folder, STALE_SECONDS)
     size = plan.spec.pairs_per_shard
     units = [work_unit(index, size, config.pairs.batch_size) for index in plan.missing]

@@ -15,7 +15,7 @@ import torch
 
 from generate_pairs import making
 from generate_pairs.config import GenerateConfig
-from generate_pairs.driver import generate, plan_generation, refuse_fewer_pairs, repair
+from generate_pairs.driver import STALE_SECONDS, generate, plan_generation, refuse_fewer_pairs, repair
 from generate_pairs.teachers.checkpoints import load_teacher, save_teacher
 from shards.errors import Failed, Refused, Stopped
 from shards.manifest import Manifest
@@ -158,6 +158,24 @@ def test_pairs_of_other_settings_are_refused_by_name(
     with pytest.raises(Refused, match="seed: 3 -> 4"):
         plan_generation(generate_config(teacher_path, seed=4), pairs_root)
     assert shard_files(pairs_root) == before
+
+
+def test_old_temporary_files_are_cleared_away_and_young_ones_stay(
+    pairs_root: Path, teacher_path: Path, generate_config: Configs
+) -> None:
+    old, young = time.time() - STALE_SECONDS - 60, time.time()
+    left = {
+        pairs_root / folder / f".{name}.tmp": age
+        for folder in ("", "shards", "manifest")
+        for name, age in (("old", old), ("young", young))
+    }
+    for path, age in left.items():
+        path.write_bytes(b"half of")
+        os.utime(path, (age, age))
+    generate(generate_config(teacher_path), pairs_root, workers=0, report=REPORT, should_stop=NEVER)
+    assert {path for path in left if path.exists()} == {path for path in left if path.name == ".young.tmp"}
+    for path in left:
+        path.unlink(missing_ok=True)
 
 
 def test_planning_writes_nothing(teacher_path: Path, generate_config: Configs, tmp_path: Path) -> None:
