@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import distributed
 import pytest
 import torch
 
 from generate_pairs import making
+from generate_pairs.cluster import pool
 from generate_pairs.config import GenerateConfig
 from generate_pairs.driver import STALE_SECONDS, generate, plan_generation, refuse_fewer_pairs, repair
 from generate_pairs.teachers.checkpoints import load_teacher, save_teacher
@@ -230,6 +232,17 @@ def test_what_would_befall_every_shard_ends_the_work(
     with pytest.raises(kind, match=message):
         generate(generate_config(teacher_path), tmp_path, workers=0, report=REPORT, should_stop=NEVER)
     assert tried == [0, 1, 2]
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_no_mistake_of_onestep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dying(**_: object) -> None:
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(distributed, "LocalCluster", dying)
+    with pytest.raises(Failed, match=r"Nanny failed to start\. Give the same command again"), pool(1):
+        pass
 
 
 @LLAMAGEN
