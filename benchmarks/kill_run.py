@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 import pyarrow.parquet
-from killable_run import KillableRun
+from killable_run import KillableRun, refuse_touched
 from script import Script, markdown
 
 from pipeline.config import compose
@@ -65,7 +65,7 @@ def kill_and_resume(run: KillableRun, planned: list[Moment], startup: float) -> 
         done = before.seconds if before.phase == moment.phase != "evaluation" else 0.0
         workers = WORKERS[number % len(WORKERS)]
         lived = run.kill(moment.phase, moment.seconds - done, startup, workers)
-        kept, before = _still_there(kept, run.rows()), moment
+        kept, before = refuse_touched(kept, run.rows()), moment
         cells = [
             moment.phase,
             str(workers),
@@ -77,17 +77,8 @@ def kill_and_resume(run: KillableRun, planned: list[Moment], startup: float) -> 
         table.append([str(number), *cells])
         click.echo(f"kill {number}: {', '.join(cells)}", err=True)
     run.finish(WORKERS[-1])
-    _still_there(kept, run.rows())
+    refuse_touched(kept, run.rows())
     return table
-
-
-def _still_there(
-    before: Mapping[str, tuple[int, str]], now: dict[str, tuple[int, str]]
-) -> dict[str, tuple[int, str]]:
-    touched = [name for name, row in before.items() if now.get(name) != row]
-    if touched:
-        raise Failed(f"rows that were committed before a kill were written again: {', '.join(touched)}")
-    return now
 
 
 def differences(whole: KillableRun, killed: KillableRun) -> list[str]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +80,8 @@ class KillableRun:
         return int(Path(names[-1]).stem.removeprefix("step-")) if names else 0
 
     def rows(self) -> dict[str, tuple[int, str]]:
-        """Committed rows of the manifest by name: when each was written (ns), and the sha256 of it."""
-        folder = self.run_dir.pairs / ROW_FOLDER
-        paths = [folder / name for name in list_names(folder, ".parquet")]
-        return {path.name: (path.stat().st_mtime_ns, sha256_file(path)) for path in paths}
+        """Committed rows of the manifest, as `committed_rows` tells them."""
+        return committed_rows(self.run_dir.pairs)
 
     def results(self) -> dict[str, str]:
         """sha256 by name of the files that no kill may change: shards and export."""
@@ -117,3 +115,24 @@ class KillableRun:
     @property
     def _log(self) -> Path:
         return self.run_dir.root.with_suffix(".log")
+
+
+def committed_rows(pairs: Path) -> dict[str, tuple[int, str]]:
+    """Committed rows of a manifest by name: when each was written (ns), and the sha256 of it."""
+    folder = pairs / ROW_FOLDER
+    paths = [folder / name for name in list_names(folder, ".parquet")]
+    return {path.name: (path.stat().st_mtime_ns, sha256_file(path)) for path in paths}
+
+
+def refuse_touched(
+    before: Mapping[str, tuple[int, str]], now: dict[str, tuple[int, str]]
+) -> dict[str, tuple[int, str]]:
+    """Confirms that the rows of before are there untouched; returns those of now.
+
+    Raises:
+        Failed: one was written again.
+    """
+    touched = [name for name, row in before.items() if now.get(name) != row]
+    if touched:
+        raise Failed(f"rows that were committed before a kill were written again: {', '.join(touched)}")
+    return now

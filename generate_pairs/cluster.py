@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import dask
 
+from shards.errors import Failed
+
 
 class Pool(Protocol):
     """Runs calls somewhere and yields each as it ends."""
@@ -49,20 +51,30 @@ class OnDask:
 
 @contextmanager
 def pool(workers: int) -> Iterator[Pool]:
-    """A pool of `workers` local processes of one thread each; 0 computes in this process."""
+    """A pool of `workers` local processes of one thread each; 0 computes in this process.
+
+    Raises:
+        Failed: a worker process ended while it was starting.
+    """
     if workers == 0:
         yield InProcess()
         return
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     quiet = {
         "distributed.worker.daemon": True,
         "distributed.comm.timeouts.connect": "60s",
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     }
-    with (
-        dask.config.set(quiet),
-        LocalCluster(
+    with dask.config.set(quiet), _local_cluster(workers) as cluster, Client(cluster) as client:
+        yield OnDask(client)
+
+
+def _local_cluster(workers: int) -> Any:
+    from distributed import LocalCluster
+
+    try:
+        return LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
@@ -71,10 +83,10 @@ def pool(workers: int) -> Iterator[Pool]:
             memory_limit=0,
             silence_logs=logging.CRITICAL,
             preload=["generate_pairs.worker"],
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield OnDask(client)
+        )
+    # So does Dask tell that a worker was killed while it started.
+    except RuntimeError as error:
+        raise Failed(f"the worker processes did not start: {error} Give the same command again") from error
 
 
 def default_workers() -> int:

@@ -19,7 +19,14 @@ from generate_pairs.plan import work_unit
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, refuse_unknown
 from generate_pairs.teachers.filtering import SamplingSettings
 from shards.errors import Failed, Refused
-from shards.manifest import Manifest, create_dataset, dataset_exists, read_spec, refuse_other_spec
+from shards.manifest import (
+    Manifest,
+    committed_names,
+    create_dataset,
+    dataset_exists,
+    read_spec,
+    refuse_other_spec,
+)
 from shards.record import PairSpec
 from shards.reporting import Report, ShouldStop
 from shards.rows import (
@@ -151,11 +158,11 @@ def refuse_fewer_pairs(config: GenerateConfig, root: Path) -> None:
     """
     if not dataset_exists(root):
         return
-    manifest = Manifest.open(root)
-    spec, asked = manifest.spec, config.pairs
+    spec, asked = read_spec(root), config.pairs
     # Pairs that are cut otherwise are other pairs: that is for the plan to say, key by key.
     same_cut = (spec.pairs_per_shard, spec.num_heldout) == (asked.pairs_per_shard, asked.heldout)
-    held = manifest.num_pairs - spec.num_heldout
+    # Counted, not read: the plan reads every row, and of many shards once is enough.
+    held = len(committed_names(root)) * spec.pairs_per_shard - spec.num_heldout
     if same_cut and held > asked.num_shards * spec.pairs_per_shard - spec.num_heldout:
         raise Refused(
             f"pairs.num_pairs is {asked.num_pairs}, but {root} already holds {held} training pairs: ask for as "
@@ -182,7 +189,7 @@ def generate(
     """
     plan = plan_generation(config, root)
     create_dataset(root, plan.spec)
-    for folder in (root / SHARD_FOLDER, root / ROW_FOLDER):
+    for folder in (root, root / SHARD_FOLDER, root / ROW_FOLDER):
         remove_stale_temporaries(folder, STALE_SECONDS)
     size = plan.spec.pairs_per_shard
     units = [work_unit(index, size, config.pairs.batch_size) for index in plan.missing]

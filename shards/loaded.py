@@ -11,6 +11,8 @@ from shards.layout import Member, layout_of
 from shards.manifest import View
 from shards.reader import framed_rows, regenerated_noise, repairable
 from shards.record import Array, Pairs
+from shards.rows import ManifestRow
+from shards.rules import broken_rules
 from shards.source import ShardSource
 
 
@@ -73,10 +75,28 @@ class LoadedShards:
         with repairable(self._source.root, self._source.path(row)):
             if row.num_bytes != len(data):
                 raise Failed(f"{row.num_pairs} pairs make {len(data)} bytes, not {row.num_bytes}")
-            self._source.read_into(row, data)
-            samples, self._label[slot] = framed_rows(spec, row, data)
-            if spec.noise == "counter":
-                self._noise[slot] = regenerated_noise(spec, row, samples).reshape(row.num_pairs, -1)
+            if not self._source.read_into(row, data, lambda: self._inspect(row, slot)):
+                self._take_apart(row, slot)
+
+    def _take_apart(self, row: ManifestRow, slot: int) -> None:
+        """What is not used where it lies: labels, and noise that is made again."""
+        spec = self._view.spec
+        samples, self._label[slot] = framed_rows(spec, row, self._files[slot])
+        if spec.noise == "counter":
+            self._noise[slot] = regenerated_noise(spec, row, samples).reshape(row.num_pairs, -1)
+
+    def _inspect(self, row: ManifestRow, slot: int) -> None:
+        """Holds a slot's content against the rules of the data set.
+
+        Raises:
+            Failed: naming the first rule that it breaks.
+        """
+        self._take_apart(row, slot)
+        index_B = np.arange(row.first_pair, row.first_pair + row.num_pairs)
+        noise_BLC = self._noise[slot].reshape(row.num_pairs, *self._view.spec.noise_shape)
+        pairs = Pairs(index_B, noise_BLC, self._tokens[slot], self._label[slot])
+        for _, problem in broken_rules(self._view.spec, pairs, whole_noise=False):
+            raise Failed(problem)
 
     def _column(self, member: Member, dtype: np.dtype, count: int) -> Array:
         """One member of every sample of every slot, (capacity, pairs_per_shard, count), where it lies."""

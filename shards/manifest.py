@@ -53,7 +53,7 @@ def refuse_other_spec(root: Path | str, spec: PairSpec) -> None:
     differing = [
         f"{key}: {there.get(key, 'nothing')!r} -> {wanted.get(key, 'nothing')!r}"
         for key in sorted(there.keys() | wanted.keys())
-        if key != "fingerprint" and there.get(key, absent) != wanted.get(key, absent)
+        if key not in {"fingerprint", "sha256"} and there.get(key, absent) != wanted.get(key, absent)
     ]
     if differing:
         raise Refused(
@@ -81,6 +81,18 @@ def read_spec(root: Path | str) -> PairSpec:
         return PairSpec.from_json(content)
     except Refused as error:
         raise Refused(f"{path}: {error}") from error
+
+
+def committed_names(root: Path | str) -> list[str]:
+    """Names of the shards that are done: those of the rows, and where rows have no folder, those in the joined table.
+
+    Raises:
+        Failed: the joined table is wanted and cannot be read.
+    """
+    folder = Path(root) / ROW_FOLDER
+    if not folder.is_dir():
+        return list(read_joined(root))
+    return [Path(name).stem for name in list_names(folder, ".parquet")]
 
 
 @dataclass(frozen=True)
@@ -130,10 +142,7 @@ class Manifest:
         root = Path(root)
         spec = read_spec(root)
         joined = read_joined(root)
-        names = [Path(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")]
-        if not (root / ROW_FOLDER).is_dir():
-            names = list(joined)
-        found = (joined.get(name) or read_row(root, name) for name in names)
+        found = (joined.get(name) or read_row(root, name) for name in committed_names(root))
         rows = sorted((row for row in found if row is not None), key=lambda row: row.first_pair)
         for row in rows:
             problem = row_problem(spec, row)

@@ -52,6 +52,19 @@ def gaussian_noise(seed: int, first: int, count: int, shape: tuple[int, int], st
     return noise.reshape(count, *shape)
 
 
+def noise_beginnings(seed: int, first: int, count: int, shape: tuple[int, int]) -> Array:
+    """The first numbers of each pair's `gaussian_noise`, those of its first counter: (B, up to 4) float16."""
+    size = shape[0] * shape[1]
+    blocks = -(-size // WORDS_PER_BLOCK)
+    generator = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64), counter=first * blocks)
+    words = np.empty((count, WORDS_PER_BLOCK), dtype=np.uint64)
+    for row in words:
+        row[:] = generator.random_raw(WORDS_PER_BLOCK)
+        generator.advance(blocks - 1)
+    normal = box_muller(words.ravel()).reshape(count, WORDS_PER_BLOCK)
+    return normal[:, : min(size, WORDS_PER_BLOCK)].astype(np.float16)
+
+
 def box_muller(words: Array) -> Array:
     """Uniform 64-bit words (an even number) -> as many standard normal float64 numbers, two by two."""
     # 52 bits and a half: every value is exact, and neither 0 nor 1 can occur.

@@ -13,10 +13,13 @@ from shards.layout import layout_of, misframed_rows, read_labels
 from shards.noise import gaussian_noise
 from shards.record import Array, Pairs, PairSpec, checksum
 from shards.rows import ManifestRow, shard_path
+from shards.rules import broken_rules
 from shards.storage import read_bytes, sha256_bytes
 
 
-def read_shard(root: Path | str, spec: PairSpec, row: ManifestRow, verify: bool = True) -> Pairs:
+def read_shard(
+    root: Path | str, spec: PairSpec, row: ManifestRow, verify: bool = True, rules: bool = True
+) -> Pairs:
     """All pairs of a shard.
 
     Args:
@@ -24,16 +27,21 @@ def read_shard(root: Path | str, spec: PairSpec, row: ManifestRow, verify: bool 
         spec: the data set's spec.
         row: the shard's row in the manifest.
         verify: hold size and sha256 of the file against the row; what frames the payloads is always checked.
+        rules: with `verify`, hold the content against its rules as well; noise by each pair's first numbers.
 
     Raises:
-        Failed: the file is missing or is not, byte for byte, what its writer committed.
+        Failed: the file is missing, is not, byte for byte, what its writer committed, or breaks a rule.
     """
     path = shard_path(root, row.shard)
     with repairable(root, path):
         data = read_bytes(path)
         if verify:
             check_file(row, data)
-        return decode_shard(spec, row, data)
+        pairs = decode_shard(spec, row, data)
+        if verify and rules:
+            for _, problem in broken_rules(spec, pairs, whole_noise=False):
+                raise Failed(problem)
+        return pairs
 
 
 @contextmanager

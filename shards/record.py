@@ -127,15 +127,11 @@ class PairSpec:
             "C": self.codebook_dim,
             "num_classes": self.num_classes,
         }
-        try:
-            canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise Refused(f"lineage cannot be written as JSON: {error}") from error
-        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+        return _sha256_json(content)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of dataset.json."""
-        return {
+        """The content of dataset.json; `sha256` is of all the rest, and so of what no fingerprint covers."""
+        content = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": self.fingerprint,
             "lineage": self.lineage,
@@ -148,13 +144,14 @@ class PairSpec:
             "seed": self.seed,
             "noise": self.noise,
         }
+        return content | {"sha256": _sha256_json(content)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PairSpec:
         """The spec that `to_json` wrote.
 
         Raises:
-            Refused: another schema version, a missing or malformed key, or a fingerprint of another content.
+            Refused: another schema version, a missing, unknown or malformed key, or a hash of another content.
         """
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
@@ -179,6 +176,15 @@ class PairSpec:
         if recorded != spec.fingerprint:
             raise Refused(
                 f"fingerprint is {recorded}, but that of the content is {spec.fingerprint}: it was edited; "
+                "put back what was changed"
+            )
+        if unknown := content.keys() - spec.to_json().keys():
+            raise Refused(f"the key {min(unknown)!r} is none that this version of onestep knows")
+        # Data sets founded before there was this key have none.
+        rest = {key: value for key, value in content.items() if key != "sha256"}
+        if content.get("sha256", digest := _sha256_json(rest)) != digest:
+            raise Refused(
+                f"sha256 is {content['sha256']}, but that of the rest is {digest}: it was edited; "
                 "put back what was changed"
             )
         return spec
@@ -247,6 +253,15 @@ def check_pairs(spec: PairSpec, pairs: Pairs) -> None:
             raise Failed(
                 f"{name} runs over {column.min()} .. {column.max()}: it must lie in 0 .. {limit - 1}"
             )
+
+
+def _sha256_json(content: Mapping[str, Any]) -> str:
+    """sha256 (hex) of JSON in its canonical form: keys sorted, no blanks, ASCII."""
+    try:
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"lineage cannot be written as JSON: {error}") from error
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def checksum(noise_LC: Array) -> int:

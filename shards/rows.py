@@ -6,9 +6,12 @@ pyarrow is imported where it is used: it would double the time that `--help` tak
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from shards.errors import Failed
 from shards.record import PairSpec
@@ -17,6 +20,7 @@ from shards.storage import commit_bytes, read_bytes, remove
 JOINED_FILE = "manifest.parquet"
 ROW_FOLDER = "manifest"
 SHARD_FOLDER = "shards"
+_WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[-.\w]*")
 _COLUMNS = {
     "shard": "string",
     "first_pair": "int64",
@@ -156,13 +160,46 @@ def row_problem(spec: PairSpec, row: ManifestRow) -> str | None:
     return None
 
 
+def table_problem(path: Path, rows: Sequence[ManifestRow]) -> str | None:
+    """What a file of rows holds that its rows do not account for, None where it is nothing.
+
+    Bytes that changed without changing a row are known by writing the rows again; where another version of the
+    library wrote the file, which may write the same otherwise, they are not.
+    """
+    found, written = read_bytes(path), _to_parquet(rows)
+    if found == written:
+        return None
+    here, there = _writer(written), _writer(found)
+    if here != there and _WRITER.fullmatch(there):
+        return None
+    return f"{path} holds other bytes than those that its rows were written as: the file was changed"
+
+
+def _writer(data: bytes) -> str:
+    """The library that wrote a table, as its footer names it; nothing where it names none."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        writer = pyarrow.parquet.read_metadata(pyarrow.BufferReader(data)).created_by
+    except UnicodeDecodeError:
+        return ""
+    return writer or ""
+
+
+@cache
+def _schema() -> Any:
+    import pyarrow
+
+    return pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
+
+
 def _to_parquet(rows: Sequence[ManifestRow]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
-    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
     buffer = io.BytesIO()
-    table = pyarrow.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+    table = pyarrow.Table.from_pylist([asdict(row) for row in rows], schema=_schema())
     pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
     return buffer.getvalue()
 
@@ -175,8 +212,10 @@ def _from_parquet(path: Path) -> list[ManifestRow]:
     try:
         # Without threads: a pool still at work when the process ends can abort it.
         reader = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=True)
-        return [
-            ManifestRow(**row) for row in reader.read(columns=list(_COLUMNS), use_threads=False).to_pylist()
-        ]
-    except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
+        table = reader.read(columns=list(_COLUMNS), use_threads=False).select(list(_COLUMNS))
+        # Types are in the footer, which no checksum covers.
+        if not table.schema.equals(_schema()):
+            raise ValueError("a column is of another type")
+        return [ManifestRow(**row) for row in table.to_pylist()]
+    except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise Failed(f"{path} is not a readable table of shards: {error}") from error

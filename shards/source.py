@@ -39,12 +39,16 @@ class ShardSource:
         """Where the tar of a row lies."""
         return self.root / SHARD_FOLDER / f"{row.shard}.tar"
 
-    def read_into(self, row: ManifestRow, buffer: Array) -> None:
+    def read_into(self, row: ManifestRow, buffer: Array, inspect: Callable[[], None]) -> bool:
         """Fills a buffer (uint8) with a shard's file.
 
         Args:
             row: the shard's row in the manifest.
             buffer: as large as the row says that the file is.
+            inspect: looks at the buffer of a file that was hashed just now; where it raises, nothing is remembered.
+
+        Returns:
+            Whether the file was hashed and inspected, or had been before.
 
         Raises:
             Failed: the file is missing or is not, byte for byte, what its writer committed.
@@ -52,23 +56,26 @@ class ShardSource:
         path = self.path(row)
         if self._cache is None:
             with reading(path) as file:
-                self._read(file, os.path.abspath(path), row, buffer)
-        else:
-            self._read_cached(self._cache, path, row, buffer)
+                return self._read(file, os.path.abspath(path), row, buffer, inspect)
+        return self._read_cached(self._cache, path, row, buffer, inspect)
 
-    def _read_cached(self, cache: ShardCache, path: Any, row: ManifestRow, buffer: Array) -> None:
+    def _read_cached(
+        self, cache: ShardCache, path: Any, row: ManifestRow, buffer: Array, inspect: Callable[[], None]
+    ) -> bool:
         for last in (False, True):
             with cache.open(row.sha256, lambda: read_bytes(path)) as file:
                 try:
-                    return self._read(file, f"{cache.folder}/{row.sha256}", row, buffer)
+                    return self._read(file, f"{cache.folder}/{row.sha256}", row, buffer, inspect)
                 except Failed as error:
                     if last:
                         raise Failed(f"its copy in {cache.folder}: {error}") from error
             # It was right when it was put there: this disk has damaged it.
             cache.drop(row.sha256)
-        return None
+        return False
 
-    def _read(self, file: FileIO, name: str, row: ManifestRow, buffer: Array) -> None:
+    def _read(
+        self, file: FileIO, name: str, row: ManifestRow, buffer: Array, inspect: Callable[[], None]
+    ) -> bool:
         status = os.fstat(file.fileno())
         if status.st_size != row.num_bytes:
             raise Failed(f"holds {status.st_size} bytes where {row.num_bytes} were committed")
@@ -77,9 +84,12 @@ class ShardSource:
             digest = hashlib.sha256()
             _fill(file, status, buffer, digest.update)
             check_digest(row, digest.hexdigest())
+            inspect()
 
-        if not self._ledger.once(name, status, row.sha256, read_and_hash):
+        hashed = self._ledger.once(name, status, row.sha256, read_and_hash)
+        if not hashed:
             _fill(file, status, buffer, lambda _: None)
+        return hashed
 
 
 def _fill(file: FileIO, status: os.stat_result, buffer: Array, each: Callable[[memoryview], object]) -> None:

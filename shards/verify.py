@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from shards.errors import Failed, Refused
 from shards.manifest import DATASET_FILE, read_spec
-from shards.noise import gaussian_noise
 from shards.reader import read_shard
-from shards.record import PairSpec, label
+from shards.record import PairSpec
 from shards.reporting import Report
 from shards.rows import (
     JOINED_FILE,
@@ -26,7 +23,9 @@ from shards.rows import (
     shard_index,
     shard_name,
     shard_path,
+    table_problem,
 )
+from shards.rules import broken_rules
 from shards.storage import list_names
 
 
@@ -70,6 +69,10 @@ def verify(root: Path | str, report: Report | None = None) -> list[Finding]:
     joined: dict[str, ManifestRow] = {}
     try:
         joined = read_joined(root)
+        if (root / JOINED_FILE).is_file() and (
+            problem := table_problem(root / JOINED_FILE, list(joined.values()))
+        ):
+            findings.append(Finding("joined", str(root / JOINED_FILE), f"{problem}; delete it"))
     except (Refused, Failed) as error:
         findings.append(Finding("joined", str(root / JOINED_FILE), str(error)))
     committed = {Path(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")}
@@ -113,6 +116,8 @@ def _shard_findings(root: Path, spec: PairSpec, name: str, joined: ManifestRow |
     if row is None:
         yield Finding("row", where, "the row was taken away during the check")
         return
+    if problem := table_problem(row_path(root, name), [row]):
+        yield Finding("row", where, problem)
     if joined is not None and joined != row:
         yield Finding(
             "joined", str(root / JOINED_FILE), f"holds another row of {name} than {where}; delete it"
@@ -126,23 +131,9 @@ def _shard_findings(root: Path, spec: PairSpec, name: str, joined: ManifestRow |
 def _content_findings(root: Path, spec: PairSpec, row: ManifestRow) -> Iterator[Finding]:
     where = str(shard_path(root, row.shard))
     try:
-        pairs = read_shard(root, spec, row)
+        pairs = read_shard(root, spec, row, rules=False)
     except (Refused, Failed) as error:
         yield Finding("broken", where, str(error))
         return
-    tokens_BL = pairs.tokens_BL.astype(np.int64)
-    outside_B = ((tokens_BL < 0) | (tokens_BL >= spec.vocab_size)).any(axis=1)
-    mislabelled_B = np.not_equal(pairs.label_B, label(pairs.index_B, spec.num_classes))
-    rules = [
-        ("tokens", outside_B, f"tokens outside 0 .. {spec.vocab_size - 1}"),
-        ("labels", mislabelled_B, f"a label that is not pair_index % {spec.num_classes}"),
-    ]
-    if spec.noise == "stored":
-        noise_BLC = gaussian_noise(spec.seed, row.first_pair, row.num_pairs, spec.noise_shape)
-        foreign_B = (noise_BLC.view(np.uint16) != pairs.noise_BLC.view(np.uint16)).any(axis=(1, 2))
-        rules.append(("noise", foreign_B, f"noise that seed {spec.seed} does not give"))
-    for kind, breaking_B, what in rules:
-        if breaking_B.any():
-            pair_index = pairs.index_B[np.argmax(breaking_B)]
-            message = f"{np.count_nonzero(breaking_B)} pairs, the first of them {pair_index}, hold {what}"
-            yield Finding(kind, where, message)
+    for kind, message in broken_rules(spec, pairs, whole_noise=True):
+        yield Finding(kind, where, message)

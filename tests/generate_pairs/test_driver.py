@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import distributed
 import pytest
 import torch
 
 from generate_pairs import making
+from generate_pairs.cluster import pool
 from generate_pairs.config import GenerateConfig
-from generate_pairs.driver import generate, plan_generation, refuse_fewer_pairs, repair
+from generate_pairs.driver import STALE_SECONDS, generate, plan_generation, refuse_fewer_pairs, repair
 from generate_pairs.teachers.checkpoints import load_teacher, save_teacher
 from shards.errors import Failed, Refused, Stopped
 from shards.manifest import Manifest
@@ -160,6 +162,24 @@ def test_pairs_of_other_settings_are_refused_by_name(
     assert shard_files(pairs_root) == before
 
 
+def test_old_temporary_files_are_cleared_away_and_young_ones_stay(
+    pairs_root: Path, teacher_path: Path, generate_config: Configs
+) -> None:
+    old, young = time.time() - STALE_SECONDS - 60, time.time()
+    left = {
+        pairs_root / folder / f".{name}.tmp": age
+        for folder in ("", "shards", "manifest")
+        for name, age in (("old", old), ("young", young))
+    }
+    for path, age in left.items():
+        path.write_bytes(b"half of")
+        os.utime(path, (age, age))
+    generate(generate_config(teacher_path), pairs_root, workers=0, report=REPORT, should_stop=NEVER)
+    assert {path for path in left if path.exists()} == {path for path in left if path.name == ".young.tmp"}
+    for path in left:
+        path.unlink(missing_ok=True)
+
+
 def test_planning_writes_nothing(teacher_path: Path, generate_config: Configs, tmp_path: Path) -> None:
     plan = plan_generation(generate_config(teacher_path), tmp_path / "pairs")
     assert plan.missing == (0, 1, 2, 3)
@@ -212,6 +232,17 @@ def test_what_would_befall_every_shard_ends_the_work(
     with pytest.raises(kind, match=message):
         generate(generate_config(teacher_path), tmp_path, workers=0, report=REPORT, should_stop=NEVER)
     assert tried == [0, 1, 2]
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_no_mistake_of_onestep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dying(**_: object) -> None:
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(distributed, "LocalCluster", dying)
+    with pytest.raises(Failed, match=r"Nanny failed to start\. Give the same command again"), pool(1):
+        pass
 
 
 @LLAMAGEN

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -20,12 +22,11 @@ from shards.stream import PairStream
 
 
 @pytest.fixture(autouse=True)
-def temporary(monkeypatch, tmp_path) -> Path:
-    """A folder for temporary files of this test's own."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
+def temporary(monkeypatch) -> Iterator[Path]:
+    """A folder for temporary files of this test's own; its name is short, as the system's limit on sockets' asks."""
+    with TemporaryDirectory() as folder:
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        yield Path(folder)
 
 
 @pytest.fixture

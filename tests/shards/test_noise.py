@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from shards import gaussian_noise
+from shards.noise import noise_beginnings
 
 MASK = 2**64 - 1
 
@@ -30,6 +31,14 @@ def philox(counter: int, key: tuple[int, int]) -> list[int]:
         first_key = (first_key + 0x9E3779B97F4A7C15) & MASK
         second_key = (second_key + 0xBB67AE8584CAA73B) & MASK
     return words
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (6, 3), (40, 32)])
+def test_beginnings_are_those_of_the_noise(shape: tuple[int, int]) -> None:
+    noise = gaussian_noise(seed=5, first=1000, count=7, shape=shape).reshape(7, -1)[:, :4]
+    beginnings = noise_beginnings(seed=5, first=1000, count=7, shape=shape)
+    assert (beginnings.dtype, beginnings.shape) == (noise.dtype, noise.shape)
+    assert beginnings.tobytes() == noise.tobytes()
 
 
 def test_golden_values() -> None:

@@ -75,6 +75,26 @@ def test_json_that_was_edited_is_refused(make_spec) -> None:
         PairSpec.from_json(make_spec().to_json() | {"seed": 8})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heldout": 0}, "sha256 is .* it was edited"),
+        ({"pairs_per_shard": 16}, "sha256 is .* it was edited"),
+        ({"lineage": {"teacher": {"name": "smaII", "top_k": 5}, "dtype": "float32"}}, "sha256 is"),
+        ({"sha257": ""}, "the key 'sha257' is none"),
+    ],
+)
+def test_an_edit_that_no_fingerprint_covers_is_refused(make_spec, change, message) -> None:
+    with pytest.raises(Refused, match=message):
+        PairSpec.from_json(make_spec().to_json() | change)
+
+
+def test_json_of_a_set_founded_before_it_had_a_hash_is_read(make_spec) -> None:
+    content = make_spec().to_json()
+    del content["sha256"]
+    assert PairSpec.from_json(content) == make_spec()
+
+
 def test_json_without_a_key_is_refused_by_its_name(make_spec) -> None:
     content = make_spec().to_json()
     del content["num_classes"]

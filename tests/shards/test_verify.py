@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 
 import shards.writer
 from shards import Refused, commit_shard, verify
-from shards.rows import forget, row_path, shard_path, write_row
+from shards.rows import forget, read_row, row_path, shard_path, write_row
 
 
 def kinds(root: Path) -> list[tuple[str, str]]:
@@ -82,6 +83,24 @@ def test_an_unreadable_row(make_spec, make_dataset, data) -> None:
     root = make_dataset(make_spec(), 2).root
     row_path(root, "pairs-000001").write_bytes(data)
     assert kinds(root) == [("row", "pairs-000001.parquet")]
+
+
+def test_a_row_that_reads_the_same_from_other_bytes(make_spec, make_dataset) -> None:
+    root = make_dataset(make_spec(), 2).root
+    path = row_path(root, "pairs-000001")
+    row, data = read_row(root, "pairs-000001"), path.read_bytes()
+    # The name of the footer's copy of the schema: nobody reads rows by it.
+    path.write_bytes(data.replace(b"ARROW:schema", b"ARROW:schemb"))
+    assert read_row(root, "pairs-000001") == row
+    assert kinds(root) == [("row", "pairs-000001.parquet")]
+
+
+def test_a_row_that_another_version_of_the_library_wrote(make_spec, make_dataset) -> None:
+    root = make_dataset(make_spec(), 2).root
+    path = row_path(root, "pairs-000001")
+    version = f"version {pyarrow.__version__}".encode()
+    path.write_bytes(path.read_bytes().replace(version, b"version " + b"9" + version[9:]))
+    assert kinds(root) == []
 
 
 @pytest.mark.parametrize(

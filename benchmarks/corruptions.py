@@ -1,0 +1,129 @@
+"""Is every planted corruption found by `verify`, and none ever fed to training?
+
+Into a copy of a small data set one corruption is planted at a time (damage.py and resealing.py have the kinds), every
+other time without the joined table. Then `verify` must name a damaged file, and two epochs of its stream must either
+end before the batch that would hold a damaged pair, or be those of the sound set.
+
+    python benchmarks/corruptions.py --count 1000 --seed 0
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import click
+import torch
+from damage import KINDS, Plant
+from planting import Copy, Originals, make_originals
+from resealing import FOUND_ONLY, RESEALED, UNKNOWABLE
+from script import Script, markdown
+
+from shards.errors import Failed, Refused
+from shards.manifest import Manifest
+from shards.record import NOISE_MODES
+from shards.rows import JOINED_FILE
+from shards.stream import PairBatch, PairStream
+from shards.verify import verify
+
+BATCH_SIZE = 5
+EPOCHS = 2
+NEVER_FED = KINDS | RESEALED
+COLUMNS = ("index_B", "epoch_B", "noise_BLC", "tokens_BL", "label_B")
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The originals, and two epochs of the sound set's batches."""
+
+    originals: Originals
+    batches: tuple[PairBatch, ...]
+
+    @classmethod
+    def make(cls, folder: Path, noise: str) -> Sound:
+        originals = make_originals(folder, noise)
+        size = Manifest.open(originals.sound).view().size
+        batches = islice(stream(originals.sound, size), EPOCHS * size // BATCH_SIZE)
+        return cls(originals, tuple(batches))
+
+    def plant(self, plant: Plant, root: Path, choice: random.Random) -> set[str]:
+        """Damages a fresh copy at `root`; returns the names of the damaged files."""
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(self.originals.sound, root)
+        if choice.random() < 0.5:
+            (root / JOINED_FILE).unlink()
+        return plant(Copy(root, self.originals, choice))
+
+    def fed(self, root: Path) -> str | None:
+        """What training would be fed that it must not be, None where there is nothing."""
+        size = len(self.batches) * BATCH_SIZE // EPOCHS
+        number = -1
+        try:
+            for number, batch in enumerate(islice(stream(root, size), len(self.batches))):
+                expected = self.batches[number]
+                if not all(torch.equal(getattr(batch, name), getattr(expected, name)) for name in COLUMNS):
+                    return f"batch {number} is another one"
+        except (Refused, Failed):
+            return None
+        except Exception as error:
+            return f"after batch {number} comes no message but {error!r}"
+        return None
+
+
+def stream(root: Path, size: int) -> Iterator[PairBatch]:
+    return PairStream(root, Manifest.open(root).view(size), BATCH_SIZE, seed=1, window=2)
+
+
+def found(root: Path, damaged: set[str]) -> str | None:
+    """What `verify` misses, None where it names a damaged file."""
+    findings = verify(root)
+    if any(Path(finding.where).name in damaged for finding in findings):
+        return None
+    return f"verify names none of {sorted(damaged)}, but {[finding.where for finding in findings]}"
+
+
+@click.command(cls=Script)
+@click.option("--count", type=click.IntRange(min=1), default=1000, show_default=True, help="How many.")
+@click.option("--seed", default=0, show_default=True, help="Of places and kinds.")
+def main(count: int, seed: int) -> None:
+    """Plant corruptions, all kinds in turn, half of them under each mode of noise; exit with 1 where one gets by."""
+    plants = [(name, plant, name not in FOUND_ONLY) for name, plant in (NEVER_FED | FOUND_ONLY).items()]
+    planted, missed = Counter[str](), list[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        sound = {mode: Sound.make(Path(folder) / mode, mode) for mode in NOISE_MODES}
+        root = Path(folder) / "damaged"
+        for number in range(count):
+            mode = NOISE_MODES[number % len(NOISE_MODES)]
+            name, plant, is_never_fed = plants[number // len(NOISE_MODES) % len(plants)]
+            damaged = sound[mode].plant(plant, root, random.Random(f"{seed}/{number}"))
+            planted[name] += 1
+            for problem in (found(root, damaged), sound[mode].fed(root) if is_never_fed else None):
+                if problem is not None:
+                    missed.append(f"{number} of seed {seed}, {name} ({mode} noise): {problem}")
+                    click.echo(missed[-1], err=True)
+        unknown = [name for name, plant in UNKNOWABLE.items() if _is_unknown(sound, plant, root)]
+    click.echo(markdown(("kind", "planted"), [[name, str(times)] for name, times in planted.items()]))
+    if missed:
+        raise Failed(f"{len(missed)} times a corruption got by; first: {missed[0]}")
+    click.echo(
+        f"\nall {count} were found, and none was fed; nobody can know, but the teacher: {', '.join(unknown)}"
+    )
+
+
+def _is_unknown(sound: dict[str, Sound], plant: Plant, root: Path) -> bool:
+    """Whether this kind of damage is found under no mode of noise."""
+    results = []
+    for of_mode in sound.values():
+        of_mode.plant(plant, root, random.Random(0))
+        results.append(verify(root))
+    return not any(results)
+
+
+if __name__ == "__main__":
+    main()

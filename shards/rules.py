@@ -1,0 +1,49 @@
+"""What the content of every pair obeys, whoever made it: the range of tokens, the rule of labels, the counter of noise.
+
+A hash says that a file is what was committed; these say that what was committed is pairs of this data set. Whether a
+token in range is the one that the noise leads to, nobody can say but the teacher, by making the shard again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from shards.noise import gaussian_noise, noise_beginnings
+from shards.record import Array, Pairs, PairSpec, label
+
+
+def broken_rules(spec: PairSpec, pairs: Pairs, whole_noise: bool) -> Iterator[tuple[str, str]]:
+    """Each rule that consecutive pairs break: its kind ("tokens", "labels" or "noise"), and in words how.
+
+    Args:
+        spec: the data set's spec.
+        pairs: consecutive pairs, at least one.
+        whole_noise: hold all numbers of stored noise against their counter, which takes longer than all the
+            rest of reading them, or only the first few of each pair, which tell any two pairs apart.
+    """
+    tokens_BL = pairs.tokens_BL
+    outside_B = ((tokens_BL < 0) | (tokens_BL >= spec.vocab_size)).any(axis=1)
+    mislabelled_B = np.not_equal(pairs.label_B, label(pairs.index_B, spec.num_classes))
+    rules = [
+        ("tokens", outside_B, f"tokens outside 0 .. {spec.vocab_size - 1}"),
+        ("labels", mislabelled_B, f"a label that is not pair_index % {spec.num_classes}"),
+    ]
+    # Noise that is not stored was made from its counter just now, and held against its checksum.
+    if spec.noise == "stored":
+        foreign_B = _foreign_noise(spec, pairs, whole_noise)
+        rules.append(("noise", foreign_B, f"noise that seed {spec.seed} does not give"))
+    for kind, breaking_B, what in rules:
+        if breaking_B.any():
+            first = pairs.index_B[np.argmax(breaking_B)]
+            yield kind, f"{np.count_nonzero(breaking_B)} pairs, the first of them {first}, hold {what}"
+
+
+def _foreign_noise(spec: PairSpec, pairs: Pairs, whole: bool) -> Array:
+    """Which pairs (B,) hold other noise than their counter gives, bit by bit."""
+    first, count = int(pairs.index_B[0]), len(pairs)
+    given = pairs.noise_BLC.view(np.uint16).reshape(count, -1)
+    make = gaussian_noise if whole else noise_beginnings
+    expected = make(spec.seed, first, count, spec.noise_shape).view(np.uint16).reshape(count, -1)
+    return (expected != given[:, : expected.shape[1]]).any(axis=1)
