@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -38,7 +39,7 @@ class LoadedAhead(Iterator[PairBatch]):
         with warnings.catch_warnings(), _told_where_it_is_asked():
             # More workers than cores is what remote shards want: most of them wait.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            self._outcomes = iter(_loader(batches, first, num_workers, prefetch, pin_memory))
+            self._outcomes: Any = iter(_loader(batches, first, num_workers, prefetch, pin_memory))
 
     def __next__(self) -> PairBatch:
         try:
@@ -57,8 +58,8 @@ class LoadedAhead(Iterator[PairBatch]):
 
     def close(self) -> None:
         """Ends the workers."""
-        # An iterator of the DataLoader has no public way to end it but to let go of it.
-        del self._outcomes
+        # There is no public way; letting go of it is none while a traceback holds it.
+        self._outcomes._shutdown_workers()
 
 
 @contextmanager

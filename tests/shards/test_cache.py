@@ -54,15 +54,19 @@ def data_set(make_spec, make_dataset, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_a_host_fetches_each_shard_about_once_an_epoch(data_set, tmp_path, num_workers, share) -> None:
+def test_a_host_fetches_each_shard_about_once_an_epoch(
+    make_spec, make_dataset, tmp_path, num_workers, share
+) -> None:
     """Two ranks, with and without workers; the cache holds all of the data set, or half of it."""
-    manifest, root = data_set
+    # What is read ahead is a small part of a window, as it is in earnest.
+    manifest = make_dataset(make_spec(pairs_per_shard=64, num_heldout=64), 25)
+    root = Remote(manifest.root, tmp_path / "log")
     view, size = manifest.view(), sum(row.num_bytes for row in manifest.rows[1:])
     ranks = [
         PairStream(
             root,
             view,
-            8,
+            16,
             seed=0,
             rank=rank,
             world_size=2,
@@ -73,10 +77,10 @@ def test_a_host_fetches_each_shard_about_once_an_epoch(data_set, tmp_path, num_w
         )
         for rank in range(2)
     ]
-    local = PairStream(manifest.root, view, 8, seed=0, window=3)
-    epochs = 4
+    local = PairStream(manifest.root, view, 16, seed=0, window=3)
+    epochs = 3
     with closing(ranks[0]), closing(ranks[1]):
-        for batches in islice(zip(*ranks, local, strict=False), epochs * view.size // 8):
+        for batches in islice(zip(*ranks, local, strict=False), epochs * view.size // 16):
             found = [index for batch in batches[:2] for index in batch.index_B.tolist()]
             assert found == batches[2].index_B.tolist()
             assert held(tmp_path / "cache") <= share * size

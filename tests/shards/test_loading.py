@@ -94,7 +94,7 @@ def test_a_broken_shard_is_told_in_the_same_words(manifest, num_workers) -> None
 
 
 def children() -> list[int]:
-    return [child.pid for child in torch.multiprocessing.active_children()]
+    return sorted(child.pid for child in torch.multiprocessing.active_children())
 
 
 def test_signals_to_everybody_leave_the_workers_to_their_parent(manifest) -> None:
