@@ -100,9 +100,12 @@ def test_shards_are_read_once_a_window_and_hashed_once(make_spec, make_dataset, 
     manifest = make_dataset(make_spec(), 13)
     reads, hashed = [], []
     read, check = ShardSource.read_into, shards.source.check_digest
-    monkeypatch.setattr(
-        ShardSource, "read_into", lambda self, row, buffer: (reads.append(row.shard), read(self, row, buffer))
-    )
+
+    def counted(self, row, *rest) -> bool:
+        reads.append(row.shard)
+        return read(self, row, *rest)
+
+    monkeypatch.setattr(ShardSource, "read_into", counted)
     monkeypatch.setattr(
         shards.source, "check_digest", lambda row, digest: (hashed.append(row.shard), check(row, digest))
     )
