@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from shards.errors import Failed
 from shards.layout import Layout, layout_of, misframed_rows, read_labels
+from shards.locations import Location
 from shards.noise import gaussian_noise
 from shards.record import Array, Pairs, PairSpec, checksum
 from shards.rows import ManifestRow, shard_path
 from shards.storage import read_bytes, sha256_bytes
 
 
-def read_shard(root: Path | str, spec: PairSpec, row: ManifestRow, verify: bool = True) -> Pairs:
+def read_shard(root: Location | str, spec: PairSpec, row: ManifestRow, verify: bool = True) -> Pairs:
     """All pairs of a shard.
 
     Args:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from shards.errors import Refused
+from shards.locations import Location, location
 from shards.manifest import View
 from shards.order import Order, rank_slice
 from shards.reader import read_shard
@@ -48,7 +48,7 @@ class PairStream(Iterator[PairBatch]):
 
     def __init__(
         self,
-        root: Path | str,
+        root: Location | str,
         view: View,
         batch_size: int,
         seed: int,
@@ -78,7 +78,7 @@ class PairStream(Iterator[PairBatch]):
             self._order = Order(view.sizes, seed, window)
         except ValueError as error:
             raise Refused(f"cannot stream {view.size} pairs of {root}: {error}") from error
-        self.root = Path(root)
+        self.root = location(root)
         self.view = view
         self.batch_size = batch_size
         self.rank = rank
