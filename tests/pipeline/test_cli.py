@@ -39,7 +39,12 @@ COMMAND_LINE = {
     "sample": ["STUDENT", "--steps", "--timesteps", "--labels", "--num-images", "--seed", "--out"],
     "evaluate": ["RUN"],
     "report": ["RUN"],
-    "shards": {"info": ["PAIRS"], "verify": ["PAIRS"], "repair": ["PAIRS", "--teacher", "--workers"]},
+    "shards": {
+        "info": ["PAIRS"],
+        "verify": ["PAIRS"],
+        "repair": ["PAIRS", "--teacher", "--workers"],
+        "join": ["PAIRS"],
+    },
     "export": ["STUDENT", "--format", "--out"],
     "teachers": {
         "list": [],
