@@ -22,7 +22,7 @@ from shards.rows import (
     shard_name,
     write_joined,
 )
-from shards.storage import commit_bytes, is_file, is_folder, list_names, read_bytes
+from shards.storage import commit_bytes, is_file, is_folder, list_names, read_each
 
 DATASET_FILE = "dataset.json"
 
@@ -72,10 +72,11 @@ def read_spec(root: Location | str) -> PairSpec:
         Refused: there is no data set, or dataset.json is not what onestep wrote.
     """
     path = location(root) / DATASET_FILE
-    if not dataset_exists(root):
+    (data,) = read_each([path])
+    if data is None:
         raise Refused(f"{root} is not a pair data set: it has no {DATASET_FILE}")
     try:
-        content = json.loads(read_bytes(path))
+        content = json.loads(data)
     except ValueError as error:
         raise Refused(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):

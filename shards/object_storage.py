@@ -127,6 +127,10 @@ def holds_object(path: UPath, sha256: str) -> bool:
 
 def is_object(path: UPath) -> bool:
     """Whether there is an object of this name."""
+    if is_web(path):
+        # What its file system says of a name is the same for a name that is not there and a host that is not.
+        (content,) = read_objects([path])
+        return content is not None
     with _explained("read", path):
         return _is_file(path)
 
