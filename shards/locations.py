@@ -18,6 +18,7 @@ Location: TypeAlias = "Path | UPath"
 
 _LOCAL = {"file", "local"}
 _WEB = {"http", "https"}
+_BUCKETS = {"s3", "s3a", "gs", "gcs"}
 _EXTRAS = {"gs": "gs", "gcs": "gs"}
 """Protocols that need another extra than `remote`."""
 
@@ -35,6 +36,10 @@ def location(place: Location | str) -> Location:
         return Path(place)
     if protocol in _LOCAL:
         return Path(rest)
+    if protocol in _WEB | _BUCKETS and not rest.partition("/")[0]:
+        raise Refused(
+            f"{place} names no {'host' if protocol in _WEB else 'bucket'}: write it after {protocol}://"
+        )
     if "::" in place:
         raise Refused(f"{place} chains several URLs: give the address of the folder itself")
     return _url(place, protocol)

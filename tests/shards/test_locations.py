@@ -41,6 +41,8 @@ def test_a_location_is_one_already() -> None:
     ("text", "message"),
     [
         ("nope://bucket/pairs", "nope:// is no kind of address"),
+        ("s3:///pairs", "names no bucket: write it after s3://"),
+        ("http://", "names no host"),
         ("simplecache::s3://bucket/pairs", "chains several URLs"),
     ],
 )
