@@ -18,6 +18,7 @@ from distill.training import Training, training_identity
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.threads import computing_threads
 from shards.errors import Stopped
+from shards.locations import Location
 from shards.manifest import Manifest
 from shards.reporting import Report, ShouldStop
 from shards.storage import commit_bytes, remove
@@ -35,7 +36,7 @@ class TrainingSummary:
 def train(
     config: DistillConfig,
     teacher_name: str,
-    pairs_root: Path,
+    pairs_root: Location,
     out: Path,
     *,
     size: int | None,
@@ -96,7 +97,7 @@ def _train_to_the_end(training: Training, out: Path, report: Report, should_stop
     return log
 
 
-def refuse_training(config: DistillConfig, pairs_root: Path, out: Path, size: int | None) -> None:
+def refuse_training(config: DistillConfig, pairs_root: Location, out: Path, size: int | None) -> None:
     """Refuse what cannot be trained, from the files alone: loads no teacher, writes nothing.
 
     Raises:

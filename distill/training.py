@@ -23,6 +23,7 @@ from distill.student import Student
 from distill.targets import Targets, draw_timesteps, trajectory_states
 from generate_pairs.teachers.base import TokenLayout
 from shards.errors import Failed
+from shards.locations import Location
 from shards.manifest import Manifest, View
 from shards.stream import PairBatch, PairStream
 
@@ -41,7 +42,9 @@ def training_identity(config: DistillConfig, view: View) -> dict[str, Any]:
 class Training:
     """A student on its way: everything that a checkpoint holds, and one update of it."""
 
-    def __init__(self, config: DistillConfig, teacher_name: str, pairs_root: Path, size: int | None) -> None:
+    def __init__(
+        self, config: DistillConfig, teacher_name: str, pairs_root: Location, size: int | None
+    ) -> None:
         """Load the teacher, open the pairs, initialise the student.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 import torch
 
@@ -19,11 +19,13 @@ from generate_pairs.plan import work_unit
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, refuse_unknown
 from generate_pairs.teachers.filtering import SamplingSettings
 from shards.errors import Failed, Refused
+from shards.locations import Location, refuse_web
 from shards.manifest import (
     Manifest,
     committed_names,
     create_dataset,
     dataset_exists,
+    join,
     read_spec,
     refuse_other_spec,
 )
@@ -102,7 +104,7 @@ def pair_spec(config: GenerateConfig, loaded: LoadedTeacher) -> PairSpec:
     )
 
 
-def plan_generation(config: GenerateConfig, root: Path) -> GenerationPlan:
+def plan_generation(config: GenerateConfig, root: Location) -> GenerationPlan:
     """What `generate` would do now; writes nothing.
 
     Raises:
@@ -148,7 +150,7 @@ def refuse_unknown_sampling(config: GenerateConfig, loaded: LoadedTeacher) -> No
         raise Refused(f"teacher.{error}") from error
 
 
-def refuse_fewer_pairs(config: GenerateConfig, root: Path) -> None:
+def refuse_fewer_pairs(config: GenerateConfig, root: Location) -> None:
     """Confirms that a data set does not hold more shards than are asked for: it grows, and never shrinks.
 
     `generate` itself takes no offence: a run may be resumed with its own number after its pairs were extended.
@@ -171,7 +173,7 @@ def refuse_fewer_pairs(config: GenerateConfig, root: Path) -> None:
 
 
 def generate(
-    config: GenerateConfig, root: Path, *, workers: int, report: Report, should_stop: ShouldStop
+    config: GenerateConfig, root: Location, *, workers: int, report: Report, should_stop: ShouldStop
 ) -> GenerationSummary:
     """Make every missing shard of a data set.
 
@@ -193,7 +195,7 @@ def generate(
         remove_stale_temporaries(folder, STALE_SECONDS)
     size = plan.spec.pairs_per_shard
     units = [work_unit(index, size, config.pairs.batch_size) for index in plan.missing]
-    return make_shards(
+    made = make_shards(
         config.teacher,
         root,
         plan.spec,
@@ -203,10 +205,20 @@ def generate(
         report=report,
         should_stop=should_stop,
     )
+    join_when_complete(root, plan.num_shards)
+    return made
+
+
+def join_when_complete(root: Location, num_shards: int) -> None:
+    """Writes the joined table, if the first `num_shards` shards are all there and not all in it."""
+    manifest = Manifest.open(root)
+    joined = read_joined(root).keys()
+    if not manifest.missing(num_shards) and joined != {row.shard for row in manifest.rows}:
+        join(root)
 
 
 def repair(
-    root: Path,
+    root: Location,
     teacher_name: str | None = None,
     *,
     findings: Sequence[Finding] | None = None,
@@ -230,6 +242,7 @@ def repair(
         Refused: dataset.json itself is damaged, or the teacher is not the one that made the pairs.
         Failed: some shards could not be made again.
     """
+    refuse_web(root, "repair")
     found = verify(root) if findings is None else findings
     damage = [finding for finding in found if finding.kind != "uncommitted"]
     for finding in damage:
@@ -237,7 +250,7 @@ def repair(
             raise Refused(f"{finding.message}; without it nothing can be repaired: put dataset.json back")
     spec = read_spec(root)
     teacher = _maker_of(root, spec, teacher_name)
-    names = {Path(finding.where).stem for finding in damage if finding.kind != "joined"}
+    names = {PurePath(finding.where).stem for finding in damage if finding.kind != "joined"}
     indices = sorted(index for name in names if (index := shard_index(name)) is not None)
     batch_sizes = _batch_sizes(root, spec)
     for name in names - {shard_name(index) for index in indices}:
@@ -248,7 +261,7 @@ def repair(
         work_unit(index, spec.pairs_per_shard, _nearest(batch_sizes, index), replaces=True)
         for index in indices
     ]
-    return make_shards(
+    made = make_shards(
         teacher,
         root,
         spec,
@@ -258,9 +271,11 @@ def repair(
         report=report,
         should_stop=should_stop,
     )
+    join_when_complete(root, max(indices, default=-1) + 1)
+    return made
 
 
-def _maker_of(root: Path, spec: PairSpec, teacher_name: str | None) -> TeacherConfig:
+def _maker_of(root: Location, spec: PairSpec, teacher_name: str | None) -> TeacherConfig:
     """The teacher that made a data set, where it is now, sampling as it did.
 
     Raises:
@@ -284,11 +299,11 @@ def _maker_of(root: Path, spec: PairSpec, teacher_name: str | None) -> TeacherCo
     return config
 
 
-def _batch_sizes(root: Path, spec: PairSpec) -> dict[int, int]:
+def _batch_sizes(root: Location, spec: PairSpec) -> dict[int, int]:
     """The batch size of every shard that is on record, by its place: in its own row, or in the joined table."""
     rows = dict(_joined_rows(root))
     for file_name in list_names(root / ROW_FOLDER, ".parquet"):
-        name = Path(file_name).stem
+        name = PurePath(file_name).stem
         if (row := _readable_row(root, name)) is not None:
             rows[name] = row
     return {
@@ -305,14 +320,14 @@ def _nearest(batch_sizes: Mapping[int, int], index: int) -> int:
     return batch_sizes[min(batch_sizes, key=lambda other: abs(other - index))]
 
 
-def _joined_rows(root: Path) -> Mapping[str, ManifestRow]:
+def _joined_rows(root: Location) -> Mapping[str, ManifestRow]:
     try:
         return read_joined(root)
     except (Refused, Failed):
         return {}
 
 
-def _readable_row(root: Path, name: str) -> ManifestRow | None:
+def _readable_row(root: Location, name: str) -> ManifestRow | None:
     try:
         return read_row(root, name)
     except (Refused, Failed):

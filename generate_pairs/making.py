@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from generate_pairs.cluster import pool
 from generate_pairs.config import TeacherConfig
 from generate_pairs.plan import WorkUnit
 from generate_pairs.worker import make_shard
 from shards.errors import Failed, Refused, Stopped
+from shards.locations import Location
 from shards.record import PairSpec
 from shards.reporting import Report, ShouldStop
 
@@ -31,7 +31,7 @@ class GenerationSummary:
 
 def make_shards(
     teacher: TeacherConfig,
-    root: Path,
+    root: Location,
     spec: PairSpec,
     units: Sequence[WorkUnit],
     *,

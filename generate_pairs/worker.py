@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.trajectory import MapNoise, walk
 from shards.errors import Failed
+from shards.locations import Location
 from shards.manifest import ManifestRow
 from shards.noise import gaussian_noise
 from shards.record import Pairs, PairSpec, label
@@ -75,7 +75,7 @@ def pair_maker(config: TeacherConfig, solver_steps: int, sha256: str, device: st
 
 
 def make_shard(
-    root: Path, spec: PairSpec, config: TeacherConfig, unit: WorkUnit, device: str = "cpu"
+    root: Location, spec: PairSpec, config: TeacherConfig, unit: WorkUnit, device: str = "cpu"
 ) -> ManifestRow:
     """Make and commit one shard; running it twice gives the same bytes.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.options import (
     FolderPath,
+    PairsPath,
     dry_run_option,
     num_steps_option,
     overrides,
@@ -16,10 +18,15 @@ from pipeline.options import (
     tiny_random_option,
 )
 
+if TYPE_CHECKING:
+    from shards.locations import Location
+
 
 @click.command("distill")
 @preset_argument
-@click.option("--pairs", type=FolderPath, required=True, metavar="PAIRS", help="Folder of the pair data set.")
+@click.option(
+    "--pairs", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set."
+)
 @click.option("--out", type=FolderPath, required=True, metavar="STUDENT", help="Folder of the student.")
 @click.option(
     "--size", type=click.IntRange(min=1), metavar="N", help="Train on the first N pairs.  [default: all]"
@@ -30,7 +37,7 @@ from pipeline.options import (
 @dry_run_option
 def command(
     preset: str,
-    pairs: Path,
+    pairs: Location,
     out: Path,
     size: int | None,
     tiny_random: bool,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.options import (
-    FolderPath,
+    PairsPath,
     dry_run_option,
     num_pairs_option,
     number_of_workers,
@@ -18,10 +18,15 @@ from pipeline.options import (
     workers_option,
 )
 
+if TYPE_CHECKING:
+    from shards.locations import Location
+
 
 @click.command("generate")
 @preset_argument
-@click.option("--out", type=FolderPath, required=True, metavar="PAIRS", help="Folder of the pair data set.")
+@click.option(
+    "--out", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set."
+)
 @tiny_random_option
 @num_pairs_option
 @workers_option
@@ -29,7 +34,7 @@ from pipeline.options import (
 @dry_run_option
 def command(
     preset: str,
-    out: Path,
+    out: Location,
     tiny_random: bool,
     num_pairs: int | None,
     workers: int | None,
@@ -47,6 +52,7 @@ def command(
       onestep generate digits --out pairs/digits --num-pairs 50000 --workers 8
       onestep generate digits --out pairs/guided --set teacher.guidance_scale=3
       onestep generate var-d16 --tiny-random --out pairs/trial
+      onestep generate digits --out s3://bucket/pairs
     """
     from pipeline.config import compose, to_toml
     from pipeline.progress import progress

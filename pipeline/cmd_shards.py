@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.options import number_of_workers, pairs_argument, workers_option
+
+if TYPE_CHECKING:
+    from shards.locations import Location
 
 
 @click.group("shards")
@@ -18,12 +21,13 @@ def command() -> None:
       onestep shards info runs/digits/pairs
       onestep shards verify runs/digits/pairs && echo sound
       onestep shards repair runs/digits/pairs
+      onestep shards join s3://bucket/pairs
     """
 
 
 @command.command("info")
 @pairs_argument
-def info(pairs: Path) -> None:
+def info(pairs: Location) -> None:
     """Show totals, lineage and rate of the data set PAIRS."""
     from pipeline.results import PairStatistics
     from pipeline.summary import pairs_line
@@ -48,7 +52,7 @@ def info(pairs: Path) -> None:
 
 @command.command("verify")
 @pairs_argument
-def verify(pairs: Path) -> None:
+def verify(pairs: Location) -> None:
     """Read every byte and name what is wrong.
 
     Exit code 1 if anything in PAIRS is. A shard whose writer was stopped before it was committed is told,
@@ -77,7 +81,7 @@ def verify(pairs: Path) -> None:
     "--teacher", metavar="NAME-OR-FILE", help="Where the teacher is now.  [default: the name it had then]"
 )
 @workers_option
-def repair(pairs: Path, teacher: str | None, workers: int | None) -> None:
+def repair(pairs: Location, teacher: str | None, workers: int | None) -> None:
     """Make missing and broken shards again.
 
     They are made from the settings that PAIRS was made with. The teacher must be the same one; on the same
@@ -100,3 +104,18 @@ def repair(pairs: Path, teacher: str | None, workers: int | None) -> None:
             should_stop=should_stop,
         )
     click.echo(f"{pairs}: {made.num_shards_made:,} shards made again")
+
+
+@command.command("join")
+@pairs_argument
+def join(pairs: Location) -> None:
+    """Write all manifest rows of PAIRS into one file beside dataset.json.
+
+    That file opens a large data set faster, and is what a web server, which lists no folder, needs to serve one.
+    `generate` and `repair` write it when every shard is there.
+    """
+    from shards.manifest import join as join_rows
+    from shards.rows import JOINED_FILE
+
+    joined = join_rows(pairs)
+    click.echo(f"{joined.root / JOINED_FILE}: {len(joined.rows):,} shards")

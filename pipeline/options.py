@@ -4,16 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 MAX_SEED = 2**63 - 1
 """Seeds are whole numbers of 64 bits with a sign, as in the settings."""
 
-FolderPath = click.Path(file_okay=False, path_type=Path)
+
+class LocalFolder(click.Path):
+    """A folder on this machine; a URL is refused, rather than taken for a folder of a strange name."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "://" in value:
+            self.fail(
+                f"{value} is a URL: pairs may lie at one, this must be a folder on this machine", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
+class PairsLocation(LocalFolder):
+    """A pair data set: its folder or its URL, as a `Location`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "://" in value:
+            from shards.errors import Refused
+            from shards.locations import location
+
+            try:
+                return location(value)
+            except Refused as error:
+                self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FolderPath = LocalFolder()
+PairsPath = PairsLocation()
 
 preset_argument = click.argument("preset")
-pairs_argument = click.argument("pairs", type=FolderPath)
+pairs_argument = click.argument("pairs", type=PairsPath)
 set_option = click.option(
     "--set",
     "settings",

@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 from shards.dotted import flat
 from shards.errors import Failed, Refused
+from shards.locations import Location, is_web, location, refuse_web
 from shards.record import PairSpec, without_names
 from shards.rows import (
+    JOINED_FILE,
     ROW_FOLDER,
     ManifestRow,
     read_joined,
-    read_row,
+    read_rows,
     row_path,
     row_problem,
     shard_name,
     write_joined,
 )
-from shards.storage import commit_bytes, list_names, read_bytes
+from shards.storage import commit_bytes, is_file, is_folder, list_names, read_each
 
 DATASET_FILE = "dataset.json"
 
 
-def dataset_exists(root: Path | str) -> bool:
+def dataset_exists(root: Location | str) -> bool:
     """Whether a data set was founded there."""
-    return (Path(root) / DATASET_FILE).is_file()
+    return is_file(location(root) / DATASET_FILE)
 
 
-def create_dataset(root: Path | str, spec: PairSpec) -> None:
+def create_dataset(root: Location | str, spec: PairSpec) -> None:
     """Founds a pair data set, or confirms that the one that is there is the same.
 
     Raises:
         Refused: another data set is there; names every key that differs as `there -> asked`.
     """
     data = (json.dumps(spec.to_json(), indent=2, allow_nan=False) + "\n").encode()
-    if not commit_bytes(Path(root) / DATASET_FILE, data, exclusive=True):
+    if not commit_bytes(location(root) / DATASET_FILE, data, exclusive=True):
         refuse_other_spec(root, spec)
 
 
-def refuse_other_spec(root: Path | str, spec: PairSpec) -> None:
+def refuse_other_spec(root: Location | str, spec: PairSpec) -> None:
     """Confirms that the data set that is there has this spec, whatever its names; writes nothing.
 
     Raises:
@@ -57,22 +60,23 @@ def refuse_other_spec(root: Path | str, spec: PairSpec) -> None:
     ]
     if differing:
         raise Refused(
-            f"{Path(root) / DATASET_FILE} describes other pairs (there -> asked): {'; '.join(differing)}. "
+            f"{location(root) / DATASET_FILE} describes other pairs (there -> asked): {'; '.join(differing)}. "
             "Ask for the same, or choose another folder"
         )
 
 
-def read_spec(root: Path | str) -> PairSpec:
+def read_spec(root: Location | str) -> PairSpec:
     """The spec in dataset.json.
 
     Raises:
         Refused: there is no data set, or dataset.json is not what onestep wrote.
     """
-    path = Path(root) / DATASET_FILE
-    if not dataset_exists(root):
+    path = location(root) / DATASET_FILE
+    (data,) = read_each([path])
+    if data is None:
         raise Refused(f"{root} is not a pair data set: it has no {DATASET_FILE}")
     try:
-        content = json.loads(read_bytes(path))
+        content = json.loads(data)
     except ValueError as error:
         raise Refused(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -83,16 +87,17 @@ def read_spec(root: Path | str) -> PairSpec:
         raise Refused(f"{path}: {error}") from error
 
 
-def committed_names(root: Path | str) -> list[str]:
+def committed_names(root: Location | str) -> list[str]:
     """Names of the shards that are done: those of the rows, and where rows have no folder, those in the joined table.
 
     Raises:
         Failed: the joined table is wanted and cannot be read.
     """
-    folder = Path(root) / ROW_FOLDER
-    if not folder.is_dir():
+    root = location(root)
+    names = row_names(root)
+    if is_web(root) or (not names and not is_folder(root / ROW_FOLDER)):
         return list(read_joined(root))
-    return [Path(name).stem for name in list_names(folder, ".parquet")]
+    return names
 
 
 @dataclass(frozen=True)
@@ -124,33 +129,33 @@ class View:
 class Manifest:
     """All committed shards of a data set, by first_pair."""
 
-    root: Path
+    root: Location
     spec: PairSpec
     rows: tuple[ManifestRow, ...]
 
     @classmethod
-    def open(cls, root: Path | str) -> Manifest:
+    def open(cls, root: Location | str) -> Manifest:
         """Reads dataset.json and every row.
 
         The joined table saves opening rows one by one; where there is a folder of rows, that folder alone
-        says which shards are done.
+        says which shards are done. A web server lists no folder: there the joined table says it.
 
         Raises:
-            Refused: no data set there, or a row of other pairs.
+            Refused: no data set there, none that can be read over the web, or a row of other pairs.
             Failed: a row that cannot be read, or does not stand where its name says.
         """
-        root = Path(root)
+        root = location(root)
         spec = read_spec(root)
         joined = read_joined(root)
-        found = (joined.get(name) or read_row(root, name) for name in committed_names(root))
-        rows = sorted((row for row in found if row is not None), key=lambda row: row.first_pair)
-        for row in rows:
-            problem = row_problem(spec, row)
-            if row.fingerprint != spec.fingerprint:
-                raise Refused(f"{row_path(root, row.shard)}: {problem}")
-            if problem:
-                raise Failed(f"{row_path(root, row.shard)}: {problem}; run `onestep shards repair {root}`")
-        return cls(root, spec, tuple(rows))
+        if is_web(root) and not joined:
+            raise Refused(
+                f"{root} cannot be listed and has no {JOINED_FILE} that names its shards: "
+                "`onestep shards join` makes one, where the pairs were made"
+            )
+        names = committed_names(root)
+        single = read_rows(root, [name for name in names if name not in joined])
+        found = (joined[name] if name in joined else next(single) for name in names)
+        return cls(root, spec, _in_order(root, spec, found))
 
     @property
     def num_pairs(self) -> int:
@@ -201,7 +206,7 @@ class Manifest:
             )
         return self._cut(0, size)
 
-    def write_joined(self) -> Path:
+    def write_joined(self) -> Location:
         """Writes all rows into one file beside dataset.json; derived, deletable."""
         return write_joined(self.root, self.rows)
 
@@ -221,3 +226,47 @@ class Manifest:
             if row.first_pair < first + size and row.first_pair + row.num_pairs > first
         )
         return View(first, size, self.spec, tuple(rows))
+
+
+def row_names(root: Location) -> list[str]:
+    """The shards that have a row of their own, by the listing of the folder."""
+    return [PurePath(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")]
+
+
+def join(root: Location | str) -> Manifest:
+    """Reads every row by itself and writes them all into the joined table, in place of the one that is there.
+
+    Any number of processes may do so at once, also while rows are taken back or replaced (`forget`,
+    `replace_row`): they remove the table after their change, and here the rows are read once more after it is
+    written, so that whoever comes last has seen the other's work. Rows that only came to it meanwhile are
+    joined too, once: whoever makes them joins them again at the end.
+
+    Returns:
+        What was joined.
+
+    Raises:
+        Refused, Failed: as `Manifest.open`, or the place cannot be written to.
+    """
+    root = location(root)
+    refuse_web(root, "write to")
+    spec = read_spec(root)
+    rows = _in_order(root, spec, read_rows(root, row_names(root)))
+    grown = False
+    while True:
+        write_joined(root, rows)
+        now = _in_order(root, spec, read_rows(root, row_names(root)))
+        if now == rows or (grown and set(rows) <= set(now)):
+            return Manifest(root, spec, rows)
+        grown, rows = set(rows) <= set(now), now
+
+
+def _in_order(root: Location, spec: PairSpec, found: Iterable[ManifestRow | None]) -> tuple[ManifestRow, ...]:
+    """The rows that there are, by first_pair, each held against the spec. Raises as `Manifest.open`."""
+    rows = sorted((row for row in found if row is not None), key=lambda row: row.first_pair)
+    for row in rows:
+        problem = row_problem(spec, row)
+        if row.fingerprint != spec.fingerprint:
+            raise Refused(f"{row_path(root, row.shard)}: {problem}")
+        if problem:
+            raise Failed(f"{row_path(root, row.shard)}: {problem}; run `onestep shards repair {root}`")
+    return tuple(rows)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
 from shards.errors import Failed
 from shards.layout import layout_of, misframed_rows, read_labels
+from shards.locations import Location
 from shards.noise import gaussian_noise
 from shards.record import Array, Pairs, PairSpec, checksum
 from shards.rows import ManifestRow, shard_path
@@ -18,7 +18,7 @@ from shards.storage import read_bytes, sha256_bytes
 
 
 def read_shard(
-    root: Path | str, spec: PairSpec, row: ManifestRow, verify: bool = True, rules: bool = True
+    root: Location | str, spec: PairSpec, row: ManifestRow, verify: bool = True, rules: bool = True
 ) -> Pairs:
     """All pairs of a shard.
 

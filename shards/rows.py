@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from shards.errors import Failed
+from shards.locations import Location, location
 from shards.record import PairSpec
-from shards.storage import commit_bytes, read_bytes, remove
+from shards.storage import commit_bytes, read_bytes, read_each, remove
 
 JOINED_FILE = "manifest.parquet"
 ROW_FOLDER = "manifest"
@@ -78,73 +78,84 @@ def shard_index(name: str) -> int | None:
     return int(digits) if digits.isdecimal() and name == shard_name(int(digits)) else None
 
 
-def shard_path(root: Path | str, name: str) -> Path:
+def shard_path(root: Location | str, name: str) -> Location:
     """Where the tar of this name lies."""
-    return Path(root) / SHARD_FOLDER / f"{name}.tar"
+    return location(root) / SHARD_FOLDER / f"{name}.tar"
 
 
-def row_path(root: Path | str, name: str) -> Path:
+def row_path(root: Location | str, name: str) -> Location:
     """Where the manifest row of this name lies."""
-    return Path(root) / ROW_FOLDER / f"{name}.parquet"
+    return location(root) / ROW_FOLDER / f"{name}.parquet"
 
 
-def write_row(root: Path | str, row: ManifestRow) -> bool:
+def write_row(root: Location | str, row: ManifestRow) -> bool:
     """Commits a shard's row, unless one is there; whether it was this one that was committed."""
     return commit_bytes(row_path(root, row.shard), _to_parquet([row]), exclusive=True)
 
 
-def replace_row(root: Path | str, row: ManifestRow) -> None:
+def replace_row(root: Location | str, row: ManifestRow) -> None:
     """Commits a shard's row in place of whatever stands there."""
-    # The joined table first: it would go on vouching for the old row.
-    remove(Path(root) / JOINED_FILE)
+    # The joined table first: it would go on vouching for the old row. And last: whoever was just joining has the old row.
+    remove(location(root) / JOINED_FILE)
     commit_bytes(row_path(root, row.shard), _to_parquet([row]))
+    remove(location(root) / JOINED_FILE)
 
 
-def read_row(root: Path | str, name: str) -> ManifestRow | None:
+def read_row(root: Location | str, name: str) -> ManifestRow | None:
     """The committed row of a shard, None where there is none.
 
     Raises:
         Failed: the file is there and cannot be read as this shard's row.
     """
-    path = row_path(root, name)
-    if not path.is_file():
-        return None
-    try:
-        rows = _from_parquet(path)
-    except Failed as error:
-        raise Failed(f"{error}; run `onestep shards repair {root}`") from error
-    if len(rows) != 1 or rows[0].shard != name:
-        raise Failed(f"{path} does not hold the one row of {name}; run `onestep shards repair {root}`")
-    return rows[0]
+    (row,) = read_rows(root, [name])
+    return row
 
 
-def read_joined(root: Path | str) -> dict[str, ManifestRow]:
+def read_rows(root: Location | str, names: Sequence[str]) -> Iterator[ManifestRow | None]:
+    """The committed rows of shards, in the order asked for. Each is as `read_row` gives it."""
+    paths = [row_path(root, name) for name in names]
+    for name, path, data in zip(names, paths, read_each(paths), strict=True):
+        if data is None:
+            yield None
+            continue
+        try:
+            rows = _from_parquet(path, data)
+        except Failed as error:
+            raise Failed(f"{error}; run `onestep shards repair {root}`") from error
+        if len(rows) != 1 or rows[0].shard != name:
+            raise Failed(f"{path} does not hold the one row of {name}; run `onestep shards repair {root}`")
+        yield rows[0]
+
+
+def read_joined(root: Location | str) -> dict[str, ManifestRow]:
     """The rows of the joined table by shard; none where there is no such table.
 
     Raises:
         Failed: the file is there and cannot be read.
     """
-    path = Path(root) / JOINED_FILE
-    if not path.is_file():
+    path = location(root) / JOINED_FILE
+    (data,) = read_each([path])
+    if data is None:
         return {}
     try:
-        return {row.shard: row for row in _from_parquet(path)}
+        return {row.shard: row for row in _from_parquet(path, data)}
     except Failed as error:
         raise Failed(f"{error}; delete it, it can be made again from {ROW_FOLDER}/") from error
 
 
-def write_joined(root: Path | str, rows: Sequence[ManifestRow]) -> Path:
+def write_joined(root: Location | str, rows: Sequence[ManifestRow]) -> Location:
     """Writes rows into one file beside dataset.json; derived, deletable."""
-    path = Path(root) / JOINED_FILE
+    path = location(root) / JOINED_FILE
     commit_bytes(path, _to_parquet(rows))
     return path
 
 
-def forget(root: Path | str, name: str) -> None:
+def forget(root: Location | str, name: str) -> None:
     """Takes back a shard's row, so that the shard counts as not made."""
-    # The joined table first: a copy of the row that outlived the row would still vouch for the shard.
-    remove(Path(root) / JOINED_FILE)
+    # The joined table as in `replace_row`: a copy of the row that outlived the row would still vouch for the shard.
+    remove(location(root) / JOINED_FILE)
     remove(row_path(root, name))
+    remove(location(root) / JOINED_FILE)
 
 
 def row_problem(spec: PairSpec, row: ManifestRow) -> str | None:
@@ -160,7 +171,7 @@ def row_problem(spec: PairSpec, row: ManifestRow) -> str | None:
     return None
 
 
-def table_problem(path: Path, rows: Sequence[ManifestRow]) -> str | None:
+def table_problem(path: Location, rows: Sequence[ManifestRow]) -> str | None:
     """What a file of rows holds that its rows do not account for, None where it is nothing.
 
     Bytes that changed without changing a row are known by writing the rows again; where another version of the
@@ -204,11 +215,10 @@ def _to_parquet(rows: Sequence[ManifestRow]) -> bytes:
     return buffer.getvalue()
 
 
-def _from_parquet(path: Path) -> list[ManifestRow]:
+def _from_parquet(path: Location, data: bytes) -> list[ManifestRow]:
     import pyarrow
     import pyarrow.parquet
 
-    data = read_bytes(path)
     try:
         # Without threads: a pool still at work when the process ends can abort it.
         reader = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=True)

@@ -6,14 +6,16 @@ import hashlib
 import os
 from collections.abc import Callable
 from io import FileIO
-from typing import Any
+from pathlib import Path
+from typing import cast
 
 from shards.cache import ShardCache
 from shards.errors import Failed
 from shards.ledger import Ledger
+from shards.locations import Location
 from shards.reader import check_digest
 from shards.record import Array
-from shards.rows import SHARD_FOLDER, ManifestRow
+from shards.rows import ManifestRow, shard_path
 from shards.storage import read_bytes, reading
 
 _PIECE = 2**18
@@ -23,11 +25,11 @@ _PIECE = 2**18
 class ShardSource:
     """The files of a data set's shards; each is hashed when it is first read, and again when it has changed."""
 
-    def __init__(self, root: Any, ledger: Ledger, cache: ShardCache | None) -> None:
+    def __init__(self, root: Location, ledger: Ledger, cache: ShardCache | None) -> None:
         """The shards below a root.
 
         Args:
-            root: the data set's folder, a Path or what has its interface.
+            root: the data set's folder.
             ledger: remembers which files were hashed.
             cache: keeps the shards of a root that is not on a disk of this host; None for one that is.
         """
@@ -35,9 +37,9 @@ class ShardSource:
         self._ledger = ledger
         self._cache = cache
 
-    def path(self, row: ManifestRow) -> Any:
+    def path(self, row: ManifestRow) -> Location:
         """Where the tar of a row lies."""
-        return self.root / SHARD_FOLDER / f"{row.shard}.tar"
+        return shard_path(self.root, row.shard)
 
     def read_into(self, row: ManifestRow, buffer: Array, inspect: Callable[[], None]) -> bool:
         """Fills a buffer (uint8) with a shard's file.
@@ -54,13 +56,14 @@ class ShardSource:
             Failed: the file is missing or is not, byte for byte, what its writer committed.
         """
         path = self.path(row)
-        if self._cache is None:
-            with reading(path) as file:
-                return self._read(file, os.path.abspath(path), row, buffer, inspect)
-        return self._read_cached(self._cache, path, row, buffer, inspect)
+        if self._cache is not None:
+            return self._read_cached(self._cache, path, row, buffer, inspect)
+        on_disk = cast(Path, path)
+        with reading(on_disk) as file:
+            return self._read(file, os.path.abspath(on_disk), row, buffer, inspect)
 
     def _read_cached(
-        self, cache: ShardCache, path: Any, row: ManifestRow, buffer: Array, inspect: Callable[[], None]
+        self, cache: ShardCache, path: Location, row: ManifestRow, buffer: Array, inspect: Callable[[], None]
     ) -> bool:
         for last in (False, True):
             with cache.open(row.sha256, lambda: read_bytes(path)) as file:

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all: all writing goes through here, and may be killed anywhere."""
+"""Files that appear whole or not at all: all writing goes through here, and may be killed anywhere.
+
+What is said here of a file holds of an object behind a URL, too, which `shards.object_storage` looks after.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
+from shards import object_storage
 from shards.errors import Failed, Refused
+from shards.locations import Location
 
 TEMPORARY_SUFFIX = ".tmp"
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -27,7 +32,7 @@ _NOT_ALLOWED = {
 }
 
 
-def commit_bytes(path: Path, data: bytes, exclusive: bool = False) -> bool:
+def commit_bytes(path: Location, data: bytes, exclusive: bool = False) -> bool:
     """Puts a file under its name, complete and on disk, making its folder where there is none.
 
     Args:
@@ -42,6 +47,8 @@ def commit_bytes(path: Path, data: bytes, exclusive: bool = False) -> bool:
         Refused: the place cannot be written to.
         Failed: the disk is full, or broke.
     """
+    if not isinstance(path, Path):
+        return object_storage.commit_object(path, data, TEMPORARY_SUFFIX, exclusive)
     temporary = _temporary(path)
     with _explained("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +95,10 @@ def commit_file(path: Path, write: Callable[[Path], object]) -> None:
                 os.unlink(temporary)
 
 
-def remove(path: Path) -> bool:
+def remove(path: Location) -> bool:
     """Takes a file away; whether there was one."""
+    if not isinstance(path, Path):
+        return object_storage.remove_object(path)
     with _explained("remove", path):
         try:
             os.unlink(path)
@@ -99,8 +108,10 @@ def remove(path: Path) -> bool:
     return True
 
 
-def take_away(path: Path) -> bytes | None:
+def take_away(path: Location) -> bytes | None:
     """Removes a file and returns what it held, None where there was none; of several who ask one gets it."""
+    if not isinstance(path, Path):
+        return object_storage.take_object(path)
     aside = _temporary(path)
     with _explained("remove", path):
         try:
@@ -112,8 +123,10 @@ def take_away(path: Path) -> bytes | None:
     return data
 
 
-def holds(path: Path, sha256: str) -> bool:
+def holds(path: Location, sha256: str) -> bool:
     """Whether there is a file of this name and its content has this sha256 (hex)."""
+    if not isinstance(path, Path):
+        return object_storage.holds_object(path, sha256)
     with _explained("read", path):
         try:
             with open(path, "rb") as file:
@@ -122,22 +135,38 @@ def holds(path: Path, sha256: str) -> bool:
             return False
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Location) -> bytes:
     """The whole content of a file.
 
     Raises:
         Failed: it is missing, or cannot be read.
         Refused: reading it is not allowed.
     """
+    if not isinstance(path, Path):
+        return object_storage.read_object(path)
     with _explained("read", path):
         return path.read_bytes()
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[FileIO]:
-    """A file, open and unbuffered. Raises like `read_bytes`, in the block too."""
+    """A file of this host, open and unbuffered. Raises like `read_bytes`, in the block too."""
     with _explained("read", path), open(path, "rb", buffering=0) as file:
         yield file
+
+
+def read_each(paths: Sequence[Location]) -> Iterator[bytes | None]:
+    """The content of each file, None where there is none; of a URL's many are asked for at a time.
+
+    Raises:
+        Failed, Refused: as `read_bytes`.
+    """
+    urls = [path for path in paths if not isinstance(path, Path)]
+    if urls:
+        yield from object_storage.read_objects(urls)
+        return
+    for path in paths:
+        yield read_bytes(path) if is_file(path) else None
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -145,29 +174,46 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Location) -> str:
     """sha256 (hex) of a file's content. Raises like `read_bytes`."""
+    if not isinstance(path, Path):
+        return sha256_bytes(object_storage.read_object(path))
     with _explained("read", path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def list_names(folder: Path, suffix: str) -> list[str]:
+def is_file(path: Location) -> bool:
+    """Whether there is a file of this name. Raises like `read_bytes`."""
+    return path.is_file() if isinstance(path, Path) else object_storage.is_object(path)
+
+
+def is_folder(path: Location) -> bool:
+    """Whether there is a folder of this name; an object store has one where it holds anything below the name."""
+    return path.is_dir() if isinstance(path, Path) else object_storage.is_prefix(path)
+
+
+def list_names(folder: Location, suffix: str) -> list[str]:
     """Sorted names of the committed files with this suffix; none where the folder is not there."""
-    with _explained("list", folder):
-        try:
-            names = os.listdir(folder)
-        except FileNotFoundError:
-            return []
+    if isinstance(folder, Path):
+        with _explained("list", folder):
+            try:
+                names = os.listdir(folder)
+            except FileNotFoundError:
+                return []
+    else:
+        names = object_storage.list_objects(folder)
     return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
 
 
-def remove_stale_temporaries(folder: Path, older_than_seconds: float) -> int:
+def remove_stale_temporaries(folder: Location, older_than_seconds: float) -> int:
     """Removes what killed writers left in a folder; how many files that were.
 
     Args:
         folder: where `commit_bytes` wrote.
         older_than_seconds: younger ones may belong to a writer that lives, on any machine.
     """
+    if not isinstance(folder, Path):
+        return object_storage.remove_stale_objects(folder, TEMPORARY_SUFFIX, older_than_seconds)
     limit = time.time() - older_than_seconds
     removed = 0
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):

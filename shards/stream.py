@@ -13,6 +13,7 @@ from shards.cache import DEFAULT_BYTES, ShardCache, default_folder
 from shards.errors import Refused
 from shards.ledger import Ledger, job_folder
 from shards.loading import LoadedAhead
+from shards.locations import Location, location
 from shards.manifest import View
 from shards.order import Order
 from shards.source import ShardSource
@@ -29,7 +30,7 @@ class PairStream(Iterator[PairBatch]):
 
     def __init__(
         self,
-        root: Path | str,
+        root: Location | str,
         view: View,
         batch_size: int,
         seed: int,
@@ -80,7 +81,7 @@ class PairStream(Iterator[PairBatch]):
             order = Order(view.sizes, seed, window)
         except ValueError as error:
             raise Refused(f"cannot stream {view.size} pairs of {root}: {error}") from error
-        self.root = Path(root) if isinstance(root, str) else root
+        self.root = location(root)
         self.view = view
         self.batch_size = batch_size
         self.rank = rank

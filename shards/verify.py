@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import Failed, Refused
-from shards.manifest import DATASET_FILE, read_spec
+from shards.locations import Location, is_web, location
+from shards.manifest import DATASET_FILE, dataset_exists, read_spec
 from shards.reader import read_shard
 from shards.record import PairSpec
 from shards.reporting import Report
@@ -26,7 +27,7 @@ from shards.rows import (
     table_problem,
 )
 from shards.rules import broken_rules
-from shards.storage import list_names
+from shards.storage import is_folder, list_names
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Finding:
     message: str
 
 
-def verify(root: Path | str, report: Report | None = None) -> list[Finding]:
+def verify(root: Location | str, report: Report | None = None) -> list[Finding]:
     """Everything wrong with a data set, by shard.
 
     Args:
@@ -58,8 +59,8 @@ def verify(root: Path | str, report: Report | None = None) -> list[Finding]:
     Raises:
         Refused: there is no data set at `root`.
     """
-    root = Path(root)
-    if not root.is_dir():
+    root = location(root)
+    if not (dataset_exists(root) if is_web(root) else is_folder(root)):
         raise Refused(f"{root} is not a pair data set: there is no such folder")
     try:
         spec = read_spec(root)
@@ -76,6 +77,13 @@ def verify(root: Path | str, report: Report | None = None) -> list[Finding]:
     except (Refused, Failed) as error:
         findings.append(Finding("joined", str(root / JOINED_FILE), str(error)))
     committed = {Path(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")}
+    if is_web(root):
+        # Nothing can be listed there: the joined table is all that says which shards are done.
+        committed = set(joined)
+        if not joined and not findings:
+            findings.append(
+                Finding("joined", str(root / JOINED_FILE), "names no shard, and nothing can be listed")
+            )
     tars = {Path(name).stem for name in list_names(root / SHARD_FOLDER, ".tar")}
     last = max((index for name in committed if (index := shard_index(name)) is not None), default=-1)
     expected = {shard_name(index) for index in range(last + 1)}
@@ -91,7 +99,7 @@ def verify(root: Path | str, report: Report | None = None) -> list[Finding]:
 
 
 def _rowless_findings(
-    root: Path, name: str, in_joined: bool, expected: bool, has_tar: bool
+    root: Location, name: str, in_joined: bool, expected: bool, has_tar: bool
 ) -> Iterator[Finding]:
     """What there is to say of a shard that has no row of its own."""
     if in_joined:
@@ -106,10 +114,12 @@ def _rowless_findings(
         yield Finding("uncommitted", str(shard_path(root, name)), message)
 
 
-def _shard_findings(root: Path, spec: PairSpec, name: str, joined: ManifestRow | None) -> Iterator[Finding]:
+def _shard_findings(
+    root: Location, spec: PairSpec, name: str, joined: ManifestRow | None
+) -> Iterator[Finding]:
     where = str(row_path(root, name))
     try:
-        row = read_row(root, name)
+        row = joined if is_web(root) else read_row(root, name)
     except (Refused, Failed) as error:
         yield Finding("row", where, str(error))
         return
@@ -128,7 +138,7 @@ def _shard_findings(root: Path, spec: PairSpec, name: str, joined: ManifestRow |
     yield from _content_findings(root, spec, row)
 
 
-def _content_findings(root: Path, spec: PairSpec, row: ManifestRow) -> Iterator[Finding]:
+def _content_findings(root: Location, spec: PairSpec, row: ManifestRow) -> Iterator[Finding]:
     where = str(shard_path(root, row.shard))
     try:
         pairs = read_shard(root, spec, row, rules=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shards.errors import Failed, Refused
 from shards.layout import TAR_MODE, TAR_OWNER
+from shards.locations import Location
 from shards.record import Pairs, PairSpec, check_pairs, encode_pair
 from shards.rows import (
     ManifestRow,
@@ -45,7 +45,7 @@ def shard_bytes(spec: PairSpec, pairs: Pairs) -> bytes:
 
 
 def commit_shard(
-    root: Path | str, spec: PairSpec, shard_index: int, pairs: Pairs, row_extras: Mapping[str, Any]
+    root: Location | str, spec: PairSpec, shard_index: int, pairs: Pairs, row_extras: Mapping[str, Any]
 ) -> ManifestRow:
     """Commits a shard's tar and then its row, in this order: a row never stands without its tar.
 
@@ -85,7 +85,7 @@ def commit_shard(
 
 
 def replace_shard(
-    root: Path | str, spec: PairSpec, shard_index: int, pairs: Pairs, row_extras: Mapping[str, Any]
+    root: Location | str, spec: PairSpec, shard_index: int, pairs: Pairs, row_extras: Mapping[str, Any]
 ) -> ManifestRow:
     """Puts a shard and its row in place of what is there: how a damaged one is mended.
 
@@ -121,7 +121,7 @@ def _shard_and_row(
     return data, row
 
 
-def _put_tar(root: Path | str, spec: PairSpec, row: ManifestRow, data: bytes) -> dict[str, bytes]:
+def _put_tar(root: Location | str, spec: PairSpec, row: ManifestRow, data: bytes) -> dict[str, bytes]:
     """Puts a tar under its name, unless a rival's row is there first; what had to give way, by its sha256.
 
     What gives way is taken rather than overwritten: should its writer turn out to have won, it can be put back.
@@ -137,7 +137,7 @@ def _put_tar(root: Path | str, spec: PairSpec, row: ManifestRow, data: bytes) ->
     return displaced
 
 
-def _committed(root: Path | str, spec: PairSpec, name: str) -> ManifestRow | None:
+def _committed(root: Location | str, spec: PairSpec, name: str) -> ManifestRow | None:
     row = read_row(root, name)
     if row is not None and (problem := row_problem(spec, row)):
         raise Refused(f"{root} already holds {name}: {problem}")

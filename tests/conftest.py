@@ -1,12 +1,14 @@
 """What tests of several packages share.
 
-A small random teacher of each family and pairs made with it, published models made small, and the golden cases, whose
-worst differences are told at the end of the suite.
+A small random teacher of each family and pairs made with it, published models made small, an S3 server, and the golden
+cases, whose worst differences are told at the end of the suite.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -207,3 +209,38 @@ def pairs_root(
         generate_config(teacher_path), root, workers=0, report=lambda *_: None, should_stop=lambda: False
     )
     return root
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server in this process, which all of it and what it starts take for Amazon's."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield variables["AWS_ENDPOINT_URL"]
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """The URL of an empty bucket."""
+    from s3fs import S3FileSystem
+
+    name = f"bucket-{os.urandom(6).hex()}"
+    S3FileSystem(use_listings_cache=False).mkdir(name)
+    return f"s3://{name}"

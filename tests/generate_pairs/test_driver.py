@@ -309,7 +309,7 @@ def test_asking_for_fewer_pairs_than_there_are_is_refused_by_name(
 
 @pytest.fixture
 def damaged_root(teacher_path: Path, generate_config: Configs, tmp_path: Path) -> Path:
-    """Two shards made eight at a time, then two more sixteen at a time; 1 is damaged and 2 has lost its row."""
+    """Two shards made eight at a time, then two sixteen at a time; 1 is damaged, 2 lost its row and the joined table."""
     root = tmp_path / "pairs"
     for changes in ({"num_pairs": 32, "batch_size": 8}, {}):
         config = generate_config(teacher_path, **changes)
@@ -319,6 +319,7 @@ def damaged_root(teacher_path: Path, generate_config: Configs, tmp_path: Path) -
     (tmp_path / "whole.tar").write_bytes(whole)
     damaged.write_bytes(whole[:5000] + bytes([whole[5000] ^ 8]) + whole[5001:])
     (root / "manifest" / "pairs-000002.parquet").unlink()
+    (root / "manifest.parquet").unlink()
     assert {finding.kind for finding in verify(root)} == {"broken", "missing", "uncommitted"}
     return root
 
@@ -341,7 +342,6 @@ def test_repair_knows_a_lost_row_from_the_joined_table(
     generate(generate_config(teacher_path, num_pairs=32), root, workers=0, report=REPORT, should_stop=NEVER)
     larger = generate_config(teacher_path, batch_size=8)
     generate(larger, root, workers=0, report=REPORT, should_stop=NEVER)
-    Manifest.open(root).write_joined()
     (root / "manifest" / "pairs-000002.parquet").write_bytes(b"not a row")
     repair(root, str(teacher_path), workers=0, report=REPORT, should_stop=NEVER)
     assert [row.batch_size for row in Manifest.open(root).rows] == [16, 16, 8, 8]

@@ -39,7 +39,12 @@ COMMAND_LINE = {
     "sample": ["STUDENT", "--steps", "--timesteps", "--labels", "--num-images", "--seed", "--out"],
     "evaluate": ["RUN"],
     "report": ["RUN"],
-    "shards": {"info": ["PAIRS"], "verify": ["PAIRS"], "repair": ["PAIRS", "--teacher", "--workers"]},
+    "shards": {
+        "info": ["PAIRS"],
+        "verify": ["PAIRS"],
+        "repair": ["PAIRS", "--teacher", "--workers"],
+        "join": ["PAIRS"],
+    },
     "export": ["STUDENT", "--format", "--out"],
     "teachers": {
         "list": [],
@@ -83,7 +88,8 @@ def test_help_loads_no_library_but_click(arguments: list[str], tmp_path: Path) -
         "import sys\n"
         "from pipeline.cli import main\n"
         f"main({[*arguments, '--help']!r}, standalone_mode=False)\n"
-        "heavy = {'torch', 'numpy', 'pydantic', 'pyarrow', 'dask', 'tqdm', 'jinja2'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'pyarrow', 'dask', 'tqdm', 'jinja2', 'fsspec', 'upath'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     ran = run_python("-c", script, folder=tmp_path)

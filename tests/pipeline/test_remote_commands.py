@@ -1,0 +1,95 @@
+"""The command line with URLs in the place of a folder of pairs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from shards.locations import location
+from shards.storage import remove
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def preset(teacher_path: Path, tmp_path: Path) -> Path:
+    """A training of minutes made one of seconds: 32 held-out and 64 training pairs, 3 steps."""
+    path = tmp_path / "preset.toml"
+    path.write_text(
+        f'[teacher]\nname = "{teacher_path}"\nguidance_scale = 1.5\n'
+        "[pairs]\nnum_pairs = 64\npairs_per_shard = 32\nbatch_size = 16\nseed = 3\nsolver_steps = 16\n"
+        "[student]\ntimesteps = [0, 8]\nsplit = 16\n[train]\nnum_steps = 3\nbatch_size = 8\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("family", ["llamagen"], indirect=True)
+def test_both_stages_through_a_url(
+    onestep: Command, preset: Path, teacher_path: Path, bucket: str, tmp_path: Path
+) -> None:
+    def ran(*arguments: object) -> str:
+        result = onestep(*arguments)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    exports = []
+    for pairs, student in ((f"{bucket}/pairs", "far"), (str(tmp_path / "pairs"), "near")):
+        ran("generate", preset, "--out", pairs, "--workers", 0)
+        assert "64 for training, 32 held out, 3 shards" in ran("shards", "info", pairs)
+        assert ran("shards", "verify", pairs) == f"{pairs}: every shard is whole\n"
+        ran("distill", preset, "--pairs", pairs, "--out", tmp_path / student)
+        exports.append((tmp_path / student / "student.safetensors").read_bytes())
+    assert exports[0] == exports[1]
+
+    url = f"{bucket}/pairs"
+    remove(location(url) / "shards" / "pairs-000002.tar")
+    assert onestep("shards", "verify", url).exit_code == 1
+    told = ran("shards", "repair", url, "--teacher", teacher_path, "--workers", 0)
+    assert told == f"{url}: 1 shards made again\n"
+    assert ran("shards", "join", url) == f"{url}/manifest.parquet: 3 shards\n"
+    assert ran("shards", "verify", url) == f"{url}: every shard is whole\n"
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["generate", "plan"])
+def test_a_missing_bucket_is_refused_before_any_work(
+    onestep: Command, s3_server: str, dry_run: list[str]
+) -> None:
+    result = onestep("generate", "digits", "--out", "s3://no-such-bucket/pairs", "--workers", 0, *dry_run)
+    assert result.exit_code == 2
+    assert "there is no such bucket" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["distill", "digits", "--pairs", "pairs", "--out", "s3://bucket/student"],
+        ["run", "digits", "--out", "s3://bucket/run"],
+        ["evaluate", "s3://bucket/run"],
+        ["export", "s3://bucket/student", "--format", "official", "--out", "file"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_other_folders_must_be_here(onestep: Command, arguments: list[str]) -> None:
+    result = onestep(*arguments)
+    assert result.exit_code == 2
+    assert "is a URL: pairs may lie at one, this must be a folder on this machine" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["shards", "info"], ["generate", "digits", "--out"]])
+def test_a_url_without_its_library_is_refused_with_the_way_to_it(
+    onestep: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "upath", None)
+    result = onestep(*arguments, "s3://bucket/pairs")
+    assert result.exit_code == 2
+    assert "pip install 'onestep[remote]'" in result.stderr
+
+
+def test_pairs_are_not_made_over_the_web(onestep: Command) -> None:
+    result = onestep("shards", "join", "https://127.0.0.1:1/pairs")
+    assert result.exit_code == 2
+    assert "over https pairs are only read" in result.stderr
