@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import shards.source
 from shards import Failed, Refused
 from shards.cache import ShardCache
 from shards.storage import sha256_bytes
@@ -24,6 +25,7 @@ class Remote:
 
     path: Path
     log: Path
+    protocol = "remote"
 
     def __truediv__(self, name: str) -> Remote:
         return Remote(self.path / name, self.log)
@@ -47,7 +49,8 @@ def held(folder: Path) -> int:
 
 
 @pytest.fixture
-def data_set(make_spec, make_dataset, tmp_path):
+def data_set(make_spec, make_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards.source, "read_bytes", lambda path: path.read_bytes())
     manifest = make_dataset(make_spec(), 25)
     return manifest, Remote(manifest.root, tmp_path / "log")
 
