@@ -48,9 +48,14 @@ def held(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
-@pytest.fixture
-def data_set(make_spec, make_dataset, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def remote_is_read(monkeypatch) -> None:
+    """What reads a URL needs a real one; a `Remote` reads for itself."""
     monkeypatch.setattr(shards.source, "read_bytes", lambda path: path.read_bytes())
+
+
+@pytest.fixture
+def data_set(make_spec, make_dataset, tmp_path):
     manifest = make_dataset(make_spec(), 25)
     return manifest, Remote(manifest.root, tmp_path / "log")
 
