@@ -124,9 +124,13 @@ def read_joined(root: Path | str) -> dict[str, ManifestRow]:
     if not path.is_file():
         return {}
     try:
-        return {row.shard: row for row in _from_parquet(path)}
+        rows = _from_parquet(path)
+        by_shard = {row.shard: row for row in rows}
+        if len(by_shard) < len(rows):
+            raise Failed(f"{path} holds two rows of one shard")
     except Failed as error:
         raise Failed(f"{error}; delete it, it can be made again from {ROW_FOLDER}/") from error
+    return by_shard
 
 
 def write_joined(root: Path | str, rows: Sequence[ManifestRow]) -> Path:

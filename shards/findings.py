@@ -1,0 +1,131 @@
+"""What is wrong with one shard: its row, its file, and the pairs in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from shards.errors import Failed, Refused
+from shards.noise import gaussian_noise
+from shards.reader import check_file, decode_shard
+from shards.record import Array, Pairs, PairSpec, label
+from shards.rows import JOINED_FILE, ManifestRow, read_row, row_path, row_problem, shard_path
+from shards.storage import read_bytes, sha256_bytes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Attributes:
+        kind: "dataset" (dataset.json unreadable or edited), "missing" (a gap in the sequence), "row"
+            (unreadable or misplaced row), "joined" (the joined table says otherwise than the rows),
+            "foreign" (a row of other pairs), "broken" (file missing, short or changed), "tokens", "labels",
+            "noise" (content that breaks its rule), "duplicate" (what belongs to another shard or pair), or
+            "uncommitted" (a tar without a row, which the next writer replaces: no damage).
+        where: path of the file.
+        message: what is wrong, in words.
+    """
+
+    kind: str
+    where: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """What looking at one shard came to, and what only a comparison with the others can judge.
+
+    Attributes:
+        findings: of the shard by itself.
+        row_sha256: what its row says, None where no row of this data set stands.
+        sha256: of the file as it lies there, None where it was not read.
+        first_pair: pair_index of its first pair.
+        noise_B: 64-bit digests of the stored noise of its pairs, uint64; empty where there is none to compare.
+        foreign_B: which of these pairs hold noise that their counter does not give, bool.
+    """
+
+    findings: tuple[Finding, ...]
+    row_sha256: str | None = None
+    sha256: str | None = None
+    first_pair: int = 0
+    noise_B: Array = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+    foreign_B: Array = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+
+
+def check_shard(
+    root: Path, spec: PairSpec, name: str, joined: ManifestRow | None, reads_content: bool = True
+) -> ShardCheck:
+    """Looks at a shard that has a row of its own.
+
+    Args:
+        root: the data set's folder.
+        spec: its spec.
+        name: the stem of the shard's files.
+        joined: its row in the joined table, None where that has none.
+        reads_content: whether to read the tar, too, or the row alone.
+    """
+    where = str(row_path(root, name))
+    try:
+        row = read_row(root, name)
+    except (Refused, Failed) as error:
+        return ShardCheck((Finding("row", where, str(error)),))
+    if row is None:
+        return ShardCheck((Finding("row", where, "the row was taken away during the check"),))
+    findings: list[Finding] = []
+    if joined is not None and joined != row:
+        message = f"holds another row of {name} than {where}; delete it"
+        findings.append(Finding("joined", str(root / JOINED_FILE), message))
+    if problem := row_problem(spec, row):
+        kind = "foreign" if row.fingerprint != spec.fingerprint else "row"
+        return ShardCheck((*findings, Finding(kind, where, problem)))
+    if not reads_content:
+        return ShardCheck(tuple(findings), row.sha256)
+    return _content_check(root, spec, row, findings)
+
+
+def _content_check(root: Path, spec: PairSpec, row: ManifestRow, findings: list[Finding]) -> ShardCheck:
+    path = shard_path(root, row.shard)
+    sha256: str | None = None
+    try:
+        data = read_bytes(path)
+        # Taken before anything is judged: a file in another's place is told by it.
+        sha256 = sha256_bytes(data)
+        check_file(row, data)
+        pairs = decode_shard(spec, row, data)
+    except (Refused, Failed) as error:
+        message = f"{error}; run `onestep shards repair {root}`"
+        return ShardCheck((*findings, Finding("broken", str(path), message)), row.sha256, sha256)
+    noise_B, foreign_B = _stored_noise(spec, row, pairs)
+    found = _rule_findings(spec, pairs, foreign_B, str(path))
+    return ShardCheck((*findings, *found), row.sha256, sha256, row.first_pair, noise_B, foreign_B)
+
+
+def _stored_noise(spec: PairSpec, row: ManifestRow, pairs: Pairs) -> tuple[Array, Array]:
+    """Digests of the noise as it is stored, and which of it is not its counter's; both empty where none is stored."""
+    if spec.noise != "stored":
+        # Decoding made it from the counter and held it against the checksum.
+        return np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.bool_)
+    counted_BLC = gaussian_noise(spec.seed, row.first_pair, row.num_pairs, spec.noise_shape)
+    foreign_B = (counted_BLC.view(np.uint16) != pairs.noise_BLC.view(np.uint16)).any(axis=(1, 2))
+    digests = b"".join(hashlib.blake2b(noise_LC, digest_size=8).digest() for noise_LC in pairs.noise_BLC)
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64), foreign_B
+
+
+def _rule_findings(spec: PairSpec, pairs: Pairs, foreign_B: Array, where: str) -> Iterator[Finding]:
+    tokens_BL = pairs.tokens_BL.astype(np.int64)
+    outside_B = ((tokens_BL < 0) | (tokens_BL >= spec.vocab_size)).any(axis=1)
+    mislabelled_B = np.not_equal(pairs.label_B, label(pairs.index_B, spec.num_classes))
+    for kind, breaking_B, what in (
+        ("tokens", outside_B, f"tokens outside 0 .. {spec.vocab_size - 1}"),
+        ("labels", mislabelled_B, f"a label that is not pair_index % {spec.num_classes}"),
+        ("noise", foreign_B, f"noise that seed {spec.seed} does not give"),
+    ):
+        if breaking_B.any():
+            pair_index = pairs.index_B[np.argmax(breaking_B)]
+            message = f"{np.count_nonzero(breaking_B)} pairs, the first of them {pair_index}, hold {what}"
+            yield Finding(kind, where, message)
