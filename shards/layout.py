@@ -117,12 +117,25 @@ def misframed_rows(layout: Layout, rows: Array, index_B: Array, label_B: Array) 
     wrong |= _differ(rows[:, label_start : label_start + _LABEL_DIGITS], labels)
     wrong |= rows[:, label_start + _LABEL_DIGITS : layout.label.stop].any(axis=1)
     for member in (layout.noise, layout.tokens):
-        start = member.offset + _BLOCK
-        sizes = np.full(len(rows), member.size)
-        wrong |= _differ(rows[:, member.offset : start], _headers(member, keys, sizes))
-        wrong |= _differ(rows[:, start : member.data.start], np.frombuffer(member.prefix, dtype=np.uint8))
+        wrong |= ~holds_member(member, rows, index_B)
         wrong |= rows[:, member.data.stop : member.stop].any(axis=1)
     return np.flatnonzero(wrong)
+
+
+def holds_member(member: Member, rows: Array, index_B: Array) -> Array:
+    """Which samples (B,) hold this member, noise or tokens, where it belongs: its header and prefix are whole.
+
+    Args:
+        member: of the data set's layout.
+        rows: (B, stride) uint8, the samples' bytes.
+        index_B: the pair_index that each sample should carry.
+    """
+    keys = _decimal(index_B + 10**KEY_DIGITS, KEY_DIGITS + 1)[:, 1:]
+    start = member.offset + _BLOCK
+    header = _headers(member, keys, np.full(len(rows), member.size))
+    wrong = _differ(rows[:, member.offset : start], header)
+    wrong |= _differ(rows[:, start : member.data.start], np.frombuffer(member.prefix, dtype=np.uint8))
+    return ~wrong
 
 
 def _headers(member: Member, keys: Array, sizes: Array) -> Array:

@@ -96,6 +96,11 @@ def replace_row(root: Path | str, row: ManifestRow) -> None:
     commit_bytes(row_path(root, row.shard), _to_parquet([row]))
 
 
+def restore_row(root: Path | str, row: ManifestRow) -> None:
+    """Commits again a row that was lost or damaged; a joined table that holds it stays true."""
+    commit_bytes(row_path(root, row.shard), _to_parquet([row]))
+
+
 def read_row(root: Path | str, name: str) -> ManifestRow | None:
     """The committed row of a shard, None where there is none.
 

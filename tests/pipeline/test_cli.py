@@ -39,7 +39,14 @@ COMMAND_LINE = {
     "sample": ["STUDENT", "--steps", "--timesteps", "--labels", "--num-images", "--seed", "--out"],
     "evaluate": ["RUN"],
     "report": ["RUN"],
-    "shards": {"info": ["PAIRS"], "verify": ["PAIRS"], "repair": ["PAIRS", "--teacher", "--workers"]},
+    "shards": {
+        "info": ["PAIRS"],
+        "verify": ["PAIRS", "--sample", "--seed", "--workers"],
+        "repair": ["PAIRS", "--teacher", "--workers"],
+        "extend": ["PAIRS", "--num-pairs", "--teacher", "--workers"],
+        "export": ["PAIRS", "--to", "--size"],
+        "preview": ["PAIRS", "--out", "--labels", "--columns", "--teacher"],
+    },
     "export": ["STUDENT", "--format", "--out"],
     "teachers": {
         "list": [],
