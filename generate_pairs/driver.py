@@ -16,6 +16,7 @@ from generate_pairs.config import GenerateConfig
 from generate_pairs.flow_map import default_num_steps
 from generate_pairs.making import GenerationSummary, make_shards
 from generate_pairs.plan import work_unit
+from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 from shards.errors import Refused
@@ -43,6 +44,10 @@ class GenerationPlan:
     def num_pairs(self) -> int:
         """All pairs, the held-out ones too."""
         return self.num_shards * self.spec.pairs_per_shard
+
+    @property
+    def num_missing_pairs(self) -> int:
+        return len(self.missing) * self.spec.pairs_per_shard
 
     @property
     def num_training_pairs(self) -> int:
@@ -92,7 +97,7 @@ def plan_generation(config: GenerateConfig, root: Path) -> GenerationPlan:
             sample as it is told to.
     """
     loaded = load_teacher(config.teacher.name)
-    refuse_captions(loaded)
+    refuse_captions(loaded.name, loaded.teacher)
     refuse_unknown_sampling(config, loaded)
     spec = pair_spec(config, loaded)
     num_shards = config.pairs.num_shards
@@ -104,15 +109,15 @@ def plan_generation(config: GenerateConfig, root: Path) -> GenerationPlan:
     return GenerationPlan(spec, num_shards, tuple(missing), spec.bytes_per_pair, image_shape)
 
 
-def refuse_captions(loaded: LoadedTeacher) -> None:
+def refuse_captions(name: str, teacher: Teacher) -> None:
     """Confirms that a teacher is conditioned on classes.
 
     Raises:
         Refused: it is conditioned on text.
     """
-    if getattr(loaded.teacher.transformer.config, "condition", "class") == "text":
+    if getattr(teacher.transformer.config, "condition", "class") == "text":
         raise Refused(
-            f"teacher.name: {loaded.name} draws images for captions, and pairs are made for class labels only: its "
+            f"teacher.name: {name} draws images for captions, and pairs are made for class labels only: its "
             "logits and its tokenizer are here, its pairs are not"
         )
 
