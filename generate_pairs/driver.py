@@ -1,4 +1,4 @@
-"""Stage one's driver: plan, make what is missing, make again what is damaged.
+"""Stage one's driver: plan, and make what is missing.
 
 There is no state besides the data set itself: what a manifest row says is done is done, everything else is missing.
 Running the same command again is the way to resume and to grow.
@@ -6,20 +6,20 @@ Running the same command again is the way to resume and to grow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
 import torch
 
-from generate_pairs.config import GenerateConfig, PairsConfig, TeacherConfig
+from generate_pairs.config import GenerateConfig
 from generate_pairs.flow_map import default_num_steps
 from generate_pairs.making import GenerationSummary, make_shards
 from generate_pairs.plan import work_unit
-from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, refuse_unknown
+from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from shards.errors import Failed, Refused
-from shards.locations import Location, refuse_web
+from shards.errors import Refused
+from shards.locations import Location
 from shards.manifest import (
     Manifest,
     committed_names,
@@ -31,19 +31,8 @@ from shards.manifest import (
 )
 from shards.record import PairSpec
 from shards.reporting import Report, ShouldStop
-from shards.rows import (
-    JOINED_FILE,
-    ROW_FOLDER,
-    SHARD_FOLDER,
-    ManifestRow,
-    forget,
-    read_joined,
-    read_row,
-    shard_index,
-    shard_name,
-)
-from shards.storage import list_names, remove, remove_stale_temporaries, sha256_bytes
-from shards.verify import Finding, verify
+from shards.rows import ROW_FOLDER, SHARD_FOLDER, read_joined
+from shards.storage import remove_stale_temporaries, sha256_bytes
 
 STALE_SECONDS = 3600.0
 """A temporary file this old belongs to a writer that was killed: a living one takes seconds."""
@@ -63,6 +52,10 @@ class GenerationPlan:
     def num_pairs(self) -> int:
         """All pairs, the held-out ones too."""
         return self.num_shards * self.spec.pairs_per_shard
+
+    @property
+    def num_missing_pairs(self) -> int:
+        return len(self.missing) * self.spec.pairs_per_shard
 
     @property
     def num_training_pairs(self) -> int:
@@ -112,7 +105,7 @@ def plan_generation(config: GenerateConfig, root: Location) -> GenerationPlan:
             sample as it is told to.
     """
     loaded = load_teacher(config.teacher.name)
-    refuse_captions(loaded)
+    refuse_captions(loaded.name, loaded.teacher)
     refuse_unknown_sampling(config, loaded)
     spec = pair_spec(config, loaded)
     num_shards = config.pairs.num_shards
@@ -124,15 +117,15 @@ def plan_generation(config: GenerateConfig, root: Location) -> GenerationPlan:
     return GenerationPlan(spec, num_shards, tuple(missing), spec.bytes_per_pair, image_shape)
 
 
-def refuse_captions(loaded: LoadedTeacher) -> None:
+def refuse_captions(name: str, teacher: Teacher) -> None:
     """Confirms that a teacher is conditioned on classes.
 
     Raises:
         Refused: it is conditioned on text.
     """
-    if getattr(loaded.teacher.transformer.config, "condition", "class") == "text":
+    if getattr(teacher.transformer.config, "condition", "class") == "text":
         raise Refused(
-            f"teacher.name: {loaded.name} draws images for captions, and pairs are made for class labels only: its "
+            f"teacher.name: {name} draws images for captions, and pairs are made for class labels only: its "
             "logits and its tokenizer are here, its pairs are not"
         )
 
@@ -215,120 +208,3 @@ def join_when_complete(root: Location, num_shards: int) -> None:
     joined = read_joined(root).keys()
     if not manifest.missing(num_shards) and joined != {row.shard for row in manifest.rows}:
         join(root)
-
-
-def repair(
-    root: Location,
-    teacher_name: str | None = None,
-    *,
-    findings: Sequence[Finding] | None = None,
-    workers: int,
-    report: Report,
-    should_stop: ShouldStop,
-) -> GenerationSummary:
-    """Make again every shard that `verify` finds missing or broken, from the settings in dataset.json.
-
-    A damaged shard stays as it is until the new one is made: stopped half-way, the damage is still found.
-
-    Args:
-        root: the data set's folder.
-        teacher_name: where the teacher is found, if not under the name that the data set records.
-        findings: what `verify` just said, if it was asked; else it is asked now.
-        workers: as in `generate`.
-        report: called with (pairs made again, pairs to make again, note).
-        should_stop: as in `generate`.
-
-    Raises:
-        Refused: dataset.json itself is damaged, or the teacher is not the one that made the pairs.
-        Failed: some shards could not be made again.
-    """
-    refuse_web(root, "repair")
-    found = verify(root) if findings is None else findings
-    damage = [finding for finding in found if finding.kind != "uncommitted"]
-    for finding in damage:
-        if finding.kind == "dataset":
-            raise Refused(f"{finding.message}; without it nothing can be repaired: put dataset.json back")
-    spec = read_spec(root)
-    teacher = _maker_of(root, spec, teacher_name)
-    names = {PurePath(finding.where).stem for finding in damage if finding.kind != "joined"}
-    indices = sorted(index for name in names if (index := shard_index(name)) is not None)
-    batch_sizes = _batch_sizes(root, spec)
-    for name in names - {shard_name(index) for index in indices}:
-        forget(root, name)
-    if any(finding.kind == "joined" for finding in damage):
-        remove(root / JOINED_FILE)
-    units = [
-        work_unit(index, spec.pairs_per_shard, _nearest(batch_sizes, index), replaces=True)
-        for index in indices
-    ]
-    made = make_shards(
-        teacher,
-        root,
-        spec,
-        units,
-        num_pairs=len(units) * spec.pairs_per_shard,
-        workers=workers,
-        report=report,
-        should_stop=should_stop,
-    )
-    join_when_complete(root, max(indices, default=-1) + 1)
-    return made
-
-
-def _maker_of(root: Location, spec: PairSpec, teacher_name: str | None) -> TeacherConfig:
-    """The teacher that made a data set, where it is now, sampling as it did.
-
-    Raises:
-        Refused: it is not there, or another one is.
-    """
-    made_by = spec.lineage["teacher"]
-    settings = {key: made_by[key] for key in TeacherConfig.model_fields}
-    way = f"`onestep shards repair {root} --teacher FILE` tells where it is"
-    config = TeacherConfig.model_validate(settings | {"name": teacher_name or made_by["name"]})
-    if teacher_name is None:
-        try:
-            refuse_unknown(config.name)
-        except Refused as error:
-            raise Refused(f"{root} was made by a teacher that is not here: {error}. {way}") from error
-    loaded = load_teacher(config.name)
-    if loaded.sha256 != made_by["sha256"]:
-        raise Refused(
-            f"{config.name} is not the teacher that made {root}: its sha256 is {loaded.sha256[:12]}, that "
-            f"one's {made_by['sha256'][:12]}; {way}"
-        )
-    return config
-
-
-def _batch_sizes(root: Location, spec: PairSpec) -> dict[int, int]:
-    """The batch size of every shard that is on record, by its place: in its own row, or in the joined table."""
-    rows = dict(_joined_rows(root))
-    for file_name in list_names(root / ROW_FOLDER, ".parquet"):
-        name = PurePath(file_name).stem
-        if (row := _readable_row(root, name)) is not None:
-            rows[name] = row
-    return {
-        index: row.batch_size
-        for name, row in rows.items()
-        if row.fingerprint == spec.fingerprint and (index := shard_index(name)) is not None
-    }
-
-
-def _nearest(batch_sizes: Mapping[int, int], index: int) -> int:
-    """A shard's batch size; where none is on record, that of the nearest shard, which one command made, likely."""
-    if not batch_sizes:
-        return PairsConfig().batch_size
-    return batch_sizes[min(batch_sizes, key=lambda other: abs(other - index))]
-
-
-def _joined_rows(root: Location) -> Mapping[str, ManifestRow]:
-    try:
-        return read_joined(root)
-    except (Refused, Failed):
-        return {}
-
-
-def _readable_row(root: Location, name: str) -> ManifestRow | None:
-    try:
-        return read_row(root, name)
-    except (Refused, Failed):
-        return None

@@ -12,17 +12,19 @@ from generate_pairs.plan import WorkUnit
 from generate_pairs.worker import make_shard
 from shards.errors import Failed, Refused, Stopped
 from shards.locations import Location
+from shards.mending import Mended
 from shards.record import PairSpec
 from shards.reporting import Report, ShouldStop
 
 
 @dataclass(frozen=True)
 class GenerationSummary:
-    """What a generation did."""
+    """What a generation did; `mended` tells of the shards that replaced others, by their place."""
 
     num_shards_made: int
     num_pairs_made: int
     seconds: float
+    mended: tuple[Mended, ...] = ()
 
     @property
     def pairs_per_second(self) -> float:
@@ -56,7 +58,7 @@ def make_shards(
     began = time.monotonic()
     size = spec.pairs_per_shard
     done_before = num_pairs - len(units) * size
-    made, failures = 0, list[BaseException]()
+    made, failures, mended = 0, list[BaseException](), list[Mended]()
     if units:
         report(done_before, num_pairs, "")
         calls = [(root, spec, teacher, unit) for unit in units]
@@ -65,6 +67,8 @@ def make_shards(
                 match future.exception():
                     case None:
                         made += 1
+                        if isinstance(result := future.result(), Mended):
+                            mended.append(result)
                     case Refused() as refusal:
                         raise refusal
                     case Failed() | OSError() as error:
@@ -81,4 +85,5 @@ def make_shards(
             f"{len(failures)} of {len(units)} shards in {root} could not be made, the rest are done. "
             f"First reason: {str(failures[0]) or repr(failures[0])}. The same command makes what is missing"
         ) from failures[0]
-    return GenerationSummary(made, made * size, time.monotonic() - began)
+    mended.sort(key=lambda one: one.row.first_pair)
+    return GenerationSummary(made, made * size, time.monotonic() - began, tuple(mended))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shards.rows import ManifestRow
+
 
 @dataclass(frozen=True)
 class WorkUnit:
@@ -15,6 +17,7 @@ class WorkUnit:
         num_pairs: pairs in it.
         batch_size: sequences the teacher makes at once.
         replaces: take the place of what is there, instead of leaving a shard that is done alone.
+        committed: with `replaces`, the row that the shard was committed with, as far as it is known.
     """
 
     shard_index: int
@@ -22,6 +25,7 @@ class WorkUnit:
     num_pairs: int
     batch_size: int
     replaces: bool = False
+    committed: ManifestRow | None = None
 
     def batches(self) -> list[range]:
         """The pair indices of each batch, cut at fixed multiples of `batch_size` inside the shard.
@@ -34,6 +38,13 @@ class WorkUnit:
         return [range(start, min(start + self.batch_size, stop)) for start in starts]
 
 
-def work_unit(shard_index: int, pairs_per_shard: int, batch_size: int, replaces: bool = False) -> WorkUnit:
+def work_unit(
+    shard_index: int,
+    pairs_per_shard: int,
+    batch_size: int,
+    replaces: bool = False,
+    committed: ManifestRow | None = None,
+) -> WorkUnit:
     """The unit that makes shard `shard_index`; shards are always full."""
-    return WorkUnit(shard_index, shard_index * pairs_per_shard, pairs_per_shard, batch_size, replaces)
+    first_pair = shard_index * pairs_per_shard
+    return WorkUnit(shard_index, first_pair, pairs_per_shard, batch_size, replaces, committed)

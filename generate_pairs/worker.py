@@ -27,9 +27,10 @@ from generate_pairs.trajectory import MapNoise, walk
 from shards.errors import Failed
 from shards.locations import Location
 from shards.manifest import ManifestRow
+from shards.mending import Mended, mend_shard
 from shards.noise import gaussian_noise
 from shards.record import Pairs, PairSpec, label
-from shards.writer import commit_shard, replace_shard
+from shards.writer import commit_shard
 
 NUM_THREADS = 1
 """Of every worker: sums split over another number of threads round differently, and bytes must not depend on it."""
@@ -76,11 +77,12 @@ def pair_maker(config: TeacherConfig, solver_steps: int, sha256: str, device: st
 
 def make_shard(
     root: Location, spec: PairSpec, config: TeacherConfig, unit: WorkUnit, device: str = "cpu"
-) -> ManifestRow:
+) -> ManifestRow | Mended:
     """Make and commit one shard; running it twice gives the same bytes.
 
     Returns:
-        The row that stands in the manifest: this call's, or the one of whoever committed first.
+        The row that stands in the manifest: this call's, or the one of whoever committed first. Of a unit that
+        replaces a shard, how the new one compares with the old.
 
     Raises:
         Failed: the teacher here is another one, or the disk is full.
@@ -99,8 +101,10 @@ def make_shard(
             "batch_size": unit.batch_size,
             "versions": f"onestep {version('onestep')}, torch {torch.__version__}, numpy {np.__version__}",
         }
-        commit = replace_shard if unit.replaces else commit_shard
-        return commit(root, spec, unit.shard_index, Pairs.concatenate(batches), facts)
+        pairs = Pairs.concatenate(batches)
+        if unit.replaces:
+            return mend_shard(root, spec, unit.shard_index, pairs, facts, unit.committed)
+        return commit_shard(root, spec, unit.shard_index, pairs, facts)
 
 
 def dask_setup(worker: object) -> None:

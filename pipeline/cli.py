@@ -12,6 +12,7 @@ import click
 
 COMMANDS = (
     "run",
+    "plan",
     "generate",
     "distill",
     "sample",

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 @workers_option
 @set_option
 @dry_run_option
+@click.option(
+    "--probe",
+    is_flag=True,
+    help="Measure a few batches here, print pairs per second and device-hours to the end; make nothing.",
+)
 def command(
     preset: str,
     out: Location,
@@ -40,6 +45,7 @@ def command(
     workers: int | None,
     settings: tuple[str, ...],
     dry_run: bool,
+    probe: bool,
 ) -> None:
     """Make pairs of noise and the teacher's tokens for it.
 
@@ -53,7 +59,10 @@ def command(
       onestep generate digits --out pairs/guided --set teacher.guidance_scale=3
       onestep generate var-d16 --tiny-random --out pairs/trial
       onestep generate digits --out s3://bucket/pairs
+      onestep generate digits --out pairs/digits --probe
     """
+    if dry_run and probe:
+        raise click.UsageError("--dry-run computes nothing and --probe measures: give one of them")
     from pipeline.config import compose, to_toml
     from pipeline.progress import progress
     from pipeline.results import PairStatistics
@@ -69,6 +78,13 @@ def command(
     if dry_run:
         click.echo(to_toml(config))
         click.echo("\n".join(plan_generation(config.generate, out).lines()))
+        return
+    if probe:
+        from pipeline.forecast import probe_lines
+
+        with progress("probe", "batches") as report:
+            lines = probe_lines(config.generate, plan_generation(config.generate, out), report)
+        click.echo("\n".join(lines))
         return
     with stopping() as should_stop, progress("pairs", "pairs") as report:
         made = generate(

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import RunConfig
 from pipeline.run_dir import RunDir
 from shards.errors import Refused
 from shards.manifest import Manifest
+from shards.record import label
 from shards.storage import commit_bytes, read_bytes
 
 Row = Mapping[str, Any]
@@ -20,12 +23,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """Totals of a pair data set."""
+    """Totals of a pair data set; `pairs_per_class` is of the rarest and of the commonest class, held out or not."""
 
     num_training: int
     num_heldout: int
     num_shards: int
     num_bytes: int
+    pairs_per_class: tuple[int, int]
     worker_seconds: float
     hosts: tuple[str, ...]
     devices: tuple[str, ...]
@@ -34,11 +38,16 @@ class PairStatistics:
     def of(cls, manifest: Manifest) -> PairStatistics:
         """Totals over all committed shards."""
         heldout = min(manifest.spec.num_heldout, manifest.num_pairs)
+        per_class = np.zeros(manifest.spec.num_classes, dtype=np.int64)
+        for row in manifest.rows:
+            index = np.arange(row.first_pair, row.first_pair + row.num_pairs)
+            per_class += np.bincount(label(index, len(per_class)), minlength=len(per_class))
         return cls(
             num_training=manifest.num_pairs - heldout,
             num_heldout=heldout,
             num_shards=len(manifest.rows),
             num_bytes=sum(row.num_bytes for row in manifest.rows),
+            pairs_per_class=(int(per_class.min()), int(per_class.max())),
             worker_seconds=sum(row.seconds for row in manifest.rows),
             hosts=tuple(sorted({row.host for row in manifest.rows})),
             devices=tuple(sorted({row.device for row in manifest.rows})),

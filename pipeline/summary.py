@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from pipeline.progress import duration
 from pipeline.results import PairStatistics, Results, Row, seconds_per_image, speedup
+from shards.mending import Mended
 
 SCORES = (
     ("frechet_distance", "Frechet"),
@@ -18,6 +19,8 @@ UNSCORED = (("token_match", "token match"),)
 
 SUMMARY_METHODS = ("real", "teacher", "student-1", "student-2", "onestep*")
 NOTHING = "-"
+MANY = 20
+"""So many lines about shards are read; more are not."""
 
 
 def summary_lines(results: Results) -> list[str]:
@@ -43,6 +46,38 @@ def pairs_line(pairs: PairStatistics) -> str:
     return (
         f"{pairs.num_training:,} for training, {pairs.num_heldout:,} held out, {pairs.num_shards:,} shards, "
         f"{pairs.num_bytes / 1e6:,.1f} MB, {pairs.pairs_per_second:,.1f} pairs/s a worker"
+    )
+
+
+def mended_lines(mended: Sequence[Mended]) -> list[str]:
+    """How shards that were made again compare with the old ones, a line each; many alike are summed up."""
+    equal = [one.row.shard for one in mended if one.is_equal]
+    others = [one for one in mended if not one.is_equal]
+    if len(equal) > MANY:
+        lines = [f"{len(equal):,} shards: equal to what was committed"]
+    else:
+        lines = [f"{shard}: equal to what was committed" for shard in equal]
+    lines += [f"{one.row.shard}: {_difference(one)}; it has a new row" for one in others[:MANY]]
+    if more := others[MANY:]:
+        total = Mended(
+            row=more[0].row,
+            is_equal=False,
+            num_tokens=sum(one.num_tokens for one in more),
+            num_compared=sum(one.num_compared for one in more),
+            num_differing=sum(one.num_differing for one in more),
+        )
+        lines.append(f"{len(more):,} shards more: {_difference(total)}; they have new rows")
+    return lines
+
+
+def _difference(one: Mended) -> str:
+    if not one.num_compared:
+        return "nothing is left to compare it with"
+    lost = one.num_tokens - one.num_compared
+    return (
+        f"{one.num_differing:,} of {one.num_compared:,} tokens differ "
+        f"({100 * one.num_differing / one.num_compared:.3g} %)"
+        + (f", {lost:,} could not be read any more" if lost else "")
     )
 
 

@@ -123,8 +123,7 @@ def misframed_rows(layout: Layout, rows: Array, index_B: Array, label_B: Array) 
         expected[:, frame.places(member.offset, KEY_DIGITS)] = keys
         # A tar checksum is the sum of the header's bytes, here those of key 0 and what the digits add.
         checksums = frame.checksum(member) + in_keys + in_sizes.get(member, 0)
-        digits = (checksums[:, None] >> np.arange(15, -1, -3)) % 8 + ord("0")
-        expected[:, frame.places(member.offset + _CHECKSUM, 6)] = digits
+        expected[:, frame.places(member.offset + _CHECKSUM, 6)] = _octal(checksums)
     size_digits = np.stack([label_sizes // 8, label_sizes % 8], axis=1) + ord("0")
     expected[:, frame.places(layout.label.offset + _SIZE_END - 2, 2)] = size_digits
     expected[:, frame.places(layout.label.offset + _BLOCK, _LABEL_DIGITS)] = labels
@@ -136,6 +135,24 @@ def misframed_rows(layout: Layout, rows: Array, index_B: Array, label_B: Array) 
         if unlike.any():
             wrong |= unlike.any(axis=1)
     return np.flatnonzero(wrong)
+
+
+def holds_member(layout: Layout, member: Member, rows: Array, index_B: Array) -> Array:
+    """Which samples (B,) hold a member, noise or tokens, where it belongs: its header and prefix are whole.
+
+    Args:
+        layout: the data set's layout.
+        member: one of its members, but for the label, whose size varies.
+        rows: (B, stride) uint8, the samples' bytes.
+        index_B: the pair_index that each sample should carry.
+    """
+    frame, columns = _frame_of(layout), slice(member.offset, member.data.start)
+    expected = np.tile(frame.template[columns], (len(rows), 1))
+    keys = _decimal(index_B + 10**KEY_DIGITS, KEY_DIGITS + 1)[:, 1:]
+    checksums = frame.checksum(member) + keys.sum(axis=1, dtype=np.int64) - KEY_DIGITS * ord("0")
+    expected[:, :KEY_DIGITS] = keys
+    expected[:, _CHECKSUM : _CHECKSUM + 6] = _octal(checksums)
+    return (rows[:, columns] == expected).all(axis=1)
 
 
 @dataclass(frozen=True)
@@ -192,6 +209,11 @@ def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
+
+
+def _octal(numbers: Array) -> Array:
+    """ASCII digits (B, 6) of whole numbers in base eight."""
+    return (numbers[:, None] >> np.arange(15, -1, -3)) % 8 + ord("0")
 
 
 def _decimal(numbers: Array, width: int) -> Array:

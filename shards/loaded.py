@@ -12,7 +12,7 @@ from shards.manifest import View
 from shards.reader import framed_rows, regenerated_noise, repairable
 from shards.record import Array, Pairs
 from shards.rows import ManifestRow
-from shards.rules import broken_rules
+from shards.rules import broken_rules, foreign_noise
 from shards.source import ShardSource
 
 
@@ -95,7 +95,8 @@ class LoadedShards:
         index_B = np.arange(row.first_pair, row.first_pair + row.num_pairs)
         noise_BLC = self._noise[slot].reshape(row.num_pairs, *self._view.spec.noise_shape)
         pairs = Pairs(index_B, noise_BLC, self._tokens[slot], self._label[slot])
-        for _, problem in broken_rules(self._view.spec, pairs, whole_noise=False):
+        foreign_B = foreign_noise(self._view.spec, pairs, whole=False)
+        for _, problem in broken_rules(self._view.spec, pairs, foreign_B):
             raise Failed(problem)
 
     def _column(self, member: Member, dtype: np.dtype, count: int) -> Array:

@@ -13,7 +13,7 @@ from shards.locations import Location
 from shards.noise import gaussian_noise
 from shards.record import Array, Pairs, PairSpec, checksum
 from shards.rows import ManifestRow, shard_path
-from shards.rules import broken_rules
+from shards.rules import broken_rules, foreign_noise
 from shards.storage import read_bytes, sha256_bytes
 
 
@@ -39,7 +39,7 @@ def read_shard(
             check_file(row, data)
         pairs = decode_shard(spec, row, data)
         if verify and rules:
-            for _, problem in broken_rules(spec, pairs, whole_noise=False):
+            for _, problem in broken_rules(spec, pairs, foreign_noise(spec, pairs, whole=False)):
                 raise Failed(problem)
         return pairs
 

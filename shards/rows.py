@@ -101,6 +101,11 @@ def replace_row(root: Location | str, row: ManifestRow) -> None:
     remove(location(root) / JOINED_FILE)
 
 
+def restore_row(root: Location | str, row: ManifestRow) -> None:
+    """Commits again a row that was lost or damaged; a joined table that holds it stays true."""
+    commit_bytes(row_path(root, row.shard), _to_parquet([row]))
+
+
 def read_row(root: Location | str, name: str) -> ManifestRow | None:
     """The committed row of a shard, None where there is none.
 
@@ -138,9 +143,13 @@ def read_joined(root: Location | str) -> dict[str, ManifestRow]:
     if data is None:
         return {}
     try:
-        return {row.shard: row for row in _from_parquet(path, data)}
+        rows = _from_parquet(path, data)
+        by_shard = {row.shard: row for row in rows}
+        if len(by_shard) < len(rows):
+            raise Failed(f"{path} holds two rows of one shard")
     except Failed as error:
         raise Failed(f"{error}; delete it, it can be made again from {ROW_FOLDER}/") from error
+    return by_shard
 
 
 def write_joined(root: Location | str, rows: Sequence[ManifestRow]) -> Location:

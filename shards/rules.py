@@ -14,14 +14,13 @@ from shards.noise import gaussian_noise, noise_beginnings
 from shards.record import Array, Pairs, PairSpec, label
 
 
-def broken_rules(spec: PairSpec, pairs: Pairs, whole_noise: bool) -> Iterator[tuple[str, str]]:
+def broken_rules(spec: PairSpec, pairs: Pairs, foreign_B: Array) -> Iterator[tuple[str, str]]:
     """Each rule that consecutive pairs break: its kind ("tokens", "labels" or "noise"), and in words how.
 
     Args:
         spec: the data set's spec.
         pairs: consecutive pairs, at least one.
-        whole_noise: hold all numbers of stored noise against their counter, which takes longer than all the
-            rest of reading them, or only the first few of each pair, which tell any two pairs apart.
+        foreign_B: which pairs hold noise that is not theirs, see `foreign_noise`.
     """
     tokens_BL = pairs.tokens_BL
     outside_B = ((tokens_BL < 0) | (tokens_BL >= spec.vocab_size)).any(axis=1)
@@ -29,20 +28,27 @@ def broken_rules(spec: PairSpec, pairs: Pairs, whole_noise: bool) -> Iterator[tu
     rules = [
         ("tokens", outside_B, f"tokens outside 0 .. {spec.vocab_size - 1}"),
         ("labels", mislabelled_B, f"a label that is not pair_index % {spec.num_classes}"),
+        ("noise", foreign_B, f"noise that seed {spec.seed} does not give"),
     ]
-    # Noise that is not stored was made from its counter just now, and held against its checksum.
-    if spec.noise == "stored":
-        foreign_B = _foreign_noise(spec, pairs, whole_noise)
-        rules.append(("noise", foreign_B, f"noise that seed {spec.seed} does not give"))
     for kind, breaking_B, what in rules:
         if breaking_B.any():
             first = pairs.index_B[np.argmax(breaking_B)]
             yield kind, f"{np.count_nonzero(breaking_B)} pairs, the first of them {first}, hold {what}"
 
 
-def _foreign_noise(spec: PairSpec, pairs: Pairs, whole: bool) -> Array:
-    """Which pairs (B,) hold other noise than their counter gives, bit by bit."""
+def foreign_noise(spec: PairSpec, pairs: Pairs, whole: bool) -> Array:
+    """Which of consecutive pairs (B,) hold other noise than their counter gives, bit by bit; bool.
+
+    Args:
+        spec: the data set's spec.
+        pairs: consecutive pairs, at least one.
+        whole: hold all numbers of stored noise against their counter, which takes longer than all the rest of
+            reading them, or only the first few of each pair, which tell any two pairs apart.
+    """
     first, count = int(pairs.index_B[0]), len(pairs)
+    if spec.noise != "stored":
+        # Made from its counter when it was read, and held against its checksum.
+        return np.zeros(count, dtype=np.bool_)
     given = pairs.noise_BLC.view(np.uint16).reshape(count, -1)
     make = gaussian_noise if whole else noise_beginnings
     expected = make(spec.seed, first, count, spec.noise_shape).view(np.uint16).reshape(count, -1)

@@ -15,7 +15,6 @@ from shards.record import Pairs, PairSpec, check_pairs, encode_pair
 from shards.rows import (
     ManifestRow,
     read_row,
-    replace_row,
     row_problem,
     shard_name,
     shard_path,
@@ -68,7 +67,7 @@ def commit_shard(
     """
     if (winner := _committed(root, spec, shard_name(shard_index))) is not None:
         return winner
-    data, row = _shard_and_row(spec, shard_index, pairs, row_extras)
+    data, row = shard_and_row(spec, shard_index, pairs, row_extras)
     displaced = _put_tar(root, spec, row, data)
     committed = row if write_row(root, row) else _committed(root, spec, row.shard)
     if committed is None:
@@ -84,21 +83,7 @@ def commit_shard(
     return committed
 
 
-def replace_shard(
-    root: Location | str, spec: PairSpec, shard_index: int, pairs: Pairs, row_extras: Mapping[str, Any]
-) -> ManifestRow:
-    """Puts a shard and its row in place of what is there: how a damaged one is mended.
-
-    At no moment is the shard without a row: killed anywhere, it is still found damaged, or it is whole.
-    Arguments and errors are those of `commit_shard`; the row returned is always the new one.
-    """
-    data, row = _shard_and_row(spec, shard_index, pairs, row_extras)
-    commit_bytes(shard_path(root, row.shard), data)
-    replace_row(root, row)
-    return row
-
-
-def _shard_and_row(
+def shard_and_row(
     spec: PairSpec, shard_index: int, pairs: Pairs, row_extras: Mapping[str, Any]
 ) -> tuple[bytes, ManifestRow]:
     """The bytes of a shard's tar, and the row that vouches for them."""

@@ -152,6 +152,30 @@ def load_teacher(
     return LoadedTeacher(stem, family, sha256, teacher, about)
 
 
+def is_known_by_table_only(name: str) -> bool:
+    """Whether a name is a published teacher's that was not imported yet."""
+    return name in TEACHERS and name not in (*embedded_names(), *imported_names())
+
+
+def shape_of_teacher(name: str) -> tuple[str, Teacher]:
+    """A teacher's family and its networks on the meta device, shapes alone; published ones need not be here.
+
+    Raises:
+        Refused: nothing has that name, or not a teacher's file.
+    """
+    if is_known_by_table_only(name):
+        published = TEACHERS[name]
+        family = published.family
+        configs = asdict(published.transformer.config), asdict(published.tokenizer.config)
+    elif name.startswith(TINY):
+        return tiny_teacher(name.removeprefix(TINY))
+    else:
+        with _opened(resolve(name)) as (header, _):
+            family, configs = header["family"], (header["transformer"], header["tokenizer"])
+    with torch.device("meta"):
+        return family, build_teacher(family, *configs)
+
+
 def load_strictly(
     module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str, ignored: Sequence[str] = ()
 ) -> None:

@@ -17,8 +17,9 @@ import torch
 from generate_pairs import making
 from generate_pairs.cluster import pool
 from generate_pairs.config import GenerateConfig
-from generate_pairs.driver import STALE_SECONDS, generate, plan_generation, refuse_fewer_pairs, repair
+from generate_pairs.driver import STALE_SECONDS, generate, plan_generation, refuse_fewer_pairs
 from generate_pairs.teachers.checkpoints import load_teacher, save_teacher
+from generate_pairs.upkeep import repair
 from shards.errors import Failed, Refused, Stopped
 from shards.manifest import Manifest
 from shards.verify import verify

@@ -67,6 +67,7 @@ class Stages:
     pairs_done: int = 0
     steps_done: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
+    mended: tuple[Any, ...] = ()
 
     def plan_generation(self, config: Any, root: Path) -> Any:
         missing = range(3) if not (root / "dataset.json").exists() else ()
@@ -90,7 +91,13 @@ class Stages:
     ) -> Any:
         kinds = [finding.kind for finding in findings]
         self._enter("repair", workers=workers, root=root, teacher=teacher, findings=kinds)
-        return SimpleNamespace(num_shards_made=2)
+        return SimpleNamespace(num_shards_made=2, mended=self.mended)
+
+    def extend(
+        self, root: Path, num_pairs: int, teacher: str | None, *, workers: int, report: Any, should_stop: Any
+    ) -> Any:
+        self._enter("extend", workers=workers, root=root, num_pairs=num_pairs, teacher=teacher)
+        return SimpleNamespace(num_shards_made=0, num_pairs_made=0, pairs_per_second=0.0)
 
     def refuse_fewer_pairs(self, config: Any, root: Path) -> None:
         if config.pairs.num_pairs < self.pairs_done:
@@ -198,8 +205,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
         refuse_fewer_pairs=made.refuse_fewer_pairs,
         pair_spec=lambda config, loaded: SPEC,
         GenerationPlan=SimpleNamespace,
-        repair=made.repair,
     )
+    _fake_module(monkeypatch, "generate_pairs.upkeep", repair=made.repair, extend=made.extend)
     monkeypatch.setattr("generate_pairs.teachers.checkpoints.load_teacher", lambda name: name)
     _fake_module(
         monkeypatch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 from click.testing import Result
 
 from shards.manifest import Manifest
+from shards.mending import Mended
 
 Command = Callable[..., Result]
 
@@ -228,7 +230,10 @@ def test_shards_info_tells_totals_and_lineage(onestep: Command, pairs: Path) -> 
     lines = dict(line.split(None, 1) for line in result.stdout.splitlines())
     assert lines["pairs"].startswith("40 for training, 20 held out, 3 shards, ")
     assert lines["pairs"].endswith("40.0 pairs/s a worker")
-    assert lines["classes"] == "10"
+    assert (lines["classes"], lines["pairs/class"]) == ("10", "6")
+    size = sum(path.stat().st_size for path in (pairs / "shards").iterdir())
+    assert lines["bytes"] == f"{size:,}, {3 * 2 * 512:,} a pair"
+    assert lines["rate"] == "40.0 pairs/s a worker, 0.000 device-hours"
     assert lines["codebook"] == "16 rows of 2"
     assert lines["teacher.guidance_scale"] == "1.5"
 
@@ -265,13 +270,69 @@ def test_shards_repair_makes_again_what_is_broken(onestep: Command, stages: Any,
     assert result.stdout == f"{pairs}: 2 shards made again\n"
 
 
-@pytest.mark.parametrize("arguments", [["info"], ["verify"]])
+def test_shards_repair_tells_how_each_shard_compares(onestep: Command, stages: Any, pairs: Path) -> None:
+    rows = Manifest.open(pairs).rows
+    stages.mended = (
+        Mended(rows[0], True, 320),
+        Mended(rows[1], False, 320, num_compared=300, num_differing=3),
+        Mended(rows[2], False, 320),
+    )
+    result = onestep("shards", "repair", pairs, "--workers", 0)
+    assert result.stdout.splitlines()[:3] == [
+        "pairs-000000: equal to what was committed",
+        "pairs-000001: 3 of 300 tokens differ (1 %), 20 could not be read any more; it has a new row",
+        "pairs-000002: nothing is left to compare it with; it has a new row",
+    ]
+
+
+def test_many_repaired_shards_are_summed_up(onestep: Command, stages: Any, pairs: Path) -> None:
+    row = Manifest.open(pairs).rows[0]
+    changed = Mended(row, False, 8, num_compared=8, num_differing=1)
+    stages.mended = (*[Mended(row, True, 8)] * 30, *[changed] * 25)
+    lines = onestep("shards", "repair", pairs, "--workers", 0).stdout.splitlines()
+    assert lines[0] == "30 shards: equal to what was committed"
+    assert lines[-2] == "5 shards more: 5 of 40 tokens differ (12.5 %); they have new rows"
+    assert len(lines) == 23
+
+
+def test_shards_extend_asks_for_the_larger_number(onestep: Command, stages: Any, pairs: Path) -> None:
+    result = onestep("shards", "extend", pairs, "--num-pairs", 50, "--workers", 0)
+    assert result.exit_code == 0, result.stderr
+    assert stages.arguments["extend"] == {"workers": 0, "root": pairs, "num_pairs": 50, "teacher": None}
+    assert "40 for training, 20 held out" in result.stdout
+
+
+def test_shards_verify_reads_a_sample_and_says_which(onestep: Command, pairs: Path) -> None:
+    result = onestep("shards", "verify", pairs, "--sample", 1)
+    found = re.fullmatch(r".*a sample of 1, is whole \(--sample 1 --seed (\d+)\)\n", result.stdout)
+    assert found is not None
+    again = onestep("shards", "verify", pairs, "--sample", 1, "--seed", found[1])
+    assert again.stdout == result.stdout
+    assert onestep("shards", "verify", pairs, "--seed", 1).exit_code == 2
+
+
+def test_shards_export_writes_a_table(onestep: Command, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pairs.parquet"
+    result = onestep("shards", "export", pairs, "--to", out, "--size", 25)
+    assert result.stdout == f"{out}: 25 pairs, {out.stat().st_size:,} bytes\n"
+    wrong = onestep("shards", "export", pairs, "--to", tmp_path / "pairs.csv")
+    assert wrong.exit_code == 2
+    assert "pairs.csv must end in .parquet" in wrong.stderr
+    assert onestep("shards", "export", pairs, "--to", out, "--size", 41).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["info"], ["verify"], ["export", "--to", "x.parquet"], ["preview", "--out", "x.png"]],
+    ids=lambda arguments: arguments[0],
+)
 def test_shards_commands_refuse_a_folder_without_pairs(
     onestep: Command, tmp_path: Path, arguments: list[str]
 ) -> None:
     result = onestep("shards", *arguments, tmp_path / "nowhere")
     assert result.exit_code == 2
     assert "is not a pair data set" in result.stderr
+    assert not Path(arguments[-1]).exists()
 
 
 @pytest.mark.parametrize("name", ["evaluate", "report"])

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow
 import pytest
 
+import shards.reader
 import shards.writer
-from shards import Refused, commit_shard, verify
-from shards.rows import forget, read_row, row_path, shard_path, write_row
+from shards import Refused, commit_shard, gaussian_noise, verify
+from shards.rows import forget, read_row, replace_row, row_path, shard_path, write_joined, write_row
+from shards.verify import Sample
 
 
 def kinds(root: Path) -> list[tuple[str, str]]:
@@ -150,3 +152,111 @@ def test_noise_of_another_seed(make_spec, make_dataset, make_pairs, row_extras) 
     recommit(root, spec, replace(make_pairs(spec, 1), noise_BLC=noise_BLC), row_extras)
     (finding,) = verify(root)
     assert (finding.kind, "the first of them 15" in finding.message) == ("noise", True)
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_shard_in_the_place_of_another(make_spec, make_dataset, victim) -> None:
+    root = make_dataset(make_spec(), 3).root
+    path = shard_path(root, f"pairs-00000{victim}")
+    path.write_bytes(shard_path(root, "pairs-000001").read_bytes())
+    assert kinds(root) == [("broken", path.name), ("duplicate", path.name)]
+
+
+def test_a_row_and_a_shard_in_the_place_of_others(make_spec, make_dataset) -> None:
+    root = make_dataset(make_spec(), 3).root
+    row = read_row(root, "pairs-000000")
+    replace_row(root, replace(row, shard="pairs-000001", first_pair=8))
+    shard_path(root, "pairs-000001").write_bytes(shard_path(root, "pairs-000000").read_bytes())
+    found = [("broken", "pairs-000001.tar"), ("duplicate", "pairs-000001.parquet")]
+    assert kinds(root) == [*found, ("duplicate", "pairs-000001.tar")]
+
+
+def test_two_rows_that_claim_one_shard(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 3)
+    row_path(manifest.root, "pairs-000002").write_bytes(row_path(manifest.root, "pairs-000001").read_bytes())
+    assert kinds(manifest.root) == [("row", "pairs-000002.parquet")]
+    write_row(manifest.root, replace(manifest.rows[2], shard="pairs-000003"))
+    assert kinds(manifest.root) == [("row", "pairs-000002.parquet"), ("row", "pairs-000003.parquet")]
+
+
+def test_a_joined_table_with_two_rows_of_one_shard(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 2)
+    write_joined(manifest.root, [*manifest.rows, manifest.rows[1]])
+    (finding,) = verify(manifest.root)
+    assert finding.kind == "joined"
+    assert "holds two rows of one shard" in finding.message
+
+
+def test_the_noise_of_another_pair(make_spec, make_dataset, make_pairs, row_extras) -> None:
+    spec = make_spec()
+    root = make_dataset(spec, 3).root
+    noise_BLC = make_pairs(spec, 1).noise_BLC.copy()
+    noise_BLC[[4, 5]] = make_pairs(spec, 2).noise_BLC[[0, 7]]
+    recommit(root, spec, replace(make_pairs(spec, 1), noise_BLC=noise_BLC), row_extras)
+    own, common = verify(root)
+    assert (own.kind, common.kind) == ("noise", "duplicate")
+    assert "2 pairs hold the noise of another, the first of them 12 that of 16" in common.message
+
+
+def test_equal_noise_that_both_counters_give_is_chance(make_spec, make_dataset) -> None:
+    """Among 320 pairs of one number each, some have the same."""
+    manifest = make_dataset(make_spec(tokens_per_step=(1,), codebook_dim=1), 40)
+    assert len(np.unique(gaussian_noise(7, 0, 320, (1, 1)))) < 320
+    assert verify(manifest.root) == []
+
+
+def test_the_findings_are_the_same_in_any_number_of_processes(
+    make_spec, make_dataset, make_pairs, row_extras
+) -> None:
+    spec = make_spec()
+    root = make_dataset(spec, 9).root
+    noise_BLC = make_pairs(spec, 2).noise_BLC
+    recommit(root, spec, replace(make_pairs(spec, 1), noise_BLC=noise_BLC), row_extras)
+    shard_path(root, "pairs-000003").unlink()
+    row_path(root, "pairs-000005").unlink()
+    shard_path(root, "pairs-000008").write_bytes(b"")
+    told: list[tuple[int, int, str]] = []
+    alone = verify(root)
+    together = verify(root, lambda *progress: told.append(progress), workers=2)
+    assert [finding.kind for finding in alone] == [
+        "noise",
+        "broken",
+        "missing",
+        "uncommitted",
+        "broken",
+        "duplicate",
+    ]
+    assert together == alone
+    assert [done for done, _, _ in told] == list(range(1, 10))
+
+
+def test_a_sample_reads_a_few_shards_and_every_row(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 6)
+    for row in manifest.rows:
+        shard_path(manifest.root, row.shard).write_bytes(b"")
+    row_path(manifest.root, "pairs-000004").write_bytes(b"")
+    names = [row.shard for row in manifest.rows]
+    drawn = Sample(2, seed=1).of(names)
+    assert drawn == Sample(2, seed=1).of(names[::-1])
+    assert len(drawn) == 2
+    assert len({Sample(2, seed).of(names) for seed in range(20)}) > 5
+    findings = verify(manifest.root, sample=Sample(2, seed=1))
+    broken = {Path(finding.where).stem for finding in findings if finding.kind == "broken"}
+    assert broken == drawn - {"pairs-000004"}
+    assert [Path(finding.where).stem for finding in findings if finding.kind == "row"] == ["pairs-000004"]
+
+
+def test_noise_from_another_arithmetic_is_found(make_spec, make_dataset, monkeypatch) -> None:
+    """A platform whose logarithm rounds one number of one pair to the next float16."""
+    root = make_dataset(make_spec(noise="counter"), 3).root
+
+    def elsewhere(seed, first, count, shape):
+        noise_BLC = gaussian_noise(seed, first, count, shape)
+        if first == 8:
+            noise_BLC.view(np.uint16)[3, 2, 1] ^= 1
+        return noise_BLC
+
+    monkeypatch.setattr(shards.reader, "gaussian_noise", elsewhere)
+    (finding,) = verify(root)
+    assert (finding.kind, Path(finding.where).name) == ("broken", "pairs-000001.tar")
+    assert "the noise of pair 11 regenerated from its counter has another checksum" in finding.message

@@ -17,7 +17,7 @@ import shards.writer
 from shards import Failed, Manifest, Refused, commit_shard, create_dataset, read_shard, shard_bytes, verify
 from shards.rows import read_row, row_path, shard_path
 from shards.storage import commit_bytes, remove_stale_temporaries
-from shards.writer import replace_shard, write_row
+from shards.writer import write_row
 
 
 @pytest.mark.parametrize(
@@ -137,27 +137,6 @@ def test_a_winner_whose_tar_was_displaced_puts_it_back(
     monkeypatch.setattr(shards.writer, "write_row", displaced_meanwhile)
     row = commit_shard(tmp_path, spec, 0, pairs, row_extras)
     assert columns_equal(read_shard(tmp_path, spec, row), pairs)
-
-
-def test_replacing_a_shard_leaves_no_moment_without_a_row(
-    monkeypatch, make_spec, make_dataset, make_pairs, row_extras
-) -> None:
-    spec = make_spec()
-    manifest = make_dataset(spec, 2)
-    manifest.write_joined()
-    other = replace(make_pairs(spec, 1), tokens_BL=make_pairs(spec, 1).tokens_BL[::-1].copy())
-
-    def killed_before_the_row(root, row):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(shards.writer, "replace_row", killed_before_the_row)
-        replace_shard(manifest.root, spec, 1, other, row_extras)
-    assert [finding.kind for finding in verify(manifest.root)] == ["broken"]
-
-    row = replace_shard(manifest.root, spec, 1, other, row_extras)
-    assert Manifest.open(manifest.root).rows == (manifest.rows[0], row)
-    assert verify(manifest.root) == []
 
 
 def test_pairs_of_another_shard_are_not_committed(tmp_path, make_spec, make_pairs, row_extras) -> None:
