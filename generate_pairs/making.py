@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from generate_pairs.cluster import pool
-from generate_pairs.config import TeacherConfig
+from generate_pairs.cluster import WorkersDied, pool
+from generate_pairs.config import ClusterConfig, TeacherConfig
+from generate_pairs.devices import chosen_device
+from generate_pairs.hand_out import HandOut
 from generate_pairs.plan import WorkUnit
 from generate_pairs.worker import make_shard
-from shards.errors import Failed, Refused, Stopped
+from generate_pairs.worker_log import last_words, logged
+from shards.errors import Failed, OutOfTime, Refused, Stopped
 from shards.record import PairSpec
-from shards.reporting import Report, ShouldStop
+from shards.reporting import Report, ShouldStop, Tell
+from shards.rows import shard_name
+
+_ONE_AT_A_TIME = threading.Lock()
+"""A teacher is loaded once in a process and keeps its state while it walks: threads of a worker take turns."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,34 @@ class GenerationSummary:
         return self.num_pairs_made / self.seconds if self.seconds else 0.0
 
 
+@dataclass(frozen=True)
+class Job:
+    """What all units of a generation have in common; it goes to the worker with every one of them.
+
+    Attributes:
+        root: the data set's folder.
+        spec: its spec.
+        teacher: where the teacher is and how it samples.
+        device: as in the settings; `auto` is for the worker to find out.
+        log_folder: where the worker keeps its log; None for no log.
+    """
+
+    root: Path
+    spec: PairSpec
+    teacher: TeacherConfig
+    device: str
+    log_folder: Path | None
+
+
+def run_unit(job: Job, unit: WorkUnit) -> float:
+    """Make and commit a unit's shard in this process; returns the seconds that it took."""
+    with _ONE_AT_A_TIME:
+        began = time.monotonic()
+        with logged(job.log_folder, shard_name(unit.shard_index)) if job.log_folder else nullcontext():
+            make_shard(job.root, job.spec, job.teacher, unit, chosen_device(job.device))
+        return time.monotonic() - began
+
+
 def make_shards(
     teacher: TeacherConfig,
     root: Path,
@@ -39,6 +77,9 @@ def make_shards(
     workers: int,
     report: Report,
     should_stop: ShouldStop,
+    cluster: ClusterConfig | None = None,
+    deadline: float | None = None,
+    tell: Tell = lambda _: None,
 ) -> GenerationSummary:
     """Make these shards, on a pool of workers.
 
@@ -54,31 +95,70 @@ def make_shards(
         workers: as in `generate`, and so are the others and the errors.
     """
     began = time.monotonic()
+    cluster = cluster or ClusterConfig()
     size = spec.pairs_per_shard
     done_before = num_pairs - len(units) * size
-    made, failures = 0, list[BaseException]()
+    made, failures = 0, list[str]()
+    hand_out = HandOut(units, should_stop, deadline)
     if units:
         report(done_before, num_pairs, "")
-        calls = [(root, spec, teacher, unit) for unit in units]
-        with pool(min(workers, len(units))) as running:
-            for future in running.run(make_shard, calls):
+        if cluster.scheduler != "local" or workers:
+            cluster = cluster.logging_into(root)
+        job = _job(teacher, root, spec, cluster)
+        with pool(cluster, min(_num_workers(cluster, workers), len(units)), tell) as running:
+            for unit, future in running.run(partial(run_unit, job), hand_out):
                 match future.exception():
                     case None:
                         made += 1
+                        hand_out.took(future.result())
                     case Refused() as refusal:
                         raise refusal
-                    case Failed() | OSError() as error:
+                    case Failed() | OSError() | ImportError() as error:
                         raise Failed(
                             f"{error}. {made} of {len(units)} missing shards in {root} are made and kept"
                         ) from error
                     case mishap:
-                        failures.append(mishap)
+                        failures.append(f"{shard_name(unit.shard_index)}: {_reason(mishap, unit, job)}")
                 report(done_before + made * size, num_pairs, f"{len(failures)} failed" if failures else "")
-                if should_stop():
-                    raise Stopped(f"{made} of {len(units)} missing shards are made and kept")
+    told = (
+        f"{len(failures)} of {len(units)} shards in {root} could not be made: {'; '.join(failures)}"
+        if failures
+        else ""
+    )
+    if hand_out.is_stopped or hand_out.is_late:
+        why = "the next shard might not end before the time limit; " if hand_out.is_late else ""
+        kept = f"{made} of {len(units)} missing shards are made and kept"
+        message = f"{why}{kept}" + (f". {told}" if told else "")
+        raise OutOfTime(message) if hand_out.is_late else Stopped(message)
     if failures:
-        raise Failed(
-            f"{len(failures)} of {len(units)} shards in {root} could not be made, the rest are done. "
-            f"First reason: {str(failures[0]) or repr(failures[0])}. The same command makes what is missing"
-        ) from failures[0]
+        raise Failed(f"{told}. The rest are done; the same command makes what is missing")
     return GenerationSummary(made, made * size, time.monotonic() - began)
+
+
+def _job(teacher: TeacherConfig, root: Path, spec: PairSpec, cluster: ClusterConfig) -> Job:
+    """The job as a worker on any machine understands it: with whole paths, where they are paths."""
+    name = teacher.name
+    if name.endswith(".safetensors"):
+        name = str(Path(name).expanduser().absolute())
+    device = cluster.device
+    if device == "auto" and cluster.scheduler == "slurm":
+        # A GPU that the job did not ask for may be seen there, but is somebody else's.
+        device = "cuda" if cluster.gpus else "cpu"
+    logs = Path(cluster.log_folder) if cluster.log_folder else None
+    return Job(root.absolute(), spec, teacher.model_copy(update={"name": name}), device, logs)
+
+
+def _num_workers(cluster: ClusterConfig, workers: int) -> int:
+    return cluster.jobs if cluster.scheduler == "slurm" else workers
+
+
+def _reason(mishap: BaseException, unit: WorkUnit, job: Job) -> str:
+    """Why a shard could not be made, with the last lines of its worker's log where the worker is what died."""
+    reason = str(mishap) or repr(mishap)
+    if not isinstance(mishap, WorkersDied) or job.log_folder is None:
+        return reason
+    words = last_words(job.log_folder, shard_name(unit.shard_index))
+    if words is None:
+        return f"{reason}; their logs are in {job.log_folder} on the machines they ran on"
+    path, lines = words
+    return f"{reason}; {path} ends: {' | '.join(line.strip() for line in lines)}"

@@ -37,3 +37,15 @@ class WorkUnit:
 def work_unit(shard_index: int, pairs_per_shard: int, batch_size: int, replaces: bool = False) -> WorkUnit:
     """The unit that makes shard `shard_index`; shards are always full."""
     return WorkUnit(shard_index, shard_index * pairs_per_shard, pairs_per_shard, batch_size, replaces)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of `count` processes that share a data set's shards without talking: `index`, counted from 0."""
+
+    index: int
+    count: int
+
+    def owns(self, shard_index: int) -> bool:
+        """Whether a shard is this task's to make."""
+        return shard_index % self.count == self.index
