@@ -181,16 +181,18 @@ def _connected(address: str) -> Iterator[Any]:
         Refused: none answers there.
     """
     from distributed import Client
+    from distributed.utils import silence_logging_cmgr
 
-    try:
-        client = Client(address)
-    except OSError as error:
-        raise Refused(
-            f"no Dask scheduler answers at {address}: start one with `dask scheduler` and its workers with "
-            f"`dask worker {address} --nthreads 1`"
-        ) from error
-    with client:
-        yield client
+    with silence_logging_cmgr(logging.CRITICAL):
+        try:
+            client = Client(address)
+        except OSError as error:
+            raise Refused(
+                f"no Dask scheduler answers at {address}: start one with `dask scheduler` and its workers with "
+                f"`dask worker {address} --nthreads 1`"
+            ) from error
+        with client:
+            yield client
 
 
 def dashboard_options() -> dict[str, Any]:

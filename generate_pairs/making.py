@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -105,21 +106,20 @@ def make_shards(
         if cluster.scheduler != "local" or workers:
             cluster = cluster.logging_into(root)
         job = _job(teacher, root, spec, cluster)
-        with pool(cluster, min(_num_workers(cluster, workers), len(units)), tell) as running:
-            for unit, future in running.run(partial(run_unit, job), hand_out):
-                match future.exception():
-                    case None:
+        try:
+            with pool(cluster, min(_num_workers(cluster, workers), len(units)), tell) as running:
+                for unit, future in running.run(partial(run_unit, job), hand_out):
+                    if (mishap := _mishap(unit, future, job)) is not None:
+                        failures.append(mishap)
+                    else:
                         made += 1
                         hand_out.took(future.result())
-                    case Refused() as refusal:
-                        raise refusal
-                    case Failed() | OSError() | ImportError() as error:
-                        raise Failed(
-                            f"{error}. {made} of {len(units)} missing shards in {root} are made and kept"
-                        ) from error
-                    case mishap:
-                        failures.append(f"{shard_name(unit.shard_index)}: {_reason(mishap, unit, job)}")
-                report(done_before + made * size, num_pairs, f"{len(failures)} failed" if failures else "")
+                    note = f"{len(failures)} failed" if failures else ""
+                    report(done_before + made * size, num_pairs, note)
+        except Failed as error:
+            raise Failed(
+                f"{error}. {made} of {len(units)} missing shards in {root} are made and kept"
+            ) from error
     told = (
         f"{len(failures)} of {len(units)} shards in {root} could not be made: {'; '.join(failures)}"
         if failures
@@ -152,13 +152,26 @@ def _num_workers(cluster: ClusterConfig, workers: int) -> int:
     return cluster.jobs if cluster.scheduler == "slurm" else workers
 
 
-def _reason(mishap: BaseException, unit: WorkUnit, job: Job) -> str:
-    """Why a shard could not be made, with the last lines of its worker's log where the worker is what died."""
-    reason = str(mishap) or repr(mishap)
+def _mishap(unit: WorkUnit, future: Future[float], job: Job) -> str | None:
+    """Which shard could not be made, and why; None where it was made.
+
+    Raises:
+        Refused, Failed: the reason would befall every shard.
+    """
+    match future.exception():
+        case None:
+            return None
+        case Refused() as refusal:
+            raise refusal
+        case Failed() | OSError() | ImportError() as error:
+            raise Failed(str(error)) from error
+        case mishap:
+            reason = str(mishap) or repr(mishap)
+    name = shard_name(unit.shard_index)
     if not isinstance(mishap, WorkersDied) or job.log_folder is None:
-        return reason
-    words = last_words(job.log_folder, shard_name(unit.shard_index))
+        return f"{name}: {reason}"
+    words = last_words(job.log_folder, name)
     if words is None:
-        return f"{reason}; their logs are in {job.log_folder} on the machines they ran on"
+        return f"{name}: {reason}; their logs are in {job.log_folder} on the machines they ran on"
     path, lines = words
-    return f"{reason}; {path} ends: {' | '.join(line.strip() for line in lines)}"
+    return f"{name}: {reason}; {path} ends: {' | '.join(line.strip() for line in lines)}"
