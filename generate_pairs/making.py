@@ -23,6 +23,8 @@ from shards.record import PairSpec
 from shards.reporting import Report, ShouldStop, Tell
 from shards.rows import shard_name
 
+LISTED_FAILURES = 5
+
 _ONE_AT_A_TIME = threading.Lock()
 """A teacher is loaded once in a process and keeps its state while it walks: threads of a worker take turns."""
 
@@ -120,19 +122,33 @@ def make_shards(
             raise Failed(
                 f"{error}. {made} of {len(units)} missing shards in {root} are made and kept"
             ) from error
-    told = (
-        f"{len(failures)} of {len(units)} shards in {root} could not be made: {'; '.join(failures)}"
-        if failures
-        else ""
-    )
-    if hand_out.is_stopped or hand_out.is_late:
-        why = "the next shard might not end before the time limit; " if hand_out.is_late else ""
-        kept = f"{made} of {len(units)} missing shards are made and kept"
-        message = f"{why}{kept}" + (f". {told}" if told else "")
-        raise OutOfTime(message) if hand_out.is_late else Stopped(message)
+    _end_early(hand_out, f"{made} of {len(units)} missing shards are made and kept", failures)
     if failures:
-        raise Failed(f"{told}. The rest are done; the same command makes what is missing")
+        raise Failed(
+            f"{len(failures)} of {len(units)} shards in {root} could not be made: {_listed(failures)}. "
+            "The rest are done; the same command makes what is missing"
+        )
     return GenerationSummary(made, made * size, time.monotonic() - began)
+
+
+def _end_early(hand_out: HandOut, kept: str, failures: Sequence[str]) -> None:
+    """Ends a generation that did not hand out all units.
+
+    Raises:
+        Stopped: a stop was asked for.
+        OutOfTime: the next shard would have ended too late.
+    """
+    failed = f". {len(failures)} could not be made: {_listed(failures)}" if failures else ""
+    if hand_out.is_late:
+        raise OutOfTime(f"the next shard might not end before the time limit; {kept}{failed}")
+    if hand_out.is_stopped:
+        raise Stopped(f"{kept}{failed}")
+
+
+def _listed(failures: Sequence[str]) -> str:
+    """The first mishaps in full: a thousand of them have few reasons."""
+    more = len(failures) - LISTED_FAILURES
+    return "; ".join(failures[:LISTED_FAILURES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _job(teacher: TeacherConfig, root: Path, spec: PairSpec, cluster: ClusterConfig) -> Job:
