@@ -1,94 +1,217 @@
-"""Where work units run: in this process, or on a Dask cluster of local processes."""
+"""Where work units run: in this process, or on a Dask cluster: local processes, Slurm jobs, or anyone's."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import dask
 
-from shards.errors import Failed
+from generate_pairs.config import ClusterConfig
+from generate_pairs.devices import worker_environment
+from generate_pairs.hand_out import HandOut
+from generate_pairs.plan import WorkUnit
+from shards.errors import Failed, Refused
+from shards.reporting import Tell
+
+POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 30.0
+"""For so long a cluster may be without workers before a person is told."""
+
+Work = Callable[[WorkUnit], Any]
+"""Makes a unit."""
+
+
+class WorkersDied(Exception):
+    """Every worker that was given this unit died."""
 
 
 class Pool(Protocol):
-    """Runs calls somewhere and yields each as it ends."""
+    """Runs units somewhere, as long as they are handed out, and yields each as it ends."""
 
-    def run(
-        self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]
-    ) -> Iterator[Future[Any]]: ...
+    def run(self, work: Work, hand_out: HandOut) -> Iterator[tuple[WorkUnit, Future[Any]]]: ...
 
 
 class InProcess:
-    """One call after another, here."""
+    """One unit after another, here."""
 
-    def run(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Future[Any]]:
-        for arguments in calls:
+    def run(self, work: Work, hand_out: HandOut) -> Iterator[tuple[WorkUnit, Future[Any]]]:
+        while (unit := hand_out.take()) is not None:
             future: Future[Any] = Future()
             try:
-                future.set_result(function(*arguments))
-            # Whatever it is, it belongs to this call, as it does on a cluster: who waits for it judges it.
+                future.set_result(work(unit))
+            # Whatever it is, it belongs to this unit, as it does on a cluster: who waits for it judges it.
             except Exception as error:
                 future.set_exception(error)
-            yield future
+            yield unit, future
 
 
 class OnDask:
-    """Calls on a Dask cluster; a worker that dies is replaced and its call runs again elsewhere."""
+    """Units on a Dask cluster; one whose worker dies runs again elsewhere, until it has cost several workers.
 
-    def __init__(self, client: Any) -> None:
-        self.client = client
+    Every worker has one unit at a time and none in reserve. So what is asked to stop ends with the units under way,
+    and Dask, which blames a death on all units that the dead worker held, blames the one that ran.
+    """
 
-    def run(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Future[Any]]:
-        from distributed import as_completed
+    def __init__(self, client: Any, tell: Tell) -> None:
+        self.client, self.tell = client, tell
 
-        futures = [self.client.submit(function, *arguments, pure=False) for arguments in calls]
-        yield from as_completed(futures)
+    def run(self, work: Work, hand_out: HandOut) -> Iterator[tuple[WorkUnit, Future[Any]]]:
+        ended: SimpleQueue[Any] = SimpleQueue()
+        under_way: dict[Any, WorkUnit] = {}
+        polls_alone = 0
+        while under_way or not hand_out.is_over:
+            num_workers = self._num_workers()
+            while len(under_way) < num_workers and (unit := hand_out.take()) is not None:
+                submitted = self.client.submit(work, unit, pure=False)
+                under_way[submitted] = unit
+                submitted.add_done_callback(ended.put)
+            polls_alone = 0 if num_workers else polls_alone + 1
+            if polls_alone == PATIENCE_SECONDS / POLL_SECONDS:
+                self.tell(f"{self._address} has no workers; waiting for some")
+            try:
+                done = ended.get(timeout=POLL_SECONDS)
+            except Empty:
+                continue
+            yield under_way.pop(done), self._outcome(done)
+
+    @property
+    def _address(self) -> str:
+        return f"the Dask scheduler at {self.client.scheduler.address}"
+
+    def _num_workers(self) -> int:
+        try:
+            return len(self.client.nthreads())
+        except OSError as error:
+            raise self._lost() from error
+
+    def _outcome(self, done: Any) -> Future[Any]:
+        from distributed.scheduler import KilledWorker
+
+        # Nobody here cancels anything: the connection did, and with it went all that was under way.
+        if done.cancelled():
+            raise self._lost()
+        outcome: Future[Any] = Future()
+        match done.exception():
+            case None:
+                outcome.set_result(done.result())
+            case KilledWorker() as killed:
+                outcome.set_exception(WorkersDied(f"{killed.allowed_failures + 1} workers died making it"))
+            case error:
+                outcome.set_exception(error)
+        return outcome
+
+    def _lost(self) -> Failed:
+        return Failed(f"{self._address} is lost")
 
 
 @contextmanager
-def pool(workers: int) -> Iterator[Pool]:
-    """A pool of `workers` local processes of one thread each; 0 computes in this process.
+def pool(cluster: ClusterConfig, workers: int, tell: Tell) -> Iterator[Pool]:
+    """Where units run while the block does.
+
+    Args:
+        cluster: local processes, Slurm jobs, or the address of a Dask scheduler.
+        workers: how many; 0 computes in this process. A scheduler that runs has its own number.
+        tell: hears what it is and where it can be watched.
+
+    Raises:
+        Refused: there is no such cluster.
+    """
+    if cluster.scheduler == "local" and workers == 0:
+        yield InProcess()
+        return
+    from distributed import Client
+
+    if cluster.scheduler == "local":
+        with _local_cluster(workers, cluster.device) as local, Client(local) as client:
+            tell(f"{workers} local workers{_watched(client)}")
+            yield OnDask(client, tell)
+    elif cluster.scheduler == "slurm":
+        from generate_pairs.slurm import slurm_cluster
+
+        with slurm_cluster(cluster, workers) as jobs, Client(jobs) as client:
+            tell(f"{workers} Slurm jobs{_watched(client)}")
+            yield OnDask(client, tell)
+    else:
+        with _connected(cluster.scheduler) as client:
+            tell(f"{cluster.scheduler}: {len(client.nthreads())} workers{_watched(client)}")
+            yield OnDask(client, tell)
+
+
+@contextmanager
+def _local_cluster(workers: int, device: str) -> Iterator[Any]:
+    """Processes of this machine, one thread each; with GPUs each sees one of them alone.
 
     Raises:
         Failed: a worker process ended while it was starting.
     """
-    if workers == 0:
-        yield InProcess()
-        return
-    from distributed import Client
+    from distributed import Nanny, Scheduler, SpecCluster
 
     quiet = {
         "distributed.worker.daemon": True,
         "distributed.comm.timeouts.connect": "60s",
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     }
-    with dask.config.set(quiet), _local_cluster(workers) as cluster, Client(cluster) as client:
-        yield OnDask(client)
+    options = {
+        "host": "127.0.0.1",
+        "nthreads": 1,
+        "memory_limit": 0,
+        "dashboard": False,
+        "silence_logs": logging.CRITICAL,
+        "preload": ["generate_pairs.worker"],
+    }
+    specs = {
+        worker: {"cls": Nanny, "options": {**options, "env": worker_environment(device, worker)}}
+        for worker in range(workers)
+    }
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **dashboard_options()}}
+    with dask.config.set(quiet):
+        try:
+            cluster = SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL)
+        # So does Dask tell that a worker was killed while it started.
+        except RuntimeError as error:
+            raise Failed(
+                f"the worker processes did not start: {error} Give the same command again"
+            ) from error
+        with cluster:
+            yield cluster
 
 
-def _local_cluster(workers: int) -> Any:
-    from distributed import LocalCluster
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """A client of a scheduler that someone else runs.
 
-    try:
-        return LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address=None,
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-            preload=["generate_pairs.worker"],
-        )
-    # So does Dask tell that a worker was killed while it started.
-    except RuntimeError as error:
-        raise Failed(f"the worker processes did not start: {error} Give the same command again") from error
+    Raises:
+        Refused: none answers there.
+    """
+    from distributed import Client
+    from distributed.utils import silence_logging_cmgr
+
+    with silence_logging_cmgr(logging.CRITICAL):
+        try:
+            client = Client(address)
+        except OSError as error:
+            raise Refused(
+                f"no Dask scheduler answers at {address}: start one with `dask scheduler` and its workers with "
+                f"`dask worker {address} --nthreads 1`"
+            ) from error
+        with client:
+            yield client
 
 
-def default_workers() -> int:
-    """One worker for every core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def dashboard_options() -> dict[str, Any]:
+    """A scheduler's: a dashboard where its library is installed, at whatever port is free."""
+    return {"dashboard": _has_dashboard(), "dashboard_address": "127.0.0.1:0"}
+
+
+def _has_dashboard() -> bool:
+    return importlib.util.find_spec("bokeh") is not None
+
+
+def _watched(client: Any) -> str:
+    return f", dashboard {client.dashboard_link}" if _has_dashboard() and client.dashboard_link else ""

@@ -1,12 +1,24 @@
-"""Stage one's settings, as people write them: `[teacher]` and `[pairs]` of a preset."""
+"""Stage one's settings, as people write them: `[teacher]`, `[pairs]` and `[cluster]` of a preset."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from shards.locations import Location
 from shards.settings import FREE, UPWARD, Settings
+
+WALLTIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"
+"""How a length of time is written, as Slurm does: 3:50:00, or 1-12:00:00 with days."""
+
+
+def walltime_seconds(text: str) -> int:
+    """Seconds of a text that matches `WALLTIME`."""
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = map(int, clock.split(":"))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 class TeacherConfig(Settings):
@@ -59,8 +71,73 @@ class PairsConfig(Settings):
         return -(-(self.heldout + self.num_pairs) // self.pairs_per_shard)
 
 
+class ClusterConfig(Settings):
+    """Where the pairs are made. None of it changes a pair, so all of it may differ when a run goes on."""
+
+    scheduler: str = Field(
+        "local",
+        pattern=r"^(local|slurm|(tcp|tls|ucx|ws)://.+:\d+)$",
+        description="local: processes of this machine; slurm: jobs; tcp://HOST:PORT: a Dask scheduler that runs",
+        json_schema_extra=FREE,
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="auto: cuda where there is a GPU, and in Slurm jobs that ask for one",
+        json_schema_extra=FREE,
+    )
+    log_folder: str | None = Field(
+        None,
+        description="where workers write their logs; default: logs/ in the data set's folder",
+        json_schema_extra=FREE,
+    )
+    jobs: int = Field(1, gt=0, description="slurm: jobs to keep, one worker each", json_schema_extra=FREE)
+    queue: str | None = Field(None, description="slurm: the partition", json_schema_extra=FREE)
+    account: str | None = Field(None, description="slurm: whom to charge", json_schema_extra=FREE)
+    walltime: str = Field(
+        "4:00:00", pattern=WALLTIME, description="slurm: of one job", json_schema_extra=FREE
+    )
+    cores: int = Field(
+        1, gt=0, description="slurm: of one job; making pairs takes one", json_schema_extra=FREE
+    )
+    memory: str = Field(
+        "16GB",
+        pattern=r"^\d+(\.\d+)?\s?[kMGT]?i?B$",
+        description="slurm: of one job",
+        json_schema_extra=FREE,
+    )
+    gpus: int = Field(
+        0, ge=0, le=1, description="slurm: of one job; a worker takes one", json_schema_extra=FREE
+    )
+    prologue: tuple[str, ...] = Field(
+        (), description="slurm: lines of shell before the worker starts", json_schema_extra=FREE
+    )
+    directives: tuple[str, ...] = Field(
+        (), description="slurm: more #SBATCH options, as in --constraint=a100", json_schema_extra=FREE
+    )
+    worker_arguments: tuple[str, ...] = Field(
+        (), description="slurm: more options of `dask worker`", json_schema_extra=FREE
+    )
+    interface: str | None = Field(
+        None,
+        description="slurm: network interface of scheduler and workers, as in ib0",
+        json_schema_extra=FREE,
+    )
+    host: str | None = Field(
+        None, description="slurm: address at which workers find the scheduler", json_schema_extra=FREE
+    )
+
+    def logging_into(self, root: Location) -> ClusterConfig:
+        """These settings with the folder of the workers' logs as a whole path.
+
+        By default it lies inside the data set's folder or, where that is at a URL, in `logs` where one stands.
+        """
+        folder = self.log_folder or (root / "logs" if isinstance(root, Path) else "logs")
+        return self.model_copy(update={"log_folder": str(Path(folder).absolute())})
+
+
 class GenerateConfig(Settings):
     """Everything that stage one is told."""
 
     teacher: TeacherConfig
     pairs: PairsConfig
+    cluster: ClusterConfig = ClusterConfig()

@@ -14,7 +14,7 @@ import torch
 from generate_pairs.config import GenerateConfig
 from generate_pairs.flow_map import default_num_steps
 from generate_pairs.making import GenerationSummary, make_shards
-from generate_pairs.plan import work_unit
+from generate_pairs.plan import Task, work_unit
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
@@ -30,7 +30,7 @@ from shards.manifest import (
     refuse_other_spec,
 )
 from shards.record import PairSpec
-from shards.reporting import Report, ShouldStop
+from shards.reporting import Report, ShouldStop, Tell
 from shards.rows import ROW_FOLDER, SHARD_FOLDER, read_joined
 from shards.storage import remove_stale_temporaries, sha256_bytes
 
@@ -166,37 +166,54 @@ def refuse_fewer_pairs(config: GenerateConfig, root: Location) -> None:
 
 
 def generate(
-    config: GenerateConfig, root: Location, *, workers: int, report: Report, should_stop: ShouldStop
+    config: GenerateConfig,
+    root: Location,
+    *,
+    workers: int,
+    report: Report,
+    should_stop: ShouldStop,
+    task: Task | None = None,
+    deadline: float | None = None,
+    tell: Tell = lambda _: None,
 ) -> GenerationSummary:
     """Make every missing shard of a data set.
 
     Args:
-        config: stage one's settings.
+        config: stage one's settings; `cluster` says where the shards are made. The bytes are the same.
         root: the data set's folder; made if it is not there.
-        workers: local worker processes; 0 computes in this one. The bytes are the same.
+        workers: local worker processes; 0 computes in this one. Without meaning for another cluster.
         report: called with (pairs done, by earlier runs too, pairs in all, note).
-        should_stop: asked after every shard; finished shards stay.
+        should_stop: asked before every shard; finished shards stay, and those under way are finished.
+        task: make this share of the shards only, as one of several processes that know nothing of each other.
+        deadline: when, by `time.monotonic`, the last shard should have ended: none is begun that would end later.
+        tell: hears once where the shards are made.
 
     Raises:
         Refused: the folder holds pairs made with other settings, or cannot be written to.
         Failed: some shards could not be made; finished ones stay.
         Stopped: `should_stop` said so.
+        OutOfTime: the deadline is near.
     """
     plan = plan_generation(config, root)
     create_dataset(root, plan.spec)
     for folder in (root, root / SHARD_FOLDER, root / ROW_FOLDER):
         remove_stale_temporaries(folder, STALE_SECONDS)
     size = plan.spec.pairs_per_shard
-    units = [work_unit(index, size, config.pairs.batch_size) for index in plan.missing]
+    share = task or Task(0, 1)
+    units = [work_unit(index, size, config.pairs.batch_size) for index in plan.missing if share.owns(index)]
     made = make_shards(
         config.teacher,
         root,
         plan.spec,
         units,
-        num_pairs=plan.num_pairs,
+        num_pairs=sum(map(share.owns, range(plan.num_shards))) * size,
         workers=workers,
         report=report,
         should_stop=should_stop,
+        # Its worker is a process of its own, as one of a cluster is, and dies as alone.
+        cluster=config.cluster.logging_into(root) if task else config.cluster,
+        deadline=deadline,
+        tell=tell,
     )
     join_when_complete(root, plan.num_shards)
     return made

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from generate_pairs.cluster import pool
-from generate_pairs.config import TeacherConfig
+from generate_pairs.cluster import WorkersDied, pool
+from generate_pairs.config import ClusterConfig, TeacherConfig
+from generate_pairs.devices import chosen_device
+from generate_pairs.hand_out import HandOut
 from generate_pairs.plan import WorkUnit
 from generate_pairs.worker import make_shard
-from shards.errors import Failed, Refused, Stopped
+from generate_pairs.worker_log import last_words, logged
+from shards.errors import Failed, OutOfTime, Refused, Stopped
 from shards.locations import Location
 from shards.mending import Mended
 from shards.record import PairSpec
-from shards.reporting import Report, ShouldStop
+from shards.reporting import Report, ShouldStop, Tell
+from shards.rows import shard_name
+
+LISTED_FAILURES = 5
+
+_ONE_AT_A_TIME = threading.Lock()
+"""A teacher is loaded once in a process and keeps its state while it walks: threads of a worker take turns."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,42 @@ class GenerationSummary:
         return self.num_pairs_made / self.seconds if self.seconds else 0.0
 
 
+@dataclass(frozen=True)
+class Job:
+    """What all units of a generation have in common; it goes to the worker with every one of them.
+
+    Attributes:
+        root: the data set's folder.
+        spec: its spec.
+        teacher: where the teacher is and how it samples.
+        device: as in the settings; `auto` is for the worker to find out.
+        log_folder: where the worker keeps its log; None for no log.
+    """
+
+    root: Location
+    spec: PairSpec
+    teacher: TeacherConfig
+    device: str
+    log_folder: Path | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a unit: how long it took, and of one that replaces a shard, how the new one compares."""
+
+    seconds: float
+    mended: Mended | None
+
+
+def run_unit(job: Job, unit: WorkUnit) -> Outcome:
+    """Make and commit a unit's shard in this process."""
+    with _ONE_AT_A_TIME:
+        began = time.monotonic()
+        with logged(job.log_folder, shard_name(unit.shard_index)) if job.log_folder else nullcontext():
+            result = make_shard(job.root, job.spec, job.teacher, unit, chosen_device(job.device))
+        return Outcome(time.monotonic() - began, result if isinstance(result, Mended) else None)
+
+
 def make_shards(
     teacher: TeacherConfig,
     root: Location,
@@ -41,6 +91,9 @@ def make_shards(
     workers: int,
     report: Report,
     should_stop: ShouldStop,
+    cluster: ClusterConfig | None = None,
+    deadline: float | None = None,
+    tell: Tell = lambda _: None,
 ) -> GenerationSummary:
     """Make these shards, on a pool of workers.
 
@@ -56,34 +109,99 @@ def make_shards(
         workers: as in `generate`, and so are the others and the errors.
     """
     began = time.monotonic()
+    cluster = cluster or ClusterConfig()
     size = spec.pairs_per_shard
     done_before = num_pairs - len(units) * size
-    made, failures, mended = 0, list[BaseException](), list[Mended]()
+    made, failures, mended = 0, list[str](), list[Mended]()
+    hand_out = HandOut(units, should_stop, deadline)
     if units:
         report(done_before, num_pairs, "")
-        calls = [(root, spec, teacher, unit) for unit in units]
-        with pool(min(workers, len(units))) as running:
-            for future in running.run(make_shard, calls):
-                match future.exception():
-                    case None:
-                        made += 1
-                        if isinstance(result := future.result(), Mended):
-                            mended.append(result)
-                    case Refused() as refusal:
-                        raise refusal
-                    case Failed() | OSError() as error:
-                        raise Failed(
-                            f"{error}. {made} of {len(units)} missing shards in {root} are made and kept"
-                        ) from error
-                    case mishap:
+        if cluster.scheduler != "local" or workers:
+            cluster = cluster.logging_into(root)
+        job = _job(teacher, root, spec, cluster)
+        try:
+            with pool(cluster, min(_num_workers(cluster, workers), len(units)), tell) as running:
+                for unit, future in running.run(partial(run_unit, job), hand_out):
+                    if (mishap := _mishap(unit, future, job)) is not None:
                         failures.append(mishap)
-                report(done_before + made * size, num_pairs, f"{len(failures)} failed" if failures else "")
-                if should_stop():
-                    raise Stopped(f"{made} of {len(units)} missing shards are made and kept")
+                    else:
+                        made += 1
+                        outcome = future.result()
+                        hand_out.took(outcome.seconds)
+                        mended += [outcome.mended] if outcome.mended else []
+                    note = f"{len(failures)} failed" if failures else ""
+                    report(done_before + made * size, num_pairs, note)
+        except Failed as error:
+            raise Failed(
+                f"{error}. {made} of {len(units)} missing shards in {root} are made and kept"
+            ) from error
+    _end_early(hand_out, f"{made} of {len(units)} missing shards are made and kept", failures)
     if failures:
         raise Failed(
-            f"{len(failures)} of {len(units)} shards in {root} could not be made, the rest are done. "
-            f"First reason: {str(failures[0]) or repr(failures[0])}. The same command makes what is missing"
-        ) from failures[0]
+            f"{len(failures)} of {len(units)} shards in {root} could not be made: {_listed(failures)}. "
+            "The rest are done; the same command makes what is missing"
+        )
     mended.sort(key=lambda one: one.row.first_pair)
     return GenerationSummary(made, made * size, time.monotonic() - began, tuple(mended))
+
+
+def _end_early(hand_out: HandOut, kept: str, failures: Sequence[str]) -> None:
+    """Ends a generation that did not hand out all units.
+
+    Raises:
+        Stopped: a stop was asked for.
+        OutOfTime: the next shard would have ended too late.
+    """
+    failed = f". {len(failures)} could not be made: {_listed(failures)}" if failures else ""
+    if hand_out.is_late:
+        raise OutOfTime(f"the next shard might not end before the time limit; {kept}{failed}")
+    if hand_out.is_stopped:
+        raise Stopped(f"{kept}{failed}")
+
+
+def _listed(failures: Sequence[str]) -> str:
+    """The first mishaps in full: a thousand of them have few reasons."""
+    more = len(failures) - LISTED_FAILURES
+    return "; ".join(failures[:LISTED_FAILURES]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _job(teacher: TeacherConfig, root: Location, spec: PairSpec, cluster: ClusterConfig) -> Job:
+    """The job as a worker on any machine understands it: with whole paths, where they are paths."""
+    name = teacher.name
+    if name.endswith(".safetensors"):
+        name = str(Path(name).expanduser().absolute())
+    device = cluster.device
+    if device == "auto" and cluster.scheduler == "slurm":
+        # A GPU that the job did not ask for may be seen there, but is somebody else's.
+        device = "cuda" if cluster.gpus else "cpu"
+    logs = Path(cluster.log_folder) if cluster.log_folder else None
+    return Job(root.absolute(), spec, teacher.model_copy(update={"name": name}), device, logs)
+
+
+def _num_workers(cluster: ClusterConfig, workers: int) -> int:
+    return cluster.jobs if cluster.scheduler == "slurm" else workers
+
+
+def _mishap(unit: WorkUnit, future: Future[Outcome], job: Job) -> str | None:
+    """Which shard could not be made, and why; None where it was made.
+
+    Raises:
+        Refused, Failed: the reason would befall every shard.
+    """
+    match future.exception():
+        case None:
+            return None
+        case Refused() as refusal:
+            raise refusal
+        case Failed() | OSError() | ImportError() as error:
+            raise Failed(str(error)) from error
+        case mishap:
+            reason = str(mishap) or repr(mishap)
+    name = shard_name(unit.shard_index)
+    if not isinstance(mishap, WorkersDied) or job.log_folder is None:
+        return f"{name}: {reason}"
+    words = last_words(job.log_folder, name)
+    if words is None:
+        return f"{name}: {reason}; their logs are in {job.log_folder} on the machines they ran on"
+    path, lines = words
+    return f"{name}: {reason}; {path} ends: {' | '.join(line.strip() for line in lines)}"

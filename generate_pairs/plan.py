@@ -48,3 +48,15 @@ def work_unit(
     """The unit that makes shard `shard_index`; shards are always full."""
     first_pair = shard_index * pairs_per_shard
     return WorkUnit(shard_index, first_pair, pairs_per_shard, batch_size, replaces, committed)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of `count` processes that share a data set's shards without talking: `index`, counted from 0."""
+
+    index: int
+    count: int
+
+    def owns(self, shard_index: int) -> bool:
+        """Whether a shard is this task's to make."""
+        return shard_index % self.count == self.index

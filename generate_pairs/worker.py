@@ -26,11 +26,11 @@ from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.trajectory import MapNoise, walk
 from shards.errors import Failed
 from shards.locations import Location
-from shards.manifest import ManifestRow
 from shards.mending import Mended, mend_shard
 from shards.noise import gaussian_noise
 from shards.record import Pairs, PairSpec, label
-from shards.writer import commit_shard
+from shards.rows import ManifestRow, shard_name
+from shards.writer import commit_shard, committed_row
 
 NUM_THREADS = 1
 """Of every worker: sums split over another number of threads round differently, and bytes must not depend on it."""
@@ -80,6 +80,8 @@ def make_shard(
 ) -> ManifestRow | Mended:
     """Make and commit one shard; running it twice gives the same bytes.
 
+    A shard that is committed by now, by another driver perhaps, costs no computing, unless it is to be replaced.
+
     Returns:
         The row that stands in the manifest: this call's, or the one of whoever committed first. Of a unit that
         replaces a shard, how the new one compares with the old.
@@ -88,6 +90,8 @@ def make_shard(
         Failed: the teacher here is another one, or the disk is full.
         Refused: the data set's folder cannot be written to, or holds other pairs.
     """
+    if not unit.replaces and (there := committed_row(root, spec, shard_name(unit.shard_index))) is not None:
+        return there
     with computing_threads(NUM_THREADS):
         began = time.monotonic()
         maker = pair_maker(
@@ -108,8 +112,13 @@ def make_shard(
 
 
 def dask_setup(worker: object) -> None:
-    """Called by Dask in every worker process: Ctrl-C in a terminal reaches the driver alone, which stops in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Called by Dask in every local worker process.
+
+    What is sent to a whole process group, by Ctrl-C or by Slurm at the end of a walltime, is for the driver alone,
+    which stops in order. A worker whose driver is gone ends by itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def device_name(device: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,8 @@ from pipeline.options import (
 )
 
 if TYPE_CHECKING:
+    from generate_pairs.plan import Task
+    from pipeline.config import RunConfig
     from shards.locations import Location
 
 
@@ -30,6 +33,26 @@ if TYPE_CHECKING:
 @tiny_random_option
 @num_pairs_option
 @workers_option
+@click.option(
+    "--cluster",
+    metavar="WHERE",
+    help="local, slurm or tcp://HOST:PORT, a Dask scheduler; short for --set cluster.scheduler=WHERE.",
+)
+@click.option(
+    "--print-job-script", is_flag=True, help="Print the job that --cluster slurm submits; submit nothing."
+)
+@click.option(
+    "--task-index",
+    type=click.IntRange(min=0),
+    metavar="I",
+    help="Make the shards of task I, counted from 0, only.",
+)
+@click.option(
+    "--task-count", type=click.IntRange(min=1), metavar="N", help="How many tasks share the shards."
+)
+@click.option(
+    "--time-limit", metavar="H:MM:SS", help="Begin no shard that would end later than this after the start."
+)
 @set_option
 @dry_run_option
 @click.option(
@@ -43,6 +66,11 @@ def command(
     tiny_random: bool,
     num_pairs: int | None,
     workers: int | None,
+    cluster: str | None,
+    print_job_script: bool,
+    task_index: int | None,
+    task_count: int | None,
+    time_limit: str | None,
     settings: tuple[str, ...],
     dry_run: bool,
     probe: bool,
@@ -60,7 +88,13 @@ def command(
       onestep generate var-d16 --tiny-random --out pairs/trial
       onestep generate digits --out s3://bucket/pairs
       onestep generate digits --out pairs/digits --probe
+      onestep generate var-d16 --out pairs/d16 --cluster slurm --set cluster.jobs=64 --set cluster.gpus=1
+      onestep generate var-d16 --out pairs/d16 --task-index $SLURM_ARRAY_TASK_ID --task-count 64
+
+    --workers are processes of this machine, and --cluster finds workers elsewhere. Tasks need neither: each makes
+    its share in its own process. The pairs are the same, whoever makes them.
     """
+    began = time.monotonic()
     if dry_run and probe:
         raise click.UsageError("--dry-run computes nothing and --probe measures: give one of them")
     from pipeline.config import compose, to_toml
@@ -70,7 +104,13 @@ def command(
     from pipeline.summary import pairs_line
     from shards.manifest import Manifest
 
-    config = compose(preset, overrides(settings, {"pairs.num_pairs": num_pairs}), tiny_random=tiny_random)
+    flags = {"pairs.num_pairs": num_pairs, "cluster.scheduler": cluster}
+    config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
+    task = _task(config, task_index, task_count, workers)
+    deadline = None if time_limit is None else began + _seconds(time_limit)
+    if print_job_script:
+        click.echo(_job_script(config, out))
+        return
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from generate_pairs.driver import generate, plan_generation, refuse_fewer_pairs
 
@@ -86,9 +126,84 @@ def command(
             lines = probe_lines(config.generate, plan_generation(config.generate, out), report)
         click.echo("\n".join(lines))
         return
+    here = (
+        0
+        if task or config.cluster.scheduler != "local"
+        else number_of_workers(workers, config.cluster.device)
+    )
     with stopping() as should_stop, progress("pairs", "pairs") as report:
         made = generate(
-            config.generate, out, workers=number_of_workers(workers), report=report, should_stop=should_stop
+            config.generate,
+            out,
+            workers=here,
+            report=report,
+            should_stop=should_stop,
+            task=task,
+            deadline=deadline,
+            tell=lambda sentence: click.echo(f"pairs: {sentence}", err=True),
         )
     click.echo(f"made {made.num_pairs_made:,} pairs, {made.pairs_per_second:,.1f} pairs/s")
     click.echo(f"{out}: {pairs_line(PairStatistics.of(Manifest.open(out)))}")
+
+
+def _task(config: RunConfig, index: int | None, count: int | None, workers: int | None) -> Task | None:
+    """What --task-index and --task-count say, and whether the rest agrees with it.
+
+    Raises:
+        Refused: options that exclude each other, or one that needs another.
+    """
+    from generate_pairs.plan import Task
+    from shards.errors import Refused
+
+    scheduler = config.cluster.scheduler
+    if workers is not None and scheduler != "local":
+        raise Refused(
+            f"--workers are processes of this machine, and cluster.scheduler is {scheduler}: leave --workers out "
+            "(Slurm's are cluster.jobs), or give --cluster local"
+        )
+    if index is None and count is None:
+        return None
+    if index is None or count is None:
+        raise Refused(
+            "--task-index and --task-count go together: this task's number, and how many tasks there are"
+        )
+    if index >= count:
+        raise Refused(
+            f"--task-index is {index} of --task-count {count}: tasks are counted from 0 to {count - 1}, "
+            f"as in `sbatch --array=0-{count - 1}`"
+        )
+    if workers is not None or scheduler != "local":
+        raise Refused(
+            "a task makes its share in its own process: leave --workers out, and cluster.scheduler local"
+        )
+    return Task(index, count)
+
+
+def _seconds(time_limit: str) -> int:
+    """The seconds of --time-limit.
+
+    Raises:
+        Refused: it is no length of time.
+    """
+    import re
+
+    from generate_pairs.config import WALLTIME, walltime_seconds
+    from shards.errors import Refused
+
+    if not re.match(WALLTIME, time_limit):
+        raise Refused(f"--time-limit is {time_limit!r}: write H:MM:SS, as in 3:50:00, or D-H:MM:SS")
+    return walltime_seconds(time_limit)
+
+
+def _job_script(config: RunConfig, out: Location) -> str:
+    """The Slurm job of --print-job-script.
+
+    Raises:
+        Refused: the cluster is another one.
+    """
+    from generate_pairs.slurm import job_script
+    from shards.errors import Refused
+
+    if config.cluster.scheduler != "slurm":
+        raise Refused("--print-job-script shows a Slurm job: give --cluster slurm")
+    return job_script(config.cluster.logging_into(out))

@@ -72,4 +72,4 @@ def command(
         click.echo(to_toml(config))
         click.echo("\n".join(plan(config, out)))
         return
-    click.echo("\n".join(run(config, out, workers=number_of_workers(workers))))
+    click.echo("\n".join(run(config, out, workers=number_of_workers(workers, config.cluster.device))))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import Field, ValidationError
 
 from distill.config import DistillConfig, EvaluationConfig, StudentConfig, TrainConfig
-from generate_pairs.config import GenerateConfig, PairsConfig, TeacherConfig
+from generate_pairs.config import ClusterConfig, GenerateConfig, PairsConfig, TeacherConfig
 from pipeline.fields import describe_errors, is_list, leaves, nearest
 from shards.errors import Refused
 from shards.settings import FREE, Settings
@@ -27,11 +28,12 @@ class RunConfig(Settings):
     student: StudentConfig = StudentConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @property
     def generate(self) -> GenerateConfig:
         """What stage one needs of it."""
-        return GenerateConfig(teacher=self.teacher, pairs=self.pairs)
+        return GenerateConfig(teacher=self.teacher, pairs=self.pairs, cluster=self.cluster)
 
     @property
     def distill(self) -> DistillConfig:
@@ -100,7 +102,8 @@ def parse_value(text: str) -> Any:
             parsed = tomllib.loads(f"value = {candidate}")
         except tomllib.TOMLDecodeError:
             continue
-        if parsed.keys() == {"value"}:
+        # No setting is a time of day; a length of time, as in 12:00:00, looks like one.
+        if parsed.keys() == {"value"} and not isinstance(parsed["value"], datetime.time):
             return parsed["value"]
     return text
 
@@ -123,10 +126,12 @@ def to_toml(config: RunConfig) -> str:
 
 
 def _as_list(key: str, value: Any) -> Any:
-    """A lone number in a list where the key holds a list, so that `student.timesteps=0` does what it says."""
+    """A lone value in a list where the key holds a list, so that `student.timesteps=0` does what it says."""
     field = dict(leaves(RunConfig)).get(key)
     wants_list = field is not None and is_list(field.annotation)
-    return [value] if wants_list and isinstance(value, int | float) else value
+    # Text is one member only where members are text: for a list of numbers it is a mistake, to be told whole.
+    lone = (int, float, str) if field is not None and str in get_args(field.annotation) else (int, float)
+    return [value] if wants_list and isinstance(value, lone) else value
 
 
 def _read(preset: str) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def kind(annotation: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:
         members = [argument for argument in arguments if argument is not Ellipsis]
+        if members[0] is str:
+            return 'a list of text, as in ["one", "two"]'
         many = "numbers" if len(arguments) > len(members) else f"{len(members)} numbers"
         return f"{'whole ' if members[0] is int else ''}{many} separated by commas"
     if origin in (types.UnionType, Union):

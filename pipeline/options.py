@@ -60,7 +60,7 @@ workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Worker processes on this machine; 0 computes in this process.  [default: one for every core]",
+    help="Worker processes on this machine; 0 computes in this process.  [default: one for every GPU, or core]",
 )
 num_pairs_option = click.option(
     "--num-pairs",
@@ -81,18 +81,18 @@ num_steps_option = click.option(
 )
 
 
-def overrides(settings: Sequence[str], flags: Mapping[str, int | None]) -> list[str]:
+def overrides(settings: Sequence[str], flags: Mapping[str, int | str | None]) -> list[str]:
     """All overrides, the stronger ones later: `--set` as given, then the flags that are short for a key."""
     return [*settings, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
 
 
-def number_of_workers(asked: int | None) -> int:
-    """What `--workers` says, or one for every core."""
+def number_of_workers(asked: int | None, device: str = "auto") -> int:
+    """What `--workers` says, or one for every GPU, or for every core where no GPU is used."""
     if asked is not None:
         return asked
-    from generate_pairs.cluster import default_workers
+    from generate_pairs.devices import default_workers
 
-    return default_workers()
+    return default_workers(device)
 
 
 def comma_separated(

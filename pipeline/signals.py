@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from shards.errors import Stopped
+from shards.errors import OutOfTime, Stopped
 from shards.reporting import ShouldStop
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -46,7 +46,7 @@ def stopping() -> Iterator[ShouldStop]:
         `should_stop`, for the long functions to poll.
 
     Raises:
-        StoppedBySignal: a long function saw the flag, saved its state and raised `Stopped`.
+        StoppedBySignal: a long function saw the flag, or the end of its time, saved its state and raised `Stopped`.
         KeyboardInterrupt: SIGINT came when a stop had been asked for already.
     """
     request = _Request()
@@ -54,7 +54,8 @@ def stopping() -> Iterator[ShouldStop]:
     try:
         yield lambda: request.signal_number is not None
     except Stopped as stopped:
-        raise StoppedBySignal(str(stopped), request.signal_number or signal.SIGINT) from stopped
+        ended_by = signal.SIGTERM if isinstance(stopped, OutOfTime) else signal.SIGINT
+        raise StoppedBySignal(str(stopped), request.signal_number or ended_by) from stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

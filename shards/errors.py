@@ -13,3 +13,7 @@ class Failed(Exception):
 
 class Stopped(Exception):
     """Asked to stop; what was finished is kept, and the same command goes on from there."""
+
+
+class OutOfTime(Stopped):
+    """The time that was given is used up. The command line ends as after SIGTERM."""

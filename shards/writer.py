@@ -65,11 +65,11 @@ def commit_shard(
         Failed: pairs that are not this shard's, or a disk that is full.
         Refused: the place cannot be written to, or holds other pairs.
     """
-    if (winner := _committed(root, spec, shard_name(shard_index))) is not None:
+    if (winner := committed_row(root, spec, shard_name(shard_index))) is not None:
         return winner
     data, row = shard_and_row(spec, shard_index, pairs, row_extras)
     displaced = _put_tar(root, spec, row, data)
-    committed = row if write_row(root, row) else _committed(root, spec, row.shard)
+    committed = row if write_row(root, row) else committed_row(root, spec, row.shard)
     if committed is None:
         raise Failed(
             f"the row of {row.shard} in {root} was taken away while it was written; "
@@ -115,14 +115,20 @@ def _put_tar(root: Location | str, spec: PairSpec, row: ManifestRow, data: bytes
     displaced: dict[str, bytes] = {}
     while not commit_bytes(path, data, exclusive=True):
         # A killed writer's tar, or a living rival's: of the same bytes, unless its device computes otherwise.
-        if holds(path, row.sha256) or _committed(root, spec, row.shard) is not None:
+        if holds(path, row.sha256) or committed_row(root, spec, row.shard) is not None:
             break
         if (content := take_away(path)) is not None:
             displaced[sha256_bytes(content)] = content
     return displaced
 
 
-def _committed(root: Location | str, spec: PairSpec, name: str) -> ManifestRow | None:
+def committed_row(root: Location | str, spec: PairSpec, name: str) -> ManifestRow | None:
+    """The row of a shard that is done, None where it is not.
+
+    Raises:
+        Refused: it holds other pairs.
+        Failed: it cannot be read.
+    """
     row = read_row(root, name)
     if row is not None and (problem := row_problem(spec, row)):
         raise Refused(f"{root} already holds {name}: {problem}")

@@ -80,8 +80,15 @@ def test_finished_shards_are_not_made_again(
 def test_asked_to_stop_it_keeps_what_is_done_and_goes_on(
     pairs_root: Path, teacher_path: Path, generate_config: Configs, tmp_path: Path
 ) -> None:
+    answers = iter([False, True])
     with pytest.raises(Stopped, match="1 of 4 missing shards"):
-        generate(generate_config(teacher_path), tmp_path, workers=0, report=REPORT, should_stop=lambda: True)
+        generate(
+            generate_config(teacher_path),
+            tmp_path,
+            workers=0,
+            report=REPORT,
+            should_stop=lambda: next(answers),
+        )
     assert len(Manifest.open(tmp_path).rows) == 1
     generate(generate_config(teacher_path), tmp_path, workers=0, report=REPORT, should_stop=NEVER)
     assert shard_files(tmp_path) == shard_files(pairs_root)
@@ -192,11 +199,11 @@ def breaking(error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lets shard 2 break with this error; returns a list that fills with the shards that are tried."""
     real, tried = making.make_shard, []
 
-    def make_shard(root, spec, teacher, unit):
+    def make_shard(root, spec, teacher, unit, device):
         tried.append(unit.shard_index)
         if unit.shard_index == 2:
             raise error
-        return real(root, spec, teacher, unit)
+        return real(root, spec, teacher, unit, device)
 
     monkeypatch.setattr(making, "make_shard", make_shard)
     return tried

@@ -80,7 +80,9 @@ class Stages:
             lines=lambda: [f"{len(missing)} shards to make"],
         )
 
-    def generate(self, config: Any, root: Path, *, workers: int, report: Any, should_stop: Any) -> Any:
+    def generate(
+        self, config: Any, root: Path, *, workers: int, report: Any, should_stop: Any, **more: Any
+    ) -> Any:
         self._enter("generate", workers=workers)
         _write_pairs(root, 3)
         report(60, 60, "")

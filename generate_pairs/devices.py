@@ -1,0 +1,54 @@
+"""Which device a worker computes on, and how many workers a machine has room for."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import torch
+
+from shards.errors import Refused
+
+
+def chosen_device(asked: str) -> str:
+    """The device of this process: what was asked for, or a GPU where there is one.
+
+    Args:
+        asked: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        Refused: it shall be a GPU, and there is none.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise Refused(
+            f"cluster.device is cuda, but torch finds no GPU on {socket.gethostname()}: ask for machines that have "
+            "one, or set cluster.device=cpu"
+        )
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return asked
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES would call each GPU that this process may use."""
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    # torch counts up to the first name that is no device.
+    return tuple(named[:count]) if named else tuple(map(str, range(count)))
+
+
+def worker_environment(device: str, worker: int) -> dict[str, str]:
+    """The variables that show worker number `worker` of this machine its own GPU, and no other."""
+    gpus = () if chosen_device(device) == "cpu" else visible_gpus()
+    return {"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if gpus else {}
+
+
+def default_workers(device: str = "auto") -> int:
+    """One worker for every GPU, or for every core that this process may use where it computes on them.
+
+    Raises:
+        Refused: as `chosen_device`.
+    """
+    if chosen_device(device) == "cuda":
+        return len(visible_gpus())
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

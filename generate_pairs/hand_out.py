@@ -1,0 +1,57 @@
+"""Handing out work units: one after the other, until there are none, a stop is asked for, or the time is used up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from generate_pairs.plan import WorkUnit
+from shards.reporting import ShouldStop
+
+
+class HandOut:
+    """The units that nobody works on yet.
+
+    Attributes:
+        is_stopped: a stop was asked for while there were units left.
+        is_late: the next unit would not have ended in time.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[WorkUnit],
+        should_stop: ShouldStop,
+        deadline: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            units: what is to be made, in order.
+            should_stop: asked before every unit.
+            deadline: when, by `clock`, the last unit should have ended; None for never.
+            clock: seconds from any origin.
+        """
+        self._units: Iterator[WorkUnit] = iter(units)
+        self._left = len(units)
+        self._should_stop, self._deadline, self._clock = should_stop, deadline, clock
+        self._longest = 0.0
+        self.is_stopped = self.is_late = False
+
+    def took(self, seconds: float) -> None:
+        """One unit has ended: the next ones are expected to take as long as the longest so far."""
+        self._longest = max(self._longest, seconds)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further unit will be handed out."""
+        if self._left and not (self.is_stopped or self.is_late):
+            self.is_stopped = self._should_stop()
+            self.is_late = self._deadline is not None and self._clock() + self._longest >= self._deadline
+        return not self._left or self.is_stopped or self.is_late
+
+    def take(self) -> WorkUnit | None:
+        """The next unit, None when there is none to begin."""
+        if self.is_over:
+            return None
+        self._left -= 1
+        return next(self._units)

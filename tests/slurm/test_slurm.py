@@ -1,0 +1,153 @@
+"""Both ways to use Slurm, on a real one of one node, while jobs are cancelled.
+
+Not part of a usual run of the tests: it needs root, and Debian's packages, which it installs where they are missing.
+From the repository's root, about two minutes:
+
+    pip install -e '.[test,slurm]' && pytest -m slow -n 0 tests/slurm
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shards.verify import verify
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+START = Path(__file__).with_name("start.sh")
+SABOTAGE = REPOSITORY / "tests" / "generate_pairs" / "sabotage"
+NUM_SHARDS = 4
+
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("family", ["llamagen"], indirect=True)]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Slurm that runs; yields the variables that its commands need."""
+    pytest.importorskip("dask_jobqueue", reason="needs the extra slurm")
+    if os.geteuid() != 0:
+        pytest.skip("a Slurm of one's own is started as root")
+    folder = tmp_path_factory.mktemp("slurm")
+    started = subprocess.run([START, folder], stderr=subprocess.PIPE, text=True, check=False)
+    if started.returncode:
+        subprocess.run([START, folder, "stop"], check=False)
+        pytest.skip(f"Slurm cannot be started here: {started.stderr.strip()[-300:]}")
+    yield {
+        **os.environ,
+        "SLURM_CONF": str(folder / "slurm.conf"),
+        "PYTHONPATH": f"{SABOTAGE}:{REPOSITORY}",
+        "SABOTAGE": json.dumps({"slow": 1.0}),
+        "OMP_NUM_THREADS": "1",
+    }
+    subprocess.run([START, folder, "stop"], check=False)
+
+
+@pytest.fixture
+def folder(teacher_path: Path, tmp_path: Path) -> Path:
+    (tmp_path / "preset.toml").write_text(
+        f'[teacher]\nname = "{teacher_path}"\nguidance_scale = 1.5\n[pairs]\nnum_pairs = 96\n'
+        "pairs_per_shard = 32\nbatch_size = 16\nseed = 3\nsolver_steps = 16\n"
+        '[cluster]\njobs = 2\nmemory = "1GB"\ninterface = "lo"\nwalltime = "0:30:00"\n'
+    )
+    return tmp_path
+
+
+def shards(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "shards").glob("[!.]*")}
+
+
+def rows(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "manifest").glob("[!.]*")}
+
+
+def begun(root: Path) -> int:
+    return "".join(path.read_text() for path in (root / "logs").glob("*.log")).count(" begins ")
+
+
+def jobs(slurm: dict[str, str], *options: str) -> list[str]:
+    """Ids of the jobs that run."""
+    asked = ["squeue", "--noheader", "--states=RUNNING", "--format=%i", *options]
+    return subprocess.run(asked, env=slurm, capture_output=True, text=True, check=True).stdout.split()
+
+
+def wait_until(is_true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not is_true():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.1)
+
+
+def generate(folder: Path, slurm: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline.cli", "generate", "preset.toml", "--out", "pairs", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=slurm, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_cancelled_worker_is_replaced(folder: Path, slurm: dict[str, str], pairs_root: Path) -> None:
+    """Of one job: the end is reached only if another takes its place."""
+    root = folder / "pairs"
+    driver = generate(folder, slurm, "--cluster", "slurm", "--set", "cluster.jobs=1")
+    wait_until(lambda: len(rows(root)) >= 1, "the first shard")
+    (first,) = jobs(slurm)
+    subprocess.run(["scancel", first], env=slurm, check=True)
+    seen: set[str] = set()
+    while driver.poll() is None:
+        seen.update(jobs(slurm))
+        time.sleep(0.2)
+    assert driver.returncode == 0, driver.communicate()[1]
+    assert seen - {first}
+    assert shards(root) == shards(pairs_root)
+    assert verify(root) == []
+    wait_until(lambda: jobs(slurm) == [], "the end of the jobs")
+
+
+def test_jobs_do_not_outlive_a_killed_driver(folder: Path, slurm: dict[str, str], pairs_root: Path) -> None:
+    root = folder / "pairs"
+    driver = generate(folder, slurm, "--cluster", "slurm")
+    wait_until(lambda: len(rows(root)) >= 1, "the first shard")
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    wait_until(lambda: jobs(slurm) == [], "the end of the jobs")
+    before = rows(root)
+    again = generate(folder, slurm, "--cluster", "slurm")
+    assert again.wait() == 0, again.communicate()[1]
+    assert before.items() <= rows(root).items()
+    assert shards(root) == shards(pairs_root)
+
+
+def test_a_job_array_of_which_one_task_is_cancelled(
+    folder: Path, slurm: dict[str, str], pairs_root: Path
+) -> None:
+    root = folder / "pairs"
+    (folder / "array.sh").write_text(
+        "#!/bin/sh\n#SBATCH --array=0-1 --mem=1G --output=task-%a.log\n"
+        f"{sys.executable} -m pipeline.cli generate preset.toml --out pairs "
+        "--task-index $SLURM_ARRAY_TASK_ID --task-count 2\n"
+    )
+    submit = ["sbatch", "--parsable", "--wait", "array.sh"]
+    first = subprocess.Popen(submit, cwd=folder, env=slurm, stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: begun(root) >= 2, "the first two shards")
+    array = subprocess.run(
+        ["squeue", "--noheader", "--array", "--format=%i"],
+        env=slurm,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    cancelled = next(name for name in array.stdout.split() if name.endswith("_1"))
+    subprocess.run(["scancel", cancelled], env=slurm, check=True)
+    assert first.wait() != 0
+    before = rows(root)
+    assert {"pairs-000000.parquet", "pairs-000002.parquet"} <= set(before)
+    assert len(before) < NUM_SHARDS
+    subprocess.run(submit, cwd=folder, env=slurm, stdout=subprocess.DEVNULL, check=True)
+    assert before.items() <= rows(root).items()
+    assert shards(root) == shards(pairs_root)
+    assert verify(root) == []
