@@ -16,7 +16,7 @@ import torch
 
 from generate_pairs import making
 from generate_pairs.cluster import pool
-from generate_pairs.config import GenerateConfig
+from generate_pairs.config import ClusterConfig, GenerateConfig
 from generate_pairs.driver import STALE_SECONDS, generate, plan_generation, refuse_fewer_pairs
 from generate_pairs.teachers.checkpoints import load_teacher, save_teacher
 from generate_pairs.upkeep import repair
@@ -248,8 +248,9 @@ def test_a_worker_that_is_killed_while_it_starts_is_no_mistake_of_onestep(
     def dying(**_: object) -> None:
         raise RuntimeError("Nanny failed to start.")
 
-    monkeypatch.setattr(distributed, "LocalCluster", dying)
-    with pytest.raises(Failed, match=r"Nanny failed to start\. Give the same command again"), pool(1):
+    monkeypatch.setattr(distributed, "SpecCluster", dying)
+    running = pool(ClusterConfig(), 1, print)
+    with pytest.raises(Failed, match=r"Nanny failed to start\. Give the same command again"), running:
         pass
 
 

@@ -13,7 +13,7 @@ from generate_pairs import making
 from generate_pairs.driver import generate, refuse_fewer_pairs
 from shards.errors import Refused
 from shards.manifest import Manifest
-from shards.rows import read_row, row_path, shard_name
+from shards.rows import read_rows, row_path, shard_name
 from shards.stream import PairStream
 
 NUM_SHARDS = 500
@@ -37,11 +37,11 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Fills with the shards whose own rows are opened."""
     read: list[str] = []
 
-    def counting(root, name):
-        read.append(name)
-        return read_row(root, name)
+    def counting(root, names):
+        read.extend(names)
+        return read_rows(root, names)
 
-    monkeypatch.setattr(shards.manifest, "read_row", counting)
+    monkeypatch.setattr(shards.manifest, "read_rows", counting)
     return read
 
 

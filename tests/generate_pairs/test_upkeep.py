@@ -30,7 +30,9 @@ def root(pairs_root: Path, tmp_path: Path) -> Path:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*") if path.is_file()}
+    """All but the workers' logs."""
+    paths = [path for path in root.rglob("*.*") if path.is_file() and path.suffix != ".log"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
 def break_shard(root: Path, index: int) -> None:

@@ -46,7 +46,7 @@ class Drawn:
 @pytest.fixture
 def drawn(fake_module: Callable[..., None]) -> Drawn:
     made = Drawn()
-    student = SimpleNamespace(num_classes=10, timesteps=(0, 8))
+    student = SimpleNamespace(num_classes=10, timesteps=(0, 8), pack=lambda: None)
     fake_module("distill.student", Student=SimpleNamespace(from_pretrained=lambda folder: student))
     fake_module("distill.sampler", sample_images=made.sample_images)
     fake_module("distill.trainer", refuse_unwritable=made.probe)
