@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -64,38 +66,25 @@ class OnDask:
     def run(self, work: Work, hand_out: HandOut) -> Iterator[tuple[WorkUnit, Future[Any]]]:
         ended: SimpleQueue[Any] = SimpleQueue()
         under_way: dict[Any, WorkUnit] = {}
-        polls_alone = 0
+        census = Census(self.client, self.tell)
         while under_way or not hand_out.is_over:
-            num_workers = self._num_workers()
+            num_workers = census.count()
             while len(under_way) < num_workers and (unit := hand_out.take()) is not None:
                 submitted = self.client.submit(work, unit, pure=False)
                 under_way[submitted] = unit
                 submitted.add_done_callback(ended.put)
-            polls_alone = 0 if num_workers else polls_alone + 1
-            if polls_alone == PATIENCE_SECONDS / POLL_SECONDS:
-                self.tell(f"{self._address} has no workers; waiting for some")
             try:
                 done = ended.get(timeout=POLL_SECONDS)
             except Empty:
                 continue
             yield under_way.pop(done), self._outcome(done)
 
-    @property
-    def _address(self) -> str:
-        return f"the Dask scheduler at {self.client.scheduler.address}"
-
-    def _num_workers(self) -> int:
-        try:
-            return len(self.client.nthreads())
-        except OSError as error:
-            raise self._lost() from error
-
     def _outcome(self, done: Any) -> Future[Any]:
         from distributed.scheduler import KilledWorker
 
         # Nobody here cancels anything: the connection did, and with it went all that was under way.
         if done.cancelled():
-            raise self._lost()
+            raise lost(self.client)
         outcome: Future[Any] = Future()
         match done.exception():
             case None:
@@ -106,8 +95,44 @@ class OnDask:
                 outcome.set_exception(error)
         return outcome
 
-    def _lost(self) -> Failed:
-        return Failed(f"{self._address} is lost")
+
+class Census:
+    """How many workers a cluster has: asked now and then, and told when it has had none for long."""
+
+    def __init__(self, client: Any, tell: Tell, clock: Callable[[], float] = time.monotonic) -> None:
+        self.client, self.tell, self.clock = client, tell, clock
+        self._number = 0
+        self._last_asked = -math.inf
+        self._last_seen: float | None = clock()
+
+    def count(self) -> int:
+        """The workers there are, or were half a second ago.
+
+        Raises:
+            Failed: the scheduler does not answer.
+        """
+        now = self.clock()
+        if now - self._last_asked < POLL_SECONDS:
+            return self._number
+        try:
+            self._number, self._last_asked = len(self.client.nthreads()), now
+        except OSError as error:
+            raise lost(self.client) from error
+        if self._number:
+            self._last_seen = now
+        elif self._last_seen is not None and now - self._last_seen > PATIENCE_SECONDS:
+            self.tell(f"{_named(self.client)} has no workers; waiting for some")
+            self._last_seen = None
+        return self._number
+
+
+def lost(client: Any) -> Failed:
+    """What ends the work when a client's scheduler is gone."""
+    return Failed(f"{_named(client)} is lost")
+
+
+def _named(client: Any) -> str:
+    return f"the Dask scheduler at {client.scheduler.address}"
 
 
 @contextmanager

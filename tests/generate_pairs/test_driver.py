@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import distributed
 import pytest
 import torch
 
-from generate_pairs import making
+from generate_pairs import making, worker
 from generate_pairs.cluster import pool
 from generate_pairs.config import ClusterConfig, GenerateConfig
 from generate_pairs.driver import STALE_SECONDS, generate, plan_generation, refuse_fewer_pairs
+from generate_pairs.plan import work_unit
 from generate_pairs.teachers.checkpoints import load_teacher, save_teacher
 from generate_pairs.upkeep import repair
 from shards.errors import Failed, Refused, Stopped
@@ -193,6 +195,22 @@ def test_planning_writes_nothing(teacher_path: Path, generate_config: Configs, t
     assert plan.missing == (0, 1, 2, 3)
     assert plan.num_training_pairs == 96
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_that_another_driver_committed_costs_no_computing(
+    teacher_path: Path, generate_config: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = generate_config(teacher_path)
+    plan = plan_generation(config, tmp_path)
+    generate(config, tmp_path, workers=0, report=REPORT, should_stop=NEVER)
+    rows = row_files(tmp_path)
+    monkeypatch.setattr(worker, "pair_maker", lambda *_: pytest.fail("it computes"))
+    unit = work_unit(2, 32, 16)
+    row = worker.make_shard(tmp_path, plan.spec, config.teacher, unit)
+    assert row == Manifest.open(tmp_path).rows[2]
+    assert row_files(tmp_path) == rows
+    with pytest.raises(pytest.fail.Exception, match="it computes"):
+        worker.make_shard(tmp_path, plan.spec, config.teacher, replace(unit, replaces=True))
 
 
 def breaking(error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[int]:

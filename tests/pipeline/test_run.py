@@ -227,7 +227,7 @@ import os, sys, time
 from types import ModuleType
 from shards.errors import Stopped
 
-def generate(config, root, *, workers, report, should_stop):
+def generate(config, root, *, workers, report, should_stop, **more):
     os.kill(os.getpid(), {number})
     for step in range(1000):
         if should_stop():

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from pipeline.signals import StoppedBySignal, stopping
-from shards.errors import Stopped
+from shards.errors import OutOfTime, Stopped
 
 
 def a_phase_that_is_sent(*numbers: signal.Signals) -> None:
@@ -48,3 +48,9 @@ def test_handlers_are_given_back() -> None:
     with stopping():
         assert signal.getsignal(signal.SIGTERM) != before[1]
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_the_end_of_the_time_ends_as_a_termination() -> None:
+    with pytest.raises(StoppedBySignal, match="3 steps are kept") as stopped, stopping():
+        raise OutOfTime("3 steps are kept")
+    assert stopped.value.exit_code == 143
