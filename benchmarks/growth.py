@@ -73,10 +73,10 @@ def make_first_window(root: Path) -> None:
     import numpy as np
 
     from shards.manifest import Manifest
+    from shards.mending import mend_shard
     from shards.noise import gaussian_noise
     from shards.order import Order
     from shards.record import Pairs, label
-    from shards.writer import replace_shard
 
     manifest = Manifest.open(root)
     spec, view = manifest.spec, manifest.view()
@@ -86,7 +86,7 @@ def make_first_window(root: Path) -> None:
         noise_BLC = gaussian_noise(spec.seed, int(index_B[0]), PAIRS_PER_SHARD, spec.noise_shape)
         tokens_BL = np.zeros((PAIRS_PER_SHARD, spec.num_tokens), dtype=spec.token_dtype)
         pairs = Pairs(index_B, noise_BLC, tokens_BL, np.asarray(label(index_B, spec.num_classes)))
-        replace_shard(root, spec, shard, pairs, ROW_EXTRAS)
+        mend_shard(root, spec, shard, pairs, ROW_EXTRAS, None)
 
 
 def opening(root: Path, num_shards: int) -> float:

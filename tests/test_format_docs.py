@@ -199,7 +199,8 @@ def test_a_data_set_written_by_the_other_program_is_sound(example: dict[str, Any
         }
         (tmp_path / "shards" / f"pairs-{index:06d}.tar").write_bytes(data)
         table = pyarrow.Table.from_pylist([row])
-        pyarrow.parquet.write_table(table, tmp_path / "manifest" / f"pairs-{index:06d}.parquet")
+        path = tmp_path / "manifest" / f"pairs-{index:06d}.parquet"
+        pyarrow.parquet.write_table(table, path, write_page_checksum=True)
     assert verify(tmp_path) == []
     assert Manifest.open(tmp_path).view().size == 16
 
