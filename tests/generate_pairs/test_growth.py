@@ -61,9 +61,9 @@ def test_generate_reads_each_row_once_and_makes_what_is_missing(
     row_path(root, shard_name(77)).unlink()
     real, tried = making.make_shard, []
 
-    def make_shard(root, spec, teacher, unit):
+    def make_shard(root, spec, teacher, unit, device):
         tried.append(unit.shard_index)
-        return real(root, spec, teacher, unit)
+        return real(root, spec, teacher, unit, device)
 
     monkeypatch.setattr(making, "make_shard", make_shard)
     config = growth.settings(NUM_SHARDS + 1)
