@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from generate_pairs.config import GenerateConfig
+from generate_pairs.devices import chosen_device
 from generate_pairs.driver import GenerationPlan, pair_spec, refuse_captions
 from generate_pairs.estimate import batch_seconds, device_rates
 from generate_pairs.flow_map import default_num_steps
@@ -43,7 +44,7 @@ def plan_lines(config: GenerateConfig, devices: Sequence[str]) -> list[str]:
 
 def probe_lines(config: GenerateConfig, plan: GenerationPlan, report: Report) -> list[str]:
     """Measures and keeps how fast pairs are made here, and tells what is left to make takes at that rate."""
-    probe = measure(config, plan.spec, report)
+    probe = measure(config, plan.spec, report, chosen_device(config.cluster.device))
     path = store(probe)
     return [*plan.lines(), f"to the end: {_measured(probe, plan.num_missing_pairs)}", f"kept in {path}"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from generate_pairs.config import GenerateConfig
-from generate_pairs.driver import generate, repair
+from generate_pairs.driver import generate
+from generate_pairs.upkeep import repair
 from shards.errors import Failed, Stopped
 from shards.locations import Location, location
 from shards.manifest import Manifest
