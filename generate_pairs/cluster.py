@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -82,17 +82,21 @@ class OnDask:
     def _outcome(self, done: Any) -> Future[Any]:
         from distributed.scheduler import KilledWorker
 
-        # Nobody here cancels anything: the connection did, and with it went all that was under way.
-        if done.cancelled():
-            raise lost(self.client)
         outcome: Future[Any] = Future()
-        match done.exception():
-            case None:
-                outcome.set_result(done.result())
-            case KilledWorker() as killed:
-                outcome.set_exception(WorkersDied(f"{killed.allowed_failures + 1} workers died making it"))
-            case error:
-                outcome.set_exception(error)
+        try:
+            error = done.exception()
+            result = done.result() if error is None else None
+        except (OSError, CancelledError) as gone:
+            raise lost(self.client) from gone
+        # Nobody here cancels anything: the connection did, and with it went all that was under way.
+        if isinstance(error, CancelledError):
+            raise lost(self.client)
+        if isinstance(error, KilledWorker):
+            error = WorkersDied(f"{error.allowed_failures + 1} workers died making it")
+        if error is None:
+            outcome.set_result(result)
+        else:
+            outcome.set_exception(error)
         return outcome
 
 
@@ -116,7 +120,7 @@ class Census:
             return self._number
         try:
             self._number, self._last_asked = len(self.client.nthreads()), now
-        except OSError as error:
+        except (OSError, CancelledError) as error:
             raise lost(self.client) from error
         if self._number:
             self._last_seen = now

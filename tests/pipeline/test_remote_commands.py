@@ -49,7 +49,7 @@ def test_both_stages_through_a_url(
     remove(location(url) / "shards" / "pairs-000002.tar")
     assert onestep("shards", "verify", url).exit_code == 1
     told = ran("shards", "repair", url, "--teacher", teacher_path, "--workers", 0)
-    assert told == f"{url}: 1 shards made again\n"
+    assert told == f"pairs-000002: equal to what was committed\n{url}: 1 shards made again\n"
     assert ran("shards", "join", url) == f"{url}/manifest.parquet: 3 shards\n"
     assert ran("shards", "verify", url) == f"{url}: every shard is whole\n"
 
