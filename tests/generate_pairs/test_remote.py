@@ -24,7 +24,13 @@ Configs = Callable[..., GenerateConfig]
 
 def make(config: GenerateConfig, root: Location, workers: int = 0, stop: bool = False) -> int:
     """Generates; the number of shards made."""
-    summary = generate(config, root, workers=workers, report=lambda *_: None, should_stop=lambda: stop)
+    summary = generate(
+        config,
+        root,
+        workers=workers,
+        report=lambda *_: None,
+        should_stop=lambda: stop and len(Manifest.open(root).rows) > 0,
+    )
     return summary.num_shards_made
 
 
