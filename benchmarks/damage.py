@@ -66,16 +66,16 @@ def swap(one: Path, other: Path) -> set[str]:
     return {one.name, other.name}
 
 
-TAR_SPANS: dict[str, Callable[[Copy, Member], tuple[int, int]]] = {
-    "header": lambda copy, member: (member.offset, member.offset + 512),
-    "npy header or payload": lambda copy, member: (member.offset + 512, member.data.stop),
-    "padding": lambda copy, member: (member.data.stop, member.stop),
+TAR_SPANS: dict[str, Callable[[Member], tuple[int, int]]] = {
+    "header": lambda member: (member.offset, member.offset + 512),
+    "npy header or payload": lambda member: (member.offset + 512, member.data.stop),
+    "padding": lambda member: (member.data.stop, member.stop),
 }
 
 
-def _flip_in_tar(span: Callable[[Copy, Member], tuple[int, int]]) -> Plant:
+def _flip_in_tar(span: Callable[[Member], tuple[int, int]]) -> Plant:
     def plant(copy: Copy) -> set[str]:
-        start, stop = span(copy, copy.member())
+        start, stop = span(copy.member())
         offset = copy.sample_offset()
         return flip(copy, shard_path(copy.root, copy.shard()), offset + start, offset + stop)
 
