@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from generate_pairs.adams import adams_coefficients
 from generate_pairs.candidates import first_argmax, gather_support
-from generate_pairs.flow_map import FlowMap, adams_coefficients, default_num_steps, denoiser, velocity
+from generate_pairs.flow_map import FlowMap, default_num_steps, denoiser, velocity
 from generate_pairs.teachers.filtering import filter_llamagen, filter_var
 
 
