@@ -265,14 +265,17 @@ def _start(candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor) -> tuple[
         m (N,), the token where q = 0 or s^2 is not finite and positive, and the flow of the other rows.
     """
     top_N = first_argmax(log_p_NK)
-    p_NK = torch.softmax(log_p_NK, dim=1).scatter_(1, top_N[:, None], 0.0)
-    moments_NF = candidates.moments(p_NK)
+    weights_NK = _weights(log_p_NK.clone()).scatter_(1, top_N[:, None], 0.0)
+    moments_NF = candidates.moments(weights_NK)
+    total_N1 = 1 + moments_NF[:, -1:]
+    moments_NF = moments_NF / total_N1
     first_NC, second_N, q_N = moments_NF[:, :-2], moments_NF[:, -2], moments_NF[:, -1]
     top_NC = candidates.rows(top_N)
     square_N = q_N * top_NC.square().sum(dim=1)
     variance_N = second_N - 2 * (top_NC * first_NC).sum(dim=1) + square_N
     variance_N = variance_N - (first_NC - q_N[:, None] * top_NC).square().sum(dim=1)
-    pairs_N = 2 * q_N - q_N.square() - p_NK.square().sum(dim=1)
+    square_sum_N = (torch.linalg.vector_norm(weights_NK, dim=1) / total_N1.squeeze(1)).square()
+    pairs_N = 2 * q_N - q_N.square() - square_sum_N
     scale_N1 = (variance_N / (noise_NC.shape[1] * pairs_N)).sqrt()[:, None]
     # A difference of numbers that agree in all their digits is rounding, not a distance.
     resolved_N = variance_N > 8 * torch.finfo(torch.float32).eps * (second_N + square_N)
@@ -305,14 +308,18 @@ def _evaluate(flow: _Flow, position_MC: Tensor, u: float, buffer: Tensor) -> tup
     flow.candidates.scores(flow.log_p_MK, query_MF, weights_MK)
     top_M = first_argmax(weights_MK)
     top_M1 = top_M[:, None]
-    weights_MK.sub_(weights_MK.gather(1, top_M1))
-    # Clamped, because exp takes 200 times as long where its result is too small for a normal float32.
-    torch.threshold_(weights_MK.clamp_(min=CLAMPED_SCORE).exp_(), LEAST_WEIGHT, 0.0)
+    _weights(weights_MK.sub_(weights_MK.gather(1, top_M1)))
     # The top's weight is 1. Without it, the last moment is the sum over the others, exact however small it is.
     moments_MF = flow.candidates.moments(weights_MK.scatter_(1, top_M1, 0.0))
     others_M1 = moments_MF[:, -1:]
     mean_MC = (moments_MF[:, :-2] + flow.candidates.rows(top_M)) / (1 + others_M1)
     return top_M, (others_M1 / (1 + others_M1)).squeeze(1), mean_MC
+
+
+def _weights(scores_NK: Tensor) -> Tensor:
+    """exp of scores of which the largest of each row is 0, in place; less than `LEAST_WEIGHT` is 0."""
+    # Clamped, because exp takes 200 times as long where its result is too small for a normal float32.
+    return torch.threshold_(scores_NK.clamp_(min=CLAMPED_SCORE).exp_(), LEAST_WEIGHT, 0.0)
 
 
 def _moved(position_NC: Tensor, weights: Sequence[float], history: tuple[Tensor, ...]) -> Tensor:
