@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
-from shards.errors import Refused
+from shards.errors import Failed, Refused
+from shards.storage import is_forbidden
 
 QUOTED_LINES = 6
 
@@ -31,6 +32,7 @@ def logged(folder: Path, shard: str) -> Iterator[None]:
 
     Raises:
         Refused: the folder cannot be written to.
+        Failed: its disk is full, or broke.
     """
     log = _log(folder)
     began = time.monotonic()
@@ -68,10 +70,11 @@ def _log(folder: Path) -> TextIO:
         # Kept open as long as the process lives.
         log = (folder / f"{socket.gethostname()}-{os.getpid()}.log").open("a", encoding="utf-8")
     except OSError as error:
-        raise Refused(
-            f"{socket.gethostname()} cannot write its log into {folder}: {error.strerror}; "
-            "set cluster.log_folder to a folder that every worker may write to"
-        ) from error
+        trouble = f"{socket.gethostname()} cannot write its log into {folder}: {error.strerror}"
+        if is_forbidden(error):
+            way = "set cluster.log_folder to a folder that every worker may write to"
+            raise Refused(f"{trouble}; {way}") from error
+        raise Failed(f"{trouble}; run the same command again when it is mended") from error
     faulthandler.enable(log)
     return log
 

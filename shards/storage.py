@@ -239,6 +239,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_forbidden(error: OSError) -> bool:
+    """Whether the system will not have it, there or ever; anything else may pass, and may be tried again."""
+    return error.errno in _NOT_ALLOWED
+
+
 @contextmanager
 def _explained(action: str, path: Path) -> Iterator[None]:
     """Turns the system's errors into the two kinds that people see."""
@@ -251,7 +256,7 @@ def _explained(action: str, path: Path) -> Iterator[None]:
             raise Failed(
                 f"cannot {action} {path}: no space left there; free some and run the same command again"
             ) from error
-        if error.errno in _NOT_ALLOWED:
+        if is_forbidden(error):
             raise Refused(
                 f"cannot {action} {path}: {error.strerror}; choose a place where you may {action}"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from generate_pairs.worker_log import last_words, logged
-from shards.errors import Refused
+from shards.errors import Failed, Refused
 
 
 def test_a_log_tells_what_began_ended_and_failed(tmp_path: Path) -> None:
@@ -49,6 +50,18 @@ def test_the_last_to_die_has_the_last_word(tmp_path: Path) -> None:
     path, lines = last_words(tmp_path, "pairs-000003")
     assert path.name == "a.log"
     assert lines == ["now begins pairs-000003", "a was here"]
+
+
+def test_a_full_disk_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", full)
+    with (
+        pytest.raises(Failed, match="No space left on device; run the same command again"),
+        logged(tmp_path / "logs", "pairs-000001"),
+    ):
+        pass
 
 
 def test_a_folder_that_takes_no_log_is_refused(tmp_path: Path) -> None:
