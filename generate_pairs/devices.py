@@ -8,6 +8,7 @@ import socket
 import torch
 
 from shards.errors import Refused
+from shards.verify import available_cores
 
 
 def chosen_device(asked: str) -> str:
@@ -51,4 +52,4 @@ def default_workers(device: str = "auto") -> int:
     """
     if chosen_device(device) == "cuda":
         return len(visible_gpus())
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()

@@ -7,7 +7,7 @@ Running the same command again is the way to resume and to grow.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -84,8 +84,13 @@ def pair_spec(config: GenerateConfig, loaded: LoadedTeacher) -> PairSpec:
         "codebook_sha256": sha256_bytes(codebook_VC.tobytes()),
         "flow_map": {"scheme": "exponential Adams 3, relative stop", "solver_steps": solver_steps},
     }
+    return replace(spec_by_shape(config, teacher), lineage=lineage)
+
+
+def spec_by_shape(config: GenerateConfig, teacher: Teacher) -> PairSpec:
+    """The spec of a data set as far as its bytes go: of a teacher without weights, so without a lineage."""
     return PairSpec(
-        lineage=lineage,
+        lineage={},
         tokens_per_step=teacher.layout.tokens_per_step,
         vocab_size=teacher.vocab_size,
         codebook_dim=teacher.codebook_dim,

@@ -318,7 +318,7 @@ def _evaluate(flow: _Flow, position_MC: Tensor, u: float, buffer: Tensor) -> tup
 
 def _weights(scores_NK: Tensor) -> Tensor:
     """exp of scores of which the largest of each row is 0, in place; less than `LEAST_WEIGHT` is 0."""
-    # Clamped, because exp takes 200 times as long where its result is too small for a normal float32.
+    # Clamped, because exp is far slower where its result is too small for a normal float32.
     return torch.threshold_(scores_NK.clamp_(min=CLAMPED_SCORE).exp_(), LEAST_WEIGHT, 0.0)
 
 

@@ -12,17 +12,13 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from generate_pairs.config import GenerateConfig
 from generate_pairs.plan import work_unit
 from generate_pairs.teachers.checkpoints import imported_folder
 from generate_pairs.teachers.threads import computing_threads
-from generate_pairs.worker import NUM_THREADS, device_name, pair_maker
+from generate_pairs.worker import NUM_THREADS, device_name, pair_maker, software_versions
 from shards.errors import Refused
 from shards.record import PairSpec
 from shards.reporting import Report
@@ -98,7 +94,7 @@ def measure(config: GenerateConfig, spec: PairSpec, report: Report, device: str 
         num_batches=num_batches,
         num_pairs=num_pairs,
         seconds=seconds,
-        versions=f"onestep {version('onestep')}, torch {torch.__version__}, numpy {np.__version__}",
+        versions=software_versions(),
     )
 
 

@@ -103,7 +103,7 @@ def make_shard(
             "host": socket.gethostname(),
             "device": device_name(device),
             "batch_size": unit.batch_size,
-            "versions": f"onestep {version('onestep')}, torch {torch.__version__}, numpy {np.__version__}",
+            "versions": software_versions(),
         }
         pairs = Pairs.concatenate(batches)
         if unit.replaces:
@@ -119,6 +119,11 @@ def dask_setup(worker: object) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def software_versions() -> str:
+    """What pairs are made with, in words, as the manifest records it."""
+    return f"onestep {version('onestep')}, torch {torch.__version__}, numpy {np.__version__}"
 
 
 def device_name(device: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from generate_pairs.config import GenerateConfig
 from generate_pairs.devices import chosen_device
-from generate_pairs.driver import GenerationPlan, pair_spec, refuse_captions
+from generate_pairs.driver import GenerationPlan, pair_spec, refuse_captions, spec_by_shape
 from generate_pairs.estimate import batch_seconds, device_rates
 from generate_pairs.flow_map import default_num_steps
 from generate_pairs.probe import Probe, measure, store, stored
@@ -47,21 +47,6 @@ def probe_lines(config: GenerateConfig, plan: GenerationPlan, report: Report) ->
     probe = measure(config, plan.spec, report, chosen_device(config.cluster.device))
     path = store(probe)
     return [*plan.lines(), f"to the end: {_measured(probe, plan.num_missing_pairs)}", f"kept in {path}"]
-
-
-def spec_by_shape(config: GenerateConfig, teacher: Teacher) -> PairSpec:
-    """The spec of a data set as far as its bytes go: of a teacher without weights, so without a lineage."""
-    return PairSpec(
-        lineage={},
-        tokens_per_step=teacher.layout.tokens_per_step,
-        vocab_size=teacher.vocab_size,
-        codebook_dim=teacher.codebook_dim,
-        num_classes=teacher.num_classes,
-        num_heldout=config.pairs.heldout,
-        pairs_per_shard=config.pairs.pairs_per_shard,
-        seed=config.pairs.seed,
-        noise=config.pairs.noise,
-    )
 
 
 def _byte_lines(spec: PairSpec, num_shards: int) -> Iterator[str]:

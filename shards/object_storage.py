@@ -270,7 +270,8 @@ def _explained(action: str, path: UPath) -> Iterator[None]:
     """Turns what stores and their libraries raise, each its own, into the two kinds that people see."""
     try:
         yield
-    except (Refused, Failed):
+    # What is told already, and what no store raises but a mistake here.
+    except (Refused, Failed, AttributeError, NameError, TypeError):
         raise
     except Exception as error:
         kinds = {kind.__name__ for kind in type(error).__mro__}

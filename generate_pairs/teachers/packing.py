@@ -1,7 +1,8 @@
 """Weights laid out once in the order in which a CPU's matrix products read them.
 
 A product with few rows, as decoding makes them, is bound by reading weights. oneDNN's own layout (its "inner
-product" with a weight of any format) reads them up to two and a half times as fast as row by row.
+product" with a weight of any format) reads them faster than row by row does; `benchmarks/beside_official.py` measures
+both.
 """
 
 from __future__ import annotations
