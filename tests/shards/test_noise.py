@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from shards import gaussian_noise
-from shards.noise import noise_beginnings
+from shards.noise import noise_beginnings, philox_words
 
 MASK = 2**64 - 1
 
@@ -33,12 +33,22 @@ def philox(counter: int, key: tuple[int, int]) -> list[int]:
     return words
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (6, 3), (40, 32)])
-def test_beginnings_are_those_of_the_noise(shape: tuple[int, int]) -> None:
-    noise = gaussian_noise(seed=5, first=1000, count=7, shape=shape).reshape(7, -1)[:, :4]
-    beginnings = noise_beginnings(seed=5, first=1000, count=7, shape=shape)
+@pytest.mark.parametrize("seed", [5, 2**64 - 1])
+@pytest.mark.parametrize("first", [0, 1000, 10**9 - 7])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (6, 3), (40, 32), (680, 32)])
+def test_beginnings_are_those_of_the_noise(seed: int, first: int, shape: tuple[int, int]) -> None:
+    noise = gaussian_noise(seed, first, count=7, shape=shape).reshape(7, -1)[:, :4]
+    beginnings = noise_beginnings(seed, first, count=7, shape=shape)
     assert (beginnings.dtype, beginnings.shape) == (noise.dtype, noise.shape)
     assert beginnings.tobytes() == noise.tobytes()
+
+
+@pytest.mark.parametrize("seed", [0, 11, 2**63, 2**64 - 1])
+def test_words_of_many_counters_are_those_of_each(seed: int) -> None:
+    words_B4 = philox_words(seed, first=2**40 - 3, count=5, step=2**33 + 1)
+    counters = [2**40 - 3 + place * (2**33 + 1) for place in range(5)]
+    assert words_B4.tolist() == [philox(counter, (seed, 0)) for counter in counters]
+    assert philox_words(seed, first=1, count=0, step=1).shape == (0, 4)
 
 
 def test_golden_values() -> None:
