@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.batches import PairBatch, PairBatches
 from shards.errors import Failed, Refused
+
+ORPHANED_SECONDS = 1.0
+"""So often a worker looks whether there is still someone to read for."""
 
 
 class LoadedAhead(Iterator[PairBatch]):
@@ -85,7 +89,7 @@ def _loader(
         num_workers=num_workers,
         prefetch_factor=prefetch,
         pin_memory=pin_memory,
-        worker_init_fn=_obey_parent_alone,
+        worker_init_fn=partial(_obey_parent_alone, os.getpid()),
         # Its own, or it would draw from the generator that everything else draws from.
         generator=torch.Generator(),
     )
@@ -107,15 +111,18 @@ class _Outcomes(Dataset["PairBatch | Failed | Refused"]):
             return error
 
 
-def _obey_parent_alone(worker: int) -> None:
+def _obey_parent_alone(parent: int, worker: int) -> None:
     """A signal to all processes of a job is for the one that trains: it stops after its step, then ends the others."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_end_when_parent_asks, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
-def _end_when_parent_asks(parent: int) -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
-        pass
+def _end_with_parent(parent: int) -> None:
+    """Ends this process when its parent asks for it, or is gone: torch overlooks one that went before it first looked."""
+    while os.getppid() == parent:
+        asked = signal.sigtimedwait([signal.SIGTERM], ORPHANED_SECONDS)
+        if asked is not None and asked.si_pid == parent:
+            break
     os._exit(0)
