@@ -114,7 +114,7 @@ def misframed_rows(layout: Layout, rows: Array, index_B: Array, label_B: Array) 
     """
     frame = _frame_of(layout)
     expected = np.tile(frame.template[frame.varying], (len(rows), 1))
-    keys = _decimal(index_B + 10**KEY_DIGITS, KEY_DIGITS + 1)[:, 1:]
+    keys = _digits(index_B, 10, KEY_DIGITS)
     labels = _decimal(label_B, _LABEL_DIGITS)
     label_sizes = np.count_nonzero(labels, axis=1)
     in_keys = keys.sum(axis=1, dtype=np.int64) - KEY_DIGITS * ord("0")
@@ -123,15 +123,17 @@ def misframed_rows(layout: Layout, rows: Array, index_B: Array, label_B: Array) 
         expected[:, frame.places(member.offset, KEY_DIGITS)] = keys
         # A tar checksum is the sum of the header's bytes, here those of key 0 and what the digits add.
         checksums = frame.checksum(member) + in_keys + in_sizes.get(member, 0)
-        expected[:, frame.places(member.offset + _CHECKSUM, 6)] = _octal(checksums)
+        expected[:, frame.places(member.offset + _CHECKSUM, 6)] = _digits(checksums, 8, 6)
     size_digits = np.stack([label_sizes // 8, label_sizes % 8], axis=1) + ord("0")
     expected[:, frame.places(layout.label.offset + _SIZE_END - 2, 2)] = size_digits
     expected[:, frame.places(layout.label.offset + _BLOCK, _LABEL_DIGITS)] = labels
-    wrong = (np.take(rows, frame.varying, axis=1) != expected).any(axis=1)
-    # The rest is the same in all of them, and compared eight bytes at a time.
+    # All is compared eight bytes at a time; where such a word reaches into a payload, that part is left out.
     words, template = rows.view(np.uint64), frame.template.view(np.uint64)
-    for run in frame.constant_words:
+    found = np.take(words, frame.varying[::8] // 8, axis=1) & frame.framing
+    wrong = (found != expected.view(np.uint64)).any(axis=1)
+    for run, varying in frame.runs:
         unlike = words[:, run] != template[run]
+        unlike[:, varying] = False
         if unlike.any():
             wrong |= unlike.any(axis=1)
     return np.flatnonzero(wrong)
@@ -148,10 +150,10 @@ def holds_member(layout: Layout, member: Member, rows: Array, index_B: Array) ->
     """
     frame, columns = _frame_of(layout), slice(member.offset, member.data.start)
     expected = np.tile(frame.template[columns], (len(rows), 1))
-    keys = _decimal(index_B + 10**KEY_DIGITS, KEY_DIGITS + 1)[:, 1:]
+    keys = _digits(index_B, 10, KEY_DIGITS)
     checksums = frame.checksum(member) + keys.sum(axis=1, dtype=np.int64) - KEY_DIGITS * ord("0")
     expected[:, :KEY_DIGITS] = keys
-    expected[:, _CHECKSUM : _CHECKSUM + 6] = _octal(checksums)
+    expected[:, _CHECKSUM : _CHECKSUM + 6] = _digits(checksums, 8, 6)
     return (rows[:, columns] == expected).all(axis=1)
 
 
@@ -161,13 +163,15 @@ class _Frame:
 
     Attributes:
         template: (stride,) uint8, the sample of key 0 with a label of no digits and payloads of zero bytes.
-        constant_words: runs of eight-byte words that every sample has in common.
-        varying: the columns of the remaining words, ascending, without those of payloads.
+        runs: of eight-byte words that are not payload alone, and which of each run's words vary.
+        varying: the columns of the remaining words, ascending, without those of payloads alone.
+        framing: these words with ones where they are not payload, uint64.
     """
 
     template: Array
-    constant_words: tuple[slice, ...]
+    runs: tuple[tuple[slice, Array], ...]
     varying: Array
+    framing: Array
 
     def places(self, column: int, count: int) -> slice:
         """Where neighbouring columns lie among the varying ones."""
@@ -192,10 +196,20 @@ def _frame_of(layout: Layout) -> _Frame:
         payload[member.data] = True
     constant[layout.label.offset + _SIZE_END - 2 : layout.label.offset + _SIZE_END] = False
     constant[layout.label.offset + _BLOCK : layout.label.offset + _BLOCK + _LABEL_DIGITS] = False
-    common = (constant & ~payload).reshape(-1, 8).all(axis=1)
-    edges = np.flatnonzero(np.diff(common, prepend=False, append=False)).tolist()
-    runs = tuple(slice(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True))
-    return _Frame(template, runs, np.flatnonzero(~np.repeat(common, 8) & ~payload))
+    common, framed = _whole_words(constant & ~payload), ~_whole_words(payload)
+    edges = np.flatnonzero(np.diff(framed, prepend=False, append=False)).tolist()
+    runs = tuple(
+        (slice(start, stop), np.flatnonzero(~common[start:stop]))
+        for start, stop in zip(edges[::2], edges[1::2], strict=True)
+    )
+    varying = np.flatnonzero(np.repeat(framed & ~common, 8))
+    framing = np.where(payload, 0, 0xFF).astype(np.uint8)[varying].view(np.uint64)
+    return _Frame(template, runs, varying, framing)
+
+
+def _whole_words(columns: Array) -> Array:
+    """Which words of eight bytes a mask of bytes covers."""
+    return np.logical_and.reduce(columns.reshape(-1, 8), axis=1)
 
 
 def _tar_header(name: str, num_bytes: int) -> bytes:
@@ -211,9 +225,15 @@ def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def _octal(numbers: Array) -> Array:
-    """ASCII digits (B, 6) of whole numbers in base eight."""
-    return (numbers[:, None] >> np.arange(15, -1, -3)) % 8 + ord("0")
+def _digits(numbers: Array, base: int, count: int) -> Array:
+    """The last `count` ASCII digits (B, count) of whole numbers in a base, zeros before them."""
+    digits = np.empty((len(numbers), count), dtype=np.uint8)
+    for place in reversed(range(count)):
+        # Division by one number is several times as fast as by an array of powers.
+        rest = numbers // base
+        digits[:, place] = numbers - rest * base + ord("0")
+        numbers = rest
+    return digits
 
 
 def _decimal(numbers: Array, width: int) -> Array:
