@@ -115,7 +115,7 @@ class Training:
             timesteps, train.timestep_weights, train.seed, batch.epoch_B.numpy(), batch.index_B.numpy()
         )
         return trajectory_states(
-            batch.noise_BLC, batch.tokens_BL, torch.from_numpy(drawn_B), self.codebook_VC, self.layout
+            batch.noise_BLC.float(), batch.tokens_BL, torch.from_numpy(drawn_B), self.codebook_VC, self.layout
         )
 
     @torch.no_grad()
@@ -126,7 +126,9 @@ class Training:
         averages = {
             f"network.{name}": average for name, average in zip(self.names, self.averages, strict=True)
         }
-        logits_BLV, _ = functional_call(self.student, averages, (batch.noise_BLC, timestep_B, batch.label_B))
+        logits_BLV, _ = functional_call(
+            self.student, averages, (batch.noise_BLC.float(), timestep_B, batch.label_B)
+        )
         return {
             "heldout_token_loss": F.cross_entropy(logits_BLV.flatten(0, 1), batch.tokens_BL.flatten()).item(),
             "heldout_token_match": (logits_BLV.argmax(-1) == batch.tokens_BL).float().mean().item(),

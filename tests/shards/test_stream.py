@@ -34,10 +34,10 @@ def test_batches_hold_the_pairs_in_the_order(make_spec, make_dataset, make_pairs
     assert torch.cat([batch.index_B for batch in batches]).tolist() == expected.tolist()
     assert torch.cat([batch.epoch_B for batch in batches]).tolist() == [place // 30 for place in range(70)]
     for batch in batches:
-        assert (batch.noise_BLC.dtype, batch.tokens_BL.dtype) == (torch.float32, torch.int64)
+        assert (batch.noise_BLC.dtype, batch.tokens_BL.dtype) == (torch.float16, torch.int64)
         for place, index in enumerate(batch.index_B.tolist()):
             pairs = make_pairs(manifest.spec, index // 8).take(np.array([index % 8]))
-            assert np.array_equal(batch.noise_BLC[place].numpy(), pairs.noise_BLC[0].astype(np.float32))
+            assert np.array_equal(batch.noise_BLC[place].numpy(), pairs.noise_BLC[0])
             assert batch.tokens_BL[place].tolist() == pairs.tokens_BL[0].tolist()
             assert batch.label_B[place].item() == index % 12
 
@@ -99,13 +99,13 @@ def test_a_view_keeps_its_order_when_the_data_set_grows(make_spec, make_dataset)
 def test_shards_are_read_once_a_window_and_hashed_once(make_spec, make_dataset, monkeypatch) -> None:
     manifest = make_dataset(make_spec(), 13)
     reads, hashed = [], []
-    read, check = ShardSource.read_into, shards.source.check_digest
+    read, check = ShardSource.map, shards.source.check_digest
 
     def counted(self, row, *rest) -> bool:
         reads.append(row.shard)
         return read(self, row, *rest)
 
-    monkeypatch.setattr(ShardSource, "read_into", counted)
+    monkeypatch.setattr(ShardSource, "map", counted)
     monkeypatch.setattr(
         shards.source, "check_digest", lambda row, digest: (hashed.append(row.shard), check(row, digest))
     )
