@@ -17,7 +17,15 @@ from planting import NUM_SHARDS, Copy
 from shards import Manifest
 from shards.layout import Member
 from shards.manifest import DATASET_FILE
-from shards.rows import JOINED_FILE, ROW_FOLDER, SHARD_FOLDER, replace_row, row_path, shard_name, shard_path
+from shards.rows import (
+    JOINED_FILE,
+    ROW_FOLDER,
+    SHARD_FOLDER,
+    replace_row,
+    row_path,
+    shard_name,
+    shard_path,
+)
 
 WRITER_VERSION = f" {pyarrow.__version__}".encode()
 
@@ -194,8 +202,19 @@ def _(copy: Copy) -> set[str]:
 def _(copy: Copy) -> set[str]:
     """The row of `other` with the size and hash of `one`."""
     one, other = copy.two_shards()
-    replace_row(copy.root, replace(copy.row(other), sha256=copy.row(one).sha256))
+    replace_row(
+        copy.root, replace(copy.row(other), sha256=copy.row(one).sha256, xxh3_128=copy.row(one).xxh3_128)
+    )
     return put(shard_path(copy.root, one), shard_path(copy.root, other))
+
+
+@kind("a row whose sums are of two shards")
+def _(copy: Copy) -> set[str]:
+    """Whichever of them a reader looks at."""
+    one, other = copy.two_shards()
+    column = copy.choice.choice(("sha256", "xxh3_128"))
+    replace_row(copy.root, replace(copy.row(one), **{column: getattr(copy.row(other), column)}))
+    return {f"{one}.parquet", f"{one}.tar"}
 
 
 @kind("an older row")
@@ -221,6 +240,7 @@ def _(copy: Copy) -> set[str]:
     manifest, place = Manifest.open(copy.root), copy.choice.randrange(NUM_SHARDS)
     changes = (
         {"sha256": "0" * 64},
+        {"xxh3_128": "0" * 32},
         {"num_bytes": 1},
         {"host": "elsewhere"},
         {"first_pair": 0, "shard": "pairs-000009"},

@@ -14,7 +14,7 @@ from shards import Manifest, Pairs, PairSpec, commit_shard, create_dataset, gaus
 from shards.layout import Layout, Member, layout_of
 from shards.record import Array
 from shards.rows import JOINED_FILE, ManifestRow, read_row, replace_row, shard_name, shard_path
-from shards.storage import sha256_bytes
+from shards.storage import sha256_bytes, xxh3_bytes
 
 NUM_SHARDS = 6
 ROW_EXTRAS = {"seconds": 1.5, "host": "here", "device": "cpu", "batch_size": 4, "versions": "numpy 2"}
@@ -94,7 +94,8 @@ class Copy:
         change(layout, everything[: size * layout.stride].reshape(size, layout.stride))
         path.write_bytes(everything.tobytes())
         joined = (self.root / JOINED_FILE).is_file()
-        replace_row(self.root, replace(self.row(name), sha256=sha256_bytes(everything.tobytes())))
+        data = everything.tobytes()
+        replace_row(self.root, replace(self.row(name), sha256=sha256_bytes(data), xxh3_128=xxh3_bytes(data)))
         if joined:
             Manifest.open(self.root).write_joined()
         return {path.name}

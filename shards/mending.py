@@ -63,7 +63,7 @@ def mend_shard(
     """
     data, row = shard_and_row(spec, shard_index, pairs, row_extras)
     path = shard_path(root, row.shard)
-    if committed is not None and (committed.sha256, committed.num_bytes) == (row.sha256, row.num_bytes):
+    if committed is not None and committed.vouches_like(row):
         if not holds(path, committed.sha256):
             commit_bytes(path, data)
         if not _stands(root, committed):

@@ -14,7 +14,7 @@ from shards.noise import gaussian_noise
 from shards.record import Array, Pairs, PairSpec, checksum
 from shards.rows import ManifestRow, shard_path
 from shards.rules import broken_rules, foreign_noise
-from shards.storage import read_bytes, sha256_bytes
+from shards.storage import read_bytes, sha256_bytes, xxh3_bytes
 
 
 def read_shard(
@@ -57,21 +57,29 @@ def check_file(row: ManifestRow, data: bytes) -> None:
     """Holds a shard's bytes against its row.
 
     Raises:
-        Failed: another size or another sha256.
+        Failed: another size, another sha256 or another xxh3_128.
     """
     if len(data) != row.num_bytes:
         raise Failed(f"holds {len(data)} bytes where {row.num_bytes} were committed")
-    check_digest(row, sha256_bytes(data))
+    _check_sum(row, "sha256", sha256_bytes(data))
+    check_digest(row, data)
 
 
-def check_digest(row: ManifestRow, digest: str) -> None:
-    """Holds a shard's sha256 (hex) against its row.
+def check_digest(row: ManifestRow, data: bytes | memoryview) -> None:
+    """Holds a shard's bytes against the sum in its row that takes the least time: xxh3_128, or sha256 for want of it.
 
     Raises:
         Failed: it is another one.
     """
-    if digest != row.sha256:
-        raise Failed(f"its sha256 is {digest} where {row.sha256} was committed")
+    if row.xxh3_128 is None:
+        _check_sum(row, "sha256", sha256_bytes(data))
+    else:
+        _check_sum(row, "xxh3_128", xxh3_bytes(data))
+
+
+def _check_sum(row: ManifestRow, kind: str, found: str) -> None:
+    if found != (committed := getattr(row, kind)):
+        raise Failed(f"its {kind} is {found} where {committed} was committed")
 
 
 def decode_shard(spec: PairSpec, row: ManifestRow, data: bytes) -> Pairs:

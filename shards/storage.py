@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
+import xxhash
+
 from shards import object_storage
 from shards.errors import Failed, Refused
 from shards.locations import Location
@@ -169,9 +171,14 @@ def read_each(paths: Sequence[Location]) -> Iterator[bytes | None]:
         yield read_bytes(path) if is_file(path) else None
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     """sha256 (hex) of bytes."""
     return hashlib.sha256(data).hexdigest()
+
+
+def xxh3_bytes(data: bytes | memoryview) -> str:
+    """XXH3-128 (hex) of bytes: many times as fast as sha256, and as sure against chance, if not against intent."""
+    return xxhash.xxh3_128_hexdigest(data)
 
 
 def sha256_file(path: Location) -> str:

@@ -20,7 +20,7 @@ from shards.rows import (
     shard_path,
     write_row,
 )
-from shards.storage import commit_bytes, holds, sha256_bytes, take_away
+from shards.storage import commit_bytes, holds, sha256_bytes, take_away, xxh3_bytes
 
 
 def shard_bytes(spec: PairSpec, pairs: Pairs) -> bytes:
@@ -100,6 +100,7 @@ def shard_and_row(
         num_pairs=len(pairs),
         num_bytes=len(data),
         sha256=sha256_bytes(data),
+        xxh3_128=xxh3_bytes(data),
         fingerprint=spec.fingerprint,
         **row_extras,
     )

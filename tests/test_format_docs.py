@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+import xxhash
 
 PAGE = (Path(__file__).parents[1] / "docs" / "format.md").read_text("utf-8")
 MASK = 2**64 - 1
@@ -142,6 +143,7 @@ def test_the_other_program_makes_what_the_page_promises(example: dict[str, Any])
     for noise in ("stored", "counter"):
         data = shard(example | {"noise": noise}, 0, example_tokens(8, 6, 64))
         assert f"`{hashlib.sha256(data).hexdigest()}`" in PAGE
+        assert f"`{xxhash.xxh3_128_hexdigest(data)}`" in PAGE
     assert f"{len(shard(example, 0, example_tokens(8, 6, 64))):,} bytes" in PAGE
     for epoch in (0, 1):
         assert ", ".join(map(str, order([8, 8, 3], 5, 2, epoch)[:10])) in " ".join(PAGE.split())
@@ -214,7 +216,7 @@ def test_the_page_names_the_columns_and_keys_that_are_written(
     spec = PairSpec.from_json(example)
     create_dataset(tmp_path, spec)
     assert (tmp_path / "dataset.json").read_text() == json.dumps(example, indent=2) + "\n"
-    write_row(tmp_path, ManifestRow("pairs-000000", 0, 8, 9, "0", "0", 1.0, "here", "cpu", 4, "none"))
+    write_row(tmp_path, ManifestRow("pairs-000000", 0, 8, 9, "0", "0", 1.0, "here", "cpu", 4, "none", "0"))
     schema = pyarrow.parquet.read_schema(row_path(tmp_path, "pairs-000000"))
     section = PAGE.split("\n## A row\n")[1].split("\n## ")[0]
     told = {

@@ -70,7 +70,7 @@ def test_a_shard_that_changes_between_two_looks_is_never_fed(
         data = bytearray(path.read_bytes())
         data[5 * 512] ^= 1
         path.write_bytes(data)
-    with pytest.raises(Failed, match=r"its sha256 is .* was committed; run `onestep shards repair"):
+    with pytest.raises(Failed, match=r"its xxh3_128 is .* was committed; run `onestep shards repair"):
         list(islice(stream, 21))
 
 

@@ -11,7 +11,7 @@ import shards.mending
 import shards.rows
 from shards import Manifest, read_shard, verify
 from shards.mending import mend_shard
-from shards.rows import forget, row_path, shard_path
+from shards.rows import forget, replace_row, row_path, shard_path
 
 LATER = {"seconds": 9.0, "host": "elsewhere", "device": "gpu", "batch_size": 4, "versions": "numpy 3"}
 
@@ -53,6 +53,26 @@ def test_equal_bytes_keep_the_row(make_spec, make_dataset, make_pairs, noise, ki
     mended = mend_shard(manifest.root, spec, 1, make_pairs(spec, 1), LATER, manifest.rows[1])
     assert (mended.is_equal, mended.row) == (True, manifest.rows[1])
     assert (path.read_bytes(), row.read_bytes()) == (data, row_data)
+
+
+def test_a_row_whose_sums_disagree_is_replaced(make_spec, make_dataset, make_pairs) -> None:
+    manifest = make_dataset(make_spec(), 2)
+    wrong = replace(manifest.rows[1], xxh3_128="0" * 32)
+    replace_row(manifest.root, wrong)
+    pairs = make_pairs(manifest.spec, 1)
+    mended = mend_shard(manifest.root, manifest.spec, 1, pairs, LATER, wrong)
+    assert (mended.is_equal, mended.num_compared, mended.num_differing) == (False, 48, 0)
+    assert mended.row.xxh3_128 == manifest.rows[1].xxh3_128
+    assert verify(manifest.root) == []
+
+
+def test_a_row_without_the_later_sum_stands(make_spec, make_dataset, make_pairs) -> None:
+    manifest = make_dataset(make_spec(), 2)
+    older = replace(manifest.rows[1], xxh3_128=None)
+    replace_row(manifest.root, older)
+    mended = mend_shard(manifest.root, manifest.spec, 1, make_pairs(manifest.spec, 1), LATER, older)
+    assert (mended.is_equal, mended.row) == (True, older)
+    assert verify(manifest.root) == []
 
 
 @pytest.mark.parametrize(

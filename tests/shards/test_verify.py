@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow
+import pyarrow.parquet
 import pytest
 
 import shards.reader
 import shards.writer
-from shards import Refused, commit_shard, gaussian_noise, verify
+from shards import Failed, Manifest, Refused, commit_shard, gaussian_noise, verify
 from shards.rows import forget, read_row, replace_row, row_path, shard_path, write_joined, write_row
+from shards.stream import PairStream
 from shards.verify import Sample
 
 
@@ -103,6 +104,36 @@ def test_a_row_that_another_version_of_the_library_wrote(make_spec, make_dataset
     version = f"version {pyarrow.__version__}".encode()
     path.write_bytes(path.read_bytes().replace(version, b"version " + b"9" + version[9:]))
     assert kinds(root) == []
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_rows_without_the_later_sum_are_whole(make_spec, make_dataset, monkeypatch, joined) -> None:
+    """As earlier versions wrote them; their shards are held against sha256."""
+    root = make_dataset(make_spec(), 3).root
+    for row in Manifest.open(root).rows:
+        replace_row(root, replace(row, xxh3_128=None))
+    if joined:
+        Manifest.open(root).write_joined()
+    columns = pyarrow.parquet.read_schema(row_path(root, "pairs-000001")).names
+    assert (len(columns), "xxh3_128" in columns) == (11, False)
+    assert kinds(root) == []
+    manifest = Manifest.open(root)
+    assert next(PairStream(root, manifest.view(), 16, seed=0)).label_B.tolist()
+    path = shard_path(root, "pairs-000001")
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(Failed, match="its sha256 is"):
+        next(PairStream(root, manifest.view(), 16, seed=0))
+    assert kinds(root) == [("broken", "pairs-000001.tar")]
+
+
+@pytest.mark.parametrize("column", ["sha256", "xxh3_128"])
+def test_both_sums_are_looked_at(make_spec, make_dataset, column) -> None:
+    root = make_dataset(make_spec(), 2).root
+    rows = Manifest.open(root).rows
+    replace_row(root, replace(rows[1], **{column: "0" * len(getattr(rows[1], column))}))
+    (finding,) = verify(root)
+    assert finding.kind == "broken"
+    assert f"its {column} is" in finding.message
 
 
 @pytest.mark.parametrize(
