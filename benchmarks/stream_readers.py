@@ -113,7 +113,7 @@ READERS: dict[str, Callable[[Path], Iterator[int]]] = {
 }
 WRITERS = {"write-mosaicml": write_mosaicml, "write-litdata": write_litdata}
 MODULES = {
-    "ours": ("pyarrow.parquet", "shards.stream"),
+    "ours": ("numpy.random", "pyarrow.parquet", "shards.stream"),
     "webdataset": ("webdataset",),
     "mosaicml": ("streaming",),
     "litdata": ("litdata",),

@@ -24,6 +24,7 @@ from script import Script, markdown
 
 from shards import Pairs, PairSpec, commit_shard, create_dataset, gaussian_noise, label
 from shards.errors import Failed
+from shards.manifest import join
 
 PROGRAM = Path(__file__).with_name("stream_readers.py")
 PEERS = (
@@ -63,6 +64,7 @@ def write_pairs(folder: Path, num_samples: int) -> None:
         pairs = Pairs(index_B, noise_BLC, tokens_BL, label(index_B, spec.num_classes))
         commit_shard(folder / "pairs", spec, shard, pairs, EXTRAS)
         shards.append(pairs)
+    join(folder / "pairs")
     everything = Pairs.concatenate(shards)
     np.save(folder / "noise.npy", everything.noise_BLC)
     np.save(folder / "tokens.npy", everything.tokens_BL)

@@ -1,4 +1,4 @@
-"""Shards in memory, as they lie on disk: a sample is copied out when a batch asks for it, and not before."""
+"""Shards mapped into memory, as they lie on disk: a sample is copied out when a batch asks for it, and not before."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from shards.errors import Failed
 from shards.layout import Member, layout_of
 from shards.manifest import View
+from shards.mapped import MappedFiles
 from shards.reader import framed_rows, regenerated_noise, repairable
 from shards.record import Array, Pairs
 from shards.rows import ManifestRow
@@ -26,8 +27,8 @@ class LoadedShards:
         count, (num_tokens, codebook_dim) = spec.pairs_per_shard, spec.noise_shape
         self._free = list(range(capacity))
         self._slots: OrderedDict[int, int] = OrderedDict()
+        self._files = MappedFiles(capacity, self._layout.num_bytes(count))
         # Memory that is never written to is never there: a small view takes little, whatever the capacity.
-        self._files = np.empty((capacity, self._layout.num_bytes(count)), dtype=np.uint8)
         self._label = np.empty((capacity, count), dtype=np.int64)
         self._tokens = self._column(self._layout.tokens, spec.token_dtype.newbyteorder("<"), num_tokens)
         if spec.noise == "stored":
@@ -47,17 +48,26 @@ class LoadedShards:
         spec = self._view.spec
         shard_B, place_B = np.divmod(pair_index_B, spec.pairs_per_shard)
         distinct, which_B = np.unique(shard_B, return_inverse=True)
-        slot_B = np.array([self._slot(shard) for shard in distinct.tolist()])[which_B]
-        return Pairs(
+        slots = [self._slot(shard) for shard in distinct.tolist()]
+        slot_B = np.array(slots)[which_B]
+        pairs = Pairs(
             index_B=pair_index_B,
             noise_BLC=self._noise[slot_B, place_B].reshape(-1, *spec.noise_shape),
             tokens_BL=self._tokens[slot_B, place_B],
             label_B=self._label[slot_B, place_B],
         )
+        for shard, slot in zip(distinct.tolist(), slots, strict=True):
+            if not self._files.is_unchanged(slot):
+                path = self._source.path(self._row(shard))
+                raise Failed(f"{path}: it was written to while it was read; run the same command again")
+        return pairs
 
     def _slot(self, shard: int) -> int:
         """Where a shard lies, from now on the most recently used one."""
         slot = self._slots.pop(shard, None)
+        if slot is not None and not self._files.is_unchanged(slot):
+            self._free.append(slot)
+            slot = None
         if slot is None:
             slot = self._free.pop() if self._free else self._slots.popitem(last=False)[1]
             try:
@@ -69,19 +79,21 @@ class LoadedShards:
         return slot
 
     def _load(self, shard: int, slot: int) -> None:
-        spec, rows = self._view.spec, self._view.rows
-        row = rows[shard - rows[0].first_pair // spec.pairs_per_shard]
-        data = self._files[slot]
+        row, files = self._row(shard), self._files
         with repairable(self._source.root, self._source.path(row)):
-            if row.num_bytes != len(data):
-                raise Failed(f"{row.num_pairs} pairs make {len(data)} bytes, not {row.num_bytes}")
-            if not self._source.read_into(row, data, lambda: self._inspect(row, slot)):
+            if row.num_bytes != files.num_bytes:
+                raise Failed(f"{row.num_pairs} pairs make {files.num_bytes} bytes, not {row.num_bytes}")
+            if not self._source.map(row, files, slot, lambda: self._inspect(row, slot)):
                 self._take_apart(row, slot)
+
+    def _row(self, shard: int) -> ManifestRow:
+        rows = self._view.rows
+        return rows[shard - rows[0].first_pair // self._view.spec.pairs_per_shard]
 
     def _take_apart(self, row: ManifestRow, slot: int) -> None:
         """What is not used where it lies: labels, and noise that is made again."""
         spec = self._view.spec
-        samples, self._label[slot] = framed_rows(spec, row, self._files[slot])
+        samples, self._label[slot] = framed_rows(spec, row, self._files.data[slot])
         if spec.noise == "counter":
             self._noise[slot] = regenerated_noise(spec, row, samples).reshape(row.num_pairs, -1)
 
@@ -102,9 +114,9 @@ class LoadedShards:
     def _column(self, member: Member, dtype: np.dtype, count: int) -> Array:
         """One member of every sample of every slot, (capacity, pairs_per_shard, count), where it lies."""
         return np.ndarray(
-            (len(self._files), self._view.spec.pairs_per_shard, count),
+            (len(self._files.data), self._view.spec.pairs_per_shard, count),
             dtype,
-            self._files.data,
+            self._files.data.base,
             offset=member.data.start,
-            strides=(self._files.strides[0], self._layout.stride, dtype.itemsize),
+            strides=(self._files.data.strides[0], self._layout.stride, dtype.itemsize),
         )

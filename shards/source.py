@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from io import FileIO
@@ -13,13 +12,10 @@ from shards.cache import ShardCache
 from shards.errors import Failed
 from shards.ledger import Ledger
 from shards.locations import Location
+from shards.mapped import MappedFiles
 from shards.reader import check_digest
-from shards.record import Array
 from shards.rows import ManifestRow, shard_path
 from shards.storage import read_bytes, reading
-
-_PIECE = 2**18
-"""Bytes read at a time: they are hashed before they have left the processor's cache."""
 
 
 class ShardSource:
@@ -41,13 +37,14 @@ class ShardSource:
         """Where the tar of a row lies."""
         return shard_path(self.root, row.shard)
 
-    def read_into(self, row: ManifestRow, buffer: Array, inspect: Callable[[], None]) -> bool:
-        """Fills a buffer (uint8) with a shard's file.
+    def map(self, row: ManifestRow, files: MappedFiles, slot: int, inspect: Callable[[], None]) -> bool:
+        """Maps a shard's file and holds it against its row.
 
         Args:
             row: the shard's row in the manifest.
-            buffer: as large as the row says that the file is.
-            inspect: looks at the buffer of a file that was hashed just now; where it raises, nothing is remembered.
+            files: where it is mapped.
+            slot: which of the places there.
+            inspect: looks at a file that was hashed just now; where it raises, nothing is remembered.
 
         Returns:
             Whether the file was hashed and inspected, or had been before.
@@ -56,50 +53,32 @@ class ShardSource:
             Failed: the file is missing or is not, byte for byte, what its writer committed.
         """
         path = self.path(row)
+
+        def check() -> None:
+            check_digest(row, files.data[slot].data)
+            inspect()
+            if not files.is_unchanged(slot):
+                raise Failed("it was written to while it was read")
+
+        def read(file: FileIO, name: str) -> bool:
+            return self._ledger.once(name, files.put(slot, file), row.sha256, check)
+
         if self._cache is not None:
-            return self._read_cached(self._cache, path, row, buffer, inspect)
+            return self._read_cached(self._cache, path, row, read)
         on_disk = cast(Path, path)
         with reading(on_disk) as file:
-            return self._read(file, os.path.abspath(on_disk), row, buffer, inspect)
+            return read(file, os.path.abspath(on_disk))
 
     def _read_cached(
-        self, cache: ShardCache, path: Location, row: ManifestRow, buffer: Array, inspect: Callable[[], None]
+        self, cache: ShardCache, path: Location, row: ManifestRow, read: Callable[[FileIO, str], bool]
     ) -> bool:
         for last in (False, True):
             with cache.open(row.sha256, lambda: read_bytes(path)) as file:
                 try:
-                    return self._read(file, f"{cache.folder}/{row.sha256}", row, buffer, inspect)
+                    return read(file, f"{cache.folder}/{row.sha256}")
                 except Failed as error:
                     if last:
                         raise Failed(f"its copy in {cache.folder}: {error}") from error
             # It was right when it was put there: this disk has damaged it.
             cache.drop(row.sha256)
         return False
-
-    def _read(
-        self, file: FileIO, name: str, row: ManifestRow, buffer: Array, inspect: Callable[[], None]
-    ) -> bool:
-        status = os.fstat(file.fileno())
-        if status.st_size != row.num_bytes:
-            raise Failed(f"holds {status.st_size} bytes where {row.num_bytes} were committed")
-
-        def read_and_hash() -> None:
-            digest = hashlib.sha256()
-            _fill(file, status, buffer, digest.update)
-            check_digest(row, digest.hexdigest())
-            inspect()
-
-        hashed = self._ledger.once(name, status, row.sha256, read_and_hash)
-        if not hashed:
-            _fill(file, status, buffer, lambda _: None)
-        return hashed
-
-
-def _fill(file: FileIO, status: os.stat_result, buffer: Array, each: Callable[[memoryview], object]) -> None:
-    """Reads a file whose status was `status` when it was opened, and shows every piece to `each` while it is warm."""
-    whole, filled = buffer.data, 0
-    while filled < len(whole) and (count := file.readinto(whole[filled : filled + _PIECE])):
-        each(whole[filled : filled + count])
-        filled += count
-    if filled < len(whole) or os.fstat(file.fileno()).st_mtime_ns != status.st_mtime_ns:
-        raise Failed("it was written to while it was read")
