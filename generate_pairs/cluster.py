@@ -73,6 +73,9 @@ class OnDask:
                 submitted = self.client.submit(work, unit, pure=False)
                 under_way[submitted] = unit
                 submitted.add_done_callback(ended.put)
+            # Dask's client sends one message in 10 ms, and to let go of a unit is one: sent right before the next unit
+            # is submitted, it would keep that waiting.
+            done = None
             try:
                 done = ended.get(timeout=POLL_SECONDS)
             except Empty:
