@@ -25,7 +25,7 @@ DATA = {
             *("llamagen-b", "llamagen-l"),
         )
     ),
-    *(f"pipeline/templates/{name}.jinja" for name in ("report.html", "style.css")),
+    *(f"pipeline/templates/{name}.jinja" for name in ("ablation.html", "report.html", "style.css")),
 }
 
 

@@ -264,7 +264,7 @@ def test_counts_are_short_and_true() -> None:
 def test_matplotlib_comes_when_something_is_drawn_and_pyplot_never() -> None:
     script = """
 import sys
-import pipeline.cli, pipeline.figures
+import pipeline.cli, pipeline.ablation_report
 assert "matplotlib" not in sys.modules
 from pipeline.canvas import draw, new_figure
 draw(new_figure("across", "up")[0])
