@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -55,14 +56,8 @@ def write_report(run_dir: RunDir) -> None:
 
 def render(results: Results) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("pipeline"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(
+    return fill(
+        "report.html.jinja",
         name=results.run_dir.root.resolve().name,
         description=results.config.description,
         headlines=headlines(results),
@@ -74,6 +69,18 @@ def render(results: Results) -> str:
         config=to_toml(results.config),
         environment=results.environment,
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """A page from its template; text is escaped, and a value that is missing is an error."""
+    environment = Environment(
+        loader=PackageLoader("pipeline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
 
 
 def headlines(results: Results) -> list[tuple[str, str]]:

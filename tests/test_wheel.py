@@ -25,7 +25,7 @@ DATA = {
             *("llamagen-b", "llamagen-l"),
         )
     ),
-    "pipeline/templates/report.html.jinja",
+    *(f"pipeline/templates/{name}.jinja" for name in ("ablation.html", "report.html", "style.css")),
 }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from click.testing import CliRunner, Result
 
@@ -230,3 +232,51 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
 def fake_module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts a module of the given contents in another's place until the test ends."""
     return lambda name, **contents: _fake_module(monkeypatch, name, **contents)
+
+
+AblationTable = Callable[..., Any]
+"""Makes the long table of an ablation whose numbers follow a formula."""
+
+
+@pytest.fixture
+def ablation_table() -> AblationTable:
+    return _ablation_table
+
+
+def _ablation_table(
+    sizes: Iterable[int] = (2500, 5000, 10000, 20000),
+    seeds: int = 2,
+    timesteps: Iterable[str] = ("0,4", "0,8"),
+    swept: Mapping[str, Iterable[str]] | None = None,
+    methods: Iterable[str] = ("student-1", "student-2"),
+) -> pyarrow.Table:
+    """Three looks at every cell; a seed adds a little, fewer pairs add more, another metric adds something else."""
+    rows = []
+    swept = swept or {}
+    grid = itertools.product(sizes, range(seeds), timesteps, *swept.values())
+    for number, (size, seed, steps, *values) in enumerate(grid):
+        for step in (100, 200, 300):
+            base = 1 + 1000 / size + 10 / step + 0.01 * seed + (0.1 if steps == "0,4" else 0)
+            cell = {"cell": f"cell-{number}", "size": size, "seed": seed, "timesteps": steps, "step": step}
+            cell |= {
+                "epoch": step * 100 / size,
+                "pairs_seen": step * 100,
+                **dict(zip(swept, values, strict=True)),
+            }
+            found: list[tuple[str | None, str, float, str]] = [
+                (None, "heldout_token_loss", base, "1000 held-out pairs"),
+                (None, "heldout_token_match", 1 / base, "1000 held-out pairs"),
+                (None, "train_token_loss", base - 500 / size, "1000 training pairs"),
+                (None, "train_token_match", 1 / base, "1000 training pairs"),
+            ]
+            for method in methods:
+                of_images = "digits, 2000 images, seed 0"
+                found += [
+                    (method, "frechet_distance", base / 10, of_images),
+                    (method, "recall", 0.5 / base, of_images),
+                ]
+            rows += [
+                {**cell, "method": method, "metric": metric, "value": value, "protocol": protocol}
+                for method, metric, value, protocol in found
+            ]
+    return pyarrow.Table.from_pylist(rows)
