@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import dask
 
 from generate_pairs.config import ClusterConfig
 from generate_pairs.devices import worker_environment
 from generate_pairs.hand_out import HandOut
-from generate_pairs.plan import WorkUnit
 from shards.errors import Failed, Refused
 from shards.reporting import Tell
 
@@ -25,8 +24,7 @@ POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 30.0
 """For so long a cluster may be without workers before a person is told."""
 
-Work = Callable[[WorkUnit], Any]
-"""Makes a unit."""
+Unit = TypeVar("Unit")
 
 
 class WorkersDied(Exception):
@@ -36,13 +34,15 @@ class WorkersDied(Exception):
 class Pool(Protocol):
     """Runs units somewhere, as long as they are handed out, and yields each as it ends."""
 
-    def run(self, work: Work, hand_out: HandOut) -> Iterator[tuple[WorkUnit, Future[Any]]]: ...
+    def run(
+        self, work: Callable[[Unit], Any], hand_out: HandOut[Unit]
+    ) -> Iterator[tuple[Unit, Future[Any]]]: ...
 
 
 class InProcess:
     """One unit after another, here."""
 
-    def run(self, work: Work, hand_out: HandOut) -> Iterator[tuple[WorkUnit, Future[Any]]]:
+    def run(self, work: Callable[[Unit], Any], hand_out: HandOut[Unit]) -> Iterator[tuple[Unit, Future[Any]]]:
         while (unit := hand_out.take()) is not None:
             future: Future[Any] = Future()
             try:
@@ -63,11 +63,11 @@ class OnDask:
     def __init__(self, client: Any, tell: Tell) -> None:
         self.client, self.tell = client, tell
 
-    def run(self, work: Work, hand_out: HandOut) -> Iterator[tuple[WorkUnit, Future[Any]]]:
+    def run(self, work: Callable[[Unit], Any], hand_out: HandOut[Unit]) -> Iterator[tuple[Unit, Future[Any]]]:
         ended: SimpleQueue[Any] = SimpleQueue()
-        under_way: dict[Any, WorkUnit] = {}
+        under_way: dict[Any, Unit] = {}
         census = Census(self.client, self.tell)
-        while under_way or not hand_out.is_over:
+        while not hand_out.is_abandoned and (under_way or not hand_out.is_over):
             num_workers = census.count()
             while len(under_way) < num_workers and (unit := hand_out.take()) is not None:
                 submitted = self.client.submit(work, unit, pure=False)

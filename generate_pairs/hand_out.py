@@ -1,15 +1,18 @@
-"""Handing out work units: one after the other, until there are none, a stop is asked for, or the time is used up."""
+"""Handing out units of work: one after the other, until there are none, a stop is asked for, or the time is used up."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
-from generate_pairs.plan import WorkUnit
 from shards.reporting import ShouldStop
 
+Unit = TypeVar("Unit")
+"""What is handed out: a work unit of stage one, a cell of an ablation."""
 
-class HandOut:
+
+class HandOut(Generic[Unit]):
     """The units that nobody works on yet.
 
     Attributes:
@@ -19,10 +22,12 @@ class HandOut:
 
     def __init__(
         self,
-        units: Sequence[WorkUnit],
+        units: Sequence[Unit],
         should_stop: ShouldStop,
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        waits: bool = True,
     ) -> None:
         """
         Args:
@@ -30,8 +35,11 @@ class HandOut:
             should_stop: asked before every unit.
             deadline: when, by `clock`, the last unit should have ended; None for never.
             clock: seconds from any origin.
+            waits: whether the units under way are waited for once a stop is asked for. Long ones, which go on from
+                where they were, need not be.
         """
-        self._units: Iterator[WorkUnit] = iter(units)
+        self._waits = waits
+        self._units: Iterator[Unit] = iter(units)
         self._left = len(units)
         self._should_stop, self._deadline, self._clock = should_stop, deadline, clock
         self._longest = 0.0
@@ -49,7 +57,14 @@ class HandOut:
             self.is_late = self._deadline is not None and self._clock() + self._longest >= self._deadline
         return not self._left or self.is_stopped or self.is_late
 
-    def take(self) -> WorkUnit | None:
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the units under way any more."""
+        if not self._waits and not self.is_stopped:
+            self.is_stopped = self._should_stop()
+        return not self._waits and self.is_stopped
+
+    def take(self) -> Unit | None:
         """The next unit, None when there is none to begin."""
         if self.is_over:
             return None
