@@ -31,6 +31,7 @@ from generate_pairs.teachers.embedded.digits import DigitsSplit, load_digits_spl
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.threads import computing_threads
 from shards.errors import Refused, Stopped
+from shards.locations import Location
 from shards.manifest import Manifest
 from shards.reporting import Report, ShouldStop
 from shards.storage import commit_bytes, sha256_file
@@ -79,7 +80,7 @@ class Judge:
 def evaluate(
     student_folder: Path,
     teacher_name: str,
-    pairs_root: Path,
+    pairs_root: Location,
     out: Path,
     config: EvaluationConfig,
     *,
@@ -175,7 +176,7 @@ def most_at_once(image_shape: tuple[int, int, int]) -> int:
 
 
 def open_methods(
-    student: Student, teacher_name: str, pairs_root: Path, seed: int, num_images: int
+    student: Student, teacher_name: str, pairs_root: Location, seed: int, num_images: int
 ) -> Methods:
     """Everything that can be compared with a student, sampled with the settings that made its pairs.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import DrawMultinomial, MapNoise, walk
+from shards.locations import Location
 from shards.manifest import View
 from shards.noise import gaussian_noise
 from shards.reader import read_shard
@@ -114,7 +114,7 @@ class Methods:
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {method} {first}".encode()))
 
 
-def count_tokens(root: Path, view: View, num_labels: int) -> Tensor:
+def count_tokens(root: Location, view: View, num_labels: int) -> Tensor:
     """Token frequencies (K, L, V) of a view's training pairs, of the K classes below `num_labels`.
 
     The others count as one class more, for the marginals: a table of all of ImageNet's would be tens of gigabytes.
@@ -128,7 +128,7 @@ def count_tokens(root: Path, view: View, num_labels: int) -> Tensor:
     return frequencies.probabilities()[:classes]
 
 
-def _pairs(root: Path, view: View) -> Iterable[tuple[Tensor, Tensor]]:
+def _pairs(root: Location, view: View) -> Iterable[tuple[Tensor, Tensor]]:
     for row in view.rows:
         pairs = read_shard(root, view.spec, row)
         inside = (pairs.index_B >= view.first) & (pairs.index_B < view.first + view.size)

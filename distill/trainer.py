@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,21 @@ class TrainingSummary:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Somebody who looks at a training on its way, without changing it.
+
+    A look is followed by a checkpoint. One that was lost with the steps behind it is taken again, at the same state.
+
+    Attributes:
+        interval: steps between looks; the last step is looked at, too.
+        look: what is called.
+    """
+
+    interval: int
+    look: Callable[[Training], None]
+
+
 def train(
     config: DistillConfig,
     teacher_name: str,
@@ -42,6 +57,7 @@ def train(
     size: int | None,
     report: Report,
     should_stop: ShouldStop,
+    watch: Watch | None = None,
 ) -> TrainingSummary:
     """Train a student from pairs, from its last checkpoint if there is one, and export it.
 
@@ -53,6 +69,7 @@ def train(
         size: how many training pairs, the first ones; None for all.
         report: called with (steps done, steps in all, the losses in words).
         should_stop: asked after every step; a checkpoint is written first.
+        watch: who looks at the student on its way; None for nobody.
 
     Raises:
         Refused: before any work: settings that do not fit the teacher, pairs of another teacher, too few pairs, a
@@ -67,14 +84,16 @@ def train(
     with computing_threads(1):
         training = Training(config, teacher_name, pairs_root, size)
         with closing(training.stream):
-            log = _train_to_the_end(training, out, report, should_stop)
+            log = _train_to_the_end(training, out, report, should_stop, watch)
         training.export(out)
     metrics = log.last or newest_values(out / "metrics")
     return TrainingSummary(training.step, time.monotonic() - began, metrics)
 
 
-def _train_to_the_end(training: Training, out: Path, report: Report, should_stop: ShouldStop) -> MetricsLog:
-    """THE loop: update, log, checkpoint."""
+def _train_to_the_end(
+    training: Training, out: Path, report: Report, should_stop: ShouldStop, watch: Watch | None
+) -> MetricsLog:
+    """THE loop: update, log, look, checkpoint."""
     settings = training.config.train
     resumed = newest_checkpoint(out / "checkpoints", training.identity, settings.num_steps)
     if resumed is not None:
@@ -88,7 +107,10 @@ def _train_to_the_end(training: Training, out: Path, report: Report, should_stop
         if last or step % settings.log_interval == 0:
             log.add(step, learning_rate=learning_rate(step - 1, settings), **values)
             report(step, settings.num_steps, log.in_words())
-        if last or stop or step % settings.checkpoint_interval == 0:
+        watched = watch is not None and (last or step % watch.interval == 0)
+        if watch is not None and watched:
+            watch.look(training)
+        if last or stop or watched or step % settings.checkpoint_interval == 0:
             log.add(step, **training.heldout_metrics())
             log.commit(step)
             save_checkpoint(out / "checkpoints", training.checkpoint())

@@ -6,13 +6,14 @@ training that was killed goes on from its last checkpoint to the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 from distill.checkpoint import Checkpoint
 from distill.checks import check_distillation, load_maker
@@ -29,6 +30,8 @@ from shards.stream import PairBatch, PairStream
 
 HELDOUT_PAIRS = 1_000
 """Of the held-out pairs, how many are looked at during training."""
+MOST_LOGITS = 2**27
+"""Logits that are held at once when pairs are looked at: 512 MiB."""
 
 
 def training_identity(config: DistillConfig, view: View) -> dict[str, Any]:
@@ -118,21 +121,42 @@ class Training:
             batch.noise_BLC.float(), batch.tokens_BL, torch.from_numpy(drawn_B), self.codebook_VC, self.layout
         )
 
-    @torch.no_grad()
+    @contextmanager
+    def averaged(self) -> Iterator[Student]:
+        """The student with its averaged weights, which is what is published, while the block lasts."""
+        own, was_training = [parameter.data for parameter in self.parameters], self.student.network.training
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            parameter.data = average
+        try:
+            self.student.network.eval()
+            yield self.student
+        finally:
+            self.student.network.train(was_training)
+            for parameter, data in zip(self.parameters, own, strict=True):
+                parameter.data = data
+
     def heldout_metrics(self) -> dict[str, float]:
-        """Cross-entropy and token match of the averaged weights on held-out pairs, from all noise."""
-        batch = self.heldout_batch
-        timestep_B = torch.zeros(len(batch.label_B), dtype=torch.int64)
-        averages = {
-            f"network.{name}": average for name, average in zip(self.names, self.averages, strict=True)
-        }
-        logits_BLV, _ = functional_call(
-            self.student, averages, (batch.noise_BLC.float(), timestep_B, batch.label_B)
-        )
-        return {
-            "heldout_token_loss": F.cross_entropy(logits_BLV.flatten(0, 1), batch.tokens_BL.flatten()).item(),
-            "heldout_token_match": (logits_BLV.argmax(-1) == batch.tokens_BL).float().mean().item(),
-        }
+        """`token_metrics` on held-out pairs."""
+        return {f"heldout_{name}": value for name, value in self.token_metrics(self.heldout_batch).items()}
+
+    @torch.no_grad()
+    def token_metrics(self, batch: PairBatch) -> dict[str, float]:
+        """Cross-entropy (nats a token) and token match of the averaged weights on pairs, from all noise."""
+        # All logits at once would take tens of gigabytes with a teacher of full size.
+        at_once = max(1, MOST_LOGITS // (batch.tokens_BL.shape[1] * len(self.codebook_VC)))
+        missed, matched = 0.0, 0
+        with self.averaged() as student:
+            for noise_BLC, tokens_BL, label_B in zip(
+                *(part.split(at_once) for part in (batch.noise_BLC, batch.tokens_BL, batch.label_B)),
+                strict=True,
+            ):
+                logits_BLV, _ = student(noise_BLC.float(), torch.zeros_like(label_B), label_B)
+                missed += F.cross_entropy(
+                    logits_BLV.flatten(0, 1), tokens_BL.flatten(), reduction="sum"
+                ).item()
+                matched += int((logits_BLV.argmax(-1) == tokens_BL).sum())
+        count = batch.tokens_BL.numel()
+        return {"token_loss": missed / count, "token_match": matched / count}
 
     def export(self, folder: Path) -> None:
         """Write the student with its averaged weights, which is what is published."""
