@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.config import RunConfig
 from pipeline.run_dir import RunDir
 from shards.errors import Refused
-from shards.manifest import Manifest
+from shards.manifest import Manifest, dataset_exists
 from shards.record import label
 from shards.storage import commit_bytes, read_bytes
 
@@ -88,9 +88,7 @@ def read_results(run_dir: RunDir) -> Results:
         run_dir=run_dir,
         config=run_dir.read_config(),
         environment=run_dir.read_json(run_dir.environment),
-        pairs=PairStatistics.of(Manifest.open(run_dir.pairs))
-        if (run_dir.pairs / "dataset.json").is_file()
-        else None,
+        pairs=PairStatistics.of(Manifest.open(run_dir.pairs)) if dataset_exists(run_dir.pairs) else None,
         metrics=read_metrics(run_dir.metrics),
         evaluation=run_dir.read_json(run_dir.evaluation),
         seconds=run_dir.read_json(run_dir.seconds),

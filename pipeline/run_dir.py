@@ -18,6 +18,7 @@ from pipeline.fields import leaves
 from pipeline.installation import version
 from shards.dotted import flat
 from shards.errors import Refused
+from shards.locations import Location, location
 from shards.settings import FREE, UPWARD
 from shards.storage import commit_bytes, read_bytes
 
@@ -48,8 +49,17 @@ class RunDir:
         return self.root / "environment.json"
 
     @property
-    def pairs(self) -> Path:
-        return self.root / "pairs"
+    def pairs(self) -> Location:
+        """The pair data set: the run's own, or the one elsewhere that it shares with other runs."""
+        try:
+            return location(self.pairs_elsewhere.read_text("utf-8").strip())
+        except FileNotFoundError:
+            return self.root / "pairs"
+
+    @property
+    def pairs_elsewhere(self) -> Path:
+        """A file that holds the folder or URL of the pairs, where they are not the run's own."""
+        return self.root / "pairs.location"
 
     @property
     def student(self) -> Path:
@@ -181,7 +191,7 @@ def _damaged(path: Path) -> str:
 
 def _is_strange(entry: Path) -> bool:
     """Whether this marks a folder as no run; pairs made beforehand and what a killed writer left are fine."""
-    return entry.name != "pairs" and not entry.name.startswith(".")
+    return entry.name not in {"pairs", "pairs.location"} and not entry.name.startswith(".")
 
 
 def _versions() -> Mapping[str, str]:
