@@ -15,6 +15,7 @@ COMMANDS = (
     "plan",
     "generate",
     "distill",
+    "ablate",
     "sample",
     "evaluate",
     "report",

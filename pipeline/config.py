@@ -95,6 +95,18 @@ def validated(settings: Mapping[str, Any], origin: str) -> RunConfig:
         raise Refused(f"{origin}: {describe_errors(error, RunConfig)}") from error
 
 
+def changed(config: RunConfig, changes: Mapping[str, Any], origin: str) -> RunConfig:
+    """A configuration with other values for some dotted keys.
+
+    Raises:
+        Refused: naming `origin`, and every key that cannot have its value.
+    """
+    settings = config.model_dump()
+    for key, value in changes.items():
+        settings = _with(settings, key.split("."), value)
+    return validated(settings, origin)
+
+
 def parse_value(text: str) -> Any:
     """A value as TOML writes it; `0,8` is a list, and what is no TOML is bare text."""
     for candidate in (text, f"[{text}]") if "," in text else (text,):

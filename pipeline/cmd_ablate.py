@@ -1,0 +1,173 @@
+"""`onestep ablate`: how many pairs are enough, and whatever else of stage two is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.options import (
+    FolderPath,
+    PairsPath,
+    comma_separated,
+    dry_run_option,
+    num_steps_option,
+    overrides,
+    preset_argument,
+    set_option,
+    tiny_random_option,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from shards.locations import Location
+
+
+@click.command("ablate")
+@preset_argument
+@click.option(
+    "--pairs", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set."
+)
+@click.option("--out", type=FolderPath, required=True, metavar="DIR", help="Folder of the ablation.")
+@click.option(
+    "--sizes", required=True, metavar="N,N", help="Training pairs: counts, or shares as 0.5 or 50%."
+)
+@click.option(
+    "--timesteps",
+    multiple=True,
+    metavar="T,T",
+    callback=lambda ctx, parameter, texts: tuple(comma_separated(ctx, parameter, text) for text in texts),
+    help="A set of the student's timesteps; repeatable.  [default: the preset's]",
+)
+@click.option(
+    "--grid",
+    "sweeps",
+    multiple=True,
+    metavar="KEY=A,B",
+    help="Sweep another key of stage two, as in train.learning_rate=1e-3,3e-3; repeatable.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="train.seed = 0 .. N-1."
+)
+@click.option(
+    "--match",
+    type=click.Choice(["steps", "epochs"]),
+    default="steps",
+    show_default=True,
+    help="What the cells have in common: updates, or passes over their pairs (as many as the preset's own).",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Steps between points of a curve.  [default: a tenth]",
+)
+@tiny_random_option
+@num_steps_option
+@workers_option
+@click.option(
+    "--cluster",
+    metavar="WHERE",
+    help="local, slurm or tcp://HOST:PORT, a Dask scheduler; short for --set cluster.scheduler=WHERE.",
+)
+@set_option
+@dry_run_option
+def command(
+    preset: str,
+    pairs: Location,
+    out: Path,
+    sizes: str,
+    timesteps: tuple[tuple[int, ...], ...],
+    sweeps: tuple[str, ...],
+    seeds: int,
+    match: str,
+    every: int | None,
+    tiny_random: bool,
+    num_steps: int | None,
+    workers: int | None,
+    cluster: str | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Train a student for every size of the data set, and tell how many pairs are enough.
+
+    All cells of the grid learn from the pairs that lie there, of which a smaller size is the beginning of a larger one;
+    nothing is copied. They begin alike, meet the pairs by one rule and are judged from the same noise. The same command
+    again goes on with what is not finished; added sizes, seeds or values train what is new.
+
+    \b
+    Examples:
+      onestep ablate digits --pairs pairs/digits --sizes 2500,5000,10000,20000 --seeds 2 --out ablations/digits
+      onestep ablate digits --pairs pairs/digits --sizes 25%,50%,100% --timesteps 0,4 --timesteps 0,8 --out ablations/t
+      onestep ablate digits --pairs pairs/digits --sizes 10000 --grid train.learning_rate=3e-3,6e-3 --out ablations/lr
+
+    \b
+    The folder holds:
+      report.html, figures/, table.md, table.csv     the answers
+      ablation.parquet                               every number of every cell, at every point of its curve
+      cells/*/                                       a run's folder for each cell
+    """
+    from pipeline.config import changed, compose, to_toml
+    from pipeline.grid import Axes, make_cells, parse_sizes, parse_sweep
+    from pipeline.progress import progress
+    from pipeline.signals import stopping
+    from shards.errors import Failed, Refused
+    from shards.manifest import Manifest, refuse_other_spec
+
+    flags = {"train.num_steps": num_steps, "cluster.scheduler": cluster}
+    base = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
+    swept: dict[str, tuple[object, ...]] = {}
+    for key, values in map(parse_sweep, sweeps):
+        if key in swept:
+            raise Refused(f"--grid {key} is given twice: name all of its values at once")
+        swept[key] = values
+    if len(set(timesteps)) < len(timesteps):
+        raise Refused("--timesteps names a set twice: each set makes its own cells")
+    axes = Axes(parse_sizes(sizes, Manifest.open(pairs).view().size), seeds, timesteps, swept)
+    make_cells(base, axes, match)  # type: ignore[arg-type]
+    # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
+    from generate_pairs.driver import pair_spec
+    from generate_pairs.teachers.checkpoints import load_teacher, whole_name
+    from pipeline.ablate import Ablation, refuse_ablation, run_ablation
+    from pipeline.ablation_answers import answer
+    from pipeline.ablation_cost import plan_lines
+
+    # A cell is a run's folder of its own, and may be gone on with from anywhere.
+    base = changed(base, {"teacher.name": whole_name(base.teacher.name)}, f"preset {preset}")
+    loaded = load_teacher(base.teacher.name)
+    refuse_other_spec(pairs, pair_spec(base.generate, loaded))
+    cells = tuple(make_cells(base, axes, match))  # type: ignore[arg-type]
+    ablation = Ablation(out, pairs, base, cells, match, every)  # type: ignore[arg-type]
+    refuse_ablation(ablation, loaded)
+    if dry_run:
+        click.echo(to_toml(base))
+        with progress("probe", "kinds of cells") as report:
+            lines = plan_lines(ablation, report)
+        click.echo("\n".join(lines))
+        return
+    with stopping() as should_stop, progress("ablation", "steps") as report:
+        failures = run_ablation(
+            ablation,
+            workers=_workers(workers, base.train.threads),
+            report=report,
+            should_stop=should_stop,
+            tell=lambda sentence: click.echo(sentence, err=True),
+        )
+    click.echo("\n".join(answer(ablation, failures)))
+    if failures:
+        raise Failed(
+            f"{len(failures)} of {len(cells)} cells failed: "
+            + "; ".join(f"{name}: {reason}" for name, reason in failures[:5])
+            + ". The others are done; the same command tries these again"
+        )
+
+
+def _workers(asked: int | None, threads: int) -> int:
+    """As many trainings side by side as the cores have threads for; one alone needs no process of its own."""
+    if asked is not None:
+        return asked
+    from shards.verify import available_cores
+
+    side_by_side = available_cores() // threads
+    return side_by_side if side_by_side > 1 else 0
