@@ -139,7 +139,7 @@ def make_shards(
     _end_early(hand_out, f"{made} of {len(units)} missing shards are made and kept", failures)
     if failures:
         raise Failed(
-            f"{len(failures)} of {len(units)} shards in {root} could not be made: {_listed(failures)}. "
+            f"{len(failures)} of {len(units)} shards in {root} could not be made: {listed(failures)}. "
             "The rest are done; the same command makes what is missing"
         )
     mended.sort(key=lambda one: one.row.first_pair)
@@ -153,14 +153,14 @@ def _end_early(hand_out: HandOut, kept: str, failures: Sequence[str]) -> None:
         Stopped: a stop was asked for.
         OutOfTime: the next shard would have ended too late.
     """
-    failed = f". {len(failures)} could not be made: {_listed(failures)}" if failures else ""
+    failed = f". {len(failures)} could not be made: {listed(failures)}" if failures else ""
     if hand_out.is_late:
         raise OutOfTime(f"the next shard might not end before the time limit; {kept}{failed}")
     if hand_out.is_stopped:
         raise Stopped(f"{kept}{failed}")
 
 
-def _listed(failures: Sequence[str]) -> str:
+def listed(failures: Sequence[str]) -> str:
     """The first mishaps in full: a thousand of them have few reasons."""
     more = len(failures) - LISTED_FAILURES
     return "; ".join(failures[:LISTED_FAILURES]) + (f"; and {more} more" if more > 0 else "")

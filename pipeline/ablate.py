@@ -39,7 +39,6 @@ from shards.storage import commit_bytes
 
 SCHEMA_VERSION = 1
 TABLE_FILE = "ablation.parquet"
-LISTED_FAILURES = 5
 
 _AXES = {"pairs.num_pairs", "train.seed", "student.timesteps"}
 """Keys in which the cells of one folder may differ from its base, besides those that are swept."""
@@ -387,6 +386,6 @@ def _refuse_small_disk(ablation: Ablation, loaded: LoadedTeacher) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise Refused(
-            f"{todo} cells take about {needed / 1e9:,.1f} GB, and {place} has {free / 1e9:,.1f} GB left: free some, "
-            "choose another --out, or ask for fewer cells"
+            f"the cells to come ({todo}) take about {needed / 1e6:,.0f} MB, and {place} has {free / 1e6:,.0f} MB left: "
+            "free some, choose another --out, or ask for fewer cells"
         )

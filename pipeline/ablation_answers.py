@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -51,10 +50,7 @@ def answer(ablation: Ablation, failures: Sequence[tuple[str, str]]) -> list[str]
         "match": ablation.match,
         "facts": _facts(ablation, finals),
         "sentences": sentences,
-        "unfinished": [
-            *failures,
-            *((cell.name, "not begun, or on its way") for cell in _left(ablation, failures)),
-        ],
+        "unfinished": list(failures),
         "config": to_toml(ablation.base),
     }
     by_name = {(series.setting.text, series.method, series.metric): law for series, law in laws.items()}
@@ -105,8 +101,3 @@ def _facts(ablation: Ablation, finals: Sequence[Final]) -> list[tuple[str, str]]
         ("training", f"{' / '.join(f'{count:,}' for count in steps)} steps of {train.batch_size} pairs"),
         ("protocols", "; ".join(sorted({final.protocol for final in finals}))),
     ]
-
-
-def _left(ablation: Ablation, failures: Sequence[tuple[str, str]]) -> list[Any]:
-    failed = {name for name, _ in failures}
-    return [cell for cell in ablation.cells if cell.name not in failed and not ablation.is_finished(cell)]

@@ -17,10 +17,10 @@ from pipeline.options import (
     preset_argument,
     set_option,
     tiny_random_option,
-    workers_option,
 )
 
 if TYPE_CHECKING:
+    from pipeline.grid import Match
     from shards.locations import Location
 
 
@@ -65,7 +65,13 @@ if TYPE_CHECKING:
 )
 @tiny_random_option
 @num_steps_option
-@workers_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Cells trained side by side on this machine, each in a process; 0 trains one after another in this one.  "
+    "[default: cores over train.threads; 0 where that is 1]",
+)
 @click.option(
     "--cluster",
     metavar="WHERE",
@@ -81,7 +87,7 @@ def command(
     timesteps: tuple[tuple[int, ...], ...],
     sweeps: tuple[str, ...],
     seeds: int,
-    match: str,
+    match: Match,
     every: int | None,
     tiny_random: bool,
     num_steps: int | None,
@@ -125,9 +131,10 @@ def command(
     if len(set(timesteps)) < len(timesteps):
         raise Refused("--timesteps names a set twice: each set makes its own cells")
     axes = Axes(parse_sizes(sizes, Manifest.open(pairs).view().size), seeds, timesteps, swept)
-    make_cells(base, axes, match)  # type: ignore[arg-type]
+    make_cells(base, axes, match)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from generate_pairs.driver import pair_spec
+    from generate_pairs.making import listed
     from generate_pairs.teachers.checkpoints import load_teacher, whole_name
     from pipeline.ablate import Ablation, refuse_ablation, run_ablation
     from pipeline.ablation_answers import answer
@@ -137,8 +144,8 @@ def command(
     base = changed(base, {"teacher.name": whole_name(base.teacher.name)}, f"preset {preset}")
     loaded = load_teacher(base.teacher.name)
     refuse_other_spec(pairs, pair_spec(base.generate, loaded))
-    cells = tuple(make_cells(base, axes, match))  # type: ignore[arg-type]
-    ablation = Ablation(out, pairs, base, cells, match, every)  # type: ignore[arg-type]
+    cells = tuple(make_cells(base, axes, match))
+    ablation = Ablation(out, pairs, base, cells, match, every)
     refuse_ablation(ablation, loaded)
     if dry_run:
         click.echo(to_toml(base))
@@ -157,9 +164,8 @@ def command(
     click.echo("\n".join(answer(ablation, failures)))
     if failures:
         raise Failed(
-            f"{len(failures)} of {len(cells)} cells failed: "
-            + "; ".join(f"{name}: {reason}" for name, reason in failures[:5])
-            + ". The others are done; the same command tries these again"
+            f"{len(failures)} of {len(cells)} cells failed: {listed([': '.join(each) for each in failures])}. "
+            "The others are done; the same command tries these again"
         )
 
 
