@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pipeline.ablate import Ablation, read_cells
+from pipeline.ablation import Ablation
 from pipeline.ablation_report import DRAWN, write_answers
 from pipeline.ablation_table import (
     GAP,
@@ -20,6 +20,7 @@ from pipeline.ablation_table import (
 )
 from pipeline.config import to_toml
 from pipeline.figures import method_words
+from pipeline.gather import read_cells
 from pipeline.power_law import MIN_SIZES, CannotTell, PowerLaw, doubling_sentence, fit_power_law
 
 Fitted = dict[Series, PowerLaw | CannotTell]

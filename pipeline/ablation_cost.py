@@ -10,7 +10,7 @@ from typing import Any
 from distill.checkpoint import refuse_other_training
 from distill.training import Training
 from generate_pairs.teachers.threads import computing_threads
-from pipeline.ablate import Ablation
+from pipeline.ablation import Ablation
 from pipeline.cell import Look
 from pipeline.config import RunConfig
 from pipeline.grid import Cell

@@ -136,7 +136,8 @@ def command(
     from generate_pairs.driver import pair_spec
     from generate_pairs.making import listed
     from generate_pairs.teachers.checkpoints import load_teacher, whole_name
-    from pipeline.ablate import Ablation, refuse_ablation, run_ablation
+    from pipeline.ablate import run_ablation
+    from pipeline.ablation import Ablation, refuse_ablation
     from pipeline.ablation_answers import answer
     from pipeline.ablation_cost import plan_lines
 
