@@ -106,8 +106,9 @@ def run_cell(
     check(root, config)
     if cell.is_finished(config):
         return
-    # Before the folder is claimed: a run's folder without it would have pairs of its own made.
-    commit_bytes(cell.run.pairs_elsewhere, f"{pairs}\n".encode())
+    # Before the folder is claimed: a run's folder without it would have pairs of its own made. A whole path: who goes on
+    # with the cell may stand elsewhere.
+    commit_bytes(cell.run.pairs_elsewhere, f"{pairs.absolute()}\n".encode())
     claim(root, config)
     look = Look(config, pairs)
     trained = train(
