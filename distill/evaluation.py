@@ -234,7 +234,8 @@ def token_match(method: str, tokens: Mapping[str, Tensor]) -> float | None:
 
 def num_parameters(methods: Methods, method: str) -> int | None:
     """Parameters of the network that makes a method's tokens, without the tokenizer."""
-    if method.startswith("student-"):
+    # As the paper counts a method that involves both.
+    if method.startswith(("student-", "pre-trained-")):
         return sum(p.numel() for p in methods.student.network.parameters())
     if method == "onestep*":
         return None

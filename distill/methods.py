@@ -15,6 +15,7 @@ from torch import Tensor
 from distill.baselines import TokenFrequencies, sample_onestep_star, sample_skip_n
 from distill.sampler import SAMPLING_STREAM, sample_sequence
 from distill.student import Student
+from distill.teacher_involved import PreTrained, sample_teacher_involved, usual_methods
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.filtering import SamplingSettings
@@ -50,11 +51,14 @@ class Methods:
         layout = self.teacher.layout
         skips = (1, 2) if layout.num_steps < 8 else (layout.num_steps // 4, layout.num_steps // 2)
         students = [f"student-{number}" for number, _ in enumerate(self.student.timesteps, 1)]
-        return ("teacher", "teacher-flow", *students, "onestep*", *(f"skip-{n}" for n in skips))
+        involved = (method.name for method in usual_methods(self.student.timesteps))
+        return ("teacher", "teacher-flow", *students, *involved, "onestep*", *(f"skip-{n}" for n in skips))
 
     def num_steps(self, method: str) -> int:
         """Network passes that make one image, as the paper counts them."""
         steps = self.teacher.layout.num_steps
+        if method.startswith("pre-trained-"):
+            return PreTrained.parse(method, self.teacher.layout).num_steps(self.teacher.layout)
         kind, _, number = method.partition("-")
         if kind == "student":
             return int(number)
@@ -68,6 +72,17 @@ class Methods:
         if kind == "student":
             timesteps = self.student.timesteps[: int(number)]
             sequence = sample_sequence(self.student, self.noise(first, len(labels_B)), labels_B, timesteps)
+            return sequence.embeddings_BLC, sequence.tokens_BL
+        if method.startswith("pre-trained-"):
+            sequence = sample_teacher_involved(
+                PreTrained.parse(method, self.teacher.layout),
+                self.teacher,
+                self.student,
+                self.noise(first, len(labels_B)),
+                labels_B,
+                self.settings,
+                DrawMultinomial(self.generator("teacher", first)),
+            )
             return sequence.embeddings_BLC, sequence.tokens_BL
         if method == "teacher-flow":
             tokens_BL = walk(

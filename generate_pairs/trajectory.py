@@ -57,22 +57,46 @@ class Force:
 
 
 @torch.inference_mode()
-def walk(teacher: Teacher, labels_B: Tensor, settings: SamplingSettings, choose: Choice) -> Tensor:
-    """Make whole token sequences, AR step by AR step.
+def walk(
+    teacher: Teacher,
+    labels_B: Tensor,
+    settings: SamplingSettings,
+    choose: Choice,
+    *,
+    prefix_BP: Tensor | None = None,
+    num_steps: int | None = None,
+) -> Tensor:
+    """Make token sequences, AR step by AR step.
 
     Args:
         teacher: in eval mode.
         labels_B: class labels, int64.
         settings: guidance and filters, in the teacher's own convention.
         choose: how a step's tokens follow from its log-probabilities.
+        prefix_BP: tokens of whole AR steps that are there already, the first ones; the walk goes on after them.
+        num_steps: the AR step to stop before; None for the end.
 
     Returns:
-        Tokens (B, L), int64, in the teacher's order.
+        Tokens (B, L), int64, in the teacher's order; those of the first `num_steps` steps, the prefix among them.
+
+    Raises:
+        ValueError: a prefix that ends inside an AR step, or does not leave one.
     """
     layout = teacher.layout
-    tokens_BL = torch.empty(len(labels_B), layout.num_tokens, dtype=torch.int64, device=labels_B.device)
+    num_steps = layout.num_steps if num_steps is None else num_steps
+    shape = (len(labels_B), layout.starts[num_steps])
+    tokens_BL = torch.empty(shape, dtype=torch.int64, device=labels_B.device)
     decoding = teacher.start(labels_B, settings.guidance_scale)
-    for step in range(layout.num_steps):
+    first = 0
+    if prefix_BP is not None:
+        if prefix_BP.shape[1] not in layout.starts[:num_steps]:
+            raise ValueError(
+                f"a prefix of {prefix_BP.shape[1]} tokens does not end before one of the AR steps to make"
+            )
+        first = layout.starts.index(prefix_BP.shape[1])
+        tokens_BL[:, : prefix_BP.shape[1]] = prefix_BP
+        decoding.prefill([tokens_BL[:, layout.span(step)] for step in range(first)])
+    for step in range(first, num_steps):
         span = layout.span(step)
         log_probs_BsV = teacher.filter(decoding.logits(), settings)
         tokens_BL[:, span] = choose(log_probs_BsV, span)

@@ -6,6 +6,7 @@ Everything else in the project (the walk, the flow map, students, evaluation) se
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -106,6 +107,15 @@ class Decoding(ABC):
     @abstractmethod
     def append(self, tokens_Bs: Tensor) -> None:
         """Take the tokens of the step whose logits were asked for, (B, s), int64."""
+
+    def prefill(self, tokens_of_steps: Sequence[Tensor]) -> None:
+        """Take the tokens of the first AR steps, each (B, s), before any logits are asked for.
+
+        A family whose network sees them all at once may do it in one pass; here it is one after the other.
+        """
+        for tokens_Bs in tokens_of_steps:
+            self.logits()
+            self.append(tokens_Bs)
 
 
 class Teacher(nn.Module, ABC):

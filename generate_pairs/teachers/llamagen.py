@@ -5,6 +5,8 @@ A batch holds its conditional rows and, while there is guidance, as many null ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -75,6 +77,16 @@ class LlamaGenDecoding(Decoding):
     def append(self, tokens_Bs: Tensor) -> None:
         self.tokens_B1 = tokens_Bs
         self.num_made += 1
+
+    @torch.no_grad()
+    def prefill(self, tokens_of_steps: Sequence[Tensor]) -> None:
+        """As in the base class. The tokens follow the condition, and go through the network with it."""
+        if not tokens_of_steps:
+            return
+        x_BTD = self.transformer.tok_embeddings(torch.cat(list(tokens_of_steps), dim=1))
+        x_BTD = torch.cat([x_BTD, x_BTD]) if self.is_guided else x_BTD
+        self.condition_BTD = torch.cat([self.condition_BTD, x_BTD], dim=1)
+        self.num_made = len(tokens_of_steps)
 
     def _next_input(self) -> Tensor:
         if self.position == 0:

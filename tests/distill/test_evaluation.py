@@ -96,6 +96,8 @@ def test_every_method_has_its_steps(result: dict[str, dict[str, object]], family
         "teacher-flow": steps,
         "student-1": 1,
         "student-2": 2,
+        "pre-trained-1-3": 3,
+        "pre-trained-2-3": 3,
         "onestep*": 1,
         f"skip-{skips[0]}": steps - skips[0],
         f"skip-{skips[1]}": steps - skips[1],

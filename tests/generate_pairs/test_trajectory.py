@@ -78,3 +78,39 @@ def test_map_and_draw_agree_in_distribution(teacher: Teacher, label: int) -> Non
             p_values.append(stats.chi2_contingency(table).pvalue)
     assert len(p_values) > 10
     assert min(p_values) * len(p_values) > 1e-3
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 1.5])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_walk_goes_on_from_a_prefix(teacher: Teacher, guidance_scale: float, steps: int) -> None:
+    """As if the prefix had been walked, one AR step after the other."""
+    settings, labels_B = SamplingSettings(guidance_scale=guidance_scale), torch.tensor([0, 4, 9])
+    tokens_BL = torch.randint(24, (3, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(2))
+    seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    for prefilled, found in seen.items():
+
+        def choose(
+            log_probs_BsV: torch.Tensor, span: slice, found: list[torch.Tensor] = found
+        ) -> torch.Tensor:
+            found.append(log_probs_BsV)
+            return tokens_BL[:, span]
+
+        prefix_BP = tokens_BL[:, : teacher.layout.starts[steps]] if prefilled else None
+        walked_BL = walk(teacher, labels_B, settings, choose, prefix_BP=prefix_BP)
+        assert torch.equal(walked_BL, tokens_BL)
+    assert len(seen[True]) == len(seen[False]) - steps
+    for one, other in zip(seen[True], seen[False][steps:], strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
+
+
+def test_a_walk_stops_where_it_is_told_to(teacher: Teacher) -> None:
+    tokens_BL = torch.randint(24, (4, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(1))
+    some_BP = walk(teacher, torch.arange(4), SETTINGS, Force(tokens_BL), num_steps=2)
+    assert torch.equal(some_BP, tokens_BL[:, : teacher.layout.starts[2]])
+
+
+@pytest.mark.parametrize("count", [16, 21])
+def test_a_prefix_ends_between_two_steps_and_leaves_one(teacher: Teacher, count: int) -> None:
+    tokens_BL = torch.zeros(2, count, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"a prefix of {count} tokens"):
+        walk(teacher, torch.arange(2), SETTINGS, Force(tokens_BL), prefix_BP=tokens_BL)
