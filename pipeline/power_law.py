@@ -31,7 +31,7 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Shares of the variance that the runs of one size have in common: midpoints of a uniform distribution."""
 LEVEL = 0.9
 MISFIT = 0.01
-"""Chance of calling a true power law a misfit where half of the variance is common to the runs of a size."""
+"""About the chance of calling a true power law a misfit where half of the variance is common to the runs of a size."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ NUM_SETS = 200
 
 @pytest.mark.parametrize(("exponent", "own"), [(0.2, 0.02), (0.5, 0.005), (1.0, 0.02)])
 def test_one_seed_covers_as_often_as_it_says(exponent: float, own: float) -> None:
-    """One run a size: intervals hold the truth in 90 % of the data sets (measured: 88 to 93 %)."""
+    """One run a size: intervals hold the truth in 90 % of the data sets (over 500: 90 to 93 %)."""
     low, high = acceptance(0.9, NUM_SETS)
     assert low <= coverage(FIVE, 1, exponent, own) <= high
 
@@ -126,7 +126,7 @@ def test_one_seed_covers_as_often_as_it_says(exponent: float, own: float) -> Non
 def test_seeds_cover_between_nothing_and_half_in_common(sizes: Array, num_seeds: int) -> None:
     """Runs of a size may share an error: where they share none, intervals are wider than they need be, by design.
 
-    Measured over 500 data sets: 97 % with nothing in common, 91 to 92 % with half of the variance in common.
+    Over 500 data sets: 95 to 98 % with nothing in common, 90 to 91 % with half of the variance in common.
     """
     assert acceptance(0.9, NUM_SETS)[0] <= coverage(sizes, num_seeds, 0.5, 0.01)
     assert coverage(sizes, num_seeds, 0.5, 0.01) <= acceptance(0.975, NUM_SETS)[1]
