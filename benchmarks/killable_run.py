@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,20 +90,9 @@ class KillableRun:
         paths += [self.run_dir.student / name for name in EXPORT]
         return {str(path.relative_to(self.run_dir.root)): sha256_file(path) for path in paths}
 
-    @contextmanager
-    def _started(self, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-        """The run's command; nothing of its process group outlives the block."""
-        root = self.run_dir.root
-        command = [sys.executable, "-m", "pipeline.cli", "run", *self.arguments, "--out", str(root)]
-        command += ["--workers", str(workers)]
-        with self._log.open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        try:
-            yield process
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    def _started(self, workers: int) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        root = str(self.run_dir.root)
+        return started(["run", *self.arguments, "--out", root, "--workers", str(workers)], self._log)
 
     def _refuse_failure(self, process: subprocess.Popen[bytes]) -> None:
         if process.returncode != 0:
@@ -115,6 +104,20 @@ class KillableRun:
     @property
     def _log(self) -> Path:
         return self.run_dir.root.with_suffix(".log")
+
+
+@contextmanager
+def started(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`onestep` with these arguments, what it says added to a log; nothing of its process group outlives the block."""
+    with log.open("ab") as file:
+        command = [sys.executable, "-m", "pipeline.cli", *arguments]
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def committed_rows(pairs: Path) -> dict[str, tuple[int, str]]:

@@ -67,7 +67,7 @@ class OnDask:
         ended: SimpleQueue[Any] = SimpleQueue()
         under_way: dict[Any, Unit] = {}
         census = Census(self.client, self.tell)
-        while not hand_out.is_abandoned and (under_way or not hand_out.is_over):
+        while (under_way or not hand_out.is_over) and not hand_out.is_abandoned:
             num_workers = census.count()
             while len(under_way) < num_workers and (unit := hand_out.take()) is not None:
                 submitted = self.client.submit(work, unit, pure=False)

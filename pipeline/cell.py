@@ -57,10 +57,8 @@ class CellDir:
         mark = self.run.read_json(self.finished)
         if mark.get("num_steps") != config.train.num_steps:
             return False
-        return bool(
-            mark["student_sha256"]
-            == self.run.read_json(self.run.student / "config.json").get("student_sha256")
-        )
+        student = self.run.read_json(self.run.student / "config.json").get("student_sha256")
+        return student is not None and mark.get("student_sha256") == student
 
     def steps(self) -> list[int]:
         """At which steps the student was looked at so far."""

@@ -118,6 +118,19 @@ def test_a_unit_is_let_go_as_soon_as_the_next_is_submitted() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
+def test_units_under_way_are_left_where_nobody_waits_for_them() -> None:
+    client, wishes = Client(2), list[bool]()
+    units = [work_unit(index, 10, 5) for index in range(3)]
+    hand_out = HandOut(units, lambda: bool(wishes), waits=False)
+    ended = []
+    for unit, _ in OnDask(client, lambda _: None).run(lambda unit: unit, hand_out):
+        ended.append(unit)
+        wishes.append(True)
+    assert ended == units[:1]
+    assert hand_out.is_stopped
+
+
+@pytest.mark.usefixtures("impatient")
 def test_whoever_leaves_with_a_unit_that_ended_has_begun_no_further_one() -> None:
     client, hand_out = Client(2), HandOut([work_unit(index, 10, 5) for index in range(5)], lambda: False)
     ended = OnDask(client, lambda _: None).run(lambda _: None, hand_out)

@@ -37,6 +37,17 @@ def test_a_wish_to_stop_after_the_last_unit_stops_nothing() -> None:
     assert not hand_out.is_stopped
 
 
+def test_long_units_are_not_waited_for_once_a_stop_is_asked_for() -> None:
+    wishes = iter([False, False, True, False])
+    hand_out = HandOut(UNITS, lambda: next(wishes), waits=False)
+    assert hand_out.take() == UNITS[0]
+    assert [hand_out.is_abandoned for _ in range(3)] == [False, True, True]
+    assert hand_out.is_stopped
+    assert hand_out.take() is None
+    patient = HandOut(UNITS, lambda: True)
+    assert (patient.is_abandoned, patient.is_stopped) == (False, False)
+
+
 def test_a_unit_is_begun_when_the_longest_so_far_would_still_end() -> None:
     clock = Clock()
     hand_out = HandOut(UNITS, lambda: False, deadline=160.0, clock=clock)
