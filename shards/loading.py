@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -9,7 +10,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ def _loader(
         num_workers=num_workers,
         prefetch_factor=prefetch,
         pin_memory=pin_memory,
-        worker_init_fn=partial(_obey_parent_alone, os.getpid()),
+        worker_init_fn=_obey_parent_alone,
         # Its own, or it would draw from the generator that everything else draws from.
         generator=torch.Generator(),
     )
@@ -111,18 +111,20 @@ class _Outcomes(Dataset["PairBatch | Failed | Refused"]):
             return error
 
 
-def _obey_parent_alone(parent: int, worker: int) -> None:
+def _obey_parent_alone(worker: int) -> None:
     """A signal to all processes of a job is for the one that trains: it stops after its step, then ends the others."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent() -> None:
     """Ends this process when its parent asks for it, or is gone: torch overlooks one that went before it first looked."""
-    while os.getppid() == parent:
+    # Not by `getppid`: where a server forks the workers, that is the server.
+    parent = multiprocessing.parent_process()
+    while parent is not None and parent.is_alive():
         asked = signal.sigtimedwait([signal.SIGTERM], ORPHANED_SECONDS)
-        if asked is not None and asked.si_pid == parent:
+        if asked is not None and asked.si_pid == parent.pid:
             break
     os._exit(0)

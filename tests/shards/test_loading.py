@@ -151,6 +151,36 @@ def test_workers_end_with_their_process_and_without_a_word(manifest, end) -> Non
     assert not any(map(alive, workers))
 
 
+KILLED_EARLY = """
+import os, signal, sys, time
+import shards.loading
+from shards import Manifest
+from shards.stream import PairStream
+obey = shards.loading._obey_parent_alone
+def late(worker):
+    time.sleep(1)
+    obey(worker)
+shards.loading._obey_parent_alone = late
+manifest = Manifest.open(sys.argv[1])
+stream = PairStream(manifest.root, manifest.view(), 8, seed=0)
+ahead = shards.loading.LoadedAhead(stream._batches, 0, 2, 2, False)
+from torch.multiprocessing import active_children
+print(*[child.pid for child in active_children()], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_whose_process_died_before_they_began(manifest) -> None:
+    """torch's own watch looks who the parent is once the worker has begun, and takes the next one for it."""
+    finished = subprocess.run(
+        [sys.executable, "-c", KILLED_EARLY, str(manifest.root)], capture_output=True, text=True, timeout=60
+    )
+    assert (finished.returncode, finished.stderr) == (-9, "")
+    workers = [int(pid) for pid in finished.stdout.split()]
+    assert len(workers) == 2
+    assert not any(map(alive, workers))
+
+
 def alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
