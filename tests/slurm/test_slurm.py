@@ -122,6 +122,40 @@ def test_jobs_do_not_outlive_a_killed_driver(folder: Path, slurm: dict[str, str]
     assert shards(root) == shards(pairs_root)
 
 
+def ablate(
+    folder: Path, slurm: dict[str, str], pairs: Path, out: str, *options: str
+) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "ablate",
+        "preset.toml",
+        "--pairs",
+        str(pairs),
+        "--out",
+        out,
+    ]
+    settings = ["student.split=16", "train.num_steps=12", "train.batch_size=16", "train.warmup_steps=4"]
+    command += ["--sizes", "32,64", "--every", "4", *options]
+    command += [word for setting in (*settings, "evaluation.num_images=100") for word in ("--set", setting)]
+    return subprocess.Popen(command, cwd=folder, env=slurm, stderr=subprocess.PIPE, text=True)
+
+
+def test_an_ablation_comes_to_the_same_bytes_though_a_job_is_cancelled(
+    folder: Path, slurm: dict[str, str], pairs_root: Path
+) -> None:
+    here = ablate(folder, slurm, pairs_root, "here", "--workers", "0")
+    assert here.wait() == 0, here.communicate()[1]
+    there = ablate(folder, slurm, pairs_root, "there", "--cluster", "slurm", "--set", "cluster.jobs=1")
+    wait_until(lambda: any((folder / "there").glob("cells/*/curve/*.json")), "the first look")
+    subprocess.run(["scancel", *jobs(slurm)], env=slurm, check=True)
+    assert there.wait() == 0, there.communicate()[1]
+    table = "ablation.parquet"
+    assert (folder / "there" / table).read_bytes() == (folder / "here" / table).read_bytes()
+    wait_until(lambda: jobs(slurm) == [], "the end of the jobs")
+
+
 def test_a_job_array_of_which_one_task_is_cancelled(
     folder: Path, slurm: dict[str, str], pairs_root: Path
 ) -> None:
