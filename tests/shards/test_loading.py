@@ -145,10 +145,7 @@ def test_workers_end_with_their_process_and_without_a_word(manifest, end) -> Non
     assert (finished.returncode, finished.stderr) == (-9 if end == "killed" else 0, "")
     workers = [int(pid) for pid in finished.stdout.split()]
     assert len(workers) == 2
-    deadline = time.monotonic() + 30
-    while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(alive, workers))
+    assert end_soon(workers)
 
 
 KILLED_EARLY = """
@@ -178,7 +175,15 @@ def test_workers_end_whose_process_died_before_they_began(manifest) -> None:
     assert (finished.returncode, finished.stderr) == (-9, "")
     workers = [int(pid) for pid in finished.stdout.split()]
     assert len(workers) == 2
-    assert not any(map(alive, workers))
+    assert end_soon(workers)
+
+
+def end_soon(pids: list[int]) -> bool:
+    """Whether processes end; what they wrote to is closed a little before they are gone."""
+    deadline = time.monotonic() + 30
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not any(map(alive, pids))
 
 
 def alive(pid: int) -> bool:
