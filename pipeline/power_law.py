@@ -125,12 +125,15 @@ class PowerLaw:
         # With three degrees of freedom or more, the 5 % and 95 % of each line lie within three spreads.
         low_3N = np.broadcast_to((mean_NC - 3 * spread_NC).min(axis=1), (3, len(mean_NC)))
         high_3N = np.broadcast_to((mean_NC + 3 * spread_NC).max(axis=1), (3, len(mean_NC)))
-        for _ in range(40):
+        for _ in range(200):
             guess_3N = (low_3N + high_3N) / 2
+            # Relative to the quantile: far from the data it may be many digits smaller than the widest line's spread.
+            if (high_3N - low_3N <= 1e-10 * np.abs(guess_3N)).all():
+                break
             below_3NC = _t_cdf((guess_3N[..., None] - mean_NC) / spread_NC, self.df)
             is_low_3N = below_3NC @ self.probability_C < tail_31
             low_3N, high_3N = np.where(is_low_3N, guess_3N, low_3N), np.where(is_low_3N, high_3N, guess_3N)
-        return (low_3N + high_3N) / 2
+        return guess_3N
 
 
 def fit_power_law(size_N: Array, value_N: Array) -> PowerLaw | CannotTell:

@@ -218,6 +218,16 @@ def test_another_unit_is_another_unit(factor: float) -> None:
     assert vars(in_thousands) == pytest.approx(vars(change))
 
 
+@pytest.mark.parametrize("own", [0.02, 0.1])
+def test_no_interval_of_a_law_holds_zero_from_any_size_on(own: float) -> None:
+    """Not even where the curve has long been flat, and only the slowest exponents still move."""
+    for key in range(20):
+        law = fit_power_law(*noisy(FIVE, 1, 2.0, own, 0.0, key))
+        for size in (1, 16_000, 10**6, 10**9, 10**12) if isinstance(law, PowerLaw) else ():
+            change = law.doubling(size)
+            assert change.low < change.expected < change.high < 0
+
+
 def test_a_band_is_narrow_between_the_sizes_and_wide_beyond() -> None:
     middle, low, high = law_of(*noisy(EIGHT, 2, 0.5, 0.02, 0.0, 5)).at(
         np.array([8000, 128_000, 10**6, 10**7])
