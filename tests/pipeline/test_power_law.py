@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from pipeline import power_law
 from pipeline.power_law import (
     EXPONENTS,
     CannotTell,
@@ -68,7 +70,15 @@ def reason_of(size_N: Array, value_N: Array) -> str:
 @pytest.mark.parametrize("num_seeds", [1, 2])
 @pytest.mark.parametrize(
     ("limit", "scale", "exponent"),
-    [(1.25, 3.0, 0.37), (0.8, -5.0, 0.5), (-2.0, 700.0, 1.0), (0.0, 1.0, 0.1), (100.0, -1e5, 1.7)],
+    [
+        (0.5, 2.0, 0.03),
+        (0.0, 1.0, 0.1),
+        (1.25, 3.0, 0.37),
+        (0.8, -5.0, 0.5),
+        (-2.0, 700.0, 1.0),
+        (100.0, -1e5, 1.7),
+        (3.0, -1e8, 2.8),
+    ],
 )
 def test_data_without_noise_give_their_curve(
     limit: float, scale: float, exponent: float, num_seeds: int
@@ -85,9 +95,9 @@ def test_data_without_noise_give_their_curve(
         assert change.expected == pytest.approx(expected, rel=1e-6)
         assert change.low == pytest.approx(expected, rel=1e-6)
         assert change.high == pytest.approx(expected, rel=1e-6)
-    ahead = np.array([1000, 4000, 50_000, 200_000])
-    for values in law.at(ahead):
-        assert values == pytest.approx(truth(ahead), rel=1e-7)
+    anywhere = np.append(sizes, [1000, 4000, 200_000, 10**8])
+    for values in law.at(anywhere):
+        assert values == pytest.approx(truth(anywhere), rel=1e-7)
 
 
 def acceptance(probability: float, num_trials: int) -> tuple[float, float]:
@@ -96,42 +106,90 @@ def acceptance(probability: float, num_trials: int) -> tuple[float, float]:
     return low / num_trials, high / num_trials
 
 
-def coverage(sizes: Array, num_seeds: int, exponent: float, own: float, common: float = 0.0) -> float:
-    """Share of the data sets whose interval of the change past the largest size holds the true one."""
-    truth, largest = falling(sizes, exponent), int(sizes[-1])
-    expected = float(truth(2 * largest) - truth(largest))
-    hits = []
-    for key in range(NUM_SETS):
-        law = fit_power_law(*noisy(sizes, num_seeds, exponent, own, common, key))
-        if isinstance(law, PowerLaw):
-            change = law.doubling(largest)
-            assert change.low < change.expected < change.high
-            hits.append(change.low <= expected <= change.high)
-    # Those that cannot tell are few here, so that leaving them out hides nothing.
-    assert len(hits) >= 0.97 * NUM_SETS
-    return float(np.mean(hits))
-
-
 NUM_SETS = 200
 
 
+class Coverage(NamedTuple):
+    """How many of `NUM_SETS` data sets got a law; shares of these, and of all, whose interval holds the truth."""
+
+    num_told: int
+    of_told: float
+    of_all: float
+
+
+@pytest.fixture
+def coverage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Coverage]:
+    """Counts how often the interval of the change past the largest size holds the true one."""
+    laws: list[PowerLaw] = []
+    fit_law = power_law._law
+
+    def kept(*arguments: Any) -> PowerLaw:
+        laws.append(fit_law(*arguments))
+        return laws[-1]
+
+    def count(sizes: Array, num_seeds: int, exponent: float, own: float, common: float = 0.0) -> Coverage:
+        truth, largest = falling(sizes, exponent), int(sizes[-1])
+        expected = float(truth(2 * largest) - truth(largest))
+        told, hits = [], []
+        for key in range(NUM_SETS):
+            laws.clear()
+            answer = fit_power_law(*noisy(sizes, num_seeds, exponent, own, common, key))
+            told.append(isinstance(answer, PowerLaw))
+            # The law of a misfit is never worked out: a miss.
+            change = laws[0].doubling(largest) if laws else Change(np.nan, np.nan, np.nan)
+            hits.append(change.low <= expected <= change.high)
+            assert told[-1] == (change.low > 0 or change.high < 0)
+        return Coverage(sum(told), float(np.mean(np.array(hits)[told])), float(np.mean(hits)))
+
+    monkeypatch.setattr(power_law, "_law", kept)
+    return count
+
+
 @pytest.mark.parametrize(("exponent", "own"), [(0.2, 0.02), (0.5, 0.005), (1.0, 0.02)])
-def test_one_seed_covers_as_often_as_it_says(exponent: float, own: float) -> None:
+def test_one_seed_covers_as_often_as_it_says(
+    exponent: float, own: float, coverage: Callable[..., Coverage]
+) -> None:
     """One run a size: intervals hold the truth in 90 % of the data sets (over 500: 90 to 93 %)."""
     low, high = acceptance(0.9, NUM_SETS)
-    assert low <= coverage(FIVE, 1, exponent, own) <= high
+    found = coverage(FIVE, 1, exponent, own)
+    assert found.num_told >= 0.97 * NUM_SETS
+    assert low <= found.of_told <= high
+    assert low <= found.of_all <= high
 
 
 @pytest.mark.parametrize(("sizes", "num_seeds"), [(FIVE, 2), (EIGHT, 3)], ids=["5x2", "8x3"])
-def test_seeds_cover_between_nothing_and_half_in_common(sizes: Array, num_seeds: int) -> None:
+def test_seeds_cover_between_nothing_and_half_in_common(
+    sizes: Array, num_seeds: int, coverage: Callable[..., Coverage]
+) -> None:
     """Runs of a size may share an error: where they share none, intervals are wider than they need be, by design.
 
     Over 500 data sets: 95 to 98 % with nothing in common, 90 to 91 % with half of the variance in common.
     """
-    assert acceptance(0.9, NUM_SETS)[0] <= coverage(sizes, num_seeds, 0.5, 0.01)
-    assert coverage(sizes, num_seeds, 0.5, 0.01) <= acceptance(0.975, NUM_SETS)[1]
     low, high = acceptance(0.9, NUM_SETS)
-    assert low <= coverage(sizes, num_seeds, 0.5, 0.01, common=0.01) <= high
+    alone, half = coverage(sizes, num_seeds, 0.5, 0.01), coverage(sizes, num_seeds, 0.5, 0.01, common=0.01)
+    assert min(alone.num_told, half.num_told) >= 0.97 * NUM_SETS
+    for found in (alone.of_told, alone.of_all):
+        assert low <= found <= acceptance(0.975, NUM_SETS)[1]
+    for found in (half.of_told, half.of_all):
+        assert low <= found <= high
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_seeds", "own", "common"),
+    [(FIVE, 1, 0.3, 0.0), (FIVE, 2, 0.3, 0.3), (EIGHT, 3, 0.5, 0.5)],
+    ids=["5x1", "5x2", "8x3"],
+)
+def test_intervals_of_those_who_mostly_cannot_tell(
+    sizes: Array, num_seeds: int, own: float, common: float, coverage: Callable[..., Coverage]
+) -> None:
+    """To be told a law is luck with noise so large, and still no less sure than the intervals say.
+
+    That no more than 90 % hold the truth is not so: the noise leaves the choice of the exponent to what is assumed.
+    """
+    found = coverage(sizes, num_seeds, 0.5, own, common)
+    assert 0.2 * NUM_SETS < found.num_told < 0.8 * NUM_SETS
+    assert found.of_told >= acceptance(0.9, found.num_told)[0]
+    assert found.of_all >= acceptance(0.9, NUM_SETS)[0]
 
 
 def test_more_noise_is_a_wider_interval() -> None:
@@ -144,7 +202,7 @@ def test_more_noise_is_a_wider_interval() -> None:
 
 def test_a_known_exponent_leaves_the_interval_of_a_straight_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one exponent to choose from, the answer is that of textbooks: Student's t on N - 2."""
-    monkeypatch.setattr("pipeline.power_law.EXPONENTS", (0.5, 0.5 + 1e-9))
+    monkeypatch.setattr(power_law, "EXPONENTS", (0.5, 0.5 + 1e-9))
     size_N, value_N = noisy(FIVE, 1, 0.5, 0.02, 0.0, 3)
     line = stats.linregress(size_N**-0.5, value_N)
     step = 32_000**-0.5 - 16_000**-0.5
@@ -184,13 +242,13 @@ def test_probabilities_are_those_of_the_whole_covariance() -> None:
 
 def test_distributions_are_those_of_scipy() -> None:
     t = np.linspace(-30, 30, 301)
-    for df in (3, 8, 40):
-        assert np.abs(_t_cdf(t, df) - stats.t.cdf(t, df)).max() < 1e-6
+    for df in (3, 8, 40, 500):
+        assert np.abs(_t_cdf(t, df) - stats.t.cdf(t, df)).max() < 1e-5
     ratio = np.geomspace(1e-3, 1e4, 200)
-    for numerator, denominator in ((2, 1), (2, 5), (5, 16), (1, 3)):
+    for numerator, denominator in ((2, 1), (2, 5), (5, 16), (1, 3), (20, 3), (7, 400)):
         angle = np.arctan(np.sqrt(ratio * numerator / denominator))
         chance = np.interp(angle, *_f_table(numerator, denominator))
-        assert np.abs(chance - stats.f.cdf(ratio, numerator, denominator)).max() < 1e-6
+        assert np.abs(chance - stats.f.cdf(ratio, numerator, denominator)).max() < 1e-5
 
 
 @pytest.mark.parametrize("key", range(6))
@@ -204,18 +262,31 @@ def test_same_runs_same_bytes_in_any_order(key: int) -> None:
     assert others == [first, first]
 
 
-@pytest.mark.parametrize("factor", [-1.0, 1e-9, 3.7, 1e12])
-def test_another_unit_is_another_unit(factor: float) -> None:
+@pytest.mark.parametrize("shift", [0.0, 0.5, -1e6])
+@pytest.mark.parametrize("factor", [-1.0, 1e-9, 3.7, 1e9])
+def test_another_unit_and_zero_of_the_metric(factor: float, shift: float) -> None:
     size_N, value_N = noisy(FIVE, 2, 0.5, 0.01, 0.0, 4)
-    law, other = law_of(size_N, value_N), law_of(size_N, factor * (value_N + 0.5))
+    law, other = law_of(size_N, value_N), law_of(size_N, factor * (value_N + shift))
     assert other.exponent == pytest.approx(law.exponent)
-    assert (other.limit, other.scale) == pytest.approx((factor * (law.limit + 0.5), factor * law.scale))
+    back = (other.limit / factor - shift, other.scale / factor)
+    assert back == pytest.approx((law.limit, law.scale), rel=1e-6)
     change, scaled = law.doubling(20_000), other.doubling(20_000)
-    ends = sorted((factor * change.low, factor * change.high))
-    assert scaled.expected == pytest.approx(factor * change.expected)
-    assert (scaled.low, scaled.high) == pytest.approx(ends)
-    in_thousands = law_of(size_N / 1000, value_N).doubling(20)
-    assert vars(in_thousands) == pytest.approx(vars(change))
+    ends = sorted((scaled.low / factor, scaled.high / factor))
+    assert Change(scaled.expected / factor, *ends) == Change(
+        *(pytest.approx(number, rel=1e-6) for number in (change.expected, change.low, change.high))
+    )
+    band_3N = np.sort(np.array(other.at(FIVE)) / factor - shift, axis=0)
+    assert band_3N == pytest.approx(np.sort(law.at(FIVE), axis=0), abs=1e-8)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1000])
+def test_another_unit_of_the_sizes(factor: float) -> None:
+    size_N, value_N = noisy(FIVE, 2, 0.5, 0.01, 0.0, 4)
+    law, other = law_of(size_N, value_N), law_of(factor * size_N, value_N)
+    assert (other.limit, other.exponent) == pytest.approx((law.limit, law.exponent))
+    assert other.scale == pytest.approx(law.scale * factor**law.exponent)
+    assert vars(other.doubling(factor * 20_000)) == pytest.approx(vars(law.doubling(20_000)))
+    assert np.array(other.at(factor * FIVE)) == pytest.approx(np.array(law.at(FIVE)))
 
 
 @pytest.mark.parametrize("own", [0.02, 0.1])
