@@ -179,16 +179,27 @@ def test_seeds_cover_between_nothing_and_half_in_common(
     [(FIVE, 1, 0.3, 0.0), (FIVE, 2, 0.3, 0.3), (EIGHT, 3, 0.5, 0.5)],
     ids=["5x1", "5x2", "8x3"],
 )
-def test_intervals_of_those_who_mostly_cannot_tell(
+def test_intervals_of_those_who_often_cannot_tell(
     sizes: Array, num_seeds: int, own: float, common: float, coverage: Callable[..., Coverage]
 ) -> None:
-    """To be told a law is luck with noise so large, and still no less sure than the intervals say.
-
-    That no more than 90 % hold the truth is not so: the noise leaves the choice of the exponent to what is assumed.
+    """Those told hold the truth as often as they say, and so do all; or more often, as the noise leaves open
+    how fast the curve bends, and intervals are as wide as what is assumed of that.
     """
     found = coverage(sizes, num_seeds, 0.5, own, common)
     assert 0.2 * NUM_SETS < found.num_told < 0.8 * NUM_SETS
     assert found.of_told >= acceptance(0.9, found.num_told)[0]
+    assert found.of_all >= acceptance(0.9, NUM_SETS)[0]
+
+
+def test_a_law_told_of_drowned_data_is_less_sure_than_it_says(coverage: Callable[..., Coverage]) -> None:
+    """Noise twice the whole fall: an interval without zero is bad luck, as with any test of significance.
+
+    Over 600 data sets 12 % are told a law, of whose intervals 68 % hold the truth; of all intervals 94 %.
+    """
+    found = coverage(FIVE, 1, 0.5, 2.0)
+    assert found.num_told <= acceptance(0.12, NUM_SETS)[1] * NUM_SETS
+    low, high = acceptance(0.68, found.num_told)
+    assert low <= found.of_told <= high
     assert found.of_all >= acceptance(0.9, NUM_SETS)[0]
 
 
@@ -355,7 +366,7 @@ def test_what_no_power_law_meets_cannot_tell() -> None:
 
 
 def test_true_power_laws_are_seldom_called_misfits() -> None:
-    """Less than one in a hundred, even where half of the variance is common to the runs of a size."""
+    """About one in a hundred (over 3000: 0.8 %) where half of the variance is common to the runs of a size."""
     answers = [fit_power_law(*noisy(EIGHT, 3, 0.5, 0.01, 0.01, key)) for key in range(NUM_SETS)]
     assert (
         sum(isinstance(answer, CannotTell) for answer in answers) <= acceptance(0.01, NUM_SETS)[1] * NUM_SETS
