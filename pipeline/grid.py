@@ -180,7 +180,7 @@ def look_interval(config: RunConfig, every: int | None) -> int:
 
 
 def _size(text: str, available: int) -> int:
-    if re.fullmatch(r"\d[\d_]*", text):
+    if re.fullmatch(r"\d+(_\d+)*", text):
         return int(text)
     share = re.fullmatch(r"(\d*\.\d+|\d+(?:\.\d*)?)(%?)", text)
     if share is None:
@@ -188,7 +188,10 @@ def _size(text: str, available: int) -> int:
     part = float(share[1]) / (100 if share[2] else 1)
     if not 0 < part <= 1:
         raise Refused(f"--sizes: {text} is no share of the pairs: it must be above 0 and at most 1, or 100%")
-    return round(part * available)
+    size = round(part * available)
+    if not size:
+        raise Refused(f"--sizes: {text} of {available} pairs is not one: ask for more")
+    return size
 
 
 def _same_epochs(base: RunConfig, size: int) -> dict[str, int]:
