@@ -146,9 +146,9 @@ def make_cells(base: RunConfig, axes: Axes, match: Match) -> list[Cell]:
     for seed, timesteps, *values, size in combinations:
         changes = dict(zip(axes.swept, values, strict=True))
         changes |= {"pairs.num_pairs": size, "train.seed": seed, "student.timesteps": timesteps}
-        if match == "epochs":
-            changes |= _same_epochs(base, size)
         config = changed(base, changes, "a cell of the grid")
+        if match == "epochs":
+            config = changed(base, changes | _same_epochs(base, config), "a cell of the grid")
         name = cell_name(base, config)
         if name in cells:
             raise Refused(f"the grid has two cells that are both {name}: name each value once")
@@ -194,8 +194,9 @@ def _size(text: str, available: int) -> int:
     return size
 
 
-def _same_epochs(base: RunConfig, size: int) -> dict[str, int]:
-    train, factor = base.train, size / base.pairs.num_pairs
+def _same_epochs(base: RunConfig, cell: RunConfig) -> dict[str, int]:
+    train = base.train
+    factor = cell.pairs.num_pairs / base.pairs.num_pairs * train.batch_size / cell.train.batch_size
     return {
         "train.num_steps": max(1, round(train.num_steps * factor)),
         "train.warmup_steps": round(train.warmup_steps * factor),

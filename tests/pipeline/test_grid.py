@@ -139,6 +139,16 @@ def test_as_many_epochs_are_fewer_steps_and_a_shorter_warmup(base: RunConfig) ->
     assert [swept_values(base, cell.config) for cell in cells] == [{}, {}, {}]
 
 
+def test_as_many_epochs_are_fewer_steps_of_larger_batches(base: RunConfig) -> None:
+    swept = {"train.batch_size": (64, 128, 256)}
+    cells = make_cells(base, Axes((20_000,), swept=swept), "epochs")
+    assert [cell.config.train.num_steps for cell in cells] == [1000, 500, 250]
+    assert [cell.config.train.warmup_steps for cell in cells] == [100, 50, 25]
+    assert {cell.epochs for cell in cells} == {3.2}
+    as_many_steps = make_cells(base, Axes((20_000,), swept=swept), "steps")
+    assert {cell.config.train.num_steps for cell in as_many_steps} == {1000}
+
+
 @pytest.mark.parametrize(
     ("swept", "message"),
     [
