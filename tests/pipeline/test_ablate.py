@@ -348,6 +348,29 @@ def test_what_cannot_be_is_refused_before_any_work(
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("curve/00000004.json", "{", "00000004.json is damaged: delete "),
+        ("curve/00000004.json", "[3]", "00000004.json is damaged: delete "),
+        ("curve/00000004.json", '{"value": 3}', "00000004.json is damaged: delete "),
+        ("finished.json", "{", "finished.json is damaged: delete it and give the same command again"),
+        ("config.toml", "x = [", "config.toml is not TOML"),
+    ],
+)
+def test_a_damaged_cell_is_named(
+    ablate: Ablate, ablation: Path, name: str, content: str, message: str
+) -> None:
+    cell = ablation / "cells" / "size-32_timesteps-0-2_seed-0"
+    (cell / name).write_text(content)
+    table, before = (ablation / "ablation.parquet").read_bytes(), written(ablation)
+    refused = ablate(ablation, "--seeds", 2)
+    assert (refused.exit_code, message in refused.output) == (2, True), refused.output
+    assert str(cell) in refused.output
+    assert (ablation / "ablation.parquet").read_bytes() == table
+    assert written(ablation) == before
+
+
 def test_a_grid_that_does_not_fit_the_disk_is_refused(ablate: Ablate, tmp_path: Path, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 0, 10**6))
