@@ -72,7 +72,7 @@ class CellDir:
         """
         path = self._look(step)
         try:
-            return list(json.loads(read_bytes(path)))
+            return [dict(number) for number in json.loads(read_bytes(path))]
         except (ValueError, TypeError) as error:
             raise Refused(f"{path} is damaged: delete {self.root} to train this cell again") from error
 

@@ -146,9 +146,9 @@ def make_cells(base: RunConfig, axes: Axes, match: Match) -> list[Cell]:
     for seed, timesteps, *values, size in combinations:
         changes = dict(zip(axes.swept, values, strict=True))
         changes |= {"pairs.num_pairs": size, "train.seed": seed, "student.timesteps": timesteps}
-        if match == "epochs":
-            changes |= _same_epochs(base, size)
         config = changed(base, changes, "a cell of the grid")
+        if match == "epochs":
+            config = changed(base, changes | _same_epochs(base, config), "a cell of the grid")
         name = cell_name(base, config)
         if name in cells:
             raise Refused(f"the grid has two cells that are both {name}: name each value once")
@@ -180,7 +180,7 @@ def look_interval(config: RunConfig, every: int | None) -> int:
 
 
 def _size(text: str, available: int) -> int:
-    if re.fullmatch(r"\d[\d_]*", text):
+    if re.fullmatch(r"\d+(_\d+)*", text):
         return int(text)
     share = re.fullmatch(r"(\d*\.\d+|\d+(?:\.\d*)?)(%?)", text)
     if share is None:
@@ -188,11 +188,15 @@ def _size(text: str, available: int) -> int:
     part = float(share[1]) / (100 if share[2] else 1)
     if not 0 < part <= 1:
         raise Refused(f"--sizes: {text} is no share of the pairs: it must be above 0 and at most 1, or 100%")
-    return round(part * available)
+    size = round(part * available)
+    if not size:
+        raise Refused(f"--sizes: {text} of {available} pairs is not one: ask for more")
+    return size
 
 
-def _same_epochs(base: RunConfig, size: int) -> dict[str, int]:
-    train, factor = base.train, size / base.pairs.num_pairs
+def _same_epochs(base: RunConfig, cell: RunConfig) -> dict[str, int]:
+    train = base.train
+    factor = cell.pairs.num_pairs / base.pairs.num_pairs * train.batch_size / cell.train.batch_size
     return {
         "train.num_steps": max(1, round(train.num_steps * factor)),
         "train.warmup_steps": round(train.warmup_steps * factor),

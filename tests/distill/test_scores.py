@@ -62,6 +62,23 @@ def test_a_look_changes_nothing(pairs_root: Path, teacher_path: Path, tmp_path: 
     assert torch.equal(next(exported.network.parameters()), seen[-1][1])
 
 
+def test_a_look_that_was_lost_is_taken_again(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+    """A checkpoint follows its look: a training that goes on has missed none."""
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def look(training: Training) -> None:
+        seen.append((training.step, training.averages[0].clone()))
+        if len(seen) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trained(tmp_path / "lost", pairs_root, teacher_path, Watch(3, look))
+    again = trained(tmp_path / "lost", pairs_root, teacher_path, Watch(3, look))
+    assert [step for step, _ in seen] == [3, 6, 6, 9, 10]
+    assert torch.equal(seen[1][1], seen[2][1])
+    assert again == trained(tmp_path / "whole", pairs_root, teacher_path, None)
+
+
 def test_averages_are_lent_and_given_back(pairs_root: Path, teacher_path: Path) -> None:
     training = Training(CONFIG, str(teacher_path), pairs_root, 96)
     for _ in range(3):

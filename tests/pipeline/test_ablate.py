@@ -21,6 +21,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import pipeline.ablate
+import pipeline.ablation_cost
 from distill.metrics import read_metrics
 from distill.training import Training
 from pipeline.cli import main
@@ -170,6 +171,16 @@ def test_the_table_holds_every_look_of_every_cell(whole: Path) -> None:
     assert told == {"32 held-out pairs", "32 training pairs", "64 training pairs"}
 
 
+def test_pandas_reads_the_table(whole: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(whole / "ablation.parquet")
+    assert list(frame.columns) == pyarrow.parquet.read_schema(whole / "ablation.parquet").names
+    rows = rows_of(whole)
+    for name in ("cell", "size", "seed", "step", "epoch", "pairs_seen", "metric", "value"):
+        assert frame[name].tolist() == [row[name] for row in rows]
+    assert frame["method"].isna().tolist() == [row["method"] is None for row in rows]
+
+
 def test_the_heldout_numbers_are_those_of_the_training_log(whole: Path) -> None:
     for name in cell_names(whole):
         log = {
@@ -248,9 +259,22 @@ def test_what_is_added_alone_is_trained(
     assert before.items() <= written(ablation).items()
     rows = rows_of(ablation)
     assert {row["cell"] for row in rows} == {*names, *added}
+    axes = ("timesteps", "train.learning_rate", "size", "seed", "step")
+    places = [tuple(row[axis] for axis in axes if axis in row) for row in rows]
+    assert places == sorted(places)
     if "--grid" in options:
         rates = {row["cell"]: row["train.learning_rate"] for row in rows}
         assert rates == dict.fromkeys(names, "0.001") | dict.fromkeys(added, "0.003")
+
+
+def test_as_many_passes_are_as_many_epochs_in_the_table(ablate: Ablate, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    assert ablate(out, "--match", "epochs", sizes="32").exit_code == 0
+    before = written(out)
+    assert ablate(out, "--match", "epochs").exit_code == 0
+    assert before.items() <= written(out).items()
+    looks = {(row["size"], row["step"], row["epoch"], row["pairs_seen"]) for row in rows_of(out)}
+    assert looks == {(32, 4, 2.0, 64), (64, 4, 1.0, 64), (64, 8, 2.0, 128)}
 
 
 def test_a_failed_cell_leaves_the_others_alone_and_is_tried_again(
@@ -293,7 +317,32 @@ def test_a_cell_is_a_runs_folder(ablation: Path, pairs: Path) -> None:
             assert row["value"] == pytest.approx(judged[row["method"], "frechet_distance"], rel=1e-4)
 
 
-def test_a_dry_run_tells_the_cost_and_writes_nothing(ablate: Ablate, ablation: Path, tmp_path: Path) -> None:
+def test_a_dry_run_adds_up_what_each_cell_still_costs(
+    ablate: Ablate, ablation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a step of one second, a look of two; one cell is ten steps on its way, and one was never begun."""
+    cost = pipeline.ablation_cost.CellCost(1.0, 2.0)
+    monkeypatch.setattr(pipeline.ablation_cost, "measured", lambda *_: cost)
+    cell = ablation / "cells" / "size-64_timesteps-0-2_seed-0"
+    (cell / "finished.json").unlink()
+    for path in (cell / "student" / "checkpoints").glob("step-000012.*"):
+        path.unlink()
+    shutil.rmtree(ablation / "cells" / "size-32_timesteps-0-2_seed-1")
+    lines = ablate(ablation, "--seeds", 2, "--dry-run", sizes="32,64,96").output.splitlines()[-7:]
+    assert lines == [
+        "size-32_timesteps-0-2_seed-0  12 steps, 6.0 epochs, 3 looks: done",
+        "size-64_timesteps-0-2_seed-0  12 steps, 3.0 epochs, 3 looks: about 4.0 s",
+        "size-96_timesteps-0-2_seed-0  12 steps, 2.0 epochs, 3 looks: about 18 s",
+        "size-32_timesteps-0-2_seed-1  12 steps, 6.0 epochs, 3 looks: about 18 s",
+        "size-64_timesteps-0-2_seed-1  12 steps, 3.0 epochs, 3 looks: done",
+        "size-96_timesteps-0-2_seed-1  12 steps, 2.0 epochs, 3 looks: about 18 s",
+        "6 cells, 2 done; 58 s to go, one after another, as measured here",
+    ]
+
+
+def test_a_dry_run_measures_the_cost_and_writes_nothing(
+    ablate: Ablate, ablation: Path, tmp_path: Path
+) -> None:
     before = written(ablation)
     for out, done in ((ablation, 4), (tmp_path / "new", 0)):
         told = ablate(out, "--seeds", 2, "--dry-run", sizes="32,64,96").output.splitlines()
@@ -323,6 +372,30 @@ def test_another_ablation_is_refused_by_what_differs(
     assert written(ablation) == before
 
 
+def test_other_pairs_are_refused(ablate: Ablate, preset: Path, ablation: Path, tmp_path: Path) -> None:
+    other, setting = tmp_path / "pairs", ("--set", "pairs.solver_steps=8")
+    assert onestep("generate", preset, *setting, "--out", other, "--workers", 0).exit_code == 0
+    before = written(ablation)
+    refused = ablate(ablation, *setting, "--pairs", other)
+    assert refused.exit_code == 2
+    assert "pairs.solver_steps: there 16, asked 8; the pairs: there " in refused.output
+    # What the settings do not tell, as the bytes of a teacher under the same name, the fingerprint does.
+    identity = ablation / "ablation.json"
+    identity.write_text(json.dumps(json.loads(identity.read_text()) | {"fingerprint": "another"}))
+    refused = ablate(ablation)
+    assert (refused.exit_code, "the pairs: there another, asked " in refused.output) == (2, True)
+    assert written(ablation) == before
+
+
+def test_pairs_that_were_moved_are_the_same_pairs(
+    ablate: Ablate, pairs: Path, ablation: Path, whole: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(pairs, tmp_path / "moved"))
+    shutil.rmtree(ablation / "cells" / "size-32_timesteps-0-2_seed-0")
+    assert ablate(ablation, "--seeds", 2, "--pairs", moved).exit_code == 0
+    assert (ablation / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "sizes", "message"),
     [
@@ -337,6 +410,14 @@ def test_another_ablation_is_refused_by_what_differs(
         (("--set", "pairs.seed=4"), "32", "describes other pairs (there -> asked): seed: 3 -> 4"),
         (("--every", 13), "32", "--every is 13, and size-32_timesteps-0-2_seed-0 has 12 steps"),
         (("--seeds", 0), "32", "0 is not in the range"),
+        (("--workers", -1), "32", "-1 is not in the range"),
+        ((), "32,32", "--sizes names 32 twice"),
+        ((), "32_", "--sizes: '32_' is neither"),
+        ((), "0", "pairs.num_pairs cannot be 0"),
+        (("--grid", "teacher.top_k=1,2"), "32", "--grid teacher.top_k: it changes the pairs"),
+        (("--grid", "evaluation.seed=1,2"), "32", "all cells are judged alike"),
+        (("--grid", "train.learning_rat=1,2"), "32", "the nearest is train.learning_rate"),
+        (("--pairs", "nowhere"), "32", "nowhere is not a pair data set"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(
@@ -348,6 +429,29 @@ def test_what_cannot_be_is_refused_before_any_work(
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("curve/00000004.json", "{", "00000004.json is damaged: delete "),
+        ("curve/00000004.json", "[3]", "00000004.json is damaged: delete "),
+        ("curve/00000004.json", '{"value": 3}', "00000004.json is damaged: delete "),
+        ("finished.json", "{", "finished.json is damaged: delete it and give the same command again"),
+        ("config.toml", "x = [", "config.toml is not TOML"),
+    ],
+)
+def test_a_damaged_cell_is_named(
+    ablate: Ablate, ablation: Path, name: str, content: str, message: str
+) -> None:
+    cell = ablation / "cells" / "size-32_timesteps-0-2_seed-0"
+    (cell / name).write_text(content)
+    table, before = (ablation / "ablation.parquet").read_bytes(), written(ablation)
+    refused = ablate(ablation, "--seeds", 2)
+    assert (refused.exit_code, message in refused.output) == (2, True), refused.output
+    assert str(cell) in refused.output
+    assert (ablation / "ablation.parquet").read_bytes() == table
+    assert written(ablation) == before
+
+
 def test_a_grid_that_does_not_fit_the_disk_is_refused(ablate: Ablate, tmp_path: Path, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 0, 10**6))
@@ -355,6 +459,15 @@ def test_a_grid_that_does_not_fit_the_disk_is_refused(ablate: Ablate, tmp_path: 
     assert refused.exit_code == 2
     assert "the cells to come (2) take about " in refused.output
     assert "has 1 MB left" in refused.output
+
+
+def test_a_folder_that_nothing_can_be_put_into_is_refused(ablate: Ablate, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("thesis")
+    for out, message in (("file", "is a file"), ("file/sub", "cannot write ")):
+        refused = ablate(tmp_path / out)
+        assert (refused.exit_code, message in refused.output) == (2, True), refused.output
+        assert "Traceback" not in refused.output
+    assert (tmp_path / "file").read_text() == "thesis"
 
 
 def test_a_folder_of_something_else_is_refused(ablate: Ablate, ablation: Path, tmp_path: Path) -> None:
@@ -394,13 +507,19 @@ def command(preset: Path, pairs: Path, out: Path, *options: str) -> list[str]:
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "kills"), [(signal.SIGKILL, 3), (signal.SIGTERM, 1)])
 def test_killed_and_run_again_it_ends_in_the_same_bytes(
-    preset: Path, pairs: Path, whole: Path, tmp_path: Path, number: signal.Signals
+    ablate: Ablate,
+    preset: Path,
+    pairs: Path,
+    whole: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    kills: int,
 ) -> None:
     """Each time after some more looks than there were."""
     out, chosen = tmp_path / "a", random.Random(int(number))
-    for kill in range(3):
+    for kill in range(kills):
         with (tmp_path / "log").open("ab") as log:
             process = subprocess.Popen(
                 command(preset, pairs, out, "--workers", "0"), env=ENVIRONMENT, stdout=log, stderr=log
@@ -412,11 +531,26 @@ def test_killed_and_run_again_it_ends_in_the_same_bytes(
         process.send_signal(number)
         assert process.wait(60) == (-9 if number == signal.SIGKILL else 143), (tmp_path / "log").read_text()
     assert not (out / "ablation.parquet").exists()
-    subprocess.run(command(preset, pairs, out, "--workers", "0"), env=ENVIRONMENT, check=True, timeout=120)
+    done = ablate(out, "--seeds", 2)
+    assert done.exit_code == 0, done.output
     assert (out / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()
 
 
-def test_two_workers_come_to_the_same_bytes(preset: Path, pairs: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "a"
-    subprocess.run(command(preset, pairs, out, "--workers", "2"), env=ENVIRONMENT, check=True, timeout=240)
+def test_two_workers_come_to_the_same_bytes_after_a_failure(
+    preset: Path, pairs: Path, whole: Path, tmp_path: Path
+) -> None:
+    """The first cell has a file where its curve belongs."""
+    out, name = tmp_path / "a", "size-32_timesteps-0-2_seed-0"
+    curve = out / "cells" / name / "curve"
+    curve.parent.mkdir(parents=True)
+    shutil.copy(whole / "cells" / name / "config.toml", curve.parent)
+    shutil.copy(whole / "config.toml", out)
+    curve.touch()
+    two_workers = command(preset, pairs, out, "--workers", "2")
+    failed = subprocess.run(two_workers, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert failed.returncode == 1
+    assert f"1 of 4 cells failed: {name}: cannot write {curve}" in failed.stderr
+    assert {row["cell"] for row in rows_of(out)} == set(cell_names(whole)) - {name}
+    curve.unlink()
+    subprocess.run(two_workers, env=ENVIRONMENT, check=True, timeout=240)
     assert (out / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()

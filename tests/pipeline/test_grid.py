@@ -52,10 +52,14 @@ def test_sizes_are_counts_or_shares(text: str, sizes: tuple[int, ...]) -> None:
         ("", "'' is neither"),
         ("-5", "'-5' is neither"),
         ("1e3", "'1e3' is neither"),
+        ("2500_", "'2500_' is neither"),
+        ("2__500", "'2__500' is neither"),
+        ("2500,", "'' is neither"),
         ("2500,2500", "names 2500 twice"),
         ("20000,50%", "names 20000 twice"),
         ("0%", "0% is no share"),
         ("0.0", "0.0 is no share"),
+        ("0.001%", "0.001% of 40000 pairs is not one"),
         ("150%", "150% is no share"),
         ("1.5", "1.5 is no share"),
     ],
@@ -133,6 +137,16 @@ def test_as_many_epochs_are_fewer_steps_and_a_shorter_warmup(base: RunConfig) ->
     assert [cell.config.train.warmup_steps for cell in cells] == [25, 100, 200]
     assert {cell.epochs for cell in cells} == {3.2}
     assert [swept_values(base, cell.config) for cell in cells] == [{}, {}, {}]
+
+
+def test_as_many_epochs_are_fewer_steps_of_larger_batches(base: RunConfig) -> None:
+    swept = {"train.batch_size": (64, 128, 256)}
+    cells = make_cells(base, Axes((20_000,), swept=swept), "epochs")
+    assert [cell.config.train.num_steps for cell in cells] == [1000, 500, 250]
+    assert [cell.config.train.warmup_steps for cell in cells] == [100, 50, 25]
+    assert {cell.epochs for cell in cells} == {3.2}
+    as_many_steps = make_cells(base, Axes((20_000,), swept=swept), "steps")
+    assert {cell.config.train.num_steps for cell in as_many_steps} == {1000}
 
 
 @pytest.mark.parametrize(
