@@ -24,6 +24,7 @@ import pipeline.ablate
 import pipeline.ablation_cost
 from distill.metrics import read_metrics
 from distill.training import Training
+from pipeline.cell import CellDir
 from pipeline.cli import main
 from pipeline.config import changed, compose
 from shards.errors import Failed
@@ -267,6 +268,23 @@ def test_what_is_added_alone_is_trained(
         assert rates == dict.fromkeys(names, "0.001") | dict.fromkeys(added, "0.003")
 
 
+def test_a_cell_is_finished_while_its_student_is_the_one_that_was_looked_at(
+    ablate: Ablate, ablation: Path, whole: Path
+) -> None:
+    cell = CellDir(ablation / "cells" / "size-32_timesteps-0-2_seed-0")
+    config = cell.run.read_config()
+    assert cell.is_finished(config)
+    assert not cell.is_finished(changed(config, {"train.num_steps": 24}, "here"))
+    exported = cell.run.student / "config.json"
+    exported.write_text(json.dumps(json.loads(exported.read_text()) | {"student_sha256": "another"}))
+    assert not cell.is_finished(config)
+    shutil.rmtree(cell.run.student)
+    assert not cell.is_finished(config)
+    assert ablate(ablation, "--seeds", 2).exit_code == 0
+    assert cell.is_finished(config)
+    assert (ablation / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()
+
+
 def test_as_many_passes_are_as_many_epochs_in_the_table(ablate: Ablate, tmp_path: Path) -> None:
     out = tmp_path / "a"
     assert ablate(out, "--match", "epochs", sizes="32").exit_code == 0
@@ -275,6 +293,8 @@ def test_as_many_passes_are_as_many_epochs_in_the_table(ablate: Ablate, tmp_path
     assert before.items() <= written(out).items()
     looks = {(row["size"], row["step"], row["epoch"], row["pairs_seen"]) for row in rows_of(out)}
     assert looks == {(32, 4, 2.0, 64), (64, 4, 1.0, 64), (64, 8, 2.0, 128)}
+    refused = ablate(out, "--match", "epochs", "--set", "pairs.num_pairs=64")
+    assert (refused.exit_code, "pairs.num_pairs: there 96, asked 64" in refused.output) == (2, True)
 
 
 def test_a_failed_cell_leaves_the_others_alone_and_is_tried_again(
