@@ -340,7 +340,10 @@ def test_a_cell_is_a_runs_folder(ablation: Path, pairs: Path) -> None:
 def test_a_dry_run_adds_up_what_each_cell_still_costs(
     ablate: Ablate, ablation: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a step of one second, a look of two; one cell is ten steps on its way, and one was never begun."""
+    """With a step of one second, a look of two; one cell is ten steps on its way, and five were never begun.
+
+    The smallest is as large as a batch, which is enough.
+    """
     cost = pipeline.ablation_cost.CellCost(1.0, 2.0)
     monkeypatch.setattr(pipeline.ablation_cost, "measured", lambda *_: cost)
     cell = ablation / "cells" / "size-64_timesteps-0-2_seed-0"
@@ -348,15 +351,17 @@ def test_a_dry_run_adds_up_what_each_cell_still_costs(
     for path in (cell / "student" / "checkpoints").glob("step-000012.*"):
         path.unlink()
     shutil.rmtree(ablation / "cells" / "size-32_timesteps-0-2_seed-1")
-    lines = ablate(ablation, "--seeds", 2, "--dry-run", sizes="32,64,96").output.splitlines()[-7:]
+    lines = ablate(ablation, "--seeds", 2, "--dry-run", sizes="16,32,64,96").output.splitlines()[-9:]
     assert lines == [
+        "size-16_timesteps-0-2_seed-0  12 steps, 12.0 epochs, 3 looks: about 18 s",
         "size-32_timesteps-0-2_seed-0  12 steps, 6.0 epochs, 3 looks: done",
         "size-64_timesteps-0-2_seed-0  12 steps, 3.0 epochs, 3 looks: about 4.0 s",
         "size-96_timesteps-0-2_seed-0  12 steps, 2.0 epochs, 3 looks: about 18 s",
+        "size-16_timesteps-0-2_seed-1  12 steps, 12.0 epochs, 3 looks: about 18 s",
         "size-32_timesteps-0-2_seed-1  12 steps, 6.0 epochs, 3 looks: about 18 s",
         "size-64_timesteps-0-2_seed-1  12 steps, 3.0 epochs, 3 looks: done",
         "size-96_timesteps-0-2_seed-1  12 steps, 2.0 epochs, 3 looks: about 18 s",
-        "6 cells, 2 done; 58 s to go, one after another, as measured here",
+        "8 cells, 2 done; 1 min 34 s to go, one after another, as measured here",
     ]
 
 
