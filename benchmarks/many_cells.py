@@ -54,7 +54,9 @@ def write_finished(ablation: Ablation) -> None:
 
 @click.command(cls=Script)
 @preset_argument
-@click.option("--pairs", type=FolderPath, required=True, help="The preset's pair data set, of any size.")
+@click.option(
+    "--pairs", type=FolderPath, required=True, help="The preset's pair data set, of 2,000 pairs or more."
+)
 @click.option("--cells", default=200, show_default=True, help="How many, as seeds.")
 def main(preset: str, pairs: Path, cells: int) -> None:
     """Plan a grid and find it finished; exit code 1 where that takes more than five seconds."""

@@ -118,14 +118,21 @@ def test_without_real_images_there_is_no_score(teacher_path: Path) -> None:
     assert StudentScores(EvaluationConfig(protocol="samples", num_images=2))(None) == {}  # type: ignore[arg-type]
 
 
-def test_token_metrics_are_the_same_in_pieces(pairs_root: Path, teacher_path: Path, monkeypatch) -> None:
+def test_token_metrics_are_those_of_the_averages_and_the_same_in_pieces(
+    pairs_root: Path, teacher_path: Path, monkeypatch
+) -> None:
     training = Training(CONFIG, str(teacher_path), pairs_root, 96)
+    for _ in range(3):
+        training.update()
     whole = training.token_metrics(training.heldout_batch)
     per_pair = training.layout.num_tokens * len(training.codebook_VC)
     monkeypatch.setattr("distill.training.MOST_LOGITS", 5 * per_pair)
     assert training.token_metrics(training.heldout_batch) == pytest.approx(whole, rel=1e-6)
-    with torch.no_grad(), training.averaged() as student:
-        batch = training.heldout_batch
+    student, batch = training.student, training.heldout_batch
+    student.network.eval()
+    with torch.no_grad():
+        for parameter, average in zip(training.parameters, training.averages, strict=True):
+            parameter.copy_(average)
         logits_BLV, _ = student(batch.noise_BLC.float(), torch.zeros_like(batch.label_B), batch.label_B)
     expected = torch.nn.functional.cross_entropy(logits_BLV.double().flatten(0, 1), batch.tokens_BL.flatten())
     assert whole["token_loss"] == pytest.approx(expected.item(), rel=1e-6)

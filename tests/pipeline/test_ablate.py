@@ -24,6 +24,7 @@ import pipeline.ablate
 import pipeline.ablation_cost
 from distill.metrics import read_metrics
 from distill.training import Training
+from pipeline.cell import CellDir
 from pipeline.cli import main
 from pipeline.config import changed, compose
 from shards.errors import Failed
@@ -267,6 +268,23 @@ def test_what_is_added_alone_is_trained(
         assert rates == dict.fromkeys(names, "0.001") | dict.fromkeys(added, "0.003")
 
 
+def test_a_cell_is_finished_while_its_student_is_the_one_that_was_looked_at(
+    ablate: Ablate, ablation: Path, whole: Path
+) -> None:
+    cell = CellDir(ablation / "cells" / "size-32_timesteps-0-2_seed-0")
+    config = cell.run.read_config()
+    assert cell.is_finished(config)
+    assert not cell.is_finished(changed(config, {"train.num_steps": 24}, "here"))
+    exported = cell.run.student / "config.json"
+    exported.write_text(json.dumps(json.loads(exported.read_text()) | {"student_sha256": "another"}))
+    assert not cell.is_finished(config)
+    shutil.rmtree(cell.run.student)
+    assert not cell.is_finished(config)
+    assert ablate(ablation, "--seeds", 2).exit_code == 0
+    assert cell.is_finished(config)
+    assert (ablation / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()
+
+
 def test_as_many_passes_are_as_many_epochs_in_the_table(ablate: Ablate, tmp_path: Path) -> None:
     out = tmp_path / "a"
     assert ablate(out, "--match", "epochs", sizes="32").exit_code == 0
@@ -275,6 +293,8 @@ def test_as_many_passes_are_as_many_epochs_in_the_table(ablate: Ablate, tmp_path
     assert before.items() <= written(out).items()
     looks = {(row["size"], row["step"], row["epoch"], row["pairs_seen"]) for row in rows_of(out)}
     assert looks == {(32, 4, 2.0, 64), (64, 4, 1.0, 64), (64, 8, 2.0, 128)}
+    refused = ablate(out, "--match", "epochs", "--set", "pairs.num_pairs=64")
+    assert (refused.exit_code, "pairs.num_pairs: there 96, asked 64" in refused.output) == (2, True)
 
 
 def test_a_failed_cell_leaves_the_others_alone_and_is_tried_again(
@@ -320,7 +340,10 @@ def test_a_cell_is_a_runs_folder(ablation: Path, pairs: Path) -> None:
 def test_a_dry_run_adds_up_what_each_cell_still_costs(
     ablate: Ablate, ablation: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a step of one second, a look of two; one cell is ten steps on its way, and one was never begun."""
+    """With a step of one second, a look of two; one cell is ten steps on its way, and five were never begun.
+
+    The smallest is as large as a batch, which is enough.
+    """
     cost = pipeline.ablation_cost.CellCost(1.0, 2.0)
     monkeypatch.setattr(pipeline.ablation_cost, "measured", lambda *_: cost)
     cell = ablation / "cells" / "size-64_timesteps-0-2_seed-0"
@@ -328,15 +351,17 @@ def test_a_dry_run_adds_up_what_each_cell_still_costs(
     for path in (cell / "student" / "checkpoints").glob("step-000012.*"):
         path.unlink()
     shutil.rmtree(ablation / "cells" / "size-32_timesteps-0-2_seed-1")
-    lines = ablate(ablation, "--seeds", 2, "--dry-run", sizes="32,64,96").output.splitlines()[-7:]
+    lines = ablate(ablation, "--seeds", 2, "--dry-run", sizes="16,32,64,96").output.splitlines()[-9:]
     assert lines == [
+        "size-16_timesteps-0-2_seed-0  12 steps, 12.0 epochs, 3 looks: about 18 s",
         "size-32_timesteps-0-2_seed-0  12 steps, 6.0 epochs, 3 looks: done",
         "size-64_timesteps-0-2_seed-0  12 steps, 3.0 epochs, 3 looks: about 4.0 s",
         "size-96_timesteps-0-2_seed-0  12 steps, 2.0 epochs, 3 looks: about 18 s",
+        "size-16_timesteps-0-2_seed-1  12 steps, 12.0 epochs, 3 looks: about 18 s",
         "size-32_timesteps-0-2_seed-1  12 steps, 6.0 epochs, 3 looks: about 18 s",
         "size-64_timesteps-0-2_seed-1  12 steps, 3.0 epochs, 3 looks: done",
         "size-96_timesteps-0-2_seed-1  12 steps, 2.0 epochs, 3 looks: about 18 s",
-        "6 cells, 2 done; 58 s to go, one after another, as measured here",
+        "8 cells, 2 done; 1 min 34 s to go, one after another, as measured here",
     ]
 
 
