@@ -39,6 +39,12 @@ class TeacherConfig(Settings):
         "float32", description="the teacher's arithmetic"
     )
 
+    def with_whole_path(self) -> TeacherConfig:
+        """The same settings with a name that means the same in every folder, where it is a path."""
+        if not self.name.endswith(".safetensors"):
+            return self
+        return self.model_copy(update={"name": str(Path(self.name).expanduser().absolute())})
+
 
 class PairsConfig(Settings):
     """How many pairs, from which noise, cut into which shards."""

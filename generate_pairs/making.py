@@ -16,7 +16,6 @@ from generate_pairs.config import ClusterConfig, TeacherConfig
 from generate_pairs.devices import chosen_device
 from generate_pairs.hand_out import HandOut
 from generate_pairs.plan import WorkUnit
-from generate_pairs.teachers.checkpoints import whole_name
 from generate_pairs.worker import make_shard
 from generate_pairs.worker_log import last_words, logged
 from shards.errors import Failed, OutOfTime, Refused, Stopped
@@ -173,9 +172,7 @@ def _job(teacher: TeacherConfig, root: Location, spec: PairSpec, cluster: Cluste
         # A GPU that the job did not ask for may be seen there, but is somebody else's.
         device = "cuda" if cluster.gpus else "cpu"
     logs = Path(cluster.log_folder) if cluster.log_folder else None
-    return Job(
-        root.absolute(), spec, teacher.model_copy(update={"name": whole_name(teacher.name)}), device, logs
-    )
+    return Job(root.absolute(), spec, teacher.with_whole_path(), device, logs)
 
 
 def _num_workers(cluster: ClusterConfig, workers: int) -> int:

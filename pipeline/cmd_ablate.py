@@ -9,11 +9,12 @@ import click
 
 from pipeline.options import (
     FolderPath,
-    PairsPath,
+    cluster_option,
     comma_separated,
     dry_run_option,
     num_steps_option,
     overrides,
+    pairs_option,
     preset_argument,
     set_option,
     tiny_random_option,
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
 @click.command("ablate")
 @preset_argument
-@click.option(
-    "--pairs", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set."
-)
+@pairs_option
 @click.option("--out", type=FolderPath, required=True, metavar="DIR", help="Folder of the ablation.")
 @click.option(
     "--sizes", required=True, metavar="N,N", help="Training pairs: counts, or shares as 0.5 or 50%."
@@ -72,11 +71,7 @@ if TYPE_CHECKING:
     help="Cells trained side by side on this machine, each in a process; 0 trains one after another in this one.  "
     "[default: cores over train.threads; 0 where that is 1]",
 )
-@click.option(
-    "--cluster",
-    metavar="WHERE",
-    help="local, slurm or tcp://HOST:PORT, a Dask scheduler; short for --set cluster.scheduler=WHERE.",
-)
+@cluster_option
 @set_option
 @dry_run_option
 def command(
@@ -114,7 +109,7 @@ def command(
       ablation.parquet                               every number of every cell, at every point of its curve
       cells/*/                                       a run's folder for each cell
     """
-    from pipeline.config import changed, compose, to_toml
+    from pipeline.config import compose, to_toml
     from pipeline.grid import Axes, make_cells, parse_sizes, parse_sweep
     from pipeline.progress import progress
     from pipeline.signals import stopping
@@ -123,6 +118,8 @@ def command(
 
     flags = {"train.num_steps": num_steps, "cluster.scheduler": cluster}
     base = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
+    # A cell is a run's folder of its own, and may be gone on with from anywhere.
+    base = base.model_copy(update={"teacher": base.teacher.with_whole_path()})
     swept: dict[str, tuple[object, ...]] = {}
     for key, values in map(parse_sweep, sweeps):
         if key in swept:
@@ -131,21 +128,18 @@ def command(
     if len(set(timesteps)) < len(timesteps):
         raise Refused("--timesteps names a set twice: each set makes its own cells")
     axes = Axes(parse_sizes(sizes, Manifest.open(pairs).view().size), seeds, timesteps, swept)
-    make_cells(base, axes, match)
+    cells = tuple(make_cells(base, axes, match))
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from generate_pairs.driver import pair_spec
     from generate_pairs.making import listed
-    from generate_pairs.teachers.checkpoints import load_teacher, whole_name
+    from generate_pairs.teachers.checkpoints import load_teacher
     from pipeline.ablate import run_ablation
     from pipeline.ablation import Ablation, refuse_ablation
     from pipeline.ablation_answers import answer
     from pipeline.ablation_cost import plan_lines
 
-    # A cell is a run's folder of its own, and may be gone on with from anywhere.
-    base = changed(base, {"teacher.name": whole_name(base.teacher.name)}, f"preset {preset}")
     loaded = load_teacher(base.teacher.name)
     refuse_other_spec(pairs, pair_spec(base.generate, loaded))
-    cells = tuple(make_cells(base, axes, match))
     ablation = Ablation(out, pairs, base, cells, match, every)
     refuse_ablation(ablation, loaded)
     if dry_run:

@@ -9,10 +9,10 @@ import click
 
 from pipeline.options import (
     FolderPath,
-    PairsPath,
     dry_run_option,
     num_steps_option,
     overrides,
+    pairs_option,
     preset_argument,
     set_option,
     tiny_random_option,
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 @click.command("distill")
 @preset_argument
-@click.option(
-    "--pairs", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set."
-)
+@pairs_option
 @click.option("--out", type=FolderPath, required=True, metavar="STUDENT", help="Folder of the student.")
 @click.option(
     "--size", type=click.IntRange(min=1), metavar="N", help="Train on the first N pairs.  [default: all]"

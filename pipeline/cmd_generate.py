@@ -9,6 +9,7 @@ import click
 
 from pipeline.options import (
     PairsPath,
+    cluster_option,
     dry_run_option,
     num_pairs_option,
     number_of_workers,
@@ -33,11 +34,7 @@ if TYPE_CHECKING:
 @tiny_random_option
 @num_pairs_option
 @workers_option
-@click.option(
-    "--cluster",
-    metavar="WHERE",
-    help="local, slurm or tcp://HOST:PORT, a Dask scheduler; short for --set cluster.scheduler=WHERE.",
-)
+@cluster_option
 @click.option(
     "--print-job-script", is_flag=True, help="Print the job that --cluster slurm submits; submit nothing."
 )

@@ -62,6 +62,14 @@ workers_option = click.option(
     metavar="N",
     help="Worker processes on this machine; 0 computes in this process.  [default: one for every GPU, or core]",
 )
+pairs_option = click.option(
+    "--pairs", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set."
+)
+cluster_option = click.option(
+    "--cluster",
+    metavar="WHERE",
+    help="local, slurm or tcp://HOST:PORT, a Dask scheduler; short for --set cluster.scheduler=WHERE.",
+)
 num_pairs_option = click.option(
     "--num-pairs",
     type=int,

@@ -122,11 +122,6 @@ def save_teacher(
     commit_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def whole_name(name: str) -> str:
-    """A teacher's name that means the same in every folder: with its whole path, where it is a path."""
-    return str(Path(name).expanduser().absolute()) if name.endswith(".safetensors") else name
-
-
 def load_teacher(
     name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LoadedTeacher:
