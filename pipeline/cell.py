@@ -131,9 +131,10 @@ class Look:
 
     def __init__(self, config: RunConfig, pairs: Location) -> None:
         self.scores = StudentScores(config.evaluation)
-        # As many pairs that it learns from as are held out, the same ones at every size: the gap between the two is
-        # what it knows by heart.
-        view = Manifest.open(pairs).view(min(HELDOUT_PAIRS, config.pairs.num_pairs))
+        # As many pairs that it learns from as held-out ones are looked at, and so the same ones at every size that has
+        # as many: the gap between the two is what it knows by heart.
+        manifest = Manifest.open(pairs)
+        view = manifest.view(min(HELDOUT_PAIRS, manifest.heldout().size, config.pairs.num_pairs))
         self.seen = next(PairStream(pairs, view, view.size, seed=0))
 
     def __call__(self, training: Training) -> list[Number]:
