@@ -20,7 +20,6 @@ from pipeline.ablation_table import (
 )
 from pipeline.config import to_toml
 from pipeline.figures import method_words
-from pipeline.gather import read_cells
 from pipeline.power_law import MIN_SIZES, CannotTell, PowerLaw, doubling_sentence, fit_power_law
 
 Fitted = dict[Series, PowerLaw | CannotTell]
@@ -92,13 +91,12 @@ def sentences_of(finals: Sequence[Final], laws: Mapping[Series, PowerLaw | Canno
 
 
 def _facts(ablation: Ablation, finals: Sequence[Final]) -> list[tuple[str, str]]:
-    train = ablation.base.train
-    cells = read_cells(ablation)
-    steps = sorted({cell.config.train.num_steps for cell in cells})
+    cells = {(final.series.setting, final.size, seed) for final in finals for seed, _ in final.seeds}
+    steps = sorted({final.step for final in finals})
     return [
         ("teacher", f"{ablation.base.teacher.name}, guidance {ablation.base.teacher.guidance_scale:g}"),
         ("pairs", str(ablation.pairs)),
         ("cells", f"{len(cells)} done"),
-        ("training", f"{' / '.join(f'{count:,}' for count in steps)} steps of {train.batch_size} pairs"),
+        ("training", f"{' / '.join(f'{count:,}' for count in steps)} steps"),
         ("protocols", "; ".join(sorted({final.protocol for final in finals}))),
     ]

@@ -18,7 +18,7 @@ from shards.errors import Refused
 from shards.storage import commit_bytes
 
 
-def write_table(ablation: Ablation) -> pyarrow.Table:
+def write_table(ablation: Ablation) -> None:
     """Gather the numbers of every finished cell in the folder, those of earlier commands too.
 
     Raises:
@@ -45,7 +45,6 @@ def write_table(ablation: Ablation) -> pyarrow.Table:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)
     commit_bytes(ablation.table_file, buffer.getvalue())
-    return table
 
 
 def read_cells(ablation: Ablation) -> list[Cell]:

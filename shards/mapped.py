@@ -100,4 +100,6 @@ class _State:
         return (now.st_size, now.st_mtime_ns) == (self.status.st_size, self.status.st_mtime_ns)
 
     def __del__(self) -> None:
-        os.close(self._descriptor)
+        # There is none where the system had no more of them.
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)

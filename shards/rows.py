@@ -55,7 +55,7 @@ class ManifestRow:
         device: kind of device that made it.
         batch_size: pairs mapped at a time.
         versions: software it was made with, in words.
-        xxh3_128: of the tar (hex): tells chance damage as sha256 does, a dozen times as fast. None in rows that were
+        xxh3_128: of the tar (hex): tells chance damage as sha256 does, many times as fast. None in rows that were
             written before there was this column.
     """
 
