@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.config import TrainConfig
-from distill.losses import expected_rows, shares, student_losses
+from distill.losses import Asked, Share, expected_rows, student_losses
 from distill.student import Student
 from distill.targets import Targets, trajectory_states
 from generate_pairs.teachers.checkpoints import load_teacher
@@ -39,12 +40,15 @@ def batch(student: Student) -> tuple[Targets, Tensor, Tensor]:
     return targets, tokens_BL, torch.tensor([1, 5, 9])
 
 
+def asked_of(student: Student) -> Asked:
+    return Asked.of(np.array([0, 2, 2]), student.layout)
+
+
 def test_each_part_is_the_mean_over_what_is_asked(
     student: Student, batch: tuple[Targets, Tensor, Tensor]
 ) -> None:
     targets, tokens_BL, labels_B = batch
-    (whole,) = shares(*batch, 1)
-    losses = student_losses(student, whole, TrainConfig(**WEIGHTS))
+    losses = student_losses(student, Share(*batch), asked_of(student), TrainConfig(**WEIGHTS))
     logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, labels_B)
     codebook_VC = student.tokenizer.codebook_VC
     asked = [
@@ -60,6 +64,14 @@ def test_each_part_is_the_mean_over_what_is_asked(
     decode = student.tokenizer.decode
     image = F.mse_loss(decode(sequence_BLC), decode(codebook_VC[tokens_BL]))
     expected = {"token_loss": token, "embedding_loss": distance.mean(), "image_loss": image}
+    shown_first = [sample == 0 for sample, _ in asked]
+    for number, timestep in enumerate((0, 2)):
+        of_it = torch.tensor(shown_first) == (number == 0)
+        chosen = [at for at, is_of_it in zip(asked, of_it, strict=True) if is_of_it]
+        expected[f"token_loss_at_{timestep}"] = torch.stack(
+            [-logits_BLV[at].log_softmax(-1)[tokens_BL[at]] for at in chosen]
+        ).mean()
+        expected[f"embedding_loss_at_{timestep}"] = distance[of_it].mean()
     assert losses.parts.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(losses.parts[name], value, rtol=1e-5, atol=1e-7)
@@ -71,10 +83,10 @@ def test_each_part_is_the_mean_over_what_is_asked(
 def test_a_part_without_weight_is_not_there(
     student: Student, batch: tuple[Targets, Tensor, Tensor], name: str
 ) -> None:
-    (whole,) = shares(*batch, 1)
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
-    losses = student_losses(student, whole, TrainConfig(**alone))
-    assert list(losses.parts) == [f"{name}_loss"]
+    losses = student_losses(student, Share(*batch), asked_of(student), TrainConfig(**alone))
+    at = [] if name == "image" else [f"{name}_loss_at_0", f"{name}_loss_at_2"]
+    assert list(losses.parts) == [f"{name}_loss", *at]
     assert losses.total == losses.parts[f"{name}_loss"]
 
 
@@ -85,10 +97,9 @@ def test_a_part_without_weight_is_not_there(
 def test_each_part_teaches_one_head(
     student: Student, batch: tuple[Targets, Tensor, Tensor], name: str, learns: str
 ) -> None:
-    (whole,) = shares(*batch, 1)
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
     student.zero_grad()
-    student_losses(student, whole, TrainConfig(**alone)).total.backward()
+    student_losses(student, Share(*batch), asked_of(student), TrainConfig(**alone)).total.backward()
     continuous = list(student.network.final_layer_conti.parameters())
     token_head = [
         parameter
