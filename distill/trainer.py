@@ -35,7 +35,7 @@ from distill.training import Training, training_identity
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher
 from generate_pairs.teachers.threads import computing_threads
-from shards.errors import Failed, Stopped
+from shards.errors import Failed, OtherStopped, Stopped
 from shards.locations import Location
 from shards.manifest import Manifest
 from shards.reporting import Report, ShouldStop, Tell
@@ -99,7 +99,7 @@ def train(
             folder that cannot be written to, a checkpoint of another training or of more steps, too little memory, a
             batch that the processes cannot share.
         Failed: a loss that is not finite, a damaged shard, another process that is gone.
-        Stopped: `should_stop` said so.
+        Stopped: `should_stop` said so, here or in another process.
     """
     began = time.monotonic()
     refuse_training(config, pairs_root, out, size)
@@ -136,7 +136,8 @@ def _train_to_the_end(
     report(training.step, settings.num_steps, "")
     while training.step < settings.num_steps:
         values = training.update()
-        step, stop = training.step, ranks.any(should_stop())
+        step, asked = training.step, should_stop()
+        stop = ranks.any(asked)
         last = step == settings.num_steps
         if last or step % settings.log_interval == 0:
             log.add(step, learning_rate=learning_rate(step - 1, settings), **values, **pace())
@@ -160,7 +161,8 @@ def _train_to_the_end(
         if stop and not last:
             # Who leaves while the first one still writes would have torchrun end it.
             ranks.wait()
-            raise Stopped(f"{step} of {settings.num_steps} steps are done and kept in {out / 'checkpoints'}")
+            kept = f"{step} of {settings.num_steps} steps are done and kept in {out / 'checkpoints'}"
+            raise Stopped(kept) if asked else OtherStopped(kept)
 
 
 def _go_on(training: Training, folder: Path, tell: Tell) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from shards.errors import OutOfTime, Stopped
+from shards.errors import OtherStopped, OutOfTime, Stopped
 from shards.reporting import ShouldStop
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -54,7 +54,7 @@ def stopping() -> Iterator[ShouldStop]:
     try:
         yield lambda: request.signal_number is not None
     except Stopped as stopped:
-        ended_by = signal.SIGTERM if isinstance(stopped, OutOfTime) else signal.SIGINT
+        ended_by = signal.SIGTERM if isinstance(stopped, OutOfTime | OtherStopped) else signal.SIGINT
         raise StoppedBySignal(str(stopped), request.signal_number or ended_by) from stopped
     finally:
         for number, handler in before.items():

@@ -17,3 +17,7 @@ class Stopped(Exception):
 
 class OutOfTime(Stopped):
     """The time that was given is used up. The command line ends as after SIGTERM."""
+
+
+class OtherStopped(Stopped):
+    """Another process of the same work was asked to stop. The command line ends as after SIGTERM."""

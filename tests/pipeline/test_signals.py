@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from pipeline.signals import StoppedBySignal, stopping
-from shards.errors import OutOfTime, Stopped
+from shards.errors import OtherStopped, OutOfTime, Stopped
 
 
 def a_phase_that_is_sent(*numbers: signal.Signals) -> None:
@@ -50,7 +50,8 @@ def test_handlers_are_given_back() -> None:
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
 
-def test_the_end_of_the_time_ends_as_a_termination() -> None:
+@pytest.mark.parametrize("kind", [OutOfTime, OtherStopped])
+def test_the_end_of_the_time_and_another_process_s_stop_end_as_a_termination(kind: type[Stopped]) -> None:
     with pytest.raises(StoppedBySignal, match="3 steps are kept") as stopped, stopping():
-        raise OutOfTime("3 steps are kept")
+        raise kind("3 steps are kept")
     assert stopped.value.exit_code == 143
