@@ -41,7 +41,7 @@ def sample_sequence(
 
     Args:
         student: in eval mode.
-        noise_BLC: float32.
+        noise_BLC: of the codebook's dtype.
         labels_B: int64.
         timesteps: ascending from 0, as in {0} for one step or {0, k} for two.
     """
@@ -67,12 +67,12 @@ def sample_images(
     """
     check_labels(labels, student.num_classes)
     check_timesteps(timesteps, student)
-    device = student.starts.device
-    shape = (student.layout.num_tokens, student.tokenizer.codebook_VC.shape[1])
+    device, codebook_VC = student.starts.device, student.tokenizer.codebook_VC
+    shape = (student.layout.num_tokens, codebook_VC.shape[1])
     for first in range(0, len(labels), batch_size):
         labels_B = torch.from_numpy(labels[first : first + batch_size]).to(device)
         noise = gaussian_noise(seed, first, len(labels_B), shape, stream=SAMPLING_STREAM)
-        noise_BLC = torch.from_numpy(noise).to(device).float()
+        noise_BLC = torch.from_numpy(noise).to(device, codebook_VC.dtype)
         sequence = sample_sequence(student, noise_BLC, labels_B, timesteps)
         with torch.inference_mode():
             images = to_unit_range(student.tokenizer.decode(sequence.embeddings_BLC))
