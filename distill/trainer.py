@@ -148,16 +148,14 @@ def _train_to_the_end(
         due = last or step % settings.checkpoint_interval == 0
         if due and ranks.is_first:
             save_samples(training, out / "samples" / f"step-{step:06d}.png")
-        if due or stop or watched:
+        # Not where a stop came in between: the log is that of a training which never was stopped, and who stops hurries.
+        if due or watched:
             log.add(step, **training.watched_metrics())
-            if ranks.is_first:
-                log.commit(step)
-                save_checkpoint(
-                    out / "checkpoints",
-                    training.checkpoint(),
-                    settings.kept_checkpoints,
-                    settings.keep_interval,
-                )
+        if (due or watched or stop) and ranks.is_first:
+            log.commit(step)
+            save_checkpoint(
+                out / "checkpoints", training.checkpoint(), settings.kept_checkpoints, settings.keep_interval
+            )
         if stop and not last:
             # Who leaves while the first one still writes would have torchrun end it.
             ranks.wait()
