@@ -67,7 +67,7 @@ class PairStream(Iterator[PairBatch]):
                 pinned memory without a GPU.
         """
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
-            raise Refused(f"a batch of {batch_size} cannot be cut into {world_size} equal shares")
+            raise Refused(_no_equal_shares(batch_size, world_size))
         if not 0 <= rank < world_size:
             raise Refused(f"rank is {rank}: it must lie in 0 .. {world_size - 1}")
         if num_workers < 0 or prefetch < 1:
@@ -174,6 +174,15 @@ class PairStream(Iterator[PairBatch]):
             return next(self._ahead)
         batch = self._batches[number]
         return batch.pin_memory() if self._pin_memory else batch
+
+
+def _no_equal_shares(batch_size: int, world_size: int) -> str:
+    message = f"a batch of {batch_size} pairs cannot be cut into {world_size} equal shares, one for each process"
+    if batch_size < 1 or world_size < 1:
+        return f"{message}: both must be at least 1"
+    fewer = next(size for size in range(min(batch_size, world_size), 0, -1) if batch_size % size == 0)
+    more = -(-batch_size // world_size) * world_size
+    return f"{message}: start {fewer}, or take batches of {more}"
 
 
 def _cache(folder: Path | None, max_bytes: int, view: View, window: int) -> ShardCache:
