@@ -1,7 +1,7 @@
 """The processes of a training, forked from one that has loaded torch: what torchrun starts, in a tenth of the time.
 
 Each line of standard input asks for one training, as JSON: `arguments` of `onestep`, `processes`, the folder `log`, and
-whom to send SIGTERM after how many steps (`signalled`, `after`). When all its processes have ended, the answer is a line
+who sends itself SIGTERM after how many steps, or fails in the next one (`signalled` or `failing`, `after`). When all its processes have ended, the answer is a line
 with their exit codes. In the folder lie what each said (`0.out`, `0.err`) and the pairs of its batches (`0.pairs`).
 """
 
@@ -24,6 +24,7 @@ import pipeline.config  # noqa: F401
 from distill.training import Training
 from pipeline.cli import main
 from shards.batches import PairBatch
+from shards.errors import Failed
 from shards.stream import PairStream
 
 PATIENCE_SECONDS = 60.0
@@ -63,6 +64,18 @@ def signal_after(steps: int) -> None:
     Training.update = update
 
 
+def fail_after(steps: int) -> None:
+    """In this process alone the next pairs are damaged when a training has so many steps behind it."""
+    real = Training.update
+
+    def update(training: Training) -> dict[str, torch.Tensor]:
+        if training.step == steps:
+            raise Failed("pairs-000002.tar is damaged")
+        return real(training)
+
+    Training.update = update
+
+
 def become(rank: int, port: int, asked: dict[str, Any]) -> NoReturn:
     """In a forked process: be one of a training, and end as it ends."""
     log, size = Path(asked["log"]), asked["processes"]
@@ -75,6 +88,8 @@ def become(rank: int, port: int, asked: dict[str, Any]) -> NoReturn:
     record_batches(log / f"{rank}.pairs")
     if rank == asked.get("signalled"):
         signal_after(asked["after"])
+    if rank == asked.get("failing"):
+        fail_after(asked["after"])
     code: Any = 70
     try:
         main(asked["arguments"])

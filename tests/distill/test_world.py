@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -68,3 +68,57 @@ def test_after_each_change_the_losses_are_those_of_one_process_that_goes_on_alon
         np.testing.assert_allclose(together, alone, rtol=1e-5, atol=0)
         if processes == 4:
             assert (together != alone).any(), "four processes round as one does: nothing was summed"
+
+
+@pytest.mark.parametrize("family", ["llamagen"], indirect=True)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_that_fails_ends_the_others_with_a_message_and_the_same_command_goes_on(
+    forked: Any,
+    distilling: Callable[..., list[str]],
+    left_behind: Callable[[Path], Mapping[str, object]],
+    tmp_path: Path,
+    failing: int,
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    settings = {"num_steps": 6, "checkpoint_interval": 2}
+    ended = forked(2, distilling(out, **settings), failing=failing, after=5)
+    assert ended.codes == [1, 1]
+    assert ended.said(failing) == ("", "onestep: pairs-000002.tar is damaged\n")
+    other = 1 - failing
+    said, complained = ended.said(other)
+    assert said == ""
+    (message,) = [line for line in complained.splitlines() if line.startswith("onestep: ")]
+    assert message.startswith(f"onestep: process {other} of 2 lost the others (")
+    assert message.endswith("the same command goes on from the last checkpoint")
+    assert "Traceback" not in complained
+    assert not (out / "student.safetensors").exists()
+    for folder in (out, whole):
+        ended = forked(2, distilling(folder, **settings))
+        assert ended.codes == [0, 0], ended.said(0)
+    assert left_behind(out) == left_behind(whole)
+
+
+@pytest.mark.parametrize("family", ["llamagen"], indirect=True)
+def test_only_the_first_process_speaks(
+    forked: Any, distilling: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ended = forked(4, distilling(out, num_steps=2))
+    (closing,) = ended.said(0)[0].splitlines()
+    assert closing.startswith(f"{out}: 2 steps in ")
+    assert [ended.said(rank) for rank in (1, 2, 3)] == [("", "")] * 3
+
+
+@pytest.mark.parametrize("family", ["llamagen"], indirect=True)
+def test_a_batch_that_the_processes_cannot_share_is_refused(
+    forked: Any, distilling: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ended = forked(5, distilling(out))
+    assert ended.codes == [2] * 5
+    assert ended.said(0) == (
+        "",
+        "onestep: a batch of 24 pairs cannot be cut into 5 equal shares, one for each process: start 4, or take "
+        "batches of 25\n",
+    )
+    assert not list(out.iterdir())
