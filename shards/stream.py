@@ -177,12 +177,12 @@ class PairStream(Iterator[PairBatch]):
 
 
 def _no_equal_shares(batch_size: int, world_size: int) -> str:
-    message = f"a batch of {batch_size} pairs cannot be cut into {world_size} equal shares, one for each process"
+    message = f"a batch of {batch_size} cannot be cut into {world_size} equal shares, one for each process"
     if batch_size < 1 or world_size < 1:
         return f"{message}: both must be at least 1"
     fewer = next(size for size in range(min(batch_size, world_size), 0, -1) if batch_size % size == 0)
     more = -(-batch_size // world_size) * world_size
-    return f"{message}: start {fewer}, or take batches of {more}"
+    return f"{message}: start {fewer}, or take batches of {more} pairs"
 
 
 def _cache(folder: Path | None, max_bytes: int, view: View, window: int) -> ShardCache:

@@ -74,7 +74,10 @@ def test_without_torchrun_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_gpu_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(Refused, match="torch finds no GPU here: set train.device to cpu"), joined_ranks("cuda"):
+    with (
+        pytest.raises(Refused, match="torch finds no GPU here: set train.device to cpu"),
+        joined_ranks("cuda"),
+    ):
         pass
 
 
@@ -84,8 +87,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, d
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(Refused, match="started 3 processes here for 2 GPUs: start one for each"), joined_ranks(
-        device
+    with (
+        pytest.raises(Refused, match="started 3 processes here for 2 GPUs: start one for each"),
+        joined_ranks(device),
     ):
         pass
 

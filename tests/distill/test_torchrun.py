@@ -61,7 +61,9 @@ class Torchrun:
     def ranks(self) -> list[psutil.Process]:
         """The processes that train, by rank."""
         found = psutil.Process(self.process.pid).children(recursive=True)
-        return sorted((each for each in found if "RANK" in each.environ()), key=lambda each: each.environ()["RANK"])
+        return sorted(
+            (each for each in found if "RANK" in each.environ()), key=lambda each: each.environ()["RANK"]
+        )
 
     def codes(self) -> list[str]:
         """Exit codes of the processes that ended by themselves, by rank."""

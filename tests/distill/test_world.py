@@ -57,7 +57,10 @@ def test_after_each_change_the_losses_are_those_of_one_process_that_goes_on_alon
 ) -> None:
     out, stops, settings = tmp_path / "out", [20, 40, 60, 80], {"num_steps": 80, "checkpoint_interval": 80}
     in_turn(
-        forked, distilling(out, **settings), stops, lambda stop: shutil.copytree(out, tmp_path / f"copy-{stop}")
+        forked,
+        distilling(out, **settings),
+        stops,
+        lambda stop: shutil.copytree(out, tmp_path / f"copy-{stop}"),
     )
     for processes, (start, stop) in zip(WORLDS[1:], pairwise(stops), strict=True):
         copy = tmp_path / f"copy-{start}"
@@ -118,7 +121,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
     assert ended.codes == [2] * 5
     assert ended.said(0) == (
         "",
-        "onestep: a batch of 24 pairs cannot be cut into 5 equal shares, one for each process: start 4, or take "
-        "batches of 25\n",
+        "onestep: a batch of 24 cannot be cut into 5 equal shares, one for each process: start 4, or take "
+        "batches of 25 pairs\n",
     )
     assert not list(out.iterdir())

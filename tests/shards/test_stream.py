@@ -153,7 +153,7 @@ def test_a_state_that_cannot_be_honoured_is_refused(make_spec, make_dataset, cha
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"world_size": 3}, "a batch of 4 cannot be cut into 3"),
+        ({"world_size": 3}, "a batch of 4 cannot be cut into 3 .*: start 2, or take batches of 6 pairs"),
         ({"world_size": 2, "rank": 2}, "rank is 2"),
         ({"batch_size": 0}, "a batch of 0"),
         ({"window": 0}, "window is 0"),
