@@ -75,7 +75,7 @@ def test_without_torchrun_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_gpu_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with (
-        pytest.raises(Refused, match="torch finds no GPU here: set train.device to cpu"),
+        pytest.raises(Refused, match=r"torch finds no GPU here: set train\.device to cpu"),
         joined_ranks("cuda"),
     ):
         pass
@@ -129,7 +129,8 @@ def computed(ranks, share):
     return values, [parameter.grad.clone() for parameter in gradients.parameters]
 
 def worst(found, expected):
-    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item() for a, b in zip(found, expected, strict=True))
+    pairs = zip(found, expected, strict=True)
+    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item() for a, b in pairs)
 
 folder = Path(sys.argv[2])
 rank = int(os.fork() == 0)
