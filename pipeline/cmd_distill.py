@@ -83,6 +83,7 @@ def command(
     from pipeline.config import compose, to_toml
     from pipeline.progress import duration, progress
     from pipeline.signals import stopping
+    from shards.errors import Refused
     from shards.manifest import Manifest, refuse_other_spec
 
     flags = {"train.num_steps": num_steps, "train.device_batch_size": device_batch_size}
@@ -92,6 +93,11 @@ def command(
 
         click.echo(training_job(config.cluster, ctx.meta["onestep.command"], nodes, processes))
         return
+    if (nodes, processes) != (1, 1):
+        raise Refused(
+            "--nodes and --processes are those of a Slurm job: give --print-job-script, or start several processes "
+            f"here with: torchrun --nproc-per-node={processes} --no-python onestep distill ..."
+        )
     view = Manifest.open(pairs).view(size)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from distill.trainer import refuse_training, train, training_plan
