@@ -41,7 +41,11 @@ class TrainConfig(Settings):
 
     num_steps: int = Field(1_000, gt=0, description="optimizer updates", json_schema_extra=UPWARD)
     batch_size: int = Field(64, gt=0, description="pairs in a global batch")
-    learning_rate: float = Field(1e-3, gt=0, description="at the top of the schedule")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices of the network's layers, AdamW for the rest"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW, at the top of the schedule")
+    muon_learning_rate: float = Field(0.02, gt=0, description="of Muon, at the top of the schedule")
     warmup_steps: int = Field(100, ge=0, description="linear rise from zero")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="after the warmup; cosine falls to zero"
