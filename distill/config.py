@@ -61,7 +61,10 @@ class TrainConfig(Settings):
     )
     token_weight: float = Field(1.0, ge=0, description="of the cross-entropy of the token head")
     embedding_weight: float = Field(0.0, ge=0, description="of the squared distance between embeddings")
-    image_weight: float = Field(0.0, ge=0, description="of the squared distance between decoded images")
+    image_weight: float = Field(0.0, ge=0, description="of the distance between decoded images")
+    image_distance: Literal["squared", "lpips"] = Field(
+        "squared", description="lpips: as VGG16 sees them; an extra, with weights that it fetches"
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, description="of the order of pairs, the timesteps and the initialisation"
     )
