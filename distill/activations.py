@@ -20,8 +20,8 @@ def layers_of(network: nn.Module) -> nn.ModuleList:
     stacks = [module for module in network.children() if isinstance(module, nn.ModuleList)]
     if not stacks:
         raise Refused(
-            f"train.checkpoint_activations needs a network that keeps its layers in a ModuleList, and "
-            f"{type(network).__name__} has none: set it to false"
+            f"{type(network).__name__} keeps no layers in a ModuleList, which train.checkpoint_activations and "
+            "train.optimizer=muon need: set the one to false and the other to adamw"
         )
     return max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
 

@@ -41,7 +41,11 @@ class TrainConfig(Settings):
 
     num_steps: int = Field(1_000, gt=0, description="optimizer updates", json_schema_extra=UPWARD)
     batch_size: int = Field(64, gt=0, description="pairs in a global batch")
-    learning_rate: float = Field(1e-3, gt=0, description="at the top of the schedule")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices of the network's layers, AdamW for the rest"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW, at the top of the schedule")
+    muon_learning_rate: float = Field(0.02, gt=0, description="of Muon, at the top of the schedule")
     warmup_steps: int = Field(100, ge=0, description="linear rise from zero")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="after the warmup; cosine falls to zero"
@@ -57,7 +61,10 @@ class TrainConfig(Settings):
     )
     token_weight: float = Field(1.0, ge=0, description="of the cross-entropy of the token head")
     embedding_weight: float = Field(0.0, ge=0, description="of the squared distance between embeddings")
-    image_weight: float = Field(0.0, ge=0, description="of the squared distance between decoded images")
+    image_weight: float = Field(0.0, ge=0, description="of the distance between decoded images")
+    image_distance: Literal["squared", "lpips"] = Field(
+        "squared", description="lpips: as VGG16 sees them; an extra, with weights that it fetches"
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, description="of the order of pairs, the timesteps and the initialisation"
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.config import TrainConfig
 from distill.losses import Asked, Losses, Share, student_losses
+from distill.perceptual import image_distance
 from distill.precision import computing
 from distill.ranks import Ranks
 from distill.student import Student
@@ -30,12 +31,16 @@ class Gradients:
             config: of the losses, the precision and the threads.
             ranks: whose gradients are added up.
             device_batch_size: pairs that are computed at once.
+
+        Raises:
+            Refused, Failed: as `image_distance`.
         """
         self.student = student
         self.config = config
         self.ranks = ranks
         self.device_batch_size = device_batch_size
         self.parameters = list(student.network.parameters())
+        self.image_distance = image_distance(config, ranks.device)
         self._threads = ThreadPoolExecutor(config.threads, "share", torch.set_num_threads, (1,))
 
     def __call__(self, share: Share, asked: Asked) -> Losses:
@@ -66,7 +71,7 @@ class Gradients:
 
     def _share(self, share: Share, asked: Asked) -> tuple[Losses, list[Tensor | None]]:
         with computing(self.student.starts.device, self.config.precision):
-            losses = student_losses(self.student, share, asked, self.config)
+            losses = student_losses(self.student, share, asked, self.config, self.image_distance)
         gradient = torch.autograd.grad(losses.total, self.parameters, allow_unused=True)
         parts = {name: value.detach() for name, value in losses.parts.items()}
         return Losses(losses.total.detach(), parts), list(gradient)

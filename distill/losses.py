@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,9 @@ from distill.config import TrainConfig
 from distill.student import Student
 from distill.targets import Targets
 from generate_pairs.teachers.base import TokenLayout
+
+ImageDistance = Callable[[Tensor, Tensor], Tensor]
+"""Two batches of images, nominally in [-1, 1], to how far each pair of them is apart, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,18 @@ class Share:
         )
 
 
-def student_losses(student: Student, share: Share, asked: Asked, config: TrainConfig) -> Losses:
+def squared_distance(images_BIHW: Tensor, others_BIHW: Tensor) -> Tensor:
+    """Mean squared difference of each image's numbers, (B,)."""
+    return (images_BIHW - others_BIHW).square().flatten(1).mean(-1)
+
+
+def student_losses(
+    student: Student,
+    share: Share,
+    asked: Asked,
+    config: TrainConfig,
+    image_distance: ImageDistance = squared_distance,
+) -> Losses:
     """What a share adds to the losses of its batch.
 
     The token head learns every position that is asked, the continuous head too: where the split lies is decided at
@@ -100,11 +114,13 @@ def student_losses(student: Student, share: Share, asked: Asked, config: TrainCo
         squares_NC = (embeddings_BLC[asked_BL] - rows_BLC[asked_BL]).square()
         parts |= _means("embedding_loss", squares_NC.mean(-1), timestep_N, asked)
     if config.image_weight:
-        sequence_BLC = torch.where(asked_BL[:, :, None], expected_rows(student, logits_BLV), rows_BLC)
+        sequence_BLC = torch.where(
+            asked_BL[:, :, None], answered_rows(student, logits_BLV, embeddings_BLC), rows_BLC
+        )
         with torch.no_grad():
             images = student.tokenizer.decode(rows_BLC)
-        squares = (student.tokenizer.decode(sequence_BLC) - images).square()
-        parts["image_loss"] = squares.flatten(1).mean(-1).sum() / asked.num_pairs
+        distance_B = image_distance(student.tokenizer.decode(sequence_BLC), images)
+        parts["image_loss"] = distance_B.sum() / asked.num_pairs
     weights = {
         "token_loss": config.token_weight,
         "embedding_loss": config.embedding_weight,
@@ -123,6 +139,10 @@ def _means(name: str, loss_N: Tensor, timestep_N: Tensor, asked: Asked) -> dict[
     return {name: loss_N.sum() / asked.num_positions, **at}
 
 
-def expected_rows(student: Student, logits_BLV: Tensor) -> Tensor:
-    """The mean codebook row under the token head, (B, L, C): a differentiable stand-in for the likeliest row."""
-    return logits_BLV.softmax(-1) @ student.tokenizer.codebook_VC
+def answered_rows(student: Student, logits_BLV: Tensor, embeddings_BLC: Tensor) -> Tensor:
+    """What the student's decoder would read, (B, L, C), differentiable: in AR steps below the split the mean codebook row
+    under the token head, which stands in for the likeliest one, and after it the continuous head's answer.
+    """
+    split = student.layout.starts[student.split]
+    expected_BLC = logits_BLV[:, :split].softmax(-1) @ student.tokenizer.codebook_VC
+    return torch.cat([expected_BLC, embeddings_BLC[:, split:]], dim=1)

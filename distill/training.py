@@ -23,7 +23,7 @@ from distill.config import DistillConfig, TrainConfig
 from distill.gradients import Gradients
 from distill.losses import Asked, Share
 from distill.memory import MemoryNeed, device_batch_size, free_bytes
-from distill.optimizer import build_optimizer, ema_decay, learning_rate, update_ema
+from distill.optimizer import Optimizer, ema_decay, update_ema
 from distill.precision import computing, weight_dtype
 from distill.ranks import Ranks
 from distill.student import Student
@@ -120,7 +120,7 @@ class Training:
         self.parameters = list(self.student.network.parameters())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.gradients = Gradients(self.student, train, ranks, at_once)
-        self.optimizer = build_optimizer(self.student.network, train)
+        self.optimizer = Optimizer(self.student.network, train)
         self.step = 0
         self.seconds = 0.0
         self.waited_seconds = 0.0
@@ -149,15 +149,13 @@ class Training:
         first = self.ranks.rank * own
         share = self.share(batch, torch.from_numpy(timestep_B[first : first + own]))
         losses = self.gradients(share, Asked.of(timestep_B, self.layout))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, train)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
         if not torch.isfinite(norm):
             raise Failed(
                 f"step {self.step}: the loss is {losses.total.item()} and its gradient is not finite, "
                 f"on pairs {index_B.tolist()}"
             )
-        self.optimizer.step()
+        self.optimizer.step(self.step)
         update_ema(self.averages, self.parameters, ema_decay(self.step, train))
         self.step += 1
         self.seconds += time.perf_counter() - began
@@ -231,7 +229,7 @@ class Training:
         tensors = {f"weights.{name}": p.detach() for name, p in zip(self.names, self.parameters, strict=True)}
         tensors |= {f"averages.{name}": a for name, a in zip(self.names, self.averages, strict=True)}
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            for key, value in self.optimizer.state[parameter].items():
+            for key, value in self.optimizer.state_of(parameter).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         state = {
             "stream": self.stream.state_dict(),
@@ -246,11 +244,13 @@ class Training:
             parameter.data.copy_(checkpoint.tensors[f"weights.{name}"])
             average.copy_(checkpoint.tensors[f"averages.{name}"])
             # A head whose loss has no weight never had a gradient, and has no state.
-            self.optimizer.state[parameter] = {
-                key: checkpoint.tensors[f"optimizer.{key}.{name}"].to(parameter.device, copy=True)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"optimizer.{key}.{name}" in checkpoint.tensors
+            state = {
+                key.split(".")[1]: tensor.to(parameter.device, copy=True)
+                for key, tensor in checkpoint.tensors.items()
+                if key.startswith("optimizer.") and key.split(".", 2)[2] == name
             }
+            if state:
+                self.optimizer.restore(parameter, state)
         self.stream.load_state_dict(checkpoint.state["stream"])
         # How a batch is cut decides how its sum is rounded: what fitted before is kept, as far as nobody says otherwise.
         same = checkpoint.state["processes"] == self.ranks.size
