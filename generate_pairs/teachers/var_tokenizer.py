@@ -199,7 +199,9 @@ class SharedConvolutions(nn.Module):
         self.qresi_ls = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(config.num_phi))
 
     def forward(self, h_BChw: Tensor, scale: int) -> Tensor:
-        return torch.lerp(h_BChw, self.qresi_ls[self.index[scale]](h_BChw), self.ratio)
+        # Under autocast a convolution answers in bfloat16.
+        residual_BChw = self.qresi_ls[self.index[scale]](h_BChw).to(h_BChw.dtype)
+        return torch.lerp(h_BChw, residual_BChw, self.ratio)
 
 
 class MultiScaleQuantizer(nn.Module):
