@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from generate_pairs.teachers.base import Tokenizer
 from shards.errors import Refused
 
 
@@ -40,7 +45,7 @@ def checkpoint_layers(network: nn.Module) -> None:
 
 
 def kept_bytes(network: nn.Module, num_tokens: int, codebook_dim: int) -> int:
-    """Bytes that the gradient of one pair keeps of the forward pass, in float32.
+    """Bytes that the gradient of one pair keeps of the forward pass, in float32, but for that of decoded images.
 
     Args:
         network: a family's, built on the meta device: nothing is computed and nothing allocated.
@@ -49,7 +54,34 @@ def kept_bytes(network: nn.Module, num_tokens: int, codebook_dim: int) -> int:
     """
     # Some buffers are built on the CPU whatever the device.
     network.to("meta")
-    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    noise_BLC = torch.zeros(1, num_tokens, codebook_dim, device="meta")
+    index_B = torch.zeros(1, dtype=torch.int64, device="meta")
+
+    def losses() -> Tensor:
+        logits_BLV, embeddings_BLC = network(noise_BLC, index_B, index_B)
+        # Where a cross-entropy and a squared distance pick what is asked, they copy it.
+        missed = logits_BLV.clone().log_softmax(-1).sum()
+        return missed + embeddings_BLC.clone().square().sum()
+
+    return _kept(losses, network)
+
+
+def kept_bytes_of_images(tokenizer: Tokenizer, num_tokens: int, codebook_dim: int) -> int:
+    """Bytes that the gradient of one pair keeps of decoding its image, in float32.
+
+    Args:
+        tokenizer: a family's, built on the meta device.
+        num_tokens: L of a pair.
+        codebook_dim: C.
+    """
+    tokenizer.to("meta").requires_grad_(False)
+    rows_BLC = torch.zeros(1, num_tokens, codebook_dim, device="meta", requires_grad=True)
+    return _kept(lambda: tokenizer.decode(rows_BLC).square().sum(), tokenizer)
+
+
+def _kept(compute: Callable[[], Tensor], network: nn.Module) -> int:
+    """Bytes that autograd keeps of a computation besides a network's own tensors, each memory counted once."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -58,11 +90,32 @@ def kept_bytes(network: nn.Module, num_tokens: int, codebook_dim: int) -> int:
             kept[storage._cdata] = tensor
         return tensor
 
-    noise_BLC = torch.zeros(1, num_tokens, codebook_dim, device="meta")
-    index_B = torch.zeros(1, dtype=torch.int64, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits_BLV, embeddings_BLC = network(noise_BLC, index_B, index_B)
-        # The softmax of a cross-entropy, and what its gradient is written to.
-        loss = logits_BLV.log_softmax(-1).sum() + embeddings_BLC.square().sum()
-    del loss
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) + 2 * logits_BLV.nbytes
+    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = compute()
+    del result
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention keeps what the kernels of real devices keep; the meta device's keeps all weights, (H, L, L)."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*args[:4])
+        return func(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        out_BHLK = q_BHLK.new_empty(*q_BHLK.shape[:-1], v_BHLK.shape[-1])
+        ctx.save_for_backward(q_BHLK, k_BHLK, v_BHLK, mask, out_BHLK, q_BHLK.new_empty(q_BHLK.shape[:-1]))
+        return out_BHLK
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError("a computation without numbers has no gradient")

@@ -6,21 +6,25 @@ parameter, the gradient of another part 4 more. On 80 GB that is meant for up to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import psutil
 import torch
 
-from distill.activations import kept_bytes, layers_of
+from distill.activations import checkpoint_layers, kept_bytes, kept_bytes_of_images, layers_of
 from distill.config import TrainConfig
 from distill.precision import weight_dtype
 from distill.ranks import Ranks
 from distill.student import build_network
 from generate_pairs.teachers.checkpoints import LoadedTeacher
+from generate_pairs.teachers.families import build_tokenizer
 from shards.errors import Refused
 
 USABLE = 0.9
 """Of the free memory: the rest is for what nobody counted, as the room between blocks."""
+
+BFLOAT16_SHARE = 0.6
+"""What bfloat16 keeps of a pair, of what float32 keeps: norms and losses stay float32 (measured on both families)."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,21 @@ class MemoryNeed:
             network = build_network(loaded.family, teacher.transformer.config, teacher.codebook_dim)
         count = sum(parameter.numel() for parameter in network.parameters())
         tokenizer = sum(tensor.numel() * width for tensor in teacher.tokenizer.state_dict().values())
-        layers = len(layers_of(network)) if config.checkpoint_activations else 0
-        kept = kept_bytes(network, teacher.layout.num_tokens, teacher.codebook_dim)
-        if layers:
-            # Of one layer at a time everything, of every layer what goes in.
-            inputs = (teacher.layout.num_tokens + 1) * network.config.width * 4
-            kept = kept // layers + layers * inputs
-        kept = kept // 2 if config.precision == "bfloat16" else kept * width // 4
+        length, channels = teacher.layout.num_tokens, teacher.codebook_dim
+        kept = kept_bytes(network, length, channels)
+        if config.checkpoint_activations:
+            layers = layers_of(network)
+            checkpoint_layers(network)
+            between = kept_bytes(network, length, channels)
+            # Of one layer at a time everything.
+            kept = between + (kept - between) // len(layers)
+        if config.image_weight:
+            with torch.device("meta"):
+                decoder = build_tokenizer(loaded.family, asdict(teacher.tokenizer.config))
+            kept += kept_bytes_of_images(decoder, length, channels)
+        # What the gradient of the logits is written to.
+        kept += length * len(teacher.tokenizer.codebook_VC) * 4
+        kept = int(kept * BFLOAT16_SHARE) if config.precision == "bfloat16" else kept * width // 4
         return cls(count, count * width * 6, tokenizer, kept)
 
     def total(self, pairs: int) -> int:
