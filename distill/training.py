@@ -152,7 +152,7 @@ class Training:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
         if not torch.isfinite(norm):
             raise Failed(
-                f"step {self.step}: the loss is {losses.total.item()} and its gradient is not finite, "
+                f"step {self.step + 1}: the loss is {losses.total.item()} and its gradient is not finite, "
                 f"on pairs {index_B.tolist()}"
             )
         self.optimizer.step(self.step)
