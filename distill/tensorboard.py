@@ -11,13 +11,14 @@ from shards.errors import Refused
 
 
 @contextmanager
-def tensorboard(out: Path, first_step: int, wanted: bool) -> Iterator[Board | None]:
+def tensorboard(out: Path, first_step: int, wanted: bool, is_first: bool) -> Iterator[Board | None]:
     """What to tell each line of a log, if it is wanted.
 
     Args:
         out: the student's folder; events lie in `tensorboard/` there.
         first_step: where the training goes on: what was logged after it is taken back.
         wanted: whether anything is written.
+        is_first: whether this process is the one that writes; the others are refused alike, and write nothing.
 
     Raises:
         Refused: it is wanted and not installed.
@@ -31,6 +32,9 @@ def tensorboard(out: Path, first_step: int, wanted: bool) -> Iterator[Board | No
         raise Refused(
             "train.tensorboard needs the package tensorboard: pip install 'onestep[tensorboard]', or set it to false"
         ) from error
+    if not is_first:
+        yield None
+        return
     with SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1) as writer:
 
         def board(step: int, numbers: Mapping[str, float]) -> None:

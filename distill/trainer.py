@@ -112,7 +112,8 @@ def train(
     ):
         training = Training(config, teacher_name, pairs_root, size, ranks)
         _go_on(training, out / "checkpoints", tell)
-        with closing(training.stream), tensorboard(out, training.step, config.train.tensorboard) as board:
+        wanted = config.train.tensorboard
+        with closing(training.stream), tensorboard(out, training.step, wanted, ranks.is_first) as board:
             log = MetricsLog(out / "metrics", training.step, board)
             _train_to_the_end(training, log, out, report if ranks.is_first else _nobody, should_stop, watch)
         if ranks.is_first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,6 +74,25 @@ def test_where_it_is_not_installed_it_is_refused_before_anything_is_written(
 
 def test_where_it_is_not_wanted_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with tensorboard(tmp_path, 0, False) as board:
+    with tensorboard(tmp_path, 0, False, True) as board:
         assert board is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_processes_the_first_one_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            opened.append(folder)
+
+        def __enter__(self) -> Writer:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    for is_first in (False, True):
+        with tensorboard(tmp_path, 0, True, is_first) as board:
+            assert (board is not None) == is_first
+        assert len(opened) == is_first
