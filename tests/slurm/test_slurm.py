@@ -185,3 +185,59 @@ def test_a_job_array_of_which_one_task_is_cancelled(
     assert before.items() <= rows(root).items()
     assert shards(root) == shards(pairs_root)
     assert verify(root) == []
+
+
+def distill(folder: Path, slurm: dict[str, str], pairs: Path, out: str, *options: str) -> list[str]:
+    """A command that trains in two processes, as words after `onestep`'s or torchrun's."""
+    bin_folder = Path(sys.executable).parent
+    settings = ["student.split=16", "train.num_steps=600", "train.batch_size=16", "train.warmup_steps=4"]
+    settings += ["train.checkpoint_interval=50", "train.log_interval=1", "train.device=cpu"]
+    settings += [f'cluster.prologue=["export PATH={bin_folder}:$PATH"]']
+    command = ["distill", "preset.toml", "--pairs", str(pairs), "--out", out, *options]
+    return command + [word for setting in settings for word in ("--set", setting)]
+
+
+def shown(slurm: dict[str, str], job: str, name: str) -> str:
+    """What Slurm says of a job, as its `JobState` or how often it was put back into the queue, its `Restarts`."""
+    asked = ["scontrol", "show", "job", job]
+    said = subprocess.run(asked, env=slurm, capture_output=True, text=True, check=True)
+    (word,) = [word for word in said.stdout.split() if word.startswith(f"{name}=")]
+    return word.removeprefix(f"{name}=")
+
+
+def test_a_training_whose_time_is_up_is_put_back_into_the_queue_and_ends_in_the_same_bytes(
+    folder: Path, slurm: dict[str, str], pairs_root: Path
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    here = distill(folder, slurm, pairs_root, "here")
+    subprocess.run([*torchrun, "-m", "pipeline.cli", *here], cwd=folder, env=slurm, check=True)
+    there = distill(folder, slurm, pairs_root, "there", "--processes", "2", "--print-job-script")
+    printed = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *there],
+        cwd=folder,
+        env=slurm,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (folder / "job.sh").write_text(printed.stdout)
+    submitted = subprocess.run(
+        ["sbatch", "--parsable", "job.sh"], cwd=folder, env=slurm, capture_output=True, text=True, check=True
+    )
+    job, out = submitted.stdout.strip(), folder / "there"
+    wait_until(lambda: any((out / "checkpoints").glob("step-*.json")), "the first checkpoint")
+    # As Slurm does when the time is nearly up.
+    subprocess.run(["scancel", "--signal=USR1", "--batch", job], env=slurm, check=True)
+    wait_until(lambda: shown(slurm, job, "Restarts") == "1", "the job's return into the queue")
+    said = (folder / f"onestep-distill-{job}.log").read_text()
+    assert "of 600 steps are done and kept in there/checkpoints" in said
+    assert not (out / "student.safetensors").exists()
+    wait_until(lambda: shown(slurm, job, "JobState") == "PENDING", "the end of the first half")
+    # Slurm itself would wait for two minutes.
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=slurm, check=True)
+    wait_until(
+        lambda: (out / "student.safetensors").exists() and jobs(slurm) == [], "the end of the training"
+    )
+    assert shown(slurm, job, "Restarts") == "1"
+    for name in ("student.safetensors", "config.json", "checkpoints/step-000600.safetensors"):
+        assert (out / name).read_bytes() == (folder / "here" / name).read_bytes(), name
