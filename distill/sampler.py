@@ -94,6 +94,20 @@ def sample_images(
         yield ImageBatch(first, images, sequence.tokens_BL, labels_B)
 
 
+def first_timesteps(timesteps: tuple[int, ...], steps: int) -> tuple[int, ...]:
+    """The first `steps` of the timesteps that a student was trained at.
+
+    Raises:
+        Refused: it was trained at fewer.
+    """
+    if not 1 <= steps <= len(timesteps):
+        known = ",".join(map(str, timesteps))
+        raise Refused(
+            f"{steps} steps: this student was trained at timesteps {known}, {len(timesteps)} in all"
+        )
+    return timesteps[:steps]
+
+
 def check_labels(labels: npt.NDArray[np.int64], num_classes: int) -> None:
     """Refuse labels outside the classes.
 

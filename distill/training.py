@@ -68,6 +68,7 @@ class Training:
             manifest.spec.fingerprint,
             self.view.size,
             initialise=config.student.initialise == "teacher",
+            lineage=manifest.spec.lineage,
         )
         self.layout = loaded.teacher.layout
         self.codebook_VC = loaded.teacher.codebook_VC
