@@ -84,14 +84,21 @@ def sample_images(
     check_labels(labels, student.num_classes)
     check_timesteps(timesteps, student)
     device = student.starts.device
-    shape = (student.layout.num_tokens, student.tokenizer.codebook_VC.shape[1])
     for first in range(0, len(labels), batch_size):
         labels_B = torch.from_numpy(labels[first : first + batch_size]).to(device)
-        noise_BLC = sampling_noise(seed, first, len(labels_B), shape).to(device)
-        sequence = sample_sequence(student, noise_BLC, labels_B, timesteps)
-        with torch.inference_mode():
-            images = to_unit_range(student.tokenizer.decode(sequence.embeddings_BLC))
-        yield ImageBatch(first, images, sequence.tokens_BL, labels_B)
+        yield student_images(student, first, labels_B, seed, timesteps)
+
+
+@torch.inference_mode()
+def student_images(
+    student: Student, first: int, labels_B: Tensor, seed: int, timesteps: Sequence[int]
+) -> ImageBatch:
+    """Images `first` onwards of these labels, in one batch; labels and timesteps are the student's own."""
+    shape = (student.layout.num_tokens, student.tokenizer.codebook_VC.shape[1])
+    noise_BLC = sampling_noise(seed, first, len(labels_B), shape).to(labels_B.device)
+    sequence = sample_sequence(student, noise_BLC, labels_B, timesteps)
+    images = to_unit_range(student.tokenizer.decode(sequence.embeddings_BLC))
+    return ImageBatch(first, images, sequence.tokens_BL, labels_B)
 
 
 def first_timesteps(timesteps: tuple[int, ...], steps: int) -> tuple[int, ...]:
