@@ -53,6 +53,10 @@ class ImageStore(ABC):
         """Whether no image is missing."""
         return bool(self.kept_N.all())
 
+    def left_behind(self) -> str:
+        """What a job that stops now leaves, in words."""
+        return f"{self.num_kept:,} of {len(self.kept_N):,} images are made and kept"
+
     def holds(self, first: int, count: int) -> bool:
         """Whether the images `first` .. `first + count - 1` are all there."""
         return bool(self.kept_N[first : first + count].all())
@@ -214,6 +218,9 @@ class Grid(ImageStore):
 
     def begin(self) -> None:
         """Nothing is kept before the end."""
+
+    def left_behind(self) -> str:
+        return "a grid is written at its end only, nothing is kept"
 
     def _write(self, first: int, images_BIHW: Tensor) -> None:
         self.images.append(images_BIHW.cpu())

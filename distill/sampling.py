@@ -178,7 +178,7 @@ def make_images(
         if store.holds(first, len(labels_B)):
             continue
         if should_stop():
-            raise Stopped(f"{store.num_kept:,} of {total:,} images are made and kept")
+            raise Stopped(store.left_behind())
         store.keep(first, make(first, labels_B.to(device)))
         report(store.num_kept, total, "")
     store.finish(labels_N)
