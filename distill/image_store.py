@@ -11,7 +11,9 @@ import json
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +30,8 @@ from shards.storage import commit_bytes, commit_file, list_names, read_bytes, re
 REQUEST_FILE = "sample.json"
 STALE_SECONDS = 3600.0
 """A temporary file this old belongs to a process that was killed: a living one takes seconds."""
+WRITERS = 8
+"""Images of a folder that are written side by side."""
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 """The earliest that a zip file can tell: the same images shall be the same bytes."""
 CHUNK_BYTES = 2**24
@@ -113,10 +117,14 @@ class ImageFolder(ImageStore):
             commit_bytes(self.folder / REQUEST_FILE, _as_json(self.request))
 
     def _write(self, first: int, images_BIHW: Tensor) -> None:
-        # Of a batch that was cut short by a kill, only what is missing.
-        for index, image_1IHW in enumerate(images_BIHW.split(1), start=first):
-            if not self.kept_N[index]:
-                save_images(self.folder, image_1IHW, index)
+        # Of a batch that was cut short by a kill, only what is missing. A disk takes long to have each file for sure,
+        # and no longer for several at a time.
+        count = len(images_BIHW)
+        missing = [index for index in range(first, first + count) if not self.kept_N[index]]
+        with ThreadPoolExecutor(WRITERS) as pool:
+            images = (images_BIHW[index - first : index - first + 1] for index in missing)
+            for _ in pool.map(save_images, repeat(self.folder), images, missing):
+                pass
 
     def finish(self, labels_N: npt.NDArray[np.int64]) -> None:
         """Nothing is left to do: every image stands in its own file."""
@@ -144,12 +152,14 @@ class NpzFile(ImageStore):
         self.found = _read_request(self.parts)
         if self.found is not None:
             refuse_other_request(self.parts, self.found, self.request)
-        for first, count in self._parts():
-            self.kept_N[first : first + count] = True
+            for first, count in self._parts():
+                self.kept_N[first : first + count] = True
 
     def begin(self) -> None:
         remove_stale_temporaries(self.path.parent, STALE_SECONDS)
         remove_stale_temporaries(self.parts, STALE_SECONDS)
+        if self.found is None:
+            self._clear()
         if self.found != self.request:
             commit_bytes(self.parts / REQUEST_FILE, _as_json(self.request))
 
@@ -170,10 +180,15 @@ class NpzFile(ImageStore):
         """
         if self.whole != self.request:
             commit_file(self.path, lambda temporary: self._join(temporary, labels_N))
-        if self.parts.exists():
-            for part in self.parts.iterdir():
-                remove(part)
-            self.parts.rmdir()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Take the parts away, what tells whose they are as the last."""
+        if not self.parts.exists():
+            return
+        for part in sorted(self.parts.iterdir(), key=lambda path: path.name == REQUEST_FILE):
+            remove(part)
+        self.parts.rmdir()
 
     def _join(self, path: Path, labels_N: npt.NDArray[np.int64]) -> None:
         rows = self._rows()

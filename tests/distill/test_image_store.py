@@ -121,3 +121,13 @@ def test_a_folder_whose_request_is_unreadable_is_refused(tmp_path: Path, content
     (tmp_path / "sample.json").write_bytes(content)
     with pytest.raises(Refused, match=r"sample\.json does not tell what images these are"):
         ImageFolder(tmp_path, request_of(10))
+
+
+def test_parts_that_nobody_owns_any_more_are_not_taken_for_ones_own(tmp_path: Path) -> None:
+    """What tells whose they are is taken away as the last, and no part is counted without it."""
+    fill(NpzFile(tmp_path / "x.npz", request_of(10)), (0, 5))
+    (tmp_path / ".x.npz.parts" / "sample.json").unlink()
+    other = NpzFile(tmp_path / "x.npz", request_of(10, seed=4))
+    assert other.num_kept == 0
+    other.begin()
+    assert [path.name for path in (tmp_path / ".x.npz.parts").iterdir()] == ["sample.json"]

@@ -436,7 +436,9 @@ def test_killed_anywhere_a_job_ends_in_the_same_bytes(
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
         assert not (tmp_path / "out" / "x.npz").exists()
         made = len(list(out.glob("*.png"))) + len(list((out.parent / ".x.npz.parts").glob("0*.npy")))
-        assert made == max(0, moment - 3)
+        # Images of a folder are written side by side, so that others may be under way, too.
+        assert made <= max(0, moment - 3)
+        assert name == "images" or made == moment - 3
         result = onestep(*command, out)
         assert result.exit_code == 0, (number, result.stderr)
         if name == "images":
