@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,9 @@ def test_an_npz_is_what_the_adm_evaluator_reads(onestep: Command, student: Path,
         assert (content["arr_0"].dtype, content["arr_0"].shape) == (np.uint8, (5, 8, 8, 3))
         assert (content["arr_0"] == content["arr_0"][..., :1]).all()
         assert (content["arr_1"].dtype, content["arr_1"].tolist()) == (np.int64, [3, 7, 3, 7, 3])
+    with zipfile.ZipFile(out) as archive, archive.open("arr_0.npy") as entry:
+        # In another version of the format the evaluator would not stream it.
+        assert np.lib.format.read_magic(entry) == (1, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
     folder = tmp_path / "folder"
     onestep("sample", student, "--labels", "3,7", "--num-images", 5, "--out", folder)
