@@ -100,9 +100,9 @@ def load_teacher_of(
     if student.lineage is None:
         raise Refused(
             "this student's config.json names no lineage, so nobody knows its teacher and that one's settings. A student "
-            "that was exported before lineages were recorded gets one from the same `onestep distill` given again, which "
-            "exports from its last checkpoint; a published student has none. Without a teacher it is sampled with "
-            "--steps or --timesteps"
+            "that was exported before lineages were recorded gets one from the same `onestep distill` given again, where "
+            "its checkpoint is still read; a published student has none. Without a teacher it is sampled with --steps or "
+            "--timesteps"
         )
     made_by = student.lineage["teacher"]
     way = "--teacher NAME-OR-FILE tells where it is"
