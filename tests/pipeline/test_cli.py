@@ -211,7 +211,7 @@ def test_a_failure_is_one_message_and_no_traceback(onestep: Callable[..., Result
     result = onestep("run", "digit")
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert result.stderr.startswith("onestep: there is no preset 'digit'; presets are digits, digits-var, ")
+    assert result.stderr.startswith("onestep: there is no preset 'digit'; presets are digits, digits-64, digits-var, ")
     assert result.stderr.count("\n") == 1
 
 
