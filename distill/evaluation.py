@@ -23,6 +23,7 @@ from distill.features import DigitsClassifier, extract, load_digits_classifier
 from distill.frechet import Manifold, Moments, frechet_distance, inception_score, precision_recall
 from distill.images import captioned_grid, grid_size, image_grid, save_png
 from distill.methods import Methods, count_tokens
+from distill.sampler import most_at_once
 from distill.student import Student
 from distill.timing import BATCH_SIZES, seconds_per_image
 from generate_pairs.flow_map import FlowMap
@@ -38,10 +39,6 @@ from shards.storage import commit_bytes, sha256_file
 
 SCHEMA_VERSION = 1
 EVALUATION_FILE = "evaluation.json"
-BATCH_SIZE = 250
-BATCH_PIXELS = 2**20
-"""Most images, and most pixels, that are made at once: 16 images of 256 x 256."""
-
 SCORES = ("frechet_distance", "inception_score", "precision", "recall", "class_accuracy")
 """What needs real images."""
 
@@ -167,12 +164,6 @@ def known_images(split: DigitsSplit, tokenizer: Tokenizer) -> Iterator[tuple[str
     with torch.inference_mode():
         decoded = tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images)))
     yield "reconstruction", to_unit_range(decoded), split.train_labels
-
-
-def most_at_once(image_shape: tuple[int, int, int]) -> int:
-    """Images that are made in one batch: the decoder's memory grows with their pixels."""
-    _, height, width = image_shape
-    return max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))
 
 
 def open_methods(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from distill.config import EvaluationConfig
-from distill.evaluation import Judge, most_at_once
-from distill.sampler import sample_images
+from distill.evaluation import Judge
+from distill.sampler import most_at_once, sample_images
 from distill.student import Student
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.embedded.digits import load_digits_split
