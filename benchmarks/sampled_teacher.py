@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.evaluation import BATCH_SIZE, Judge
+from distill.evaluation import BATCH_SIZE
+from distill.protocols import Judge
 from distill.sampler import SAMPLING_STREAM
 from generate_pairs.flow_map import FlowMap, default_num_steps
 from generate_pairs.teachers.base import Teacher, to_unit_range

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from distill.config import DistillConfig, EvaluationConfig
+from distill.config import DistillConfig
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from shards.errors import Refused
 from shards.manifest import Manifest
-
-DIGITS_SHAPE = (1, 8, 8)
-"""Channels, height and width of the real digits."""
 
 
 def check_distillation(config: DistillConfig, layout: TokenLayout, heldout: int) -> None:
@@ -56,19 +53,6 @@ def check_distillation(config: DistillConfig, layout: TokenLayout, heldout: int)
         )
 
 
-def check_evaluation(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> None:
-    """Hold the evaluation's protocol against the teacher's images.
-
-    Raises:
-        Refused: the real images that it compares with are of another shape.
-    """
-    if config.protocol == "digits" and image_shape != DIGITS_SHAPE:
-        raise Refused(
-            f"evaluation.protocol: digits judges images of {_by(DIGITS_SHAPE)}, and this teacher's are of "
-            f"{_by(image_shape)}: set evaluation.protocol to samples"
-        )
-
-
 def load_maker(manifest: Manifest, teacher_name: str, dtype: torch.dtype = torch.float32) -> LoadedTeacher:
     """Load the teacher that made a data set's pairs; `dtype` is its transformer's.
 
@@ -83,7 +67,3 @@ def load_maker(manifest: Manifest, teacher_name: str, dtype: torch.dtype = torch
             f"not by {teacher_name} ({loaded.sha256[:12]})"
         )
     return loaded
-
-
-def _by(shape: tuple[int, int, int]) -> str:
-    return " x ".join(map(str, shape))

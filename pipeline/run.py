@@ -8,9 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distill.checkpoint import refuse_other_training
-from distill.checks import check_distillation, check_evaluation
+from distill.checks import check_distillation
 from distill.evaluation import evaluate
 from distill.metrics import join_metrics
+from distill.protocols import check_evaluation
 from distill.student import student_of
 from distill.trainer import train, training_plan
 from generate_pairs.driver import GenerationPlan, generate, plan_generation
