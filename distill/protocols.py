@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import inception
-from distill.config import EvaluationConfig
+from distill.config import REFERENCE_FREE, EvaluationConfig
 from distill.features import ENTRY_POINTS, FeatureExtractor, load_digits_classifier
 from distill.frechet import Manifold, Moments, frechet_distance, inception_score, precision_recall
 from distill.references import Batch, Folder, read_statistic, statistic_file
@@ -174,7 +174,12 @@ def check_evaluation(config: EvaluationConfig, image_shape: tuple[int, int, int]
             f"evaluation.protocol: digits judges images of {_by(DIGITS_SHAPE)}, and this teacher's are of "
             f"{_by(image_shape)}: set evaluation.protocol to samples"
         )
-    if config.protocol in ("digits", "samples"):
+    if config.protocol in REFERENCE_FREE:
+        if config.reference is not None:
+            raise Refused(
+                f"evaluation.reference is {config.reference}, and the protocol {config.protocol} holds images against "
+                "nothing that could be given: set evaluation.protocol to adm, dd or folder"
+            )
         return
     reference = _reference(config)
     if config.protocol == "folder":

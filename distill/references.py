@@ -133,7 +133,7 @@ class Folder:
             with Image.open(file) as image:
                 size, mode = image.size, image.mode
                 if size == (width, height) and mode in PLAIN_MODES:
-                    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+                    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
             raise Refused(f"{file} is no image that can be read: {error}") from error
         if size != (width, height):
