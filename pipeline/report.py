@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.config import to_toml
 from pipeline.curves import training_curves
 from pipeline.progress import duration
-from pipeline.results import Results, Row, read_results, seconds_per_image, speedup
+from pipeline.published import published_rows
+from pipeline.results import Results, Row, judged_words, read_results, seconds_per_image, speedup
 from pipeline.run_dir import RunDir
 from pipeline.summary import took
 from shards.storage import commit_bytes
@@ -64,6 +65,8 @@ def render(results: Results) -> str:
         pictures=pictures(results),
         table=evaluation_table(results.rows),
         evaluation=results.evaluation,
+        judged=judged_words(results.evaluation) if results.rows else "",
+        quality=quality_picture(results),
         curves=training_curves(results.metrics),
         facts=facts(results),
         config=to_toml(results.config),
@@ -81,6 +84,18 @@ def fill(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)
+
+
+def quality_picture(results: Results) -> str | None:
+    """Quality against time as a data URL, None where no method has both numbers."""
+    from pipeline.canvas import draw
+    from pipeline.quality_time import points, quality_against_time
+
+    if not points(results.rows):
+        return None
+    published = published_rows(results.config.teacher.name)
+    figure = quality_against_time(results.rows, results.evaluation["protocol"], published)
+    return f"data:image/svg+xml;base64,{base64.b64encode(draw(figure).svg).decode()}"
 
 
 def headlines(results: Results) -> list[tuple[str, str]]:

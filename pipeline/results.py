@@ -152,3 +152,17 @@ def speedup(row: Row, rows: Sequence[Row], batch_size: int = 1) -> float | None:
     )
     own = seconds_per_image(row, batch_size)
     return teacher / own if teacher and own else None
+
+
+def judged_words(evaluation: Mapping[str, Any]) -> str:
+    """What the numbers of an evaluation mean nothing without, as in `digits, 2,000 images, noise seed 0`."""
+    seed, repeats = evaluation["seed"], evaluation.get("repeats", 1)
+    seeds = f"noise seed {seed}" if repeats == 1 else f"noise seeds {seed} to {seed + repeats - 1}"
+    reference = f", against {evaluation['reference']}" if evaluation.get("reference") else ""
+    features = f", features {evaluation['features']}" if evaluation.get("features") else ""
+    return f"{evaluation['protocol']}, {evaluation['num_images']:,} images, {seeds}{reference}{features}"
+
+
+def steady_batch(rows: Sequence[Row]) -> int | None:
+    """The largest batch size that anything was timed at, None where nothing was."""
+    return max((int(size) for row in rows for size in row.get("seconds_per_image") or {}), default=None)

@@ -69,7 +69,10 @@ COMMAND_LINE = {
         "--dry-run",
     ],
     "sample": ["STUDENT", "--steps", "--timesteps", "--labels", "--num-images", "--seed", "--out"],
-    "evaluate": ["RUN"],
+    "evaluate": [
+        *("RUN", "--protocol", "--reference", "--num-images", "--repeats", "--seed", "--set"),
+        *("--table", "--markdown", "--dry-run"),
+    ],
     "report": ["RUN"],
     "shards": {
         "info": ["PAIRS"],

@@ -70,7 +70,10 @@ def test_the_page_holds_its_images_and_asks_for_nothing(finished: RunDir) -> Non
     html = finished.report.read_text()
     page = Page(html)
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert sources == [f"data:image/png;base64,{base64.b64encode(PNG).decode()}"]
+    assert sources[0] == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+    quality = base64.b64decode(str(sources[1]).removeprefix("data:image/svg+xml;base64,"))
+    assert ElementTree.fromstring(quality).tag.endswith("svg")
+    assert len(sources) == 2
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?://|url\(|@import", html)
 
@@ -88,6 +91,7 @@ def test_the_page_says_what_evaluation_json_says(finished: RunDir) -> None:
         *("student-1", "1", "3.500", "0.625", "8.00", "1.00", "10.0×"),
     ]
     assert "10.0×" in page.text
+    assert "Judged by protocol digits, 2,000 images, noise seed 0." in page.text
     assert "pairs 1 min 00 s, student 2 min 05 s, 3 min 05 s in all" in page.text
     assert f"guidance_scale = {compose('digits').teacher.guidance_scale}" in page.text
 
@@ -107,7 +111,8 @@ def test_without_scores_the_token_match_is_told_in_their_place(finished: RunDir)
         ("0.625", "token match, one step"),
     ]
     assert "Fréchet" not in page.text
-    assert "Protocol samples, 64 images of each method, seed 0" in page.text
+    assert "Protocol samples, 64 images, noise seed 0." in page.text
+    assert [tag for tag, _ in page.tags if tag == "img"] == ["img"]
     assert "nothing is scored against them" in page.text
     assert table_lines(results.rows) == [
         "method     token match  ms/image  speed-up",
