@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from distill import inception
 from distill.config import DistillConfig, EvaluationConfig
 from distill.evaluation import (
     compared,
@@ -24,11 +26,16 @@ from distill.evaluation import (
     open_methods,
     save_samples,
 )
+from distill.features import extract, load_digits_classifier
+from distill.frechet import Moments
+from distill.images import save_images
 from distill.methods import Methods, count_tokens
 from distill.protocols import SCORES
 from distill.student import Student
 from distill.trainer import train
 from distill.unfinished import Unfinished
+from generate_pairs.teachers.base import to_unit_range
+from generate_pairs.teachers.embedded.digits import load_digits_split
 from shards.errors import Refused, Stopped
 from shards.manifest import Manifest
 from shards.reader import read_shard
@@ -356,6 +363,57 @@ def test_a_few_samples_are_enough_and_only_their_batch_is_timed(
     assert rows["teacher"]["decode_seconds_per_image"] == {"1": 0.25}
     with Image.open(tmp_path / "samples" / "teacher.png") as grid:
         assert grid.size == (2 * 32 + 4, 32)
+
+
+@pytest.mark.parametrize("protocol", ["adm", "dd", "folder"])
+def test_other_references_score_every_method(
+    student_folder: Path,
+    pairs_root: Path,
+    teacher_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: str,
+) -> None:
+    """With the digits classifier in the Inception network's place; the real digits are the reference."""
+    real = to_unit_range(load_digits_split().train_images[:150])
+    pixels = (real * 255).round().to(torch.uint8)
+    classifier = load_digits_classifier()
+    moments = Moments.of(extract(classifier, pixels / 255))
+    monkeypatch.setattr(inception, "DIM", classifier.dim)
+    monkeypatch.setattr(inception, "load_inception", lambda *_: load_digits_classifier())
+    monkeypatch.setattr(inception, "refuse_missing_package", lambda: None)
+    monkeypatch.setattr(inception, "local_weights", lambda weights: None)
+    reference = tmp_path / protocol
+    if protocol == "adm":
+        reference = tmp_path / "batch.npz"
+        grey = pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+        np.savez(reference, arr_0=grey, mu=moments.mean_F, sigma=moments.covariance_FF)
+        # Grey images have three channels there, and the classifier has one.
+        monkeypatch.setattr(
+            "distill.references.Batch.images",
+            lambda batch, size: iter((pixels / 255).split(size)),
+        )
+    elif protocol == "dd":
+        torch.save({"m": moments.mean_F, "s": moments.covariance_FF}, reference)
+    else:
+        save_images(reference, pixels / 255)
+    repeats = 2 if protocol == "folder" else 1
+    config = EvaluationConfig(
+        protocol=protocol, reference=str(reference), num_images=100, features="digits", repeats=repeats
+    )
+    name = f"evaluation-{protocol}.json"
+    rows = evaluated(student_folder, teacher_path, pairs_root, tmp_path / "out", config, name)
+    assert not {"real", "reconstruction"} & rows.keys()
+    assert len(rows) == 9
+    for row in rows.values():
+        assert row["frechet_distance"] > 1
+        assert (row["recall"] is None) == (protocol == "dd")
+    judged = json.loads((tmp_path / "out" / name).read_text())
+    assert judged["reference"] == str(reference)
+    assert len(judged["reference_sha256"]) == 64
+    assert judged["repeats"] == repeats
+    if repeats == 2:
+        assert all(row["frechet_distance_std"] > 0 for row in rows.values())
 
 
 def test_too_few_images_to_score_are_refused() -> None:
