@@ -20,6 +20,7 @@ import pyarrow.parquet
 from killable_run import KillableRun, refuse_touched
 from script import Script, markdown
 
+from distill.metrics import CLOCK_COLUMNS
 from pipeline.config import compose
 from pipeline.options import FolderPath, preset_argument, set_option
 from pipeline.run_dir import RunDir
@@ -85,7 +86,9 @@ def differences(whole: KillableRun, killed: KillableRun) -> list[str]:
     """Names of the results that are not the same."""
     expected, found = whole.results(), killed.results()
     names = [name for name in expected | found if expected.get(name) != found.get(name)]
-    logs = [pyarrow.parquet.read_table(run.run_dir.metrics) for run in (whole, killed)]
+    logs = [
+        pyarrow.parquet.read_table(run.run_dir.metrics).drop_columns(CLOCK_COLUMNS) for run in (whole, killed)
+    ]
     return names if logs[0].equals(logs[1]) else [*names, whole.run_dir.metrics.name]
 
 

@@ -1,14 +1,14 @@
 """The full resumable state of a training: tensors in safetensors, the rest in a JSON beside, which is the mark.
 
 `step-000500.json` is committed after `step-000500.safetensors` and holds its sha256, so a killed writer leaves at
-worst a file that nothing points to.
+worst a file that nothing points to. One that is broken all the same gives way to the one before.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from torch import Tensor
 from shards.errors import Refused
 from shards.storage import commit_bytes, list_names, read_bytes, remove, sha256_bytes
 
-SCHEMA_VERSION = 1
-KEPT = 2
-"""Checkpoints that stay: the newest, and one to fall back to."""
+SCHEMA_VERSION = 2
 MARK_NAME = re.compile(r"step-(\d{6}|[1-9]\d{6,})\.json")
 MARK_KEYS = {"schema_version", "step", "sha256", "state", "identity"}
+
+
+class Broken(Exception):
+    """A checkpoint that is not whole; there may be an older one."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,28 @@ class Checkpoint:
     identity: Mapping[str, Any]
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Commit a checkpoint, then drop all but the newest `KEPT`."""
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint to go on from, and what is wrong with newer ones, a sentence each."""
+
+    checkpoint: Checkpoint
+    broken: tuple[str, ...]
+
+
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, kept: int = 2, keep_interval: int | None = None
+) -> None:
+    """Commit a checkpoint, then drop the older ones.
+
+    Args:
+        folder: of the checkpoints.
+        checkpoint: to be committed.
+        kept: newest ones that stay, this one among them.
+        keep_interval: those at multiples of it stay, too; None for no others.
+
+    Raises:
+        Refused, Failed: it cannot be written; the older ones are all there.
+    """
     content = save({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()})
     commit_bytes(_path(folder, checkpoint.step, "safetensors"), content)
     mark = {
@@ -57,25 +79,43 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     commit_bytes(
         _path(folder, checkpoint.step, "json"), (json.dumps(mark, indent=2, sort_keys=True) + "\n").encode()
     )
-    for old in _steps(folder)[:-KEPT]:
-        remove(_path(folder, old, "json"))
-        remove(_path(folder, old, "safetensors"))
+    for old in _steps(folder)[:-kept]:
+        if keep_interval is None or old % keep_interval:
+            remove(_path(folder, old, "json"))
+            remove(_path(folder, old, "safetensors"))
 
 
-def newest_checkpoint(folder: Path, identity: Mapping[str, Any], num_steps: int) -> Checkpoint | None:
-    """The newest checkpoint, None where there is none.
+def newest_checkpoint(folder: Path, identity: Mapping[str, Any], num_steps: int) -> Resumed | None:
+    """The newest checkpoint that is whole, None where there is none at all.
 
     Raises:
-        Refused: as `refuse_other_training`, or its tensors are damaged or gone.
+        Refused: as `refuse_other_training`, or none of those that are there is whole.
     """
-    mark = refuse_other_training(folder, identity, num_steps)
-    if mark is None:
-        return None
-    path = _path(folder, mark["step"], "safetensors")
+    refuse_other_training(folder, identity, num_steps)
+    broken: list[str] = []
+    for step in reversed(_steps(folder)):
+        try:
+            return Resumed(load_checkpoint(folder, step), tuple(broken))
+        except Broken as error:
+            broken.append(str(error))
+    if broken:
+        raise Refused(_all_broken(folder, broken))
+    return None
+
+
+def load_checkpoint(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step, whole.
+
+    Raises:
+        Broken: its mark or its tensors are damaged, or gone.
+        Refused: it is of another schema.
+    """
+    mark = _read_mark(_path(folder, step, "json"), step)
+    path = _path(folder, step, "safetensors")
     content = read_bytes(path) if path.is_file() else b""
     if sha256_bytes(content) != mark["sha256"]:
         problem = "damaged (its sha256 is not the recorded one)" if content else "missing or empty"
-        raise Refused(f"{path} is {problem}: {_way_out(path.with_suffix('.json'))}")
+        raise Broken(f"{path} is {problem}")
     return Checkpoint(mark["step"], load(content), mark["state"], mark["identity"])
 
 
@@ -90,14 +130,21 @@ def refuse_other_training(
         num_steps: how long it is to be, where that is to be checked.
 
     Raises:
-        Refused: the checkpoint is of another training or beyond `num_steps`, its mark is damaged or of another
-            schema.
+        Refused: the checkpoint is of another training or beyond `num_steps`, its mark is of another schema, or no
+            mark can be read.
     """
-    steps = _steps(folder)
-    if not steps:
+    mark, broken = None, []
+    for step in reversed(_steps(folder)):
+        path = _path(folder, step, "json")
+        try:
+            mark = _read_mark(path, step)
+            break
+        except Broken as error:
+            broken.append(str(error))
+    if mark is None:
+        if broken:
+            raise Refused(_all_broken(folder, broken))
         return None
-    path = _path(folder, steps[-1], "json")
-    mark = _read_mark(path, steps[-1])
     differing = [
         f"{key}: there {mark['identity'].get(key)!r}, asked {value!r}"
         for key, value in identity.items()
@@ -120,18 +167,20 @@ def _read_mark(path: Path, step: int) -> dict[str, Any]:
     try:
         mark = json.loads(read_bytes(path))
     except ValueError as error:
-        raise Refused(f"{path} is damaged: {_way_out(path)}") from error
+        raise Broken(f"{path} is damaged") from error
     if isinstance(mark, dict) and mark.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise Refused(
             f"{path} has schema_version {mark['schema_version']}, this version reads {SCHEMA_VERSION}"
         )
     if not isinstance(mark, dict) or not mark.keys() >= MARK_KEYS or mark["step"] != step:
-        raise Refused(f"{path} is damaged, it is not what onestep wrote: {_way_out(path)}")
+        raise Broken(f"{path} is damaged, it is not what onestep wrote")
     return mark
 
 
-def _way_out(mark: Path) -> str:
-    return f"delete {mark} to go on from the checkpoint before, or from the start where there is none"
+def _all_broken(folder: Path, broken: Sequence[str]) -> str:
+    return (
+        f"no checkpoint in {folder} is whole: {'; '.join(broken)}. Delete that folder to begin from the start"
+    )
 
 
 def _path(folder: Path, step: int, suffix: str) -> Path:

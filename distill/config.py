@@ -51,7 +51,11 @@ class TrainConfig(Settings):
 
     num_steps: int = Field(1_000, gt=0, description="optimizer updates", json_schema_extra=UPWARD)
     batch_size: int = Field(64, gt=0, description="pairs in a global batch")
-    learning_rate: float = Field(1e-3, gt=0, description="at the top of the schedule")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices of the network's layers, AdamW for the rest"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW, at the top of the schedule")
+    muon_learning_rate: float = Field(0.02, gt=0, description="of Muon, at the top of the schedule")
     warmup_steps: int = Field(100, ge=0, description="linear rise from zero")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="after the warmup; cosine falls to zero"
@@ -67,7 +71,10 @@ class TrainConfig(Settings):
     )
     token_weight: float = Field(1.0, ge=0, description="of the cross-entropy of the token head")
     embedding_weight: float = Field(0.0, ge=0, description="of the squared distance between embeddings")
-    image_weight: float = Field(0.0, ge=0, description="of the squared distance between decoded images")
+    image_weight: float = Field(0.0, ge=0, description="of the distance between decoded images")
+    image_distance: Literal["squared", "lpips"] = Field(
+        "squared", description="lpips: as VGG16 sees them; an extra, with weights that it fetches"
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, description="of the order of pairs, the timesteps and the initialisation"
     )
@@ -77,6 +84,24 @@ class TrainConfig(Settings):
         le=1024,
         description="CPU threads, an equal share of a batch each; a different number gives different rounding",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU for each process where there is one", json_schema_extra=FREE
+    )
+    device_batch_size: int | Literal["auto"] = Field(
+        "auto",
+        description="pairs that a device computes at once, their gradients added up; auto: as many as fit",
+        json_schema_extra=FREE,
+    )
+    precision: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32", description="of the computing; bfloat16 keeps float32 weights, averages and optimizer"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="compute each layer again for its gradient, rather than keep what is in between"
+    )
+    compile: bool = Field(False, description="have torch.compile make kernels of the network")
+    deterministic: bool = Field(
+        False, description="on a GPU: only kernels that give the same bytes again, which are slower"
+    )
     num_workers: int = Field(
         0,
         ge=0,
@@ -85,9 +110,35 @@ class TrainConfig(Settings):
         json_schema_extra=FREE,
     )
     checkpoint_interval: int = Field(
-        500, gt=0, description="steps between checkpoints", json_schema_extra=FREE
+        500,
+        gt=0,
+        description="steps between checkpoints, and between grids of samples",
+        json_schema_extra=FREE,
+    )
+    kept_checkpoints: int = Field(2, ge=1, description="newest checkpoints that stay", json_schema_extra=FREE)
+    keep_interval: int | None = Field(
+        None, gt=0, description="checkpoints at multiples of it stay, too", json_schema_extra=FREE
     )
     log_interval: int = Field(50, gt=0, description="steps between lines of metrics", json_schema_extra=FREE)
+    tensorboard: bool = Field(
+        False, description="write the metrics for TensorBoard, too", json_schema_extra=FREE
+    )
+
+    @field_validator("device_batch_size")
+    @classmethod
+    def _at_least_one(cls, size: int | str) -> int | str:
+        if isinstance(size, int) and size < 1:
+            raise ValueError(f"device_batch_size must be at least 1, or auto; got {size}")
+        return size
+
+    @field_validator("compile")
+    @classmethod
+    def _compiled_by_one_thread(cls, compiled: bool, info: ValidationInfo) -> bool:
+        if compiled and info.data.get("threads", 1) > 1:
+            raise ValueError(
+                "a compiled network is run by one thread: set train.threads to 1, or compile to false"
+            )
+        return compiled
 
     @field_validator("betas")
     @classmethod

@@ -1,4 +1,4 @@
-"""The gradient of a batch, its shares computed side by side by CPU threads.
+"""The gradient of a batch: in parts that fit a device, each part shared by CPU threads, summed over all processes.
 
 Threads inside every operation wait for each other a thousand times a step, which on two virtual cores costs a third
 of the time; threads with a share each wait once.
@@ -13,48 +13,83 @@ import torch
 from torch import Tensor
 
 from distill.config import TrainConfig
-from distill.losses import Losses, Share, shares, student_losses
+from distill.losses import Asked, Losses, Share, student_losses
+from distill.perceptual import image_distance
+from distill.precision import computing
+from distill.ranks import Ranks
 from distill.student import Student
-from distill.targets import Targets
 
 
 class Gradients:
-    """Computes a student's losses and their gradient, with as many threads as the settings say."""
+    """Computes a student's losses and their gradient, over as many parts, threads and processes as there are."""
 
-    def __init__(self, student: Student, config: TrainConfig) -> None:
+    def __init__(self, student: Student, config: TrainConfig, ranks: Ranks, device_batch_size: int) -> None:
+        """What computes for this process.
+
+        Args:
+            student: on the process's device.
+            config: of the losses, the precision and the threads.
+            ranks: whose gradients are added up.
+            device_batch_size: pairs that are computed at once.
+
+        Raises:
+            Refused, Failed: as `image_distance`.
+        """
         self.student = student
         self.config = config
+        self.ranks = ranks
+        self.device_batch_size = device_batch_size
         self.parameters = list(student.network.parameters())
+        self.image_distance = image_distance(config, ranks.device)
         self._threads = ThreadPoolExecutor(config.threads, "share", torch.set_num_threads, (1,))
 
-    def __call__(self, targets: Targets, tokens_BL: Tensor, labels_B: Tensor) -> Losses:
+    def __call__(self, share: Share, asked: Asked) -> Losses:
         """The losses of a batch, detached; each parameter's `grad` becomes its gradient, None where there is none.
 
-        Shares are added in order, so that the same number of threads gives the same bytes.
-        """
-        parts = shares(targets, tokens_BL, labels_B, self.config.threads)
-        computed = list(self._threads.map(self._share, parts))
-        gradients = zip(*(gradient for _, gradient in computed), strict=True)
-        for parameter, pieces in zip(self.parameters, gradients, strict=True):
-            parameter.grad = _added([piece for piece in pieces if piece is not None])
-        losses = [each for each, _ in computed]
-        return Losses(
-            torch.stack([each.total for each in losses]).sum(),
-            {name: torch.stack([each.parts[name] for each in losses]).sum() for name in losses[0].parts},
-        )
+        Parts and shares are added in order, so that the same cut gives the same bytes.
 
-    def _share(self, share: Share) -> tuple[Losses, tuple[Tensor | None, ...]]:
-        losses = student_losses(self.student, share, self.config)
+        Args:
+            share: this process's pairs of the batch.
+            asked: what is asked in the whole batch.
+
+        Raises:
+            Failed: another process is gone.
+        """
+        for parameter in self.parameters:
+            parameter.grad = None
+        losses: list[Losses] = []
+        for part in share.split(-(-len(share.labels_B) // self.device_batch_size)):
+            shares = part.split(self.config.threads)
+            computed = list(self._threads.map(lambda each: self._share(each, asked), shares))
+            for _, gradient in computed:
+                self._accumulate(gradient)
+            losses += [each for each, _ in computed]
+        total = _added(losses)
+        self.ranks.add([total.total, *total.parts.values()])
+        self.ranks.add([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        return total
+
+    def _share(self, share: Share, asked: Asked) -> tuple[Losses, list[Tensor | None]]:
+        with computing(self.student.starts.device, self.config.precision):
+            losses = student_losses(self.student, share, asked, self.config, self.image_distance)
         gradient = torch.autograd.grad(losses.total, self.parameters, allow_unused=True)
         parts = {name: value.detach() for name, value in losses.parts.items()}
-        return Losses(losses.total.detach(), parts), gradient
+        return Losses(losses.total.detach(), parts), list(gradient)
+
+    def _accumulate(self, gradient: Sequence[Tensor | None]) -> None:
+        """Add a share's gradient to what is there."""
+        for parameter, piece in zip(self.parameters, gradient, strict=True):
+            if piece is None:
+                continue
+            if parameter.grad is None:
+                # In memory of its own: parameters that are summed share one gradient, and clipping would scale it twice.
+                parameter.grad = piece.clone(memory_format=torch.contiguous_format)
+            else:
+                parameter.grad += piece
 
 
-def _added(pieces: Sequence[Tensor]) -> Tensor | None:
-    """The sum, in memory of its own: parameters that are summed share one gradient, and clipping would scale it twice."""
-    if not pieces:
-        return None
-    total = pieces[0].clone(memory_format=torch.contiguous_format)
-    for piece in pieces[1:]:
-        total += piece
-    return total
+def _added(losses: Sequence[Losses]) -> Losses:
+    return Losses(
+        torch.stack([each.total for each in losses]).sum(),
+        {name: torch.stack([each.parts[name] for each in losses]).sum() for name in losses[0].parts},
+    )

@@ -7,7 +7,9 @@ again, and no line is lost or doubled.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -25,15 +27,24 @@ COLUMNS = (
     "learning_rate",
     "heldout_token_loss",
     "heldout_token_match",
+    "train_token_loss",
+    "train_token_match",
 )
-SCHEMA = pyarrow.schema([("step", pyarrow.int64()), *((name, pyarrow.float64()) for name in COLUMNS)])
+"""Of every log; a head's loss at each timestep, as `token_loss_at_5`, follows them by name."""
+CLOCK_COLUMNS = ("images_per_second", "data_wait", "peak_memory_bytes")
+"""At the end: what the machine does to a training. All other numbers are the same whenever it is run again."""
+
+
+Board = Callable[[int, Mapping[str, float]], None]
+"""Told (step, numbers by name)."""
 
 
 class MetricsLog:
-    """Lines of numbers by step, kept until `commit`."""
+    """Lines of numbers by step, kept until `commit`; `board` hears of each at once."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int, board: Board | None = None) -> None:
         self.folder = folder
+        self.board = board
         self.first_step = first_step
         self.rows: dict[int, dict[str, float]] = {}
         self.last: dict[str, float] = {}
@@ -43,19 +54,23 @@ class MetricsLog:
         numbers = {name: float(value) for name, value in values.items()}
         self.rows.setdefault(step, {}).update(numbers)
         self.last.update(numbers)
+        if self.board is not None:
+            self.board(step, numbers)
 
     def in_words(self) -> str:
         """The newest losses, for a progress line."""
-        names = [name for name in ("token_loss", "embedding_loss", "image_loss") if name in self.last]
-        return ", ".join(f"{name.removesuffix('_loss')} {self.last[name]:.3f}" for name in names)
+        losses = [name for name in ("token_loss", "embedding_loss", "image_loss") if name in self.last]
+        words = [f"{name.removesuffix('_loss')} {self.last[name]:.3f}" for name in losses]
+        if "heldout_token_loss" in self.last:
+            gap = self.last["heldout_token_loss"] - self.last["train_token_loss"]
+            words.append(f"held out {self.last['heldout_token_loss']:.3f} (gap {gap:+.3f})")
+        return ", ".join(words)
 
     def commit(self, step: int) -> None:
         """Write the lines since the last commit, up to `step`."""
-        rows = [
-            {"step": at, **{name: row.get(name) for name in COLUMNS}} for at, row in sorted(self.rows.items())
-        ]
+        rows = [{"step": at, **row} for at, row in sorted(self.rows.items())]
         path = self.folder / f"steps-{self.first_step:06d}-{step:06d}.parquet"
-        commit_bytes(path, _to_bytes(pyarrow.Table.from_pylist(rows, schema=SCHEMA)))
+        commit_bytes(path, _to_bytes(_table(rows)))
         self.first_step, self.rows = step, {}
 
 
@@ -66,10 +81,8 @@ def read_metrics(folder: Path) -> pyarrow.Table:
         Refused: a part is damaged.
     """
     tables = [_read_part(folder / name) for name in list_names(folder, ".parquet")]
-    if not tables:
-        return SCHEMA.empty_table()
     rows = {row["step"]: row for table in tables for row in table.to_pylist()}
-    return pyarrow.Table.from_pylist([rows[step] for step in sorted(rows)], schema=SCHEMA)
+    return _table([rows[step] for step in sorted(rows)])
 
 
 def newest_values(folder: Path) -> dict[str, float]:
@@ -99,11 +112,25 @@ def _read_part(path: Path) -> pyarrow.Table:
     try:
         data = io.BytesIO(read_bytes(path))
         # Without threads: a pool still at work when the process ends can abort it.
-        return pyarrow.parquet.read_table(data, schema=SCHEMA, use_threads=False, pre_buffer=False)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OSError) as error:
+        table = pyarrow.parquet.read_table(data, use_threads=False, pre_buffer=False)
+        return table.cast(_schema(table.column_names))
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, ValueError, OSError) as error:
         raise Refused(
             f"{path} is damaged ({error}): delete it to go on without the lines of its steps in the log"
         ) from error
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
+    """Lines as a table: the columns of every log, those that some logs have, the clock's."""
+    others = {name for row in rows for name in row} - {"step", *COLUMNS, *CLOCK_COLUMNS}
+    names = ["step", *COLUMNS, *sorted(others), *CLOCK_COLUMNS]
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pyarrow.table(columns, schema=_schema(names))
+
+
+def _schema(names: Sequence[str]) -> pyarrow.Schema:
+    types = {"step": pyarrow.int64()}
+    return pyarrow.schema([(name, types.get(name, pyarrow.float64())) for name in names])
 
 
 def _to_bytes(table: pyarrow.Table) -> bytes:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from distill.checkpoint import KEPT
 from distill.checks import check_distillation
 from distill.protocols import check_evaluation
 from distill.student import build_network
@@ -184,12 +183,14 @@ def _refuse_small_disk(ablation: Ablation, loaded: LoadedTeacher) -> None:
         network = build_network(loaded.family, loaded.teacher.transformer.config, loaded.teacher.codebook_dim)
     weights = sum(4 * parameter.numel() for parameter in network.parameters())
     decoder = sum(tensor.nbytes for tensor in loaded.teacher.tokenizer.decoder_state().values())
-    todo = sum(not ablation.is_finished(cell) for cell in ablation.cells)
-    needed = todo * (4 * KEPT * weights + weights + decoder) + (4 * weights if todo else 0)
+    todo = [cell for cell in ablation.cells if not ablation.is_finished(cell)]
+    kept = [cell.config.train.kept_checkpoints for cell in todo]
+    # Of each cell its checkpoints and its export, and one checkpoint more while it is written.
+    needed = 4 * weights * (sum(kept) + bool(kept)) + len(todo) * (weights + decoder)
     place = next(folder for folder in (ablation.root, *ablation.root.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:
         raise Refused(
-            f"the cells to come ({todo}) take about {needed / 1e6:,.0f} MB, and {place} has {free / 1e6:,.0f} MB left: "
-            "free some, choose another --out, or ask for fewer cells"
+            f"the cells to come ({len(todo)}) take about {needed / 1e6:,.0f} MB, and {place} has {free / 1e6:,.0f} MB "
+            "left: free some, choose another --out, or ask for fewer cells"
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.checkpoint import refuse_other_training
+from distill.ranks import joined_ranks
 from distill.training import Training
 from generate_pairs.teachers.threads import computing_threads
 from pipeline.ablation import Ablation
@@ -61,9 +62,9 @@ def plan_lines(ablation: Ablation, report: Report) -> list[str]:
 
 def measured(config: RunConfig, pairs: Location) -> CellCost:
     """Train a few steps and look once, in this process; keeps nothing."""
-    with computing_threads(1):
-        training = Training(config.distill, config.teacher.name, pairs, config.pairs.num_pairs)
-        look = Look(config, pairs)
+    with joined_ranks(config.train.device) as ranks, computing_threads(1):
+        training = Training(config.distill, config.teacher.name, pairs, config.pairs.num_pairs, ranks)
+        look = Look(config)
         for _ in range(WARM_STEPS):
             training.update()
         began, steps = time.monotonic(), 0

@@ -15,16 +15,14 @@ from typing import Any
 from distill.metrics import join_metrics
 from distill.scores import StudentScores
 from distill.trainer import Watch, train
-from distill.training import HELDOUT_PAIRS, Training
+from distill.training import Training
 from pipeline.config import RunConfig
 from pipeline.report import write_report
 from pipeline.run_dir import RunDir, check, claim
 from shards.errors import Refused
 from shards.locations import Location
-from shards.manifest import Manifest
 from shards.reporting import Report, ShouldStop
 from shards.storage import commit_bytes, list_names, read_bytes
-from shards.stream import PairStream
 
 Number = Mapping[str, Any]
 """One number of a curve: `method` (None for what is measured on pairs), `metric`, `value` and `protocol`."""
@@ -108,7 +106,7 @@ def run_cell(
     # with the cell may stand elsewhere.
     commit_bytes(cell.run.pairs_elsewhere, f"{pairs.absolute()}\n".encode())
     claim(root, config)
-    look = Look(config, pairs)
+    look = Look(config)
     trained = train(
         config.distill,
         config.teacher.name,
@@ -129,17 +127,12 @@ def run_cell(
 class Look:
     """Measures a student on its way: on held-out pairs, on pairs that it learns from, and by its images."""
 
-    def __init__(self, config: RunConfig, pairs: Location) -> None:
+    def __init__(self, config: RunConfig) -> None:
         self.scores = StudentScores(config.evaluation)
-        # As many pairs that it learns from as held-out ones are looked at, and so the same ones at every size that has
-        # as many: the gap between the two is what it knows by heart.
-        manifest = Manifest.open(pairs)
-        view = manifest.view(min(HELDOUT_PAIRS, manifest.heldout().size, config.pairs.num_pairs))
-        self.seen = next(PairStream(pairs, view, view.size, seed=0))
 
     def __call__(self, training: Training) -> list[Number]:
         numbers: list[Number] = []
-        for name, batch in (("heldout", training.heldout_batch), ("train", self.seen)):
+        for name, batch in (("heldout", training.heldout_batch), ("train", training.seen_batch)):
             protocol = f"{len(batch.index_B)} {'held-out' if name == 'heldout' else 'training'} pairs"
             numbers += [
                 {"method": None, "metric": f"{name}_{metric}", "value": value, "protocol": protocol}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import sys
 import traceback
@@ -26,6 +27,10 @@ COMMANDS = (
 )
 
 
+SHARED = ("distill",)
+"""Commands that several processes of torchrun do together."""
+
+
 class Onestep(click.Group):
     """The group of all commands: command NAME is `command` in `pipeline/cmd_NAME.py`."""
 
@@ -42,11 +47,24 @@ class Onestep(click.Group):
         ctx.meta["onestep.command"] = shlex.join(["onestep", *args])
         return super().parse_args(ctx, args)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        processes = os.environ.get("WORLD_SIZE", "1")
+        if processes != "1" and name not in SHARED:
+            raise click.UsageError(
+                f"torchrun started {processes} processes, and each would do all of `{name}`: start it without torchrun, "
+                f"which is for {', '.join(SHARED)}"
+            )
+        return name, command, rest
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command; what it raises becomes one message on standard error and an exit code."""
         from pipeline.failures import explain
         from pipeline.installation import refuse_foreign_packages
 
+        rank, processes = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         try:
             refuse_foreign_packages()
             return super().invoke(ctx)
@@ -57,7 +75,8 @@ class Onestep(click.Group):
             if ctx.params["debug"]:
                 traceback.print_exception(error)
             message, exit_code = explain(error, ctx.meta["onestep.command"])
-            click.echo(f"onestep: {message}", err=True)
+            speaker = "onestep" if processes == "1" else f"onestep, process {rank} of {processes}"
+            click.echo(f"{speaker}: {message}", err=True)
             ctx.exit(exit_code)
 
 

@@ -31,15 +31,39 @@ if TYPE_CHECKING:
 )
 @tiny_random_option
 @num_steps_option
+@click.option(
+    "--device-batch-size",
+    metavar="N|auto",
+    help="Pairs that a device computes at once; short for --set train.device_batch_size=N.  [default: as many as fit]",
+)
+@click.option(
+    "--print-job-script", is_flag=True, help="Print a Slurm job that trains, is requeued and goes on."
+)
+@click.option(
+    "--nodes", type=click.IntRange(min=1), default=1, metavar="N", help="Of that job.  [default: 1]"
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="On each node, a GPU each.  [default: 1]",
+)
 @set_option
 @dry_run_option
+@click.pass_context
 def command(
+    ctx: click.Context,
     preset: str,
     pairs: Location,
     out: Path,
     size: int | None,
     tiny_random: bool,
     num_steps: int | None,
+    device_batch_size: str | None,
+    print_job_script: bool,
+    nodes: int,
+    processes: int,
     settings: tuple[str, ...],
     dry_run: bool,
 ) -> None:
@@ -53,29 +77,48 @@ def command(
       onestep distill digits --pairs pairs/digits --out students/digits
       onestep distill digits --pairs pairs/digits --out students/small --size 5000
       onestep distill var-d16 --tiny-random --pairs pairs/trial --out students/trial
+      torchrun --nproc-per-node=8 --no-python onestep distill var-d16 --pairs pairs/d16 --out students/d16
+      onestep distill var-d16 --pairs pairs/d16 --out students/d16 --processes 8 --print-job-script > job.sh
     """
     from pipeline.config import compose, to_toml
     from pipeline.progress import duration, progress
     from pipeline.signals import stopping
     from shards.manifest import Manifest, refuse_other_spec
 
-    config = compose(preset, overrides(settings, {"train.num_steps": num_steps}), tiny_random=tiny_random)
+    flags = {"train.num_steps": num_steps, "train.device_batch_size": device_batch_size}
+    config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
+    if print_job_script:
+        from pipeline.job_script import training_job
+
+        click.echo(training_job(config.cluster, ctx.meta["onestep.command"], nodes, processes))
+        return
     view = Manifest.open(pairs).view(size)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from distill.trainer import refuse_training, train, training_plan
     from generate_pairs.driver import pair_spec
     from generate_pairs.teachers.checkpoints import load_teacher
 
-    refuse_other_spec(pairs, pair_spec(config.generate, load_teacher(config.teacher.name)))
+    loaded = load_teacher(config.teacher.name)
+    refuse_other_spec(pairs, pair_spec(config.generate, loaded))
     if dry_run:
         refuse_training(config.distill, pairs, out, size)
         click.echo(to_toml(config))
-        click.echo("\n".join(training_plan(config.distill, view.size)))
+        click.echo("\n".join(training_plan(config.distill, view.size, loaded)))
         return
+    del loaded
     with stopping() as should_stop, progress("student", "steps") as report:
         trained = train(
-            config.distill, config.teacher.name, pairs, out, size=size, report=report, should_stop=should_stop
+            config.distill,
+            config.teacher.name,
+            pairs,
+            out,
+            size=size,
+            report=report,
+            should_stop=should_stop,
+            tell=lambda sentence: click.echo(f"student: {sentence}", err=True),
         )
+    if not trained.speaks:
+        return
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
     outcome = f"{trained.num_steps:,} steps in {duration(trained.seconds)}"
     click.echo(f"{out}: {'; '.join(filter(None, [outcome, metrics]))}")

@@ -8,7 +8,7 @@ import click
 
 from pipeline.options import MAX_SEED
 
-EMBEDDED = ("digits", "digits-var")
+EMBEDDED = ("digits", "digits-64", "digits-var")
 
 
 @click.group("teachers")

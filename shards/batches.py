@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from shards.loaded import LoadedShards
 from shards.manifest import View
 from shards.order import Order, rank_slice
-from shards.record import Pairs
+from shards.record import Array, Pairs
 from shards.source import ShardSource
 
 
@@ -73,6 +73,11 @@ class PairBatches(Dataset[PairBatch]):
             tokens_BL=torch.from_numpy(pairs.tokens_BL.astype(np.int64)),
             label_B=torch.from_numpy(pairs.label_B),
         )
+
+    def places(self, start: int, stop: int) -> tuple[Array, Array]:
+        """pair_index and epoch, int64, at positions `start` .. `stop - 1` of the endless sequence."""
+        epoch_B = np.arange(start, stop, dtype=np.int64) // self.order.epoch_size
+        return self.view.first + self.order.indices(start, stop), epoch_B
 
     @cached_property
     def _loaded(self) -> LoadedShards:

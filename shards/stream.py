@@ -16,6 +16,7 @@ from shards.loading import LoadedAhead
 from shards.locations import Location, location
 from shards.manifest import View
 from shards.order import Order
+from shards.record import Array
 from shards.source import ShardSource
 
 STATE_VERSION = 1
@@ -108,6 +109,11 @@ class PairStream(Iterator[PairBatch]):
         # Only a batch that is complete counts as consumed.
         self.position += self.batch_size
         return batch
+
+    def upcoming(self) -> tuple[Array, Array]:
+        """Of all pairs of the next global batch, every rank's in turn: pair_index and epoch, int64; reads no pair."""
+        start, stop = self.position, self.position + self.batch_size
+        return self._batches.places(start, stop)
 
     def close(self) -> None:
         """Ends the workers; the next batch, if it is asked for, starts them again."""

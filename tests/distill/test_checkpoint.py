@@ -1,4 +1,4 @@
-"""Checkpoints: the newest by number is taken, damage is refused with the way out, and so is another training."""
+"""Checkpoints: the newest whole one is taken, another training is refused, and old ones go."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ def save_at(folder: Path, *steps: int) -> None:
 
 
 def newest(folder: Path, num_steps: int = 10**9) -> Checkpoint | None:
-    return newest_checkpoint(folder, IDENTITY, num_steps)
+    resumed = newest_checkpoint(folder, IDENTITY, num_steps)
+    if resumed is None:
+        return None
+    assert resumed.broken == ()
+    return resumed.checkpoint
 
 
 def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
@@ -47,29 +51,50 @@ def test_other_names_are_no_checkpoints(tmp_path: Path, name: str) -> None:
     assert found.step == 4
 
 
-@pytest.mark.parametrize("content", ["[]", "{", "null", "{}", '{"schema_version": 1, "step": 8}'])
-def test_a_damaged_mark_is_refused_and_deleting_it_is_the_way_out(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["[]", "{", "null", "{}", '{"schema_version": 2, "step": 8}'])
+def test_a_damaged_mark_gives_way_to_the_checkpoint_before(tmp_path: Path, content: str) -> None:
     save_at(tmp_path, 4, 8)
     mark = tmp_path / "step-000008.json"
     mark.write_text(content)
-    with pytest.raises(Refused, match=r"is damaged.*delete .*step-000008\.json to go on from the checkpoint"):
-        newest(tmp_path)
-    mark.unlink()
-    found = newest(tmp_path)
-    assert found is not None
-    assert found.step == 4
+    resumed = newest_checkpoint(tmp_path, IDENTITY, 10)
+    assert resumed is not None
+    assert resumed.checkpoint.step == 4
+    (broken,) = resumed.broken
+    assert str(mark) in broken
+    assert "is damaged" in broken
 
 
 @pytest.mark.parametrize("damage", ["missing", "sha256"])
-def test_lost_or_damaged_tensors_are_refused_with_the_way_out(tmp_path: Path, damage: str) -> None:
+def test_lost_or_damaged_tensors_give_way_to_the_checkpoint_before(tmp_path: Path, damage: str) -> None:
     save_at(tmp_path, 4, 8)
     tensors = tmp_path / "step-000008.safetensors"
     if damage == "missing":
         tensors.unlink()
     else:
         tensors.write_bytes(tensors.read_bytes()[:-1] + b"!")
-    with pytest.raises(Refused, match=rf"safetensors is .*{damage}.*delete .*step-000008\.json"):
-        newest(tmp_path)
+    resumed = newest_checkpoint(tmp_path, IDENTITY, 10)
+    assert resumed is not None
+    assert resumed.checkpoint.tensors["weights"].tolist() == [4.0, 4.0]
+    (broken,) = resumed.broken
+    assert str(tensors) in broken
+    assert damage in broken
+
+
+def test_where_no_checkpoint_is_whole_the_start_is_not_taken_silently(tmp_path: Path) -> None:
+    save_at(tmp_path, 4, 8)
+    (tmp_path / "step-000008.json").write_text("{")
+    (tmp_path / "step-000004.safetensors").unlink()
+    with pytest.raises(
+        Refused, match=r"no checkpoint .* is whole: .*step-000008\.json.*; .*Delete that folder"
+    ):
+        newest_checkpoint(tmp_path, IDENTITY, 10)
+
+
+def test_checkpoints_are_kept_by_number_and_by_interval(tmp_path: Path) -> None:
+    for step in range(10, 80, 10):
+        save_checkpoint(tmp_path, Checkpoint(step, {}, {}, IDENTITY), kept=2, keep_interval=30)
+    kept = {f"step-{step:06d}" for step in (30, 60, 70)}
+    assert {path.stem for path in tmp_path.iterdir()} == kept
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.config import TrainConfig
-from distill.losses import expected_rows, shares, student_losses
+from distill.losses import Asked, Share, answered_rows, squared_distance, student_losses
 from distill.student import Student
 from distill.targets import Targets, trajectory_states
 from generate_pairs.teachers.checkpoints import load_teacher
@@ -39,12 +40,15 @@ def batch(student: Student) -> tuple[Targets, Tensor, Tensor]:
     return targets, tokens_BL, torch.tensor([1, 5, 9])
 
 
+def asked_of(student: Student) -> Asked:
+    return Asked.of(np.array([0, 2, 2]), student.layout)
+
+
 def test_each_part_is_the_mean_over_what_is_asked(
     student: Student, batch: tuple[Targets, Tensor, Tensor]
 ) -> None:
     targets, tokens_BL, labels_B = batch
-    (whole,) = shares(*batch, 1)
-    losses = student_losses(student, whole, TrainConfig(**WEIGHTS))
+    losses = student_losses(student, Share(*batch), asked_of(student), TrainConfig(**WEIGHTS))
     logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, labels_B)
     codebook_VC = student.tokenizer.codebook_VC
     asked = [
@@ -56,10 +60,20 @@ def test_each_part_is_the_mean_over_what_is_asked(
     distance = torch.stack([(embeddings_BLC[at] - codebook_VC[tokens_BL[at]]).square() for at in asked])
     sequence_BLC = codebook_VC[tokens_BL].clone()
     for at in asked:
-        sequence_BLC[at] = logits_BLV[at].softmax(-1) @ codebook_VC
+        below_split = student.layout.step_of_token[at[1]] < student.split
+        expected_row_C = logits_BLV[at].softmax(-1) @ codebook_VC
+        sequence_BLC[at] = expected_row_C if below_split else embeddings_BLC[at]
     decode = student.tokenizer.decode
     image = F.mse_loss(decode(sequence_BLC), decode(codebook_VC[tokens_BL]))
     expected = {"token_loss": token, "embedding_loss": distance.mean(), "image_loss": image}
+    shown_first = [sample == 0 for sample, _ in asked]
+    for number, timestep in enumerate((0, 2)):
+        of_it = torch.tensor(shown_first) == (number == 0)
+        chosen = [at for at, is_of_it in zip(asked, of_it, strict=True) if is_of_it]
+        expected[f"token_loss_at_{timestep}"] = torch.stack(
+            [-logits_BLV[at].log_softmax(-1)[tokens_BL[at]] for at in chosen]
+        ).mean()
+        expected[f"embedding_loss_at_{timestep}"] = distance[of_it].mean()
     assert losses.parts.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(losses.parts[name], value, rtol=1e-5, atol=1e-7)
@@ -71,24 +85,23 @@ def test_each_part_is_the_mean_over_what_is_asked(
 def test_a_part_without_weight_is_not_there(
     student: Student, batch: tuple[Targets, Tensor, Tensor], name: str
 ) -> None:
-    (whole,) = shares(*batch, 1)
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
-    losses = student_losses(student, whole, TrainConfig(**alone))
-    assert list(losses.parts) == [f"{name}_loss"]
+    losses = student_losses(student, Share(*batch), asked_of(student), TrainConfig(**alone))
+    at = [] if name == "image" else [f"{name}_loss_at_0", f"{name}_loss_at_2"]
+    assert list(losses.parts) == [f"{name}_loss", *at]
     assert losses.total == losses.parts[f"{name}_loss"]
 
 
-@pytest.mark.parametrize(
-    ("name", "learns"),
-    [("token", "tokens"), ("embedding", "embeddings"), ("image", "tokens")],
-)
-def test_each_part_teaches_one_head(
-    student: Student, batch: tuple[Targets, Tensor, Tensor], name: str, learns: str
+@pytest.mark.parametrize("name", ["token", "embedding", "image"])
+def test_each_part_teaches_the_heads_whose_answers_it_judges(
+    student: Student, batch: tuple[Targets, Tensor, Tensor], name: str
 ) -> None:
-    (whole,) = shares(*batch, 1)
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
     student.zero_grad()
-    student_losses(student, whole, TrainConfig(**alone)).total.backward()
+    student_losses(student, Share(*batch), asked_of(student), TrainConfig(**alone)).total.backward()
+    # An image is made of the token head's answers below the split, and of the continuous head's after it.
+    image = {"tokens", "embeddings"} if student.split < student.layout.num_steps else {"tokens"}
+    learning = {"token": {"tokens"}, "embedding": {"embeddings"}, "image": image}[name]
     continuous = list(student.network.final_layer_conti.parameters())
     token_head = [
         parameter
@@ -99,11 +112,28 @@ def test_each_part_teaches_one_head(
     for head, parameters in (("tokens", token_head), ("embeddings", continuous)):
         assert parameters
         learned = [p.grad is not None and bool(p.grad.abs().max() > 0) for p in parameters]
-        assert learned == [head == learns] * len(parameters)
+        assert learned == [head in learning] * len(parameters)
     assert all(p.grad is None for p in student.tokenizer.parameters())
 
 
-def test_a_certain_token_head_expects_its_token(student: Student) -> None:
-    tokens_BL = torch.tensor([[3, 0, 23]])
+def test_a_certain_token_head_answers_its_token_and_the_continuous_head_after_the_split(
+    student: Student,
+) -> None:
+    tokens_BL = torch.arange(student.layout.num_tokens)[None] % 24
     logits_BLV = 1e4 * F.one_hot(tokens_BL, 24).float()
-    assert torch.equal(expected_rows(student, logits_BLV), student.tokenizer.embed(tokens_BL))
+    embeddings_BLC = torch.randn(1, student.layout.num_tokens, 3)
+    split = student.layout.starts[student.split]
+    found_BLC = answered_rows(student, logits_BLV, embeddings_BLC)
+    assert torch.equal(found_BLC[:, :split], student.tokenizer.embed(tokens_BL)[:, :split])
+    assert torch.equal(found_BLC[:, split:], embeddings_BLC[:, split:])
+
+
+def test_another_distance_between_images_takes_the_place_of_the_squared_one(
+    student: Student, batch: tuple[Targets, Tensor, Tensor]
+) -> None:
+    config = TrainConfig(token_weight=0.0, image_weight=1.0)
+    plain = student_losses(student, Share(*batch), asked_of(student), config)
+    doubled = student_losses(
+        student, Share(*batch), asked_of(student), config, lambda a, b: 2.0 * squared_distance(a, b)
+    )
+    torch.testing.assert_close(doubled.total, 2.0 * plain.total)

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from distill.metrics import MetricsLog, join_metrics, newest_values, read_metrics
+from distill.metrics import CLOCK_COLUMNS, COLUMNS, MetricsLog, join_metrics, newest_values, read_metrics
 from shards.errors import Refused
 
 
@@ -26,6 +26,25 @@ def test_numbers_of_one_step_are_one_line_and_parts_are_one_table(tmp_path: Path
     assert newest_values(tmp_path) == {"loss": 1.0, "heldout_token_loss": 2.0}
     join_metrics(tmp_path, tmp_path / "joined" / "metrics.parquet")
     assert pyarrow.parquet.read_table(tmp_path / "joined" / "metrics.parquet") == read_metrics(tmp_path)
+
+
+def test_columns_that_some_logs_have_stand_between_those_of_all(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, 0)
+    log.add(1, token_loss_at_5=2.0, loss=3.0)
+    log.commit(1)
+    log.add(2, images_per_second=7.0, token_loss_at_0=1.0, loss=2.5)
+    log.commit(2)
+    table = read_metrics(tmp_path)
+    assert table.column_names == ["step", *COLUMNS, "token_loss_at_0", "token_loss_at_5", *CLOCK_COLUMNS]
+    assert table["token_loss_at_5"].to_pylist() == [2.0, None]
+    assert table["token_loss_at_0"].to_pylist() == [None, 1.0]
+
+
+def test_a_board_hears_of_every_line_at_once(tmp_path: Path) -> None:
+    heard: list[tuple[int, dict[str, float]]] = []
+    log = MetricsLog(tmp_path, 0, lambda step, numbers: heard.append((step, dict(numbers))))
+    log.add(3, loss=torch.tensor(1.5))
+    assert heard == [(3, {"loss": 1.5})]
 
 
 def test_no_log_has_no_values(tmp_path: Path) -> None:

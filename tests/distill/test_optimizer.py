@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from distill.config import TrainConfig
-from distill.optimizer import build_optimizer, ema_decay, learning_rate, update_ema
+from distill.optimizer import Optimizer, build_optimizers, ema_decay, learning_rate, update_ema
+from shards.errors import Refused
 
 CONFIG = TrainConfig(num_steps=1000, warmup_steps=100, learning_rate=2e-3, ema_decay=0.99, weight_decay=0.1)
 
@@ -46,8 +47,76 @@ def test_average_moves_by_one_minus_decay() -> None:
 
 def test_only_matrices_decay() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    decaying, plain = build_optimizer(network, CONFIG).param_groups
+    (adamw,) = build_optimizers(network, CONFIG)
+    decaying, plain = adamw.param_groups
     assert [p.shape for p in decaying["params"]] == [(4, 4)]
     assert decaying["weight_decay"] == 0.1
     assert len(plain["params"]) == 3
     assert plain["weight_decay"] == 0.0
+
+
+class Layered(nn.Module):
+    """Two layers between an embedding and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)) for _ in range(2))
+        self.head = nn.Linear(4, 2)
+
+
+def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest() -> None:
+    network = Layered()
+    config = CONFIG.model_copy(update={"optimizer": "muon", "muon_learning_rate": 0.3})
+    adamw, muon = build_optimizers(network, config)
+    (group,) = muon.param_groups
+    assert {id(p) for p in group["params"]} == {id(layer[0].weight) for layer in network.layers}
+    assert group["weight_decay"] == 0.1
+    assert muon.defaults["lr"] == 0.3
+    names = {id(p): name for name, p in network.named_parameters()}
+    others = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert others == {*names.values()} - {"layers.0.0.weight", "layers.1.0.weight"}
+
+
+def test_both_follow_one_schedule() -> None:
+    network = Layered()
+    optimizer = Optimizer(network, CONFIG.model_copy(update={"optimizer": "muon"}))
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(49)
+    rates = [group["lr"] for part in optimizer.parts for group in part.param_groups]
+    assert rates == pytest.approx([1e-3, 1e-3, 0.01])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_what_is_kept_goes_into_another_optimizer_that_goes_on_alike(name: str) -> None:
+    config = CONFIG.model_copy(update={"optimizer": name})
+    torch.manual_seed(0)
+    network, other = Layered(), Layered()
+    first, second = Optimizer(network, config), Optimizer(other, config)
+
+    def step(model: nn.Module, optimizer: Optimizer, number: int) -> None:
+        generator = torch.Generator().manual_seed(number)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step(number)
+
+    step(network, first, 0)
+    other.load_state_dict(network.state_dict())
+    for own, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        second.restore(theirs, {key: value.clone() for key, value in first.state_of(own).items()})
+    step(network, first, 1)
+    step(other, second, 1)
+    for own, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(own, theirs)
+
+
+def test_a_network_without_layers_is_refused_for_muon() -> None:
+    with pytest.raises(Refused, match=r"Linear keeps no layers .* train\.optimizer=muon"):
+        build_optimizers(nn.Linear(2, 2), CONFIG.model_copy(update={"optimizer": "muon"}))
+
+
+def test_an_older_torch_is_told_what_muon_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(Refused, match=r"torch has from 2\.9 on, and this is"):
+        build_optimizers(Layered(), CONFIG.model_copy(update={"optimizer": "muon"}))

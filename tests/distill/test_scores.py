@@ -10,6 +10,7 @@ import torch
 from distill.config import DistillConfig, EvaluationConfig
 from distill.evaluation import judge_all, open_methods
 from distill.protocols import open_judge
+from distill.ranks import Ranks
 from distill.scores import StudentScores
 from distill.student import Student
 from distill.trainer import Watch, train
@@ -82,7 +83,7 @@ def test_a_look_that_was_lost_is_taken_again(pairs_root: Path, teacher_path: Pat
 
 
 def test_averages_are_lent_and_given_back(pairs_root: Path, teacher_path: Path) -> None:
-    training = Training(CONFIG, str(teacher_path), pairs_root, 96)
+    training = Training(CONFIG, str(teacher_path), pairs_root, 96, Ranks())
     for _ in range(3):
         training.update()
     before = [parameter.detach().clone() for parameter in training.parameters]
@@ -134,7 +135,7 @@ def test_without_real_images_there_is_no_score(teacher_path: Path) -> None:
 def test_token_metrics_are_those_of_the_averages_and_the_same_in_pieces(
     pairs_root: Path, teacher_path: Path, monkeypatch
 ) -> None:
-    training = Training(CONFIG, str(teacher_path), pairs_root, 96)
+    training = Training(CONFIG, str(teacher_path), pairs_root, 96, Ranks())
     for _ in range(3):
         training.update()
     whole = training.token_metrics(training.heldout_batch)

@@ -121,12 +121,15 @@ class Stages:
         size: Any,
         report: Any,
         should_stop: Any,
+        tell: Any = None,
     ) -> Any:
         self._enter("train", size=size, teacher=teacher)
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(json.dumps({"student_sha256": f"weights-{config.train.num_steps}"}))
         report(config.train.num_steps, config.train.num_steps, "")
-        return SimpleNamespace(num_steps=config.train.num_steps, seconds=1.0, metrics={"loss": 0.25})
+        return SimpleNamespace(
+            num_steps=config.train.num_steps, seconds=1.0, metrics={"loss": 0.25}, speaks=True
+        )
 
     def evaluate(
         self,
@@ -220,7 +223,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
         refuse_training=made.refuse_training,
         refuse_unwritable=lambda folder: None,
         train=made.train,
-        training_plan=lambda config, size: [f"{config.train.num_steps} steps on {size} pairs"],
+        training_plan=lambda config, size, loaded=None: [f"{config.train.num_steps} steps on {size} pairs"],
     )
     _fake_module(monkeypatch, "distill.metrics", join_metrics=made.join_metrics)
     _fake_module(monkeypatch, "distill.evaluation", evaluate=made.evaluate, EVALUATION_FILE="evaluation.json")

@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 import pipeline.ablate
 import pipeline.ablation_cost
 from distill.metrics import read_metrics
+from distill.ranks import Ranks
 from distill.training import Training
 from pipeline.cell import CellDir
 from pipeline.cli import main
@@ -215,7 +216,7 @@ def test_cells_of_a_seed_begin_alike_and_are_watched_on_the_same_pairs(preset: P
 
     def training(size: int, seed: int) -> Training:
         asked = changed(config, {"train.seed": seed}, "here").distill
-        return Training(asked, config.teacher.name, pairs, size)
+        return Training(asked, config.teacher.name, pairs, size, Ranks())
 
     small, large, other = training(32, 0), training(64, 0), training(64, 1)
     assert all(map(torch.equal, small.parameters, large.parameters))

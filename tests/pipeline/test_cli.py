@@ -50,7 +50,20 @@ COMMAND_LINE = {
         "--dry-run",
         "--probe",
     ],
-    "distill": ["PRESET", "--pairs", "--out", "--size", "--tiny-random", "--num-steps", "--set", "--dry-run"],
+    "distill": [
+        "PRESET",
+        "--pairs",
+        "--out",
+        "--size",
+        "--tiny-random",
+        "--num-steps",
+        "--device-batch-size",
+        "--print-job-script",
+        "--nodes",
+        "--processes",
+        "--set",
+        "--dry-run",
+    ],
     "ablate": [
         "PRESET",
         "--pairs",
@@ -236,3 +249,23 @@ def test_somebody_elses_package_of_the_same_name_is_refused(name: str, tmp_path:
         f"onestep: cannot start: `import {name}` finds {tmp_path / name}, but this onestep"
     )
     assert ran.stderr.count("\n") == 1
+
+
+def test_torchrun_is_for_the_commands_that_share_work(
+    onestep: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = onestep("run", "digits", "--dry-run")
+    assert refused.exit_code == 2
+    assert "torchrun started 2 processes, and each would do all of `run`" in refused.output
+    assert onestep("distill", "--help").exit_code == 0
+
+
+def test_of_several_processes_each_says_which_one_it_is(
+    onestep: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    refused = onestep("distill", "digits", "--pairs", tmp_path / "none", "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "onestep, process 1 of 2: " in refused.output

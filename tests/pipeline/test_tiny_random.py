@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from distill.checkpoint import newest_checkpoint
+from distill.ranks import Ranks
 from distill.sampler import sample_sequence
 from distill.student import Student
 from distill.training import Training
@@ -137,7 +138,7 @@ def test_the_student_draws_in_one_step_and_in_two(
 def test_the_export_makes_the_tokens_of_the_student_that_was_trained(whole: Path, preset: str) -> None:
     _, num_tokens, timesteps = PRESETS[preset]
     config = compose(preset, EVEN_SMALLER, tiny_random=True)
-    training = Training(config.distill, config.teacher.name, whole / "pairs", config.pairs.num_pairs)
+    training = Training(config.distill, config.teacher.name, whole / "pairs", config.pairs.num_pairs, Ranks())
     newest = newest_checkpoint(whole / "student" / "checkpoints", training.identity, config.train.num_steps)
     assert newest is not None
     training.restore(newest)

@@ -88,6 +88,33 @@ RECIPES: Mapping[str, Recipe] = {
         tokenizer_phase=Phase(3_000, 64, 2e-3),
         transformer_phase=Phase(6_000, 64, 2e-3, weight_decay=0.02),
     ),
+    # Every pixel a token of its own: 64 AR steps, and a codebook on a line.
+    "digits-64": Recipe(
+        family="llamagen",
+        tokenizer={
+            "vocab_size": 16,
+            "codebook_dim": 1,
+            "l2_normalised": False,
+            "z_channels": 32,
+            "ch": 32,
+            "ch_mult": (1,),
+            "num_res_blocks": 1,
+            "image_channels": 1,
+            "image_size": 8,
+        },
+        transformer={
+            "width": 64,
+            "depth": 4,
+            "num_heads": 4,
+            "vocab_size": 16,
+            "num_tokens": 64,
+            "num_classes": 10,
+            "ffn_multiple_of": 32,
+            "dropout": 0.1,
+        },
+        tokenizer_phase=Phase(2_000, 64, 2e-3),
+        transformer_phase=Phase(6_000, 64, 2e-3, weight_decay=0.02),
+    ),
     "digits-var": Recipe(
         family="var",
         tokenizer={

@@ -1,0 +1,117 @@
+"""Whether a training fits the memory of a device, computed before anything is allocated for it.
+
+Every process holds the whole student: float32 weights, their gradients, averages and two moments of AdamW are 20 bytes a
+parameter, the gradient of another part 4 more. On 80 GB that is meant for up to about a billion parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from distill.activations import kept_bytes, layers_of
+from distill.config import TrainConfig
+from distill.precision import weight_dtype
+from distill.ranks import Ranks
+from distill.student import build_network
+from generate_pairs.teachers.checkpoints import LoadedTeacher
+from shards.errors import Refused
+
+USABLE = 0.9
+"""Of the free memory: the rest is for what nobody counted, as the room between blocks."""
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes that a training needs on one device.
+
+    Attributes:
+        num_parameters: that are trained.
+        state: weights, gradients, averages, optimizer.
+        tokenizer: codebook and decoder.
+        per_pair: what the gradient of one pair keeps of its forward pass.
+    """
+
+    num_parameters: int
+    state: int
+    tokenizer: int
+    per_pair: int
+
+    @classmethod
+    def of(cls, loaded: LoadedTeacher, config: TrainConfig) -> MemoryNeed:
+        """What training a teacher's student needs in one process; allocates nothing.
+
+        Raises:
+            Refused: activations cannot be checkpointed in this family's network.
+        """
+        teacher, width = loaded.teacher, weight_dtype(config.precision).itemsize
+        with torch.device("meta"):
+            network = build_network(loaded.family, teacher.transformer.config, teacher.codebook_dim)
+        count = sum(parameter.numel() for parameter in network.parameters())
+        tokenizer = sum(tensor.numel() * width for tensor in teacher.tokenizer.state_dict().values())
+        layers = len(layers_of(network)) if config.checkpoint_activations else 0
+        kept = kept_bytes(network, teacher.layout.num_tokens, teacher.codebook_dim)
+        if layers:
+            # Of one layer at a time everything, of every layer what goes in.
+            inputs = (teacher.layout.num_tokens + 1) * network.config.width * 4
+            kept = kept // layers + layers * inputs
+        kept = kept // 2 if config.precision == "bfloat16" else kept * width // 4
+        return cls(count, count * width * 6, tokenizer, kept)
+
+    def total(self, pairs: int) -> int:
+        """With so many pairs at once."""
+        return self.state + self.tokenizer + self.per_pair * pairs
+
+    def fitting(self, pairs: int, free: int) -> int:
+        """How many of `pairs` can be computed at once, as one of equal parts; 0 where not even one can."""
+        for parts in range(1, pairs + 1):
+            at_once = -(-pairs // parts)
+            if self.total(at_once) <= free * USABLE:
+                return at_once
+        return 0
+
+    def in_words(self, pairs: int) -> str:
+        """What takes how much."""
+        return (
+            f"{_gigabytes(self.total(pairs))} a process: {_gigabytes(self.state)} for weights, gradients, averages and "
+            f"optimizer of {self.num_parameters:,} parameters, {_gigabytes(self.tokenizer)} for the tokenizer, about "
+            f"{_gigabytes(self.per_pair * pairs)} for {pairs:,} pairs at once"
+        )
+
+
+def free_bytes(ranks: Ranks) -> int:
+    """Memory that is free for this process, before it has allocated anything."""
+    if ranks.device.type == "cuda":
+        return torch.cuda.mem_get_info(ranks.device)[0]
+    return psutil.virtual_memory().available // ranks.on_host
+
+
+def device_batch_size(need: MemoryNeed, pairs: int, asked: int | str, free: int) -> int:
+    """How many of a process's pairs of a batch are computed at once.
+
+    Args:
+        need: of the training.
+        pairs: of this process in a batch.
+        asked: a number, or `auto` for as many as fit.
+        free: bytes that the process may take.
+
+    Raises:
+        Refused: not even one pair fits, or not as many as are asked.
+    """
+    fits = need.fitting(pairs, free)
+    at_once = fits if asked == "auto" else min(int(asked), pairs)
+    if fits == 0 or need.total(at_once) > free * USABLE:
+        ways = "train.precision=bfloat16 or train.checkpoint_activations=true take less"
+        if fits:
+            ways = f"train.device_batch_size={fits} fits, and {ways}"
+        raise Refused(
+            f"this training does not fit: it needs {need.in_words(max(at_once, 1))}; "
+            f"{_gigabytes(int(free * USABLE))} can be used here. {ways}"
+        )
+    return at_once
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
