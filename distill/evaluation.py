@@ -272,7 +272,7 @@ def open_methods(
     made_by, flow = manifest.spec.lineage["teacher"], manifest.spec.lineage["flow_map"]
     teacher = load_maker(manifest, teacher_name, getattr(torch, made_by["dtype"])).teacher.to(device)
     flow_map = FlowMap(teacher.codebook_VC.float(), flow["solver_steps"])
-    frequencies = count_tokens(pairs_root, manifest.view(student.num_pairs), num_images)
+    frequencies = count_tokens(pairs_root, manifest.view(student.num_pairs), num_images).to(device)
     return Methods(
         teacher,
         SamplingSettings.of(made_by),

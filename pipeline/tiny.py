@@ -29,7 +29,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "log_interval": 5,
     },
     # Images of noise are not to be scored.
-    "evaluation": {"protocol": "samples", "num_images": 16, "curve_images": 16},
+    "evaluation": {"protocol": "samples", "num_images": 16},
 }
 """What a trial has instead of the preset's own; `--set` and flags come after it."""
 
