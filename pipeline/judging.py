@@ -69,7 +69,7 @@ def planned(run_dir: RunDir, asked: EvaluationConfig, file: Path) -> list[str]:
     times = f" with each of {asked.repeats} noise seeds" if asked.repeats > 1 else ""
     lines = [f"{asked.num_images:,} images of each method{times} into {file}"]
     if kept:
-        lines.append(f"{kept} methods are kept of an evaluation that was stopped, if nothing has changed")
+        lines.append(f"methods kept of an evaluation that was stopped, if nothing has changed: {kept}")
     return [settings, *lines]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,6 +87,32 @@ def test_another_protocol_is_written_beside(onestep: Command, stages: Any, run: 
     assert stages.arguments["evaluate"]["config"].reference == "12,5"
     assert (run / "evaluation.json").read_bytes() == before
     assert f"{run / 'evaluation-folder.json'}; `onestep report" in result.stdout
+
+
+def test_a_dry_run_says_what_is_missing_or_what_would_be_done_and_writes_nothing(
+    onestep: Command, stages: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = SimpleNamespace(image_shape=(1, 8, 8))
+    monkeypatch.setattr(
+        "distill.student.Student.from_pretrained", lambda folder: SimpleNamespace(tokenizer=tokenizer)
+    )
+    kept = run / ".evaluation" / "evaluation"
+    kept.mkdir(parents=True)
+    (kept / "teacher-seed-0.safetensors").touch()
+    before = sorted(run.rglob("*"))
+    planned = onestep("evaluate", run, "--repeats", 3, "--dry-run")
+    assert planned.exit_code == 0, planned.stderr
+    assert "repeats = 3" in planned.stdout
+    assert (
+        f"2,000 images of each method with each of 3 noise seeds into {run / 'evaluation.json'}"
+        in planned.stdout
+    )
+    assert "methods kept of an evaluation that was stopped, if nothing has changed: 1" in planned.stdout
+    refused = onestep("evaluate", run, "--protocol", "folder", "--dry-run")
+    assert refused.exit_code == 2
+    assert "the protocol folder needs --set evaluation.reference=PATH: a folder of PNG" in refused.stderr
+    assert sorted(run.rglob("*")) == before
+    assert stages.calls == []
 
 
 def test_the_table_is_printed_and_nothing_is_judged(onestep: Command, stages: Any, run: Path) -> None:
