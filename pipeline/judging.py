@@ -91,11 +91,7 @@ def tables(
     keys = {_key(change).removeprefix(SECTION) for change in changes}
     wanted = [result_file(run_dir, config, asked)]
     if not keys:
-        wanted += [
-            run_dir.root / name
-            for name in list_names(run_dir.root, ".json")
-            if name.startswith("evaluation-") and run_dir.root / name not in wanted
-        ]
+        wanted += [file for file in run_dir.other_evaluations if file not in wanted]
     again = " ".join([command, *(f"--set {change}" for change in changes)])
     student = run_dir.read_json(run_dir.student / "config.json").get("student_sha256")
     made = []

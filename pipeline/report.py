@@ -46,6 +46,28 @@ class Picture:
     data_url: str
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """An evaluation on the page: what it was made with, its table, and quality against time as a data URL, if any."""
+
+    words: str
+    table: Table
+    quality: str | None
+    has_spread: bool
+    is_unscored: bool
+
+    @classmethod
+    def of(cls, evaluation: Mapping[str, Any], teacher: str) -> Judgement:
+        """That of an evaluation.json; the teacher's name tells what is published about it."""
+        return cls(
+            judged_words(evaluation),
+            evaluation_table(evaluation["rows"]),
+            quality_picture(evaluation, teacher),
+            evaluation.get("repeats", 1) > 1,
+            evaluation["protocol"] == "samples",
+        )
+
+
 def write_report(run_dir: RunDir) -> None:
     """Write report.html from what the run's folder holds so far.
 
@@ -63,10 +85,10 @@ def render(results: Results) -> str:
         description=results.config.description,
         headlines=headlines(results),
         pictures=pictures(results),
-        table=evaluation_table(results.rows),
-        evaluation=results.evaluation,
         judged=judged_words(results.evaluation) if results.rows else "",
-        quality=quality_picture(results),
+        judgements=[
+            Judgement.of(evaluation, results.config.teacher.name) for evaluation in results.evaluations
+        ],
         curves=training_curves(results.metrics),
         facts=facts(results),
         config=to_toml(results.config),
@@ -86,15 +108,15 @@ def fill(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def quality_picture(results: Results) -> str | None:
+def quality_picture(evaluation: Mapping[str, Any], teacher: str) -> str | None:
     """Quality against time as a data URL, None where no method has both numbers."""
+    # Only now: matplotlib takes its time to load.
     from pipeline.canvas import draw
     from pipeline.quality_time import points, quality_against_time
 
-    if not points(results.rows):
+    if not points(evaluation["rows"]):
         return None
-    published = published_rows(results.config.teacher.name)
-    figure = quality_against_time(results.rows, results.evaluation["protocol"], published)
+    figure = quality_against_time(evaluation["rows"], evaluation["protocol"], published_rows(teacher))
     return f"data:image/svg+xml;base64,{base64.b64encode(draw(figure).svg).decode()}"
 
 

@@ -71,6 +71,12 @@ class Results:
     evaluation: Mapping[str, Any]
     seconds: Mapping[str, float]
     samples: tuple[Path, ...]
+    others: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def evaluations(self) -> tuple[Mapping[str, Any], ...]:
+        """What was judged: by the run's own protocol, then by others, each if it is of the same student."""
+        return tuple(one for one in (self.evaluation, *self.others) if one.get("rows"))
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -84,15 +90,19 @@ def read_results(run_dir: RunDir) -> Results:
     Raises:
         Refused: the folder is no run.
     """
+    evaluation = run_dir.read_json(run_dir.evaluation)
+    others = [run_dir.read_json(path) for path in run_dir.other_evaluations]
     return Results(
         run_dir=run_dir,
         config=run_dir.read_config(),
         environment=run_dir.read_json(run_dir.environment),
         pairs=PairStatistics.of(Manifest.open(run_dir.pairs)) if dataset_exists(run_dir.pairs) else None,
         metrics=read_metrics(run_dir.metrics),
-        evaluation=run_dir.read_json(run_dir.evaluation),
+        evaluation=evaluation,
         seconds=run_dir.read_json(run_dir.seconds),
         samples=tuple(sorted(run_dir.samples.glob("*.png"))),
+        # One of a student that is there no more would pass for this one's.
+        others=tuple(one for one in others if one.get("student_sha256") == evaluation.get("student_sha256")),
     )
 
 

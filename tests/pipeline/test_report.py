@@ -121,6 +121,16 @@ def test_without_scores_the_token_match_is_told_in_their_place(finished: RunDir)
     ]
 
 
+def test_evaluations_by_other_protocols_follow_if_they_are_of_the_same_student(finished: RunDir) -> None:
+    judged = {"protocol": "adm", "num_images": 50_000, "seed": 0, "repeats": 2, "rows": ROWS}
+    (finished.root / "evaluation-adm.json").write_text(json.dumps(judged))
+    (finished.root / "evaluation-dd.json").write_text(json.dumps({**judged, "student_sha256": "another"}))
+    page = Page(render(read_results(finished)))
+    assert "Protocol adm, 50,000 images, noise seeds 0 to 1; mean ± sample standard deviation" in page.text
+    assert page.cells.count("teacher") == 2
+    assert "another" not in page.text
+
+
 def test_scores_where_there_are_any_leave_the_token_match_to_the_table(finished: RunDir) -> None:
     assert [name for _, name in headlines(read_results(finished))] == [
         "one step against the teacher, an image at a time",
