@@ -15,7 +15,7 @@ from torch import Tensor
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.trajectory import Choice, DrawMultinomial, MapNoise, walk
+from generate_pairs.trajectory import Choice, Draw, MapNoise, walk
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def teacher_contest(
     """
     return Contest(
         partial(official.sample, labels_B, settings, num_steps),
-        partial(_walk, teacher, settings, labels_B, num_steps, _draws(labels_B)),
+        partial(_walk, teacher, settings, labels_B, num_steps, _draws(teacher, labels_B)),
         partial(_forced_difference, official, teacher, settings, labels_B, num_steps),
     )
 
@@ -92,15 +92,18 @@ def map_contest(
     noise_BLC = _noise((len(labels_B), teacher.layout.num_tokens, teacher.codebook_dim), labels_B)
     flow_map = FlowMap(teacher.codebook_VC.detach(), solver_steps)
     walk_by = partial(_walk, teacher, settings, labels_B, num_steps)
-    return Contest(partial(walk_by, _draws(labels_B)), partial(walk_by, MapNoise(flow_map, noise_BLC)))
+    return Contest(
+        partial(walk_by, _draws(teacher, labels_B)), partial(walk_by, MapNoise(flow_map, noise_BLC))
+    )
 
 
 def _noise(shape_BLC: tuple[int, int, int], like: Tensor) -> Tensor:
     return torch.randn(shape_BLC, generator=torch.Generator().manual_seed(0)).to(like.device)
 
 
-def _draws(labels_B: Tensor) -> DrawMultinomial:
-    return DrawMultinomial(torch.Generator(labels_B.device).manual_seed(0))
+def _draws(teacher: Teacher, labels_B: Tensor) -> Draw:
+    shape, generator = (len(labels_B), teacher.layout.num_tokens), torch.Generator().manual_seed(0)
+    return Draw(torch.rand(shape, dtype=torch.float64, generator=generator).to(labels_B.device))
 
 
 def _walk(

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.evaluation import BATCH_SIZE
+from distill.methods import TEACHER_STREAM
 from distill.protocols import Judge
-from distill.sampler import SAMPLING_STREAM
+from distill.sampler import BATCH_SIZE, sampling_noise
 from generate_pairs.flow_map import FlowMap, default_num_steps
 from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.embedded.digits import DigitsSplit
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.trajectory import Choice, DrawMultinomial, MapNoise, walk
+from generate_pairs.trajectory import Choice, Draw, MapNoise, walk
 from pipeline.config import RunConfig
-from shards.noise import gaussian_noise
+from shards.noise import uniform_numbers
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,19 @@ class SampledTeacher:
 
     def draw(self, seed: int) -> Tensor:
         """Tokens (N, L) drawn from the teacher's distributions, as AR models are usually sampled."""
-        draw = DrawMultinomial(torch.Generator().manual_seed(seed))
-        return self._walk(lambda first, count: draw)
+        num_tokens = self.teacher.layout.num_tokens
+
+        def choose(first: int, count: int) -> Choice:
+            return Draw(torch.from_numpy(uniform_numbers(seed, first, count, num_tokens, TEACHER_STREAM)))
+
+        return self._walk(choose)
 
     def map(self, seed: int) -> Tensor:
         """Tokens (N, L) that the flow map makes of noise; the noise is that of the seed's evaluation."""
         shape = (self.teacher.layout.num_tokens, self.teacher.codebook_dim)
 
         def choose(first: int, count: int) -> Choice:
-            noise_BLC = gaussian_noise(seed, first, count, shape, stream=SAMPLING_STREAM)
-            return MapNoise(self.flow_map, torch.from_numpy(noise_BLC).float())
+            return MapNoise(self.flow_map, sampling_noise(seed, first, count, shape))
 
         return self._walk(choose)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from generate_pairs.teachers.base import Teacher
+from generate_pairs.trajectory import draw
 from shards.errors import Refused
 
 
@@ -52,19 +53,19 @@ class TokenFrequencies:
         return P_KLV
 
 
-def sample_onestep_star(P_KLV: Tensor, labels_B: Tensor, generator: torch.Generator) -> Tensor:
+def sample_onestep_star(P_KLV: Tensor, labels_B: Tensor, uniform_BL: Tensor) -> Tensor:
     """onestep*: tokens (B, L) int64, every position drawn on its own from its frequencies given the class.
 
     The optimum of predicting the whole sequence as one set: what one step gives without a map from noise to
     sequence.
 
     Args:
-        P_KLV: `TokenFrequencies.probabilities`, on the generator's device.
+        P_KLV: `TokenFrequencies.probabilities`.
         labels_B: class labels (B,), int64.
-        generator: of the draws.
+        uniform_BL: a number between 0 and 1 for every draw, float64.
     """
-    rows = (P_KLV[label] for label in labels_B.tolist())
-    return torch.stack([torch.multinomial(P_LV, 1, generator=generator) for P_LV in rows]).squeeze(2)
+    pairs = zip(labels_B.tolist(), uniform_BL, strict=True)
+    return torch.stack([draw(P_KLV[label], uniform_L) for label, uniform_L in pairs])
 
 
 @runtime_checkable
@@ -84,7 +85,7 @@ def skip_n_fill(teacher: Teacher) -> str:
 
 
 def sample_skip_n(
-    teacher: Teacher, tokens_BL: Tensor, n: int, P_KLV: Tensor, labels_B: Tensor, generator: torch.Generator
+    teacher: Teacher, tokens_BL: Tensor, n: int, P_KLV: Tensor, labels_B: Tensor, uniform_BL: Tensor
 ) -> Tensor:
     """skip-n: the image of the teacher's first S - n AR steps, the rest filled as `skip_n_fill` says.
 
@@ -92,9 +93,9 @@ def sample_skip_n(
         teacher: whose sequence it is.
         tokens_BL: the teacher's own tokens; those of the last n steps are not looked at.
         n: AR steps left out, 1 to S - 1.
-        P_KLV: `TokenFrequencies.probabilities`, on the generator's device; for the fill "marginals".
+        P_KLV: `TokenFrequencies.probabilities`, for the fill "marginals".
         labels_B: class labels (B,), int64.
-        generator: of the draws, where there are any.
+        uniform_BL: a number between 0 and 1 for every position, float64; those that are filled use theirs.
 
     Returns:
         Images (B, channels, height, width), nominally in [-1, 1], not clamped.
@@ -113,7 +114,7 @@ def sample_skip_n(
     kept_BP = tokens_BL[:, :num_kept]
     if isinstance(tokenizer, SumOfSteps):
         return tokenizer.decode_f_hat(tokenizer.f_hat(tokenizer.embed(kept_BP)))
-    filled = sample_onestep_star(P_KLV[:, num_kept:], labels_B, generator).to(tokens_BL.device)
+    filled = sample_onestep_star(P_KLV[:, num_kept:], labels_B, uniform_BL[:, num_kept:])
     return tokenizer.decode(tokenizer.embed(torch.cat([kept_BP, filled], dim=1)))
 
 

@@ -22,6 +22,7 @@ from distill.config import EvaluationConfig
 from distill.images import captioned_grid, grid_size, image_grid, save_png
 from distill.methods import Made, Methods, count_tokens
 from distill.protocols import SCORES, Judge, check_evaluation, open_judge
+from distill.sampler import most_at_once
 from distill.student import Student
 from distill.timing import BATCH_SIZES, seconds_per_image
 from distill.unfinished import FOLDER, Piece, Unfinished
@@ -38,10 +39,6 @@ from shards.storage import commit_bytes, sha256_file
 
 SCHEMA_VERSION = 1
 EVALUATION_FILE = "evaluation.json"
-BATCH_SIZE = 250
-BATCH_PIXELS = 2**20
-"""Most images, and most pixels, that are made at once: 16 images of 256 x 256."""
-
 KNOWN_TO_OTHERS = ("teacher", "teacher-flow")
 """Methods whose tokens others begin with, or are held against."""
 
@@ -236,12 +233,6 @@ def known_images(split: DigitsSplit, tokenizer: Tokenizer) -> Iterator[tuple[str
     with torch.inference_mode():
         decoded = tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images.to(device))))
     yield "reconstruction", to_unit_range(decoded), split.train_labels
-
-
-def most_at_once(image_shape: tuple[int, int, int]) -> int:
-    """Images that are made in one batch: the decoder's memory grows with their pixels."""
-    _, height, width = image_shape
-    return max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))
 
 
 def open_methods(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from generate_pairs.teachers.hub import HUB, hub_folder
 from shards.errors import Refused
 from shards.storage import read_bytes, sha256_bytes
 
 SCHEMA_VERSION = 2
 CONFIG_FILE = "config.json"
+EXPORT_FILES = (CONFIG_FILE, "student.safetensors", "tokenizer.safetensors")
 
 
 class ExportConfig(BaseModel):
@@ -28,6 +30,8 @@ class ExportConfig(BaseModel):
         tokenizer: the tokenizer's.
         fingerprint: of the pairs that the student learned from; None where they are not known, as of published ones.
         num_pairs: how many of them, the first training pairs; None where they are not known.
+        lineage: of those pairs, as their data set records it: the teacher and its settings, the flow map. None where it
+            is not known, as of published students and of those that were exported before there was this field.
         student_sha256: of student.safetensors; `tokenizer_sha256` of tokenizer.safetensors.
     """
 
@@ -42,12 +46,29 @@ class ExportConfig(BaseModel):
     split: int = Field(ge=0)
     fingerprint: str | None
     num_pairs: int | None = Field(gt=0)
+    lineage: dict[str, Any] | None = None
     student_sha256: str
     tokenizer_sha256: str
 
     def to_bytes(self) -> bytes:
         """The content of config.json: sorted, so that the same export is the same bytes."""
         return (json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode()
+
+
+def export_folder(source: Path | str, files: Sequence[str] = EXPORT_FILES) -> Path:
+    """The folder of a student: the one that is named, or `hf://OWNER/REPOSITORY[@REVISION]` brought here.
+
+    Args:
+        source: folder or repository.
+        files: of the repository, which to bring.
+
+    Raises:
+        Refused: the Hub's client is not installed, or the name has another form.
+        Failed: the download failed.
+    """
+    if isinstance(source, str) and source.startswith(HUB):
+        return hub_folder(source, files)
+    return Path(source)
 
 
 def read_export_config(folder: Path) -> ExportConfig:

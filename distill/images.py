@@ -45,7 +45,7 @@ def image_grid(images_BIHW: Tensor, columns: int, scale: int | None = None, gap:
     Raises:
         ValueError: no images, another number of channels, or no columns.
     """
-    pixels = _pixels(images_BIHW)
+    pixels = byte_images(images_BIHW)
     scale = enlargement(pixels.shape[2]) if scale is None else scale
     if columns < 1 or scale < 1 or gap < 0:
         raise ValueError(f"a grid needs columns >= 1, scale >= 1 and gap >= 0, got {columns}, {scale}, {gap}")
@@ -108,11 +108,11 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 def save_images(folder: Path, images_BIHW: Tensor, first: int = 0) -> None:
     """Write images in [0, 1], each in its own size, as 000000.png, 000001.png ... counted from `first`."""
-    for index, image in enumerate(_pixels(images_BIHW), start=first):
+    for index, image in enumerate(byte_images(images_BIHW), start=first):
         save_png(Image.fromarray(image.numpy()), folder / f"{index:06d}.png")
 
 
-def _pixels(images_BIHW: Tensor) -> Tensor:
+def byte_images(images_BIHW: Tensor) -> Tensor:
     """Images in [0, 1] to bytes: (B, H, W) of one channel, (B, H, W, 3) of three."""
     if images_BIHW.ndim != 4 or images_BIHW.shape[1] not in (1, 3) or len(images_BIHW) == 0:
         raise ValueError(

@@ -5,7 +5,6 @@ All methods of one evaluation start from the same noise, image by image, where t
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,20 +12,26 @@ import torch
 from torch import Tensor
 
 from distill.baselines import TokenFrequencies, sample_onestep_star, sample_skip_n
-from distill.sampler import SAMPLING_STREAM, sample_sequence
+from distill.sampler import sample_sequence, sampling_noise
 from distill.student import Student
 from distill.teacher_involved import PreTrained, sample_teacher_involved, usual_methods
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.trajectory import DrawMultinomial, MapNoise, walk
+from generate_pairs.trajectory import Draw, MapNoise, walk
 from shards.locations import Location
 from shards.manifest import View
-from shards.noise import gaussian_noise
+from shards.noise import uniform_numbers
 from shards.reader import read_shard
 
 PAPERS_SKIPS = {10: (1, 2), 256: (106, 156)}
 """What Distilled Decoding 1 skips of VAR's 10 scales and of LlamaGen's 256 tokens."""
+
+TEACHER_STREAM = 2
+ONESTEP_STREAM = 3
+SKIP_STREAM = 4
+"""Of the seed's uniform numbers, apart from `SAMPLING_STREAM`: the teacher's draws, onestep*'s, and from the last on
+those that fill what skip-1, skip-2, ... leave out."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Methods:
                 self.noise(first, len(labels_B)),
                 labels_B,
                 self.settings,
-                DrawMultinomial(self.generator("teacher", first)),
+                self.draw(TEACHER_STREAM, first, len(labels_B)),
             )
             return sequence.embeddings_BLC, sequence.tokens_BL
         if method == "teacher-flow":
@@ -96,25 +101,25 @@ class Methods:
                 MapNoise(self.flow_map, self.noise(first, len(labels_B))),
             )
         elif kind == "onestep*":
-            tokens_BL = sample_onestep_star(self.frequencies_KLV, labels_B, self.generator(method, first))
+            uniform_BL = self.uniform(ONESTEP_STREAM, first, len(labels_B))
+            tokens_BL = sample_onestep_star(self.frequencies_KLV, labels_B, uniform_BL)
         else:
-            tokens_BL = walk(
-                self.teacher, labels_B, self.settings, DrawMultinomial(self.generator("teacher", first))
-            )
+            choose = self.draw(TEACHER_STREAM, first, len(labels_B))
+            tokens_BL = walk(self.teacher, labels_B, self.settings, choose)
         return self.teacher.tokenizer.embed(tokens_BL), tokens_BL
 
     @torch.inference_mode()
     def make(self, method: str, first: int, labels_B: Tensor, drawn_BL: Tensor | None = None) -> Made:
-        """Images `first` onwards by one method; the same images whenever it is called with the same arguments.
+        """Images `first` onwards by one method; an image is the same in any batch, up to the rounding of products.
 
         `drawn_BL` are the tokens of the method `teacher` for these images, if they are known: skip-n begins with them.
         """
         kind, _, number = method.partition("-")
         if kind == "skip":
             tokens_BL = self.sequence("teacher", first, labels_B)[1] if drawn_BL is None else drawn_BL
-            generator = self.generator(method, first)
+            uniform_BL = self.uniform(SKIP_STREAM + int(number), first, len(labels_B))
             images = sample_skip_n(
-                self.teacher, tokens_BL, int(number), self.frequencies_KLV, labels_B, generator
+                self.teacher, tokens_BL, int(number), self.frequencies_KLV, labels_B, uniform_BL
             )
         else:
             embeddings_BLC, tokens_BL = self.sequence(method, first, labels_B)
@@ -124,13 +129,16 @@ class Methods:
     def noise(self, first: int, count: int) -> Tensor:
         """Noise (count, L, C) float32 of images `first` onwards, from the sampling stream of the seed."""
         shape = (self.teacher.layout.num_tokens, self.teacher.codebook_dim)
-        return torch.from_numpy(
-            gaussian_noise(self.seed, first, count, shape, stream=SAMPLING_STREAM)
-        ).float()
+        return sampling_noise(self.seed, first, count, shape).to(self.teacher.codebook_VC.device)
 
-    def generator(self, method: str, first: int) -> torch.Generator:
-        """A generator for draws of one method, apart from every other method's and batch's."""
-        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {method} {first}".encode()))
+    def uniform(self, stream: int, first: int, count: int) -> Tensor:
+        """Numbers between 0 and 1 (count, L) float64 of images `first` onwards."""
+        numbers = uniform_numbers(self.seed, first, count, self.teacher.layout.num_tokens, stream)
+        return torch.from_numpy(numbers).to(self.teacher.codebook_VC.device)
+
+    def draw(self, stream: int, first: int, count: int) -> Draw:
+        """Chooses tokens by draws of images `first` onwards."""
+        return Draw(self.uniform(stream, first, count))
 
 
 def count_tokens(root: Location, view: View, num_labels: int) -> Tensor:

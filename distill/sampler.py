@@ -23,6 +23,22 @@ SAMPLING_STREAM = 1
 """Noise for sampling comes from another stream than the pairs', so an image is never a training pair by its seed."""
 
 
+BATCH_SIZE = 250
+BATCH_PIXELS = 2**20
+"""Most images, and most pixels, that are made at once: 16 images of 256 x 256."""
+
+
+def most_at_once(image_shape: tuple[int, int, int]) -> int:
+    """Images that are made in one batch: the decoder's memory grows with their pixels."""
+    _, height, width = image_shape
+    return max(1, min(BATCH_SIZE, BATCH_PIXELS // (height * width)))
+
+
+def sampling_noise(seed: int, first: int, count: int, shape: tuple[int, int]) -> Tensor:
+    """Noise (count, L, C) float32 of images `first` onwards; `shape` is (L, C)."""
+    return torch.from_numpy(gaussian_noise(seed, first, count, shape, stream=SAMPLING_STREAM)).float()
+
+
 @dataclass(frozen=True)
 class ImageBatch:
     """Images of consecutive indices: pixels in [0, 1], tokens, labels."""
@@ -68,15 +84,35 @@ def sample_images(
     check_labels(labels, student.num_classes)
     check_timesteps(timesteps, student)
     device = student.starts.device
-    shape = (student.layout.num_tokens, student.tokenizer.codebook_VC.shape[1])
     for first in range(0, len(labels), batch_size):
         labels_B = torch.from_numpy(labels[first : first + batch_size]).to(device)
-        noise = gaussian_noise(seed, first, len(labels_B), shape, stream=SAMPLING_STREAM)
-        noise_BLC = torch.from_numpy(noise).to(device).float()
-        sequence = sample_sequence(student, noise_BLC, labels_B, timesteps)
-        with torch.inference_mode():
-            images = to_unit_range(student.tokenizer.decode(sequence.embeddings_BLC))
-        yield ImageBatch(first, images, sequence.tokens_BL, labels_B)
+        yield student_images(student, first, labels_B, seed, timesteps)
+
+
+@torch.inference_mode()
+def student_images(
+    student: Student, first: int, labels_B: Tensor, seed: int, timesteps: Sequence[int]
+) -> ImageBatch:
+    """Images `first` onwards of these labels, in one batch; labels and timesteps are the student's own."""
+    shape = (student.layout.num_tokens, student.tokenizer.codebook_VC.shape[1])
+    noise_BLC = sampling_noise(seed, first, len(labels_B), shape).to(labels_B.device)
+    sequence = sample_sequence(student, noise_BLC, labels_B, timesteps)
+    images = to_unit_range(student.tokenizer.decode(sequence.embeddings_BLC))
+    return ImageBatch(first, images, sequence.tokens_BL, labels_B)
+
+
+def first_timesteps(timesteps: tuple[int, ...], steps: int) -> tuple[int, ...]:
+    """The first `steps` of the timesteps that a student was trained at.
+
+    Raises:
+        Refused: it was trained at fewer.
+    """
+    if not 1 <= steps <= len(timesteps):
+        known = ",".join(map(str, timesteps))
+        raise Refused(
+            f"{steps} steps: this student was trained at timesteps {known}, {len(timesteps)} in all"
+        )
+    return timesteps[:steps]
 
 
 def check_labels(labels: npt.NDArray[np.int64], num_classes: int) -> None:

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from distill.config import EvaluationConfig
-from distill.evaluation import most_at_once
 from distill.protocols import Judge, open_judge
-from distill.sampler import sample_images
+from distill.sampler import most_at_once, sample_images
 from distill.student import Student
 
 

@@ -6,11 +6,12 @@ positions are data, how the two heads' answers become one sequence, and the expo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from distill.export import (
     CONFIG_FILE,
     SCHEMA_VERSION,
     ExportConfig,
+    export_folder,
     read_export_config,
     read_tensors,
     refusing_misfits,
@@ -98,6 +100,7 @@ class Student(nn.Module):
         split: int,
         fingerprint: str | None,
         num_pairs: int | None,
+        lineage: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.family = family
@@ -108,6 +111,7 @@ class Student(nn.Module):
         self.split = split
         self.fingerprint = fingerprint
         self.num_pairs = num_pairs
+        self.lineage = lineage
         self.register_buffer("starts", torch.tensor(layout.starts), persistent=False)
 
     @property
@@ -165,6 +169,7 @@ class Student(nn.Module):
             split=self.split,
             fingerprint=self.fingerprint,
             num_pairs=self.num_pairs,
+            lineage=None if self.lineage is None else dict(self.lineage),
             student_sha256=sha256_bytes(student_bytes),
             tokenizer_sha256=sha256_bytes(tokenizer_bytes),
         )
@@ -173,21 +178,41 @@ class Student(nn.Module):
         commit_bytes(folder / CONFIG_FILE, config.to_bytes())
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, device: torch.device | str = "cpu") -> Student:
+    def from_pretrained(cls, source: Path | str, device: torch.device | str = "cpu") -> Student:
         """Load an export, strictly, in eval mode; no teacher is needed.
+
+        Args:
+            source: its folder, or a repository on the Hugging Face Hub as `hf://OWNER/REPOSITORY[@REVISION]`.
+            device: where it shall compute.
 
         Raises:
             Refused: the folder is no export, or one of its files is missing, damaged or another export's.
+            Failed: the download failed.
         """
-        folder = Path(folder)
+        folder = export_folder(source)
         config = read_export_config(folder)
+        student = cls._of(config, folder)
+        load_strictly(student.tokenizer, *read_tensors(folder, "tokenizer", config.tokenizer_sha256))
+        load_strictly(student.network, *read_tensors(folder, "student", config.student_sha256))
+        return student.to(device).eval().requires_grad_(False)
+
+    @classmethod
+    def shape_of(cls, source: Path | str) -> Student:
+        """An export without its weights, its networks on the meta device: all that config.json tells.
+
+        Raises:
+            Refused, Failed: as `from_pretrained`.
+        """
+        folder = export_folder(source, (CONFIG_FILE,))
+        return cls._of(read_export_config(folder), folder)
+
+    @classmethod
+    def _of(cls, config: ExportConfig, folder: Path) -> Student:
         with refusing_misfits(folder), torch.device("meta"):
             tokenizer = build_tokenizer(config.family, config.tokenizer).decoder_only()
             network_config = transformer_config(config.family, config.network)
             network = build_network(config.family, network_config, tokenizer.codebook_VC.shape[1])
-        load_strictly(tokenizer, *read_tensors(folder, "tokenizer", config.tokenizer_sha256))
-        load_strictly(network, *read_tensors(folder, "student", config.student_sha256))
-        student = cls(
+        return cls(
             config.family,
             network,
             tokenizer,
@@ -196,8 +221,36 @@ class Student(nn.Module):
             config.split,
             config.fingerprint,
             config.num_pairs,
+            config.lineage,
         )
-        return student.to(device).eval().requires_grad_(False)
+
+    def sample(
+        self, labels: Iterable[int], steps: int = 1, seed: int = 0, timesteps: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """Images of these classes, image i from noise i of the seed.
+
+        Args:
+            labels: a class for every image.
+            steps: passes of the network, at the first of the timesteps that the student was trained at.
+            seed: of the noise.
+            timesteps: of the passes, instead of `steps`; ascending from 0.
+
+        Returns:
+            (N, 1 or 3, height, width) float32 in [0, 1].
+
+        Raises:
+            Refused: labels outside the student's classes, more steps than it was trained for, or timesteps it cannot
+                start from.
+        """
+        # The sampler is written in terms of students.
+        from distill.sampler import first_timesteps, most_at_once, sample_images
+
+        passes = first_timesteps(self.timesteps, steps) if timesteps is None else timesteps
+        batches = sample_images(
+            self, np.fromiter(labels, np.int64), seed, passes, most_at_once(self.tokenizer.image_shape)
+        )
+        images = [batch.images_BIHW for batch in batches]
+        return torch.cat(images) if images else torch.empty(0, *self.tokenizer.image_shape)
 
     def pack(self) -> None:
         """Lays the network's weights out for sampling, see `Teacher.pack`; it can then neither train nor be saved."""
@@ -213,6 +266,7 @@ class Student(nn.Module):
         num_pairs: int,
         *,
         initialise: bool,
+        lineage: Mapping[str, Any] | None = None,
     ) -> Student:
         """A student for a teacher, ready to be trained; the tokenizer is the teacher's own, frozen.
 
@@ -223,13 +277,16 @@ class Student(nn.Module):
             fingerprint: of the pairs it will learn from.
             num_pairs: how many of them, the first training pairs.
             initialise: start from the teacher's weights rather than from random ones.
+            lineage: of the pairs, which tells later what teacher the student's is; None where it is not known.
         """
         teacher = loaded.teacher
         network = build_network(loaded.family, teacher.transformer.config, teacher.codebook_dim)
         if initialise:
             network.initialise_from_teacher(teacher)
         tokenizer, layout = teacher.tokenizer, teacher.layout
-        return cls(loaded.family, network, tokenizer, layout, timesteps, split, fingerprint, num_pairs)
+        return cls(
+            loaded.family, network, tokenizer, layout, timesteps, split, fingerprint, num_pairs, lineage
+        )
 
 
 def nearest_rows(embeddings_BLC: Tensor, codebook_VC: Tensor) -> Tensor:

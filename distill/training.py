@@ -101,6 +101,7 @@ class Training:
             manifest.spec.fingerprint,
             self.view.size,
             initialise=config.student.initialise == "teacher",
+            lineage=manifest.spec.lineage,
         )
         need, own_pairs = MemoryNeed.of(loaded, train), train.batch_size // ranks.size
         at_once = device_batch_size(need, own_pairs, train.device_batch_size, free_bytes(ranks))

@@ -11,19 +11,20 @@ from shards.errors import Refused
 from shards.verify import available_cores
 
 
-def chosen_device(asked: str) -> str:
+def chosen_device(asked: str, option: str = "cluster.device") -> str:
     """The device of this process: what was asked for, or a GPU where there is one.
 
     Args:
         asked: `auto`, `cpu` or `cuda`.
+        option: what it was asked by, for the message.
 
     Raises:
         Refused: it shall be a GPU, and there is none.
     """
     if asked == "cuda" and not torch.cuda.is_available():
         raise Refused(
-            f"cluster.device is cuda, but torch finds no GPU on {socket.gethostname()}: ask for machines that have "
-            "one, or set cluster.device=cpu"
+            f"{option} is cuda, but torch finds no GPU on {socket.gethostname()}: ask for machines that have one, or "
+            f"set {option}=cpu"
         )
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

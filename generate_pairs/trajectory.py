@@ -35,15 +35,36 @@ class MapNoise:
 
 
 @dataclass(frozen=True)
-class DrawMultinomial:
-    """Choose by independent draws, the way AR models are usually sampled."""
+class Draw:
+    """Choose by independent draws, the way AR models are usually sampled.
 
-    generator: torch.Generator
+    Position l's own uniform number becomes its token, so that a sequence is the same in any batch.
+    """
+
+    uniform_BL: Tensor
+    """Numbers between 0 and 1, float64, on the device of the log-probabilities."""
 
     def __call__(self, log_probs_BsV: Tensor, span: slice) -> Tensor:
-        B, s, V = log_probs_BsV.shape
-        probs_NV = log_probs_BsV.exp().view(B * s, V)
-        return torch.multinomial(probs_NV, 1, generator=self.generator).view(B, s)
+        return draw(log_probs_BsV.exp(), self.uniform_BL[:, span])
+
+
+def draw(P_BsV: Tensor, uniform_Bs: Tensor) -> Tensor:
+    """The token at which the probabilities, summed up in the codebook's order, pass a uniform number.
+
+    Args:
+        P_BsV: probabilities, of any floating-point type; they need not sum to one, but not all are zero.
+        uniform_Bs: between 0 and 1, both excluded, float64.
+
+    Returns:
+        Tokens (B, s), int64, none of probability zero.
+    """
+    possible_BsV = P_BsV > 0
+    sums_BsV = P_BsV.double().cumsum(dim=-1)
+    goal_Bs1 = uniform_Bs.unsqueeze(-1) * sums_BsV[..., -1:]
+    # A GPU sums in another order for every place, so that a sum may be off by rounding at an impossible token, too.
+    passed_BsV = (sums_BsV > goal_Bs1) & possible_BsV
+    last_Bs = possible_BsV.shape[-1] - 1 - possible_BsV.flip(-1).byte().argmax(dim=-1)
+    return torch.where(passed_BsV.any(dim=-1), passed_BsV.byte().argmax(dim=-1), last_Bs)
 
 
 @dataclass(frozen=True)

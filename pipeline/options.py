@@ -41,7 +41,17 @@ class PairsLocation(LocalFolder):
         return super().convert(value, param, ctx)
 
 
+class StudentLocation(LocalFolder):
+    """A student's folder, or its repository on the Hugging Face Hub, as text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.startswith("hf://"):
+            return value
+        return super().convert(value, param, ctx)
+
+
 FolderPath = LocalFolder()
+StudentPath = StudentLocation()
 PairsPath = PairsLocation()
 
 preset_argument = click.argument("preset")

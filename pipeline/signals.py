@@ -39,8 +39,11 @@ class _Request:
 
 
 @contextmanager
-def stopping() -> Iterator[ShouldStop]:
+def stopping(*, resumable: bool = True) -> Iterator[ShouldStop]:
     """Turns SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs.
+
+    Args:
+        resumable: whether the same command goes on from what is kept, or begins anew.
 
     Yields:
         `should_stop`, for the long functions to poll.
@@ -55,7 +58,8 @@ def stopping() -> Iterator[ShouldStop]:
         yield lambda: request.signal_number is not None
     except Stopped as stopped:
         ended_by = signal.SIGTERM if isinstance(stopped, OutOfTime) else signal.SIGINT
-        raise StoppedBySignal(str(stopped), request.signal_number or ended_by) from stopped
+        number = request.signal_number or ended_by
+        raise StoppedBySignal(str(stopped), number, resumable=resumable) from stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

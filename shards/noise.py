@@ -1,5 +1,7 @@
 """Counter-based Gaussian noise: (seed, pair_index) -> (L, C), whatever the batch, the worker or the order.
 
+Beside it uniform numbers, for draws that are the same in any batch.
+
 Raw Philox words are a published algorithm; what turns them into normal numbers is written here, because the
 distributions of library generators may change with any release.
 """
@@ -39,14 +41,10 @@ def gaussian_noise(seed: int, first: int, count: int, shape: tuple[int, int], st
     Raises:
         ValueError: an argument out of its range.
     """
-    if not (0 <= seed < 2**64 and 0 <= stream < 2**64 and first >= 0 and count >= 0):
-        raise ValueError(
-            f"seed {seed}, stream {stream}, first {first} and count {count} must not be negative"
-        )
     size = shape[0] * shape[1]
     blocks = -(-size // WORDS_PER_BLOCK)
     words_per_pair = blocks * WORDS_PER_BLOCK
-    generator = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=first * blocks)
+    generator = _generator(seed, first, count, blocks, stream)
     noise = np.empty((count, size), dtype=np.float16)
     step = max(1, WORDS_PER_PASS // words_per_pair)
     for start in range(0, count, step):
@@ -54,6 +52,30 @@ def gaussian_noise(seed: int, first: int, count: int, shape: tuple[int, int], st
         words = generator.random_raw(len(rows) * words_per_pair)
         rows[:] = box_muller(words).reshape(len(rows), words_per_pair)[:, :size]
     return noise.reshape(count, *shape)
+
+
+def uniform_numbers(seed: int, first: int, count: int, size: int, stream: int) -> Array:
+    """Numbers between 0 and 1 of things `first` .. `first + count - 1`, as `gaussian_noise` counts pairs.
+
+    They are the numbers of the same Philox words before Box-Muller: 52 bits and a half, never 0 and never 1.
+
+    Args:
+        seed: 0 <= seed < 2**64.
+        first: number of the first thing.
+        count: how many things B.
+        size: how many numbers L each of them has.
+        stream: another one than that of any other use of the seed.
+
+    Returns:
+        (B, L) float64.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+    blocks = -(-size // WORDS_PER_BLOCK)
+    words_per_thing = blocks * WORDS_PER_BLOCK
+    words = _generator(seed, first, count, blocks, stream).random_raw(count * words_per_thing)
+    return _between_0_and_1(words.reshape(count, words_per_thing)[:, :size])
 
 
 def noise_beginnings(seed: int, first: int, count: int, shape: tuple[int, int]) -> Array:
@@ -83,6 +105,21 @@ def philox_words(seed: int, first: int, count: int, step: int) -> Array:
     return np.stack([multiplied_2B[0], mixed_2B[0], multiplied_2B[1], mixed_2B[1]], axis=1)
 
 
+def _generator(seed: int, first: int, count: int, blocks: int, stream: int) -> np.random.Philox:
+    """Gives the words of thing `first` next, where each owns `blocks` counters."""
+    if not (0 <= seed < 2**64 and 0 <= stream < 2**64 and first >= 0 and count >= 0):
+        raise ValueError(
+            f"seed {seed}, stream {stream}, first {first} and count {count} must not be negative"
+        )
+    return np.random.Philox(key=np.array([seed, stream], dtype=np.uint64), counter=first * blocks)
+
+
+def _between_0_and_1(words: Array) -> Array:
+    # 52 bits and a half: every value is exact, and neither 0 nor 1 can occur.
+    numbers: Array = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return numbers
+
+
 def _wide_product(one: Array, other: Array) -> tuple[Array, Array]:
     """Upper and lower words of the products of unsigned 64-bit numbers, from those of their halves."""
     half, mask = np.uint64(32), np.uint64(2**32 - 1)
@@ -94,8 +131,7 @@ def _wide_product(one: Array, other: Array) -> tuple[Array, Array]:
 
 def box_muller(words: Array) -> Array:
     """Uniform 64-bit words (an even number) -> as many standard normal float64 numbers, two by two."""
-    # 52 bits and a half: every value is exact, and neither 0 nor 1 can occur.
-    uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    uniform = _between_0_and_1(words)
     radius = np.sqrt(-2.0 * np.log(uniform[0::2]))
     angle = (2.0 * np.pi) * uniform[1::2]
     normal = np.empty(len(words))

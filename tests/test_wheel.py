@@ -15,16 +15,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
 DATA = {
     "generate_pairs/teachers/embedded/digits.safetensors",
+    "generate_pairs/teachers/embedded/digits-64.safetensors",
     "generate_pairs/teachers/embedded/digits-var.safetensors",
     "distill/weights/digits-classifier.safetensors",
     *(
         f"pipeline/presets/{name}.toml"
         for name in (
-            *("digits", "digits-var"),
+            *("digits", "digits-64", "digits-var"),
             *("var-d16", "var-d20", "var-d24"),
             *("llamagen-b", "llamagen-l"),
         )
     ),
+    "pipeline/published_figures.toml",
     *(f"pipeline/templates/{name}.jinja" for name in ("ablation.html", "report.html", "style.css")),
 }
 

@@ -29,11 +29,11 @@ from generate_pairs.teachers.checkpoints import (
     shortened,
 )
 from generate_pairs.teachers.families import build_teacher, family_of
+from generate_pairs.teachers.hub import HUB, hub_file
 from generate_pairs.teachers.official import TEACHERS, VQ8, Container, HubFile, Part
-from shards.errors import Failed, Refused
+from shards.errors import Refused
 from shards.storage import sha256_file
 
-HUB = "hf://"
 SAFETENSORS = ".safetensors"
 
 
@@ -105,19 +105,7 @@ def local_file(name: str) -> Path:
         if not path.is_file():
             raise Refused(f"there is no file {path}")
         return path
-    owner, repository, file = (*name.removeprefix(HUB).split("/", 2), "", "")[:3]
-    if not (owner and repository and file):
-        raise Refused(f"{name}: a file on the Hub is named {HUB}OWNER/REPOSITORY/FILE")
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise Refused(
-            f"{name} needs the Hugging Face client: pip install 'onestep[hub]', or download the file yourself"
-        ) from error
-    try:
-        return Path(hf_hub_download(f"{owner}/{repository}", file))
-    except Exception as error:  # its errors have no common base class
-        raise Failed(f"cannot get {name}: {error}") from error
+    return hub_file(name)
 
 
 def two_files(given: Sequence[str], name: str, published: tuple[HubFile, HubFile]) -> tuple[Path, Path]:

@@ -22,7 +22,6 @@ from distill.evaluation import (
     evaluate,
     judge_all,
     make_batches,
-    most_at_once,
     open_methods,
     save_samples,
 )
@@ -31,6 +30,7 @@ from distill.frechet import Moments
 from distill.images import save_images
 from distill.methods import Methods, count_tokens
 from distill.protocols import SCORES
+from distill.sampler import most_at_once
 from distill.student import Student
 from distill.trainer import train
 from distill.unfinished import Unfinished
@@ -195,6 +195,27 @@ def test_the_same_images_are_made_again(student_folder: Path, pairs_root: Path, 
         assert torch.equal(given[1], drawn)
 
 
+@pytest.mark.parametrize("size", [1, 7])
+def test_an_image_is_the_same_in_any_batch(
+    student_folder: Path,
+    pairs_root: Path,
+    teacher_path: Path,
+    size: int,
+) -> None:
+    student = Student.from_pretrained(student_folder)
+    methods = open_methods(student, str(teacher_path), pairs_root, seed=3, num_images=100)
+    labels = torch.arange(50) % 10
+    for method in methods.names:
+        whole = methods.make(method, 0, labels)
+        firsts = range(14, 35, size)
+        parts = [methods.make(method, first, labels[first : first + size]) for first in firsts]
+        images, tokens = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("images_BIHW", "tokens_BL")
+        )
+        assert torch.equal(tokens, whole.tokens_BL[14:35]), method
+        torch.testing.assert_close(images, whole.images_BIHW[14:35], rtol=0, atol=1e-5, msg=method)
+
+
 def test_the_teacher_computes_in_the_pairs_own_arithmetic(
     student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +245,7 @@ def small(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callabl
     def run(out: Path, should_stop: Callable[[], bool] = lambda: False, **settings: object) -> dict[str, Any]:
         config = EvaluationConfig(protocol="samples", num_images=12, **settings)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("distill.evaluation.BATCH_PIXELS", 3 * 64)
+            patch.setattr("distill.sampler.BATCH_PIXELS", 3 * 64)
             patch.setattr(
                 "distill.evaluation.seconds_per_image", lambda makers, _: dict.fromkeys(makers, next(moments))
             )
@@ -467,7 +488,7 @@ def test_large_images_are_made_a_few_at_once() -> None:
 def test_no_batch_is_larger_than_what_is_made_at_once(
     student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.evaluation.BATCH_PIXELS", 5 * 64)
+    monkeypatch.setattr("distill.sampler.BATCH_PIXELS", 5 * 64)
     methods = open_methods(
         Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12
     )
@@ -499,7 +520,7 @@ def test_only_as_many_images_are_kept_as_are_shown(
     student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distill.evaluation.grid_size", lambda side: (3, 2))
-    monkeypatch.setattr("distill.evaluation.BATCH_PIXELS", 4 * 64)
+    monkeypatch.setattr("distill.sampler.BATCH_PIXELS", 4 * 64)
     monkeypatch.setattr("distill.evaluation.time_methods", lambda *_: {"decode": {}})
     methods = open_methods(
         Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12

@@ -81,3 +81,37 @@ def test_timesteps_that_do_not_ascend_inside_the_steps_are_refused(
 def test_labels_outside_the_classes_are_refused(student: Student) -> None:
     with pytest.raises(Refused, match="label 10: this student has classes 0 to 9"):
         next(iter(sample_images(student, np.array([3, 10]), 0, (0,))))
+
+
+def test_three_lines_of_python_sample_a_student(student: Student, tmp_path: Path) -> None:
+    student.export(tmp_path)
+    loaded = Student.from_pretrained(str(tmp_path))
+    images = loaded.sample([3, 7, 3], steps=2, seed=4)
+    assert (images.shape, images.dtype) == ((3, 1, 8, 8), torch.float32)
+    expected = next(iter(sample_images(student, np.array([3, 7, 3]), 4, (0, 2)))).images_BIHW
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+    assert torch.equal(images, loaded.sample((3, 7, 3), seed=4, timesteps=(0, 2)))
+    assert loaded.sample([]).shape == (0, 1, 8, 8)
+    with pytest.raises(Refused, match="3 steps: this student was trained at timesteps 0,2, 2 in all"):
+        loaded.sample([1], steps=3)
+    with pytest.raises(Refused, match="label 10"):
+        loaded.sample([10])
+
+
+def test_an_export_tells_the_lineage_of_its_pairs(student: Student, tmp_path: Path) -> None:
+    lineage = {"teacher": {"name": "digits", "sha256": "ab", "top_p": 1.0}, "flow_map": {"solver_steps": 8}}
+    student.export(tmp_path / "unknown")
+    assert Student.from_pretrained(tmp_path / "unknown").lineage is None
+    student.lineage = lineage
+    try:
+        student.export(tmp_path / "known")
+    finally:
+        student.lineage = None
+    known = Student.from_pretrained(tmp_path / "known")
+    assert known.lineage == lineage
+    shape = Student.shape_of(tmp_path / "known")
+    assert shape.lineage == lineage
+    assert {p.device.type for p in shape.network.parameters()} == {"meta"}
+    assert (shape.num_classes, shape.layout, shape.timesteps) == (10, student.layout, (0, 2))
+    one, other = (tmp_path / name / "student.safetensors" for name in ("known", "unknown"))
+    assert one.read_bytes() == other.read_bytes()

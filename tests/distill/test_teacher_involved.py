@@ -13,7 +13,7 @@ from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, TokenLayout
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.trajectory import DrawMultinomial, Force, MapNoise, walk
+from generate_pairs.trajectory import Draw, Force, MapNoise, walk
 from shards.errors import Refused
 
 VAR = TokenLayout(tuple(side**2 for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)))
@@ -88,6 +88,7 @@ def test_without_a_prefix_the_teacher_begins_and_the_student_finishes(
     teacher: Teacher, student: Student
 ) -> None:
     noise_BLC, labels_B = noise(teacher, 6), torch.arange(6)
+    uniform_BL = torch.rand(6, teacher.layout.num_tokens, dtype=torch.float64)
     made = sample_teacher_involved(
         PreTrained(1, 3),
         teacher,
@@ -95,11 +96,9 @@ def test_without_a_prefix_the_teacher_begins_and_the_student_finishes(
         noise_BLC,
         labels_B,
         SETTINGS,
-        DrawMultinomial(torch.Generator().manual_seed(1)),
+        Draw(uniform_BL),
     )
-    tokens_BL = walk(
-        teacher, labels_B, SETTINGS, DrawMultinomial(torch.Generator().manual_seed(1)), num_steps=2
-    )
+    tokens_BL = walk(teacher, labels_B, SETTINGS, Draw(uniform_BL), num_steps=2)
     start = teacher.layout.starts[2]
     assert tokens_BL.shape == (6, start)
     states_BLC = torch.cat([teacher.tokenizer.embed(tokens_BL), noise_BLC[:, start:]], dim=1)

@@ -17,6 +17,7 @@ from distill.metrics import read_metrics
 from distill.student import Student
 from distill.trainer import refuse_unwritable, train
 from shards.errors import Refused, Stopped
+from shards.manifest import Manifest
 
 REPORT = lambda *_: None  # noqa: E731
 NEVER = lambda: False  # noqa: E731
@@ -227,9 +228,13 @@ def test_whether_a_folder_can_be_written_to_is_found_out_without_a_trace(tmp_pat
         refuse_unwritable(tmp_path / "file")
 
 
-def test_the_export_says_how_many_pairs_it_learned_from(uninterrupted: Path) -> None:
+def test_the_export_says_what_pairs_it_learned_from(uninterrupted: Path, pairs_root: Path) -> None:
     assert json.loads((uninterrupted / "config.json").read_bytes())["num_pairs"] == 96
-    assert Student.from_pretrained(uninterrupted).num_pairs == 96
+    student = Student.from_pretrained(uninterrupted)
+    assert student.num_pairs == 96
+    assert student.lineage == Manifest.open(pairs_root).spec.lineage
+    # A published student's folder must not tell where or when it was made.
+    assert str(pairs_root.parent) not in (uninterrupted / "config.json").read_text()
 
 
 @pytest.mark.parametrize(

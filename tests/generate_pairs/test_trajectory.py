@@ -13,7 +13,8 @@ from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.trajectory import DrawMultinomial, Force, MapNoise, walk
+from generate_pairs.trajectory import Draw, Force, MapNoise, draw, walk
+from shards.noise import uniform_numbers
 
 SETTINGS = SamplingSettings(guidance_scale=1.5)
 
@@ -26,6 +27,10 @@ def teacher(teacher_path: Path) -> Teacher:
 def noise(teacher: Teacher, count: int, seed: int = 0) -> torch.Tensor:
     shape = (count, teacher.layout.num_tokens, teacher.codebook_dim)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform(teacher: Teacher, count: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(uniform_numbers(seed, 0, count, teacher.layout.num_tokens, 2))
 
 
 def test_forced_tokens_come_back(teacher: Teacher) -> None:
@@ -67,7 +72,7 @@ def test_map_and_draw_agree_in_distribution(teacher: Teacher, label: int) -> Non
     labels_B = torch.full((count,), label)
     flow_map = FlowMap(teacher.codebook_VC, 64)
     mapped_BL = walk(teacher, labels_B, SETTINGS, MapNoise(flow_map, noise(teacher, count, 5)))
-    drawn_BL = walk(teacher, labels_B, SETTINGS, DrawMultinomial(torch.Generator().manual_seed(6)))
+    drawn_BL = walk(teacher, labels_B, SETTINGS, Draw(uniform(teacher, count, 6)))
     p_values = []
     for position in range(teacher.layout.num_tokens):
         table = np.stack([np.bincount(t[:, position], minlength=24) for t in (mapped_BL, drawn_BL)])
@@ -114,3 +119,50 @@ def test_a_prefix_ends_between_two_steps_and_leaves_one(teacher: Teacher, count:
     tokens_BL = torch.zeros(2, count, dtype=torch.int64)
     with pytest.raises(ValueError, match=f"a prefix of {count} tokens"):
         walk(teacher, torch.arange(2), SETTINGS, Force(tokens_BL), prefix_BP=tokens_BL)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    """Chi-square of 200,000 draws at two positions of a batch, tokens of probability zero among the others."""
+    logits_2V = torch.randn(2, 40, generator=torch.Generator().manual_seed(8)) * 2
+    logits_2V[:, [0, 7, 8, 39]] = -torch.inf
+    P_2V = logits_2V.softmax(-1)
+    count = 200_000
+    numbers = torch.from_numpy(uniform_numbers(4, 0, count, 2, 2))
+    tokens = torch.cat([draw(P_2V.expand(len(part), 2, 40), part) for part in numbers.split(20_000)])
+    for position in range(2):
+        found = tokens[:, position].bincount(minlength=40).double()
+        expected = P_2V[position].double() / P_2V[position].double().sum() * count
+        possible = expected > 0
+        assert not found[~possible].any()
+        assert expected[possible].min() > 5
+        assert stats.chisquare(found[possible].numpy(), expected[possible].numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("number", "token"), [(2**-53, 1), (0.25, 1), (0.75, 3), (1 - 2**-53, 3)])
+def test_the_smallest_and_the_largest_number_draw_possible_tokens(number: float, token: int) -> None:
+    """Neither the impossible ones before the first nor those after the last, whatever the numbers sum up to."""
+    for scale in (1.0, 0.3, 1e-30, 7.0):
+        P_11V = torch.tensor([[[0.0, 0.5, 0.0, 0.5, 0.0, 0.0]]]) * scale
+        assert draw(P_11V, torch.tensor([[number]], dtype=torch.float64)).tolist() == [[token]]
+
+
+def test_of_sums_that_are_off_by_rounding_an_impossible_token_is_not_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a GPU may sum: more at an impossible token than at the one before it, or less at the end."""
+    P_11V = torch.tensor([[[0.25, 0.0, 0.75, 0.0]]])
+    number = torch.tensor([[0.25]], dtype=torch.float64)
+    for sums in ([0.25, 0.25 + 1e-9, 1.0, 1.0], [0.25, 0.25, 1.0, 4.0 + 1e-9]):
+        made = torch.tensor([[sums]], dtype=torch.float64)
+        monkeypatch.setattr(torch.Tensor, "cumsum", lambda self, dim, made=made: made)
+        assert draw(P_11V, number).tolist() == [[2]]
+
+
+def test_drawn_tokens_are_the_same_in_any_batch(teacher: Teacher) -> None:
+    labels_B, uniform_BL = torch.arange(12) % 10, uniform(teacher, 12)
+    whole_BL = walk(teacher, labels_B, SETTINGS, Draw(uniform_BL))
+    assert not torch.equal(whole_BL, walk(teacher, labels_B, SETTINGS, Draw(uniform(teacher, 12, 1))))
+    for size in (1, 5):
+        parts = zip(labels_B.split(size), uniform_BL.split(size), strict=True)
+        tokens = [walk(teacher, labels, SETTINGS, Draw(numbers)) for labels, numbers in parts]
+        assert torch.equal(torch.cat(tokens), whole_BL)

@@ -81,7 +81,20 @@ COMMAND_LINE = {
         "--set",
         "--dry-run",
     ],
-    "sample": ["STUDENT", "--steps", "--timesteps", "--labels", "--num-images", "--seed", "--out"],
+    "sample": [
+        "STUDENT",
+        "--steps",
+        "--timesteps",
+        "--method",
+        "--teacher",
+        "--labels",
+        "--num-images",
+        "--seed",
+        "--batch-size",
+        "--device",
+        "--out",
+        "--dry-run",
+    ],
     "evaluate": [
         *("RUN", "--protocol", "--reference", "--num-images", "--repeats", "--seed", "--set"),
         *("--table", "--markdown", "--dry-run"),
@@ -201,7 +214,9 @@ def test_a_failure_is_one_message_and_no_traceback(onestep: Callable[..., Result
     result = onestep("run", "digit")
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert result.stderr.startswith("onestep: there is no preset 'digit'; presets are digits, digits-var, ")
+    assert result.stderr.startswith(
+        "onestep: there is no preset 'digit'; presets are digits, digits-64, digits-var, "
+    )
     assert result.stderr.count("\n") == 1
 
 

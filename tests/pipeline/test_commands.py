@@ -5,52 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from click.testing import Result
 
 from shards.manifest import Manifest
 from shards.mending import Mended
 
 Command = Callable[..., Result]
-
-
-class Drawn:
-    """A stand-in for the sampler: black images, and what they were asked for."""
-
-    def __init__(self) -> None:
-        self.probed: list[Path] = []
-        self.labels: list[int] = []
-        self.timesteps: tuple[int, ...] = ()
-        self.seed = -1
-
-    def probe(self, folder: Path) -> None:
-        self.probed.append(folder)
-
-    def sample_images(
-        self, student: Any, labels: np.ndarray, seed: int, timesteps: Sequence[int]
-    ) -> Iterator[Any]:
-        self.labels, self.timesteps, self.seed = labels.tolist(), tuple(timesteps), seed
-        for first in range(0, len(labels), 5):
-            count = len(labels[first : first + 5])
-            yield SimpleNamespace(first=first, images_BIHW=torch.zeros(count, 1, 8, 8))
-
-
-@pytest.fixture
-def drawn(fake_module: Callable[..., None]) -> Drawn:
-    made = Drawn()
-    student = SimpleNamespace(num_classes=10, timesteps=(0, 8), pack=lambda: None)
-    fake_module("distill.student", Student=SimpleNamespace(from_pretrained=lambda folder: student))
-    fake_module("distill.sampler", sample_images=made.sample_images)
-    fake_module("distill.trainer", refuse_unwritable=made.probe)
-    return made
 
 
 @pytest.fixture
@@ -149,69 +115,6 @@ def test_distill_refuses_a_folder_without_pairs(onestep: Command, stages: Any, t
     result = onestep("distill", "digits", "--pairs", tmp_path, "--out", tmp_path / "s")
     assert result.exit_code == 2
     assert f"{tmp_path} is not a pair data set" in result.stderr
-
-
-def test_sample_draws_a_grid(onestep: Command, drawn: Drawn, student: Path, tmp_path: Path) -> None:
-    out = tmp_path / "grid.png"
-    result = onestep(
-        "sample", student, "--steps", 2, "--labels", "3,7", "--num-images", 5, "--seed", 4, "--out", out
-    )
-    assert result.exit_code == 0, result.stderr
-    assert (drawn.labels, drawn.timesteps, drawn.seed) == ([3, 7, 3, 7, 3], (0, 8), 4)
-    assert out.read_bytes().startswith(b"\x89PNG")
-    assert result.stdout == f"{out}: 5 images, timesteps 0,8, seed 4\n"
-
-
-def test_sample_draws_a_folder_of_images(
-    onestep: Command, drawn: Drawn, student: Path, tmp_path: Path
-) -> None:
-    result = onestep("sample", student, "--num-images", 12, "--out", tmp_path / "images")
-    assert result.exit_code == 0, result.stderr
-    assert drawn.timesteps == (0,)
-    assert drawn.labels == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
-    assert [path.name for path in sorted((tmp_path / "images").iterdir())] == [
-        f"{i:06d}.png" for i in range(12)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--steps", 3], "--steps 3: this student was trained at timesteps 0,8, 2 in all"),
-        (["--steps", 1, "--timesteps", "0,8"], "give one of them"),
-        (["--labels", "one"], "'one' is not whole numbers separated by commas, as in 0,5"),
-        (["--num-images", 0], "0 is not in the range x>=1"),
-        (["--seed", 2**63], "9223372036854775808 is not in the range 0<=x<=9223372036854775807"),
-    ],
-)
-def test_sample_refuses_what_cannot_be(
-    onestep: Command, drawn: Drawn, student: Path, tmp_path: Path, arguments: list[Any], message: str
-) -> None:
-    result = onestep("sample", student, *arguments, "--out", tmp_path / "x.png")
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert not (tmp_path / "x.png").exists()
-
-
-def test_sample_takes_other_endings_for_a_mistake(
-    onestep: Command, drawn: Drawn, student: Path, tmp_path: Path
-) -> None:
-    wrong = onestep("sample", student, "--out", tmp_path / "s.jpg")
-    assert wrong.exit_code == 2
-    assert "s.jpg ends in .jpg: a name that ends in .png gets one grid" in wrong.stderr
-    (tmp_path / "folder.png").mkdir()
-    folder = onestep("sample", student, "--out", tmp_path / "folder.png")
-    assert folder.exit_code == 2
-    assert "folder.png is a folder: " in folder.stderr
-    assert drawn.labels == []
-
-
-@pytest.mark.parametrize(("name", "probed"), [("x.png", "."), ("images", "images")])
-def test_sample_tries_the_place_before_it_draws(
-    onestep: Command, drawn: Drawn, student: Path, tmp_path: Path, name: str, probed: str
-) -> None:
-    assert onestep("sample", student, "--out", tmp_path / name).exit_code == 0
-    assert drawn.probed == [tmp_path / probed]
 
 
 def test_a_missing_student_is_refused_and_a_run_is_told_from_its_student(

@@ -34,7 +34,7 @@ def test_a_value_is_toml_or_a_list_or_bare_text(text: str, value: object) -> Non
     assert parse_value(text) == value
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-var"])
+@pytest.mark.parametrize("name", ["digits", "digits-64", "digits-var"])
 def test_shipped_presets_are_whole_and_say_what_they_are_for(name: str) -> None:
     config = compose(name)
     assert config.teacher.name == name
@@ -133,7 +133,7 @@ def test_several_wrong_settings_are_told_at_once() -> None:
 def test_an_unknown_preset_is_answered_with_all_and_the_nearest() -> None:
     with pytest.raises(Refused) as refused:
         compose("digit-var")
-    assert "presets are digits, digits-var, llamagen-b, " in str(refused.value)
+    assert "presets are digits, digits-64, digits-var, llamagen-b, " in str(refused.value)
     assert "var-d24; the nearest is digits-var" in str(refused.value)
 
 

@@ -102,7 +102,7 @@ def test_every_preset_can_be_planned_without_its_teacher(onestep: Command, home:
     assert result.stdout.startswith("1,200,000 training pairs and 1,000 held out, in 1,201 shards of 1,000\n")
     estimates = [line for line in result.stdout.splitlines() if "estimated (40% of " in line]
     assert [line.split(":")[0] for line in estimates] == ["a100", "h100"]
-    is_here = compose(name).teacher.name in ("digits", "digits-var")
+    is_here = compose(name).teacher.name in ("digits", "digits-64", "digits-var")
     assert ("no probe without the teacher, which is not here yet" in result.stdout) != is_here
     assert not home.exists()
 

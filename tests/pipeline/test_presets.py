@@ -32,7 +32,7 @@ OFFICIAL: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int]] = {
 
 
 def test_these_presets_ship() -> None:
-    assert list(presets()) == sorted(["digits", "digits-var", *OFFICIAL])
+    assert list(presets()) == sorted(["digits", "digits-64", "digits-var", *OFFICIAL])
 
 
 @pytest.mark.parametrize("name", presets())
@@ -43,7 +43,7 @@ def test_a_shipped_preset_is_whole_and_says_what_it_is_for(name: str) -> None:
     assert config.teacher.name in (*embedded_names(), *TEACHERS)
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-var"])
+@pytest.mark.parametrize("name", ["digits", "digits-64", "digits-var"])
 def test_the_small_presets_are_named_after_their_teachers(name: str) -> None:
     assert compose(name).teacher.name == name
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from shards import gaussian_noise
-from shards.noise import noise_beginnings, philox_words
+from shards.noise import noise_beginnings, philox_words, uniform_numbers
 
 MASK = 2**64 - 1
 
@@ -140,3 +140,29 @@ def test_no_pairs() -> None:
 def test_arguments_out_of_range(arguments) -> None:
     with pytest.raises(ValueError, match="must"):
         gaussian_noise(*arguments, (16, 3))
+
+
+def test_uniform_numbers_are_the_published_words() -> None:
+    found = uniform_numbers(seed=11, first=41, count=1, size=6, stream=2)
+    words = philox(41 * 2 + 1, (11, 2)) + philox(41 * 2 + 2, (11, 2))
+    assert found.tolist() == [[((word >> 12) + 0.5) / 2**52 for word in words[:6]]]
+
+
+@pytest.mark.parametrize("size", [1, 4, 21, 680])
+def test_uniform_numbers_do_not_depend_on_the_batch(size: int) -> None:
+    whole = uniform_numbers(5, 100, 40, size, 3)
+    assert (whole.shape, whole.dtype) == ((40, size), np.float64)
+    for start, stop in ((0, 1), (7, 19), (39, 40), (12, 12)):
+        assert np.array_equal(uniform_numbers(5, 100 + start, stop - start, size, 3), whole[start:stop])
+
+
+def test_uniform_numbers_are_uniform_and_of_every_stream_others() -> None:
+    numbers = uniform_numbers(3, 0, 20_000, 10, 2)
+    assert numbers.min() > 0
+    assert numbers.max() < 1
+    for place in range(10):
+        assert stats.kstest(numbers[:, place], "uniform").pvalue > 1e-3
+    other = uniform_numbers(3, 0, 20_000, 10, 3)
+    assert abs(np.corrcoef(numbers.ravel(), other.ravel())[0, 1]) < 5 / math.sqrt(numbers.size)
+    with pytest.raises(ValueError, match="must"):
+        uniform_numbers(0, -1, 1, 4, 2)

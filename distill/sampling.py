@@ -1,0 +1,188 @@
+"""One sampling job: what is asked for, by which method, and making what is missing of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from distill.checks import load_teacher_of
+from distill.export import ExportConfig
+from distill.image_store import ImageStore
+from distill.methods import Methods
+from distill.sampler import first_timesteps, student_images
+from distill.student import Student
+from distill.teacher_involved import PreTrained
+from generate_pairs.flow_map import FlowMap
+from generate_pairs.teachers.base import TokenLayout
+from generate_pairs.teachers.checkpoints import LoadedTeacher
+from generate_pairs.teachers.filtering import SamplingSettings
+from shards.errors import Refused, Stopped
+from shards.record import without_names
+from shards.reporting import Report, ShouldStop
+from shards.storage import sha256_bytes
+
+LABELS_IN_WORDS = 20
+"""More labels than these are told by their number and sha256."""
+
+Make = Callable[[int, Tensor], Tensor]
+"""(number of the first image, labels (B,)) -> images (B, 1 or 3, height, width) in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make images: the student's passes alone, or a method that needs its teacher."""
+
+    name: str
+    timesteps: tuple[int, ...] | None
+    """Where the student alone passes; None where the teacher is needed."""
+
+    @classmethod
+    def of_student(cls, timesteps: tuple[int, ...]) -> Method:
+        """The student's passes at these timesteps."""
+        return cls(f"student-{len(timesteps)}", timesteps)
+
+    @classmethod
+    def parse(cls, name: str, student: Student) -> Method:
+        """The method of this name.
+
+        Raises:
+            Refused: there is none, or it has steps that the teacher or the student does not have.
+        """
+        if name in ("teacher", "teacher-flow"):
+            return cls(name, None)
+        if name.startswith("pre-trained-"):
+            return cls(PreTrained.parse(name, student.layout).name, None)
+        if found := re.fullmatch(r"student-(\d+)", name):
+            return cls.of_student(first_timesteps(student.timesteps, int(found[1])))
+        raise Refused(
+            f"{name!r} is no method to sample with: there are student-K, pre-trained-N-M, teacher and teacher-flow"
+        )
+
+    def num_steps(self, layout: TokenLayout) -> int:
+        """Network passes that make one image, as the paper counts them."""
+        if self.timesteps is not None:
+            return len(self.timesteps)
+        if self.name.startswith("pre-trained-"):
+            return PreTrained.parse(self.name, layout).num_steps(layout)
+        return layout.num_steps
+
+    def untrained_timesteps(self, student: Student) -> list[int]:
+        """Timesteps at which the student passes and was not trained."""
+        passes = list(self.timesteps or ())
+        if self.name.startswith("pre-trained-"):
+            method = PreTrained.parse(self.name, student.layout)
+            passes = [0] if method.first > 1 else []
+            passes += [method.last - 1] if method.last - 1 < student.layout.num_steps else []
+        return [timestep for timestep in passes if timestep not in student.timesteps]
+
+    def in_words(self) -> str:
+        """Its name and, of a student's, the timesteps."""
+        return self.name if self.timesteps is None else f"{self.name}, timesteps {_listed(self.timesteps)}"
+
+
+def sample_request(
+    config: ExportConfig, method: Method, labels: Sequence[int], seed: int, num_images: int
+) -> dict[str, Any]:
+    """All that determines the images of a job but for rounding, as JSON; neither batch size nor device do."""
+    lineage = config.lineage if method.timesteps is None else None
+    return {
+        "student_sha256": config.student_sha256,
+        "tokenizer_sha256": config.tokenizer_sha256,
+        "method": method.name,
+        "timesteps": None if method.timesteps is None else list(method.timesteps),
+        "lineage": None if lineage is None else without_names(lineage),
+        "seed": seed,
+        "labels": labels_in_words(labels),
+        "num_images": num_images,
+    }
+
+
+def labels_in_words(labels: Sequence[int]) -> str:
+    """Labels that are taken in turn: `0..9`, `3,7`, or their number and sha256."""
+    if len(labels) > 2 and tuple(labels) == tuple(range(len(labels))):
+        return f"0..{len(labels) - 1}"
+    if len(labels) <= LABELS_IN_WORDS:
+        return _listed(labels)
+    return f"{len(labels):,} labels, sha256 {sha256_bytes(np.array(labels, dtype='<i8').tobytes())}"
+
+
+def open_method(student: Student, method: Method, seed: int, teacher: LoadedTeacher | None) -> Make:
+    """What makes images by a method, on the student's device.
+
+    Args:
+        student: in eval mode.
+        method: which one.
+        seed: of noise and draws.
+        teacher: the student's, from `teacher_for`.
+    """
+    if teacher is None or student.lineage is None:
+        timesteps = method.timesteps or ()
+        return lambda first, labels_B: student_images(student, first, labels_B, seed, timesteps).images_BIHW
+    methods = Methods(
+        teacher.teacher,
+        SamplingSettings.of(student.lineage["teacher"]),
+        FlowMap(teacher.teacher.codebook_VC.float(), student.lineage["flow_map"]["solver_steps"]),
+        student,
+        # No method here draws from the frequencies of pairs.
+        torch.empty(0),
+        seed,
+    )
+    return lambda first, labels_B: methods.make(method.name, first, labels_B).images_BIHW
+
+
+def teacher_for(
+    student: Student, method: Method, teacher_name: str | None, device: torch.device | str = "cpu"
+) -> LoadedTeacher | None:
+    """The teacher that a method needs; None where it needs none.
+
+    Raises:
+        Refused: it cannot be had, see `load_teacher_of`; or it is named and not needed.
+    """
+    if method.timesteps is None:
+        return load_teacher_of(student, teacher_name, device)
+    if teacher_name is not None:
+        raise Refused(f"--teacher {teacher_name}: {method.name} needs no teacher")
+    return None
+
+
+def make_images(
+    make: Make,
+    labels_N: npt.NDArray[np.int64],
+    batch_size: int,
+    store: ImageStore,
+    *,
+    device: torch.device | str = "cpu",
+    report: Report,
+    should_stop: ShouldStop,
+) -> None:
+    """Make the images that a store lacks, batch by batch.
+
+    Batches are cut at multiples of their size whatever is there, so that a job which goes on makes the same bytes.
+
+    Raises:
+        Refused, Failed: as the store does.
+        Stopped: `should_stop` said so; whole batches are kept.
+    """
+    total = len(labels_N)
+    store.begin()
+    report(store.num_kept, total, "")
+    for first in range(0, total, batch_size):
+        labels_B = torch.from_numpy(labels_N[first : first + batch_size])
+        if store.holds(first, len(labels_B)):
+            continue
+        if should_stop():
+            raise Stopped(store.left_behind())
+        store.keep(first, make(first, labels_B.to(device)))
+        report(store.num_kept, total, "")
+    store.finish(labels_N)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
