@@ -62,8 +62,8 @@ def kill_and_resume(run: KillableRun, planned: list[Moment], startup: float) -> 
     kept: dict[str, tuple[int, str]] = {}
     before = Moment("", 0.0)
     for number, moment in enumerate(planned, 1):
-        # Pairs and steps are kept, but an evaluation that was killed begins anew.
-        done = before.seconds if before.phase == moment.phase != "evaluation" else 0.0
+        # Pairs, steps and judged methods are kept.
+        done = before.seconds if before.phase == moment.phase else 0.0
         workers = WORKERS[number % len(WORKERS)]
         lived = run.kill(moment.phase, moment.seconds - done, startup, workers)
         kept, before = refuse_touched(kept, run.rows()), moment

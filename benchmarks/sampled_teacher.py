@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.evaluation import Judge
 from distill.methods import TEACHER_STREAM
+from distill.protocols import Judge
 from distill.sampler import BATCH_SIZE, sampling_noise
 from generate_pairs.flow_map import FlowMap, default_num_steps
 from generate_pairs.teachers.base import Teacher, to_unit_range

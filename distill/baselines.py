@@ -42,12 +42,15 @@ class TokenFrequencies:
         Raises:
             ValueError: nothing was counted.
         """
-        total_1LV = self.counts_KLV.sum(dim=0, keepdim=True)
-        if not total_1LV.any():
+        total_LV = self.counts_KLV.sum(dim=0)
+        if not total_LV.any():
             raise ValueError("token frequencies of no pairs are not defined: add at least one batch first")
-        seen_K11 = (self.counts_KLV[:, 0].sum(dim=1) > 0)[:, None, None]
-        counts_KLV = torch.where(seen_K11, self.counts_KLV, total_1LV)
-        return counts_KLV / counts_KLV.sum(dim=2, keepdim=True)
+        # Class by class: of all of ImageNet's, a copy of the table more is tens of gigabytes.
+        P_KLV = torch.empty(self.counts_KLV.shape)
+        for counts_LV, P_LV in zip(self.counts_KLV, P_KLV, strict=True):
+            known_LV = counts_LV if counts_LV[0].any() else total_LV
+            P_LV.copy_(known_LV / known_LV.sum(dim=1, keepdim=True))
+        return P_KLV
 
 
 def sample_onestep_star(P_KLV: Tensor, labels_B: Tensor, uniform_BL: Tensor) -> Tensor:

@@ -7,15 +7,12 @@ from typing import Any
 
 import torch
 
-from distill.config import DistillConfig, EvaluationConfig
+from distill.config import DistillConfig
 from distill.student import Student
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from shards.errors import Refused
 from shards.manifest import Manifest
-
-DIGITS_SHAPE = (1, 8, 8)
-"""Channels, height and width of the real digits."""
 
 
 def check_distillation(config: DistillConfig, layout: TokenLayout, heldout: int) -> None:
@@ -57,19 +54,6 @@ def check_distillation(config: DistillConfig, layout: TokenLayout, heldout: int)
     if heldout < 1:
         raise Refused(
             "pairs.num_heldout is 0, and a training is watched on held-out pairs: hold out at least 1"
-        )
-
-
-def check_evaluation(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> None:
-    """Hold the evaluation's protocol against the teacher's images.
-
-    Raises:
-        Refused: the real images that it compares with are of another shape.
-    """
-    if config.protocol == "digits" and image_shape != DIGITS_SHAPE:
-        raise Refused(
-            f"evaluation.protocol: digits judges images of {_by(DIGITS_SHAPE)}, and this teacher's are of "
-            f"{_by(image_shape)}: set evaluation.protocol to samples"
         )
 
 
@@ -128,7 +112,3 @@ def refuse_other_maker(pairs: str, lineage: Mapping[str, Any], loaded: LoadedTea
             f"{pairs} were made by teacher {made_by['name']} ({made_by['sha256'][:12]}), "
             f"not by {name} ({loaded.sha256[:12]})"
         )
-
-
-def _by(shape: tuple[int, int, int]) -> str:
-    return " x ".join(map(str, shape))

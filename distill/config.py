@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from shards.settings import FREE, UPWARD, Settings
 
 FEWEST_SCORED = 100
 """Images below which a Frechet distance says nothing."""
+
+DEFAULT_IMAGES = {"digits": 2_000, "samples": 64, "adm": 50_000, "dd": 50_000, "folder": 10_000}
+"""Images of each method, by protocol, where the settings do not say."""
+
+MOST_CURVE_IMAGES = 5_000
+"""So many images a look of an ablation scores at most unless told otherwise, as figures 7 and 8 of arXiv 2412.17153."""
+
+REFERENCE_FREE = ("digits", "samples")
+"""Protocols that bring their own real images, or need none."""
 
 
 class StudentConfig(Settings):
@@ -146,23 +156,82 @@ class TrainConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """How images are judged."""
+    """How images are judged; docs/evaluation.md says what each protocol is."""
 
-    protocol: Literal["digits", "samples"] = Field(
+    protocol: Literal["digits", "samples", "adm", "dd", "folder"] = Field(
         "digits",
         description="features and reference images; samples has neither: images, token match and times only",
     )
-    num_images: int = Field(2_000, ge=2, description="images of each method; for digits at least 100")
+    num_images: int = Field(
+        DEFAULT_IMAGES["digits"], ge=2, description="images of each method; to be scored at least 100"
+    )
+    curve_images: int = Field(
+        DEFAULT_IMAGES["digits"], ge=2, description="images that a look of an ablation scores, likewise"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of the evaluation noise, apart from the pairs' own")
+    repeats: int = Field(
+        1, ge=1, le=100, description="noise streams that scores are averaged over: seed, seed + 1, ..."
+    )
+    # Paths may change on the way: a run moves to another machine.
+    reference: str | None = Field(
+        None,
+        description="file or folder of what images are held against, for adm, dd and folder",
+        json_schema_extra=FREE,
+    )
+    features: str = Field(
+        "inception",
+        description="what the protocol folder looks through: inception, digits, or what a package registers as "
+        "onestep.features",
+    )
+    inception_weights: str | None = Field(
+        None,
+        description="file of torch-fidelity's Inception weights; by default its own cached or downloaded copy",
+        json_schema_extra=FREE,
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where images are made, judged and timed", json_schema_extra=FREE
+    )
 
-    @field_validator("num_images")
+    @model_validator(mode="before")
     @classmethod
-    def _enough_for_scores(cls, num_images: int, info: ValidationInfo) -> int:
-        if info.data.get("protocol") == "digits" and num_images < FEWEST_SCORED:
+    def _numbers_of_the_protocol(cls, settings: Any) -> Any:
+        """Numbers of images that are not given follow from the protocol, so that the resolved settings show them."""
+        if not isinstance(settings, Mapping):
+            return settings
+        filled = dict(settings)
+        usual = DEFAULT_IMAGES.get(str(filled.get("protocol", "digits")))
+        if "num_images" not in filled and usual is not None:
+            filled["num_images"] = usual
+        if "curve_images" not in filled and isinstance(filled.get("num_images"), int):
+            filled["curve_images"] = max(2, min(MOST_CURVE_IMAGES, filled["num_images"]))
+        return filled
+
+    @field_validator("num_images", "curve_images")
+    @classmethod
+    def _enough_for_scores(cls, count: int, info: ValidationInfo) -> int:
+        protocol = info.data.get("protocol")
+        derived = info.field_name == "curve_images" and "num_images" not in info.data
+        if protocol not in (None, "samples") and count < FEWEST_SCORED and not derived:
             raise ValueError(
-                f"num_images is {num_images}, and the scores of the protocol digits need at least {FEWEST_SCORED}"
+                f"{info.field_name} is {count}, and the scores of the protocol {protocol} need at least "
+                f"{FEWEST_SCORED}"
             )
-        return num_images
+        return count
+
+    @property
+    def seeds(self) -> range:
+        """The noise seeds, one a repeat."""
+        return range(self.seed, self.seed + self.repeats)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a result must have been made with to be the one that is asked for; all of it stands in the result."""
+        keys = ["protocol", "num_images", "seed", "repeats"]
+        if self.protocol not in REFERENCE_FREE:
+            keys.append("reference")
+        if self.protocol == "folder":
+            keys.append("features")
+        return {key: getattr(self, key) for key in keys}
 
 
 class DistillConfig(Settings):

@@ -1,15 +1,15 @@
 """Numbers for every method, by a named protocol: evaluation.json and the image grids beside it.
 
-Protocol `digits`: features of the shipped classifier against the 1,297 real training digits; precision and recall by
-three nearest neighbours in pixel space. Protocol `samples`, for teachers whose real images are not here: the same
-methods, images and times, and no score against real images.
+Images are judged as they are made: features are kept, and of the images as many as the grids show. What is finished of an
+interrupted evaluation is kept, too, and the same command goes on.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from distill.baselines import skip_n_fill
-from distill.checks import check_evaluation, load_maker
+from distill.checks import load_maker
 from distill.config import EvaluationConfig
-from distill.features import DigitsClassifier, extract, load_digits_classifier
-from distill.frechet import Manifold, Moments, frechet_distance, inception_score, precision_recall
 from distill.images import captioned_grid, grid_size, image_grid, save_png
-from distill.methods import Methods, count_tokens
+from distill.methods import Made, Methods, count_tokens
+from distill.protocols import SCORES, Judge, check_evaluation, open_judge
 from distill.sampler import most_at_once
 from distill.student import Student
 from distill.timing import BATCH_SIZES, seconds_per_image
+from distill.unfinished import FOLDER, Piece, Unfinished
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
 from generate_pairs.teachers.embedded.digits import DigitsSplit, load_digits_split
@@ -39,39 +39,10 @@ from shards.storage import commit_bytes, sha256_file
 
 SCHEMA_VERSION = 1
 EVALUATION_FILE = "evaluation.json"
-SCORES = ("frechet_distance", "inception_score", "precision", "recall", "class_accuracy")
-"""What needs real images."""
+KNOWN_TO_OTHERS = ("teacher", "teacher-flow")
+"""Methods whose tokens others begin with, or are held against."""
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The real images, and how far others are from them."""
-
-    classifier: DigitsClassifier
-    reference: Moments
-    real: Manifold
-
-    @classmethod
-    def digits(cls, images: Tensor) -> Judge:
-        """A judge whose reference are these real images in [0, 1]."""
-        classifier = load_digits_classifier()
-        return cls(classifier, Moments.of(extract(classifier, images)), Manifold.of(images.flatten(1)))
-
-    def scores(self, images: Tensor, labels: Tensor) -> Row:
-        """Frechet distance, inception score, precision, recall and class accuracy of images in [0, 1]."""
-        features = extract(self.classifier, images)
-        with torch.inference_mode():
-            probabilities = self.classifier.probabilities(features)
-        nearest = precision_recall(self.real, Manifold.of(images.flatten(1)))
-        return {
-            "frechet_distance": frechet_distance(self.reference, Moments.of(features)),
-            "inception_score": inception_score(probabilities),
-            "precision": nearest.precision,
-            "recall": nearest.recall,
-            "class_accuracy": (probabilities.argmax(1) == labels).double().mean().item(),
-        }
 
 
 def evaluate(
@@ -91,83 +62,186 @@ def evaluate(
         student_folder: the student's export.
         teacher_name: the teacher that made its pairs.
         pairs_root: the pairs, whose token frequencies are the baseline onestep*.
-        out: folder of evaluation.json and samples/.
-        config: protocol, number of images, seed.
-        report: called with (methods done, methods in all, the next method).
-        should_stop: asked between methods.
+        out: folder of evaluation.json and samples/, and of what an interrupted evaluation keeps.
+        config: protocol, number of images, seed, device.
+        report: called with (methods done, methods in all, the next method); each noise seed counts.
+        should_stop: asked between batches of images.
         name: of the file; `evaluation-PROTOCOL.json` where the protocol is another than the run's own.
 
     Raises:
-        Refused: student, teacher and pairs do not belong together, or the protocol is for other images.
-        Stopped: `should_stop` said so; nothing is kept.
+        Refused: student, teacher and pairs do not belong together, the protocol is for other images, or something that
+            it needs is missing.
+        Stopped: `should_stop` said so; finished methods are kept.
     """
     with computing_threads(1):
-        student = Student.from_pretrained(student_folder)
-        methods = open_methods(student, teacher_name, pairs_root, config.seed, config.num_images)
-        check_evaluation(config, methods.teacher.tokenizer.image_shape)
-        rows, samples = judge_all(methods, config, report, should_stop)
-    result = {
-        "schema_version": SCHEMA_VERSION,
-        "protocol": config.protocol,
-        "num_images": config.num_images,
-        "seed": config.seed,
-        "repeats": 1,
-        "student_sha256": sha256_file(student_folder / "student.safetensors"),
-        "rows": rows,
-    }
+        student = Student.from_pretrained(student_folder, config.device)
+        check_evaluation(config, student.tokenizer.image_shape)
+        methods = open_methods(
+            student, teacher_name, pairs_root, config.seed, config.num_images, config.device
+        )
+        judge = open_judge(config, student.tokenizer.image_shape)
+        facts = {
+            **config.asked,
+            "device": config.device,
+            **(judge.facts if judge else {}),
+            "student_sha256": sha256_file(student_folder / "student.safetensors"),
+        }
+        identity = {
+            **facts,
+            "export": sha256_file(student_folder / "config.json"),
+            "fingerprint": student.fingerprint,
+            "torch": torch.__version__,
+        }
+        unfinished = Unfinished.open(out / FOLDER / Path(name).stem, identity)
+        rows, samples = judge_all(methods, judge, config, unfinished, report, should_stop)
+    result = {"schema_version": SCHEMA_VERSION, **facts, "rows": rows}
     save_samples(out / "samples", samples)
     commit_bytes(out / name, (json.dumps(result, indent=2) + "\n").encode())
+    unfinished.clear()
     return result
 
 
 def judge_all(
-    methods: Methods, config: EvaluationConfig, report: Report, should_stop: ShouldStop
+    methods: Methods,
+    judge: Judge | None,
+    config: EvaluationConfig,
+    unfinished: Unfinished,
+    report: Report,
+    should_stop: ShouldStop,
 ) -> tuple[list[Row], dict[str, Tensor]]:
-    """A row for each method, before them those of the real images if there are any, and the methods' images in [0, 1]."""
+    """A row for each method, before them those of the real images if there are any, and the methods' first images.
+
+    Args:
+        methods: what is compared.
+        judge: the protocol's; None where nothing is held against real images.
+        config: numbers of images and of noise seeds.
+        unfinished: what was finished before, and is now.
+        report: as in `evaluate`.
+        should_stop: as in `evaluate`.
+
+    Returns:
+        Rows of means over noise seeds, and images in [0, 1] by method, of the first seed.
+    """
     split = load_digits_split() if config.protocol == "digits" else None
-    judge = Judge.digits(to_unit_range(split.train_images)) if split else None
-    total = len(methods.names) + (2 if split else 0)
+    known = 2 if split and judge else 0
+    total = known + len(methods.names) * config.repeats
     rows: list[Row] = []
     if split and judge:
         for name, real_images, real_labels in known_images(split, methods.teacher.tokenizer):
             report(len(rows), total, name)
             rows.append(_row(name, judge.scores(real_images, real_labels)))
-    labels = torch.arange(config.num_images) % methods.student.num_classes
     image_shape = methods.teacher.tokenizer.image_shape
     # A batch size that is never needed here may not even fit into memory.
     most = min(config.num_images, most_at_once(image_shape))
-    seconds = time_methods(methods, [size for size in BATCH_SIZES if size <= most])
-    images: dict[str, Tensor] = {}
-    tokens: dict[str, Tensor] = {}
-    for method in methods.names:
-        if should_stop():
-            raise Stopped("the evaluation is not finished, and begins again")
-        report(len(rows), total, method)
-        images[method], tokens[method] = make_all(methods, method, labels, tokens.get("teacher"))
-        scores = judge.scores(images[method], labels) if judge else dict.fromkeys(SCORES)
+    sizes = [size for size in BATCH_SIZES if size <= most]
+    seconds = unfinished.times(lambda: time_methods(methods, sizes))
+    pieces: dict[str, list[Piece]] = {method: [] for method in methods.names}
+    done = known
+    for seed in config.seeds:
+        seeded, tokens = replace(methods, seed=seed), dict[str, Tensor]()
+        for method in methods.names:
+            report(done, total, method)
+            piece = unfinished.piece(method, seed)
+            if piece is None:
+                try:
+                    piece = judge_method(seeded, method, config.num_images, judge, tokens, should_stop)
+                except Stopped as stopped:
+                    raise Stopped(f"{done - known} of {total - known} methods are done and kept") from stopped
+                unfinished.keep(method, seed, piece)
+            if piece.tokens_NL is not None:
+                tokens[method] = piece.tokens_NL
+            pieces[method].append(replace(piece, tokens_NL=None))
+            done += 1
+    for method, made in pieces.items():
         facts = {
             "num_steps": methods.num_steps(method),
             "num_parameters": num_parameters(methods, method),
             "fill": skip_n_fill(methods.teacher) if method.startswith("skip-") else None,
-            "token_match": token_match(method, tokens),
             "seconds_per_image": seconds.get(method),
             "decode_seconds_per_image": seconds["decode"],
         }
-        rows.append(_row(method, scores, **facts))
+        rows.append(_row(method, over_repeats([piece.numbers for piece in made]), **facts))
     report(total, total, "")
-    return rows, images
+    return rows, {method: made[0].images_BIHW for method, made in pieces.items()}
+
+
+def judge_method(
+    methods: Methods,
+    method: str,
+    num_images: int,
+    judge: Judge | None,
+    tokens: Mapping[str, Tensor],
+    should_stop: ShouldStop,
+) -> Piece:
+    """Make all images of a method with one noise seed and judge them as they come.
+
+    Args:
+        methods: with the seed.
+        method: which of them.
+        num_images: how many; their labels are 0, 1, 2 ... in turn.
+        judge: as in `judge_all`.
+        tokens: tokens (N, L) of the methods in `KNOWN_TO_OTHERS` before this one.
+        should_stop: asked between batches.
+
+    Raises:
+        Stopped: `should_stop` said so.
+    """
+    labels = torch.arange(num_images) % methods.student.num_classes
+    seen = judge.begin() if judge else None
+    columns, rows = grid_size(methods.teacher.tokenizer.image_shape[-1])
+    shown: list[Tensor] = []
+    kept: list[Tensor] = []
+    matched, followed = 0, token_followed(method)
+    for span, made in make_batches(methods, method, labels, tokens.get("teacher")):
+        if should_stop():
+            raise Stopped("in the middle of a method")
+        if seen:
+            seen.add(made.images_BIHW)
+        # A copy: a part of a batch would keep all of it.
+        shown.append(made.images_BIHW[: max(0, columns * rows - span.start)].cpu().clone())
+        made_BL = made.tokens_BL.int().cpu()
+        if method in KNOWN_TO_OTHERS:
+            kept.append(made_BL)
+        if followed:
+            target_BL = made_BL if method == "teacher-flow" else tokens["teacher-flow"][span]
+            matched += int((made_BL == target_BL).sum())
+    numbers = judge.scores_of(seen, labels) if judge and seen else dict.fromkeys(SCORES)
+    num_tokens = num_images * methods.teacher.layout.num_tokens
+    return Piece(
+        {**numbers, "token_match": matched / num_tokens if followed else None},
+        torch.cat(shown),
+        torch.cat(kept) if kept else None,
+    )
+
+
+def over_repeats(numbers: Sequence[Mapping[str, float | None]]) -> Row:
+    """Means over noise seeds, and under `NAME_std` the sample standard deviation of each score; None of one seed."""
+    means: Row = {}
+    deviations: Row = {}
+    for key in numbers[0]:
+        values = [value for found in numbers if (value := found[key]) is not None]
+        means[key] = statistics.fmean(values) if values else None
+        if key in SCORES:
+            deviations[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return {**means, **deviations}
 
 
 def known_images(split: DigitsSplit, tokenizer: Tokenizer) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What scores are held against: unseen real images, and the reference through the tokenizer, each with labels."""
-    yield "real", to_unit_range(split.test_images), split.test_labels
+    device = tokenizer.codebook_VC.device
+    yield "real", to_unit_range(split.test_images).to(device), split.test_labels
     with torch.inference_mode():
-        decoded = tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images)))
+        decoded = tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images.to(device))))
     yield "reconstruction", to_unit_range(decoded), split.train_labels
 
 
 def open_methods(
-    student: Student, teacher_name: str, pairs_root: Location, seed: int, num_images: int
+    student: Student,
+    teacher_name: str,
+    pairs_root: Location,
+    seed: int,
+    num_images: int,
+    device: str = "cpu",
 ) -> Methods:
     """Everything that can be compared with a student, sampled with the settings that made its pairs.
 
@@ -187,9 +261,9 @@ def open_methods(
             f"{manifest.spec.fingerprint[:12]}"
         )
     made_by, flow = manifest.spec.lineage["teacher"], manifest.spec.lineage["flow_map"]
-    teacher = load_maker(manifest, teacher_name, getattr(torch, made_by["dtype"])).teacher
+    teacher = load_maker(manifest, teacher_name, getattr(torch, made_by["dtype"])).teacher.to(device)
     flow_map = FlowMap(teacher.codebook_VC.float(), flow["solver_steps"])
-    frequencies = count_tokens(pairs_root, manifest.view(student.num_pairs), num_images)
+    frequencies = count_tokens(pairs_root, manifest.view(student.num_pairs), num_images).to(device)
     return Methods(
         teacher,
         SamplingSettings.of(made_by),
@@ -200,27 +274,24 @@ def open_methods(
     )
 
 
-def make_all(
+def make_batches(
     methods: Methods, method: str, labels: Tensor, drawn: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Images (N, channels, height, width) in [0, 1] and tokens (N, L) of all labels by one method.
+) -> Iterator[tuple[slice, Made]]:
+    """Images in [0, 1] and tokens of all labels by one method, a batch at a time, each with its place among them.
 
     `drawn` are the tokens of the method `teacher`, if they are known.
     """
+    device = methods.teacher.codebook_VC.device
     most = most_at_once(methods.teacher.tokenizer.image_shape)
-    spans = [slice(first, first + most) for first in range(0, len(labels), most)]
-    made = [
-        methods.make(method, span.start, labels[span], None if drawn is None else drawn[span])
-        for span in spans
-    ]
-    return torch.cat([part.images_BIHW for part in made]), torch.cat([part.tokens_BL for part in made])
+    for first in range(0, len(labels), most):
+        span = slice(first, min(first + most, len(labels)))
+        drawn_BL = None if drawn is None else drawn[span].long().to(device)
+        yield span, methods.make(method, first, labels[span].to(device), drawn_BL)
 
 
-def token_match(method: str, tokens: Mapping[str, Tensor]) -> float | None:
-    """The share of tokens that a method makes of the noise as the teacher's flow map does; None without noise."""
-    if method != "teacher-flow" and not method.startswith("student-"):
-        return None
-    return (tokens[method] == tokens["teacher-flow"]).double().mean().item()
+def token_followed(method: str) -> bool:
+    """Whether a method makes its tokens of the noise as the teacher's flow map does, so that they can be compared."""
+    return method == "teacher-flow" or method.startswith("student-")
 
 
 def num_parameters(methods: Methods, method: str) -> int | None:
@@ -238,18 +309,25 @@ def time_methods(methods: Methods, batch_sizes: Sequence[int]) -> dict[str, dict
 
     skip-n is left out: here it walks as far as the teacher.
     """
+    device = methods.teacher.codebook_VC.device
+
+    def finished(made: object) -> object:
+        # A GPU answers before it has worked.
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return made
 
     def maker(method: str) -> Callable[[int], object]:
         def make(batch_size: int) -> object:
-            labels_B = torch.arange(batch_size) % methods.student.num_classes
+            labels_B = torch.arange(batch_size, device=device) % methods.student.num_classes
             with torch.inference_mode():
-                return methods.sequence(method, 0, labels_B)
+                return finished(methods.sequence(method, 0, labels_B))
 
         return make
 
     def decode(batch_size: int) -> object:
         with torch.inference_mode():
-            return methods.teacher.tokenizer.decode(methods.noise(0, batch_size))
+            return finished(methods.teacher.tokenizer.decode(methods.noise(0, batch_size)))
 
     makers = {name: maker(name) for name in methods.names if not name.startswith("skip-")}
     measured = {size: seconds_per_image({**makers, "decode": decode}, size) for size in batch_sizes}
@@ -257,14 +335,27 @@ def time_methods(methods: Methods, batch_sizes: Sequence[int]) -> dict[str, dict
 
 
 def save_samples(folder: Path, samples: Mapping[str, Tensor]) -> None:
-    """One grid a method, and a comparison whose columns are images from the same noise and label."""
+    """One grid a method, and a comparison whose columns are images from the same noise and label.
+
+    Its rows are those of figures 9 and 10 of arXiv 2412.17153, fewest steps first, and then onestep*.
+    """
     side = next(iter(samples.values())).shape[-1]
     columns, rows = grid_size(side)
     for method, images in samples.items():
         grid = image_grid(images[: columns * rows], columns)
         save_png(grid, folder / f"{method.replace('*', '-star')}.png")
-    shown = [m for m in samples if m == "teacher-flow" or m.startswith("student-") or m == "onestep*"]
-    save_png(captioned_grid({m: samples[m][:columns] for m in shown}), folder / "comparison.png")
+    save_png(
+        captioned_grid({method: samples[method][:columns] for method in compared(list(samples))}),
+        folder / "comparison.png",
+    )
+
+
+def compared(methods: Sequence[str]) -> list[str]:
+    """The methods of the comparison, in its order: students, the teacher in between, the teacher, onestep*."""
+    students = [method for method in methods if method.startswith("student-")]
+    # Those with the fewest steps of the teacher's come first, and these are made last.
+    involved = [method for method in reversed(methods) if method.startswith("pre-trained-")]
+    return [*students, *involved, *(method for method in ("teacher-flow", "onestep*") if method in methods)]
 
 
 def _row(method: str, scores: Row, **facts: Any) -> Row:
@@ -276,6 +367,7 @@ def _row(method: str, scores: Row, **facts: Any) -> Row:
             "token_match",
             "seconds_per_image",
             "decode_seconds_per_image",
+            *(f"{score}_std" for score in SCORES),
         )
     )
-    return {"method": method, **nothing, **facts, **scores, "frechet_distance_std": None}
+    return {"method": method, **nothing, **facts, **scores}

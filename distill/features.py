@@ -1,7 +1,8 @@
 """What evaluation sees images through: the interface, and the digits classifier that ships.
 
 For evaluation only: nothing that judges a student may enter its loss, so the trainer never imports this file.
-`python -m distill.features --out FILE` makes the shipped weights again from nothing.
+`python -m distill.features --out FILE` makes the shipped weights again from nothing. Other packages bring extractors by
+an entry point of the group `onestep.features`: a callable without arguments that returns a `FeatureExtractor`.
 """
 
 from __future__ import annotations
@@ -22,20 +23,25 @@ from shards.errors import Failed
 from shards.storage import commit_bytes
 
 WEIGHTS = Path(__file__).parent / "weights" / "digits-classifier.safetensors"
+ENTRY_POINTS = "onestep.features"
 
 
 class FeatureExtractor(Protocol):
-    """A frozen network that evaluation looks through."""
+    """A frozen network that evaluation looks through; one that is an `nn.Module` goes to the evaluation's device."""
 
     @property
     def dim(self) -> int:
         """Numbers in one image's features, F."""
 
+    @property
+    def knows_labels(self) -> bool:
+        """Whether class k of its probabilities is the teacher's label k, so that class accuracy means something."""
+
     def __call__(self, images_BIHW: Tensor) -> Tensor:
         """Images (B, channels, height, width) in [0, 1] to features (B, F), float32."""
 
-    def probabilities(self, features_BF: Tensor) -> Tensor:
-        """Features (B, F) to class probabilities (B, K), float32."""
+    def probabilities(self, features_BF: Tensor) -> Tensor | None:
+        """Features (B, F) to class probabilities (B, K), float32; None where it tells no classes."""
 
 
 class DigitsClassifier(nn.Module):
@@ -46,6 +52,7 @@ class DigitsClassifier(nn.Module):
     """
 
     dim = 32
+    knows_labels = True
 
     def __init__(self) -> None:
         super().__init__()

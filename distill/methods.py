@@ -24,6 +24,9 @@ from shards.manifest import View
 from shards.noise import uniform_numbers
 from shards.reader import read_shard
 
+PAPERS_SKIPS = {10: (1, 2), 256: (106, 156)}
+"""What Distilled Decoding 1 skips of VAR's 10 scales and of LlamaGen's 256 tokens."""
+
 TEACHER_STREAM = 2
 ONESTEP_STREAM = 3
 SKIP_STREAM = 4
@@ -54,7 +57,8 @@ class Methods:
     def names(self) -> tuple[str, ...]:
         """Teacher and students first, then what they are compared against."""
         layout = self.teacher.layout
-        skips = (1, 2) if layout.num_steps < 8 else (layout.num_steps // 4, layout.num_steps // 2)
+        S = layout.num_steps
+        skips = PAPERS_SKIPS.get(S) or ((1, 2) if S < 8 else (S // 4, S // 2))
         students = [f"student-{number}" for number, _ in enumerate(self.student.timesteps, 1)]
         involved = (method.name for method in usual_methods(self.student.timesteps))
         return ("teacher", "teacher-flow", *students, *involved, "onestep*", *(f"skip-{n}" for n in skips))

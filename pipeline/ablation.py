@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from distill.checks import check_distillation, check_evaluation
+from distill.checks import check_distillation
+from distill.protocols import check_evaluation
 from distill.student import build_network
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -75,12 +76,21 @@ def compose(preset: str, overrides: Sequence[str] = (), *, tiny_random: bool = F
         from pipeline.tiny import shrunk
 
         settings = shrunk(settings, preset)
+    return compose_onto(settings, overrides, f"preset {preset}")
+
+
+def compose_onto(settings: Mapping[str, Any], overrides: Sequence[str], origin: str = "--set") -> RunConfig:
+    """The configuration of settings with overrides on top, as `compose` does it.
+
+    Raises:
+        Refused: naming `origin`, and every key that is wrong; or what is no override.
+    """
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise Refused(f"cannot set {override!r}: write KEY=VALUE, as in pairs.num_pairs=1000")
         settings = _with(settings, key.strip().split("."), _as_list(key.strip(), parse_value(text.strip())))
-    return validated(settings, f"preset {preset}")
+    return validated(settings, origin)
 
 
 def validated(settings: Mapping[str, Any], origin: str) -> RunConfig:
@@ -118,6 +128,11 @@ def parse_value(text: str) -> Any:
         if parsed.keys() == {"value"} and not isinstance(parsed["value"], datetime.time):
             return parsed["value"]
     return text
+
+
+def as_text(value: str) -> str:
+    """What `parse_value` reads as this text: quoted where it would take it for a number or a list."""
+    return value if parse_value(value) == value else json.dumps(value, ensure_ascii=False)
 
 
 def parse_toml(text: str, origin: str) -> dict[str, Any]:

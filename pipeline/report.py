@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.config import to_toml
 from pipeline.curves import training_curves
 from pipeline.progress import duration
-from pipeline.results import Results, Row, read_results, seconds_per_image, speedup
+from pipeline.published import published_rows
+from pipeline.results import Results, Row, judged_words, read_results, seconds_per_image, speedup
 from pipeline.run_dir import RunDir
 from pipeline.summary import took
 from shards.storage import commit_bytes
@@ -45,6 +46,28 @@ class Picture:
     data_url: str
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """An evaluation on the page: what it was made with, its table, and quality against time as a data URL, if any."""
+
+    words: str
+    table: Table
+    quality: str | None
+    has_spread: bool
+    is_unscored: bool
+
+    @classmethod
+    def of(cls, evaluation: Mapping[str, Any], teacher: str) -> Judgement:
+        """That of an evaluation.json; the teacher's name tells what is published about it."""
+        return cls(
+            judged_words(evaluation),
+            evaluation_table(evaluation["rows"]),
+            quality_picture(evaluation, teacher),
+            evaluation.get("repeats", 1) > 1,
+            evaluation["protocol"] == "samples",
+        )
+
+
 def write_report(run_dir: RunDir) -> None:
     """Write report.html from what the run's folder holds so far.
 
@@ -62,8 +85,10 @@ def render(results: Results) -> str:
         description=results.config.description,
         headlines=headlines(results),
         pictures=pictures(results),
-        table=evaluation_table(results.rows),
-        evaluation=results.evaluation,
+        judged=judged_words(results.evaluation) if results.rows else "",
+        judgements=[
+            Judgement.of(evaluation, results.config.teacher.name) for evaluation in results.evaluations
+        ],
         curves=training_curves(results.metrics),
         facts=facts(results),
         config=to_toml(results.config),
@@ -81,6 +106,18 @@ def fill(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)
+
+
+def quality_picture(evaluation: Mapping[str, Any], teacher: str) -> str | None:
+    """Quality against time as a data URL, None where no method has both numbers."""
+    # Only now: matplotlib takes its time to load.
+    from pipeline.canvas import draw
+    from pipeline.quality_time import points, quality_against_time
+
+    if not points(evaluation["rows"]):
+        return None
+    figure = quality_against_time(evaluation["rows"], evaluation["protocol"], published_rows(teacher))
+    return f"data:image/svg+xml;base64,{base64.b64encode(draw(figure).svg).decode()}"
 
 
 def headlines(results: Results) -> list[tuple[str, str]]:

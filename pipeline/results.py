@@ -71,6 +71,12 @@ class Results:
     evaluation: Mapping[str, Any]
     seconds: Mapping[str, float]
     samples: tuple[Path, ...]
+    others: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def evaluations(self) -> tuple[Mapping[str, Any], ...]:
+        """What was judged: by the run's own protocol, then by others, each if it is of the same student."""
+        return tuple(one for one in (self.evaluation, *self.others) if one.get("rows"))
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -84,15 +90,19 @@ def read_results(run_dir: RunDir) -> Results:
     Raises:
         Refused: the folder is no run.
     """
+    evaluation = run_dir.read_json(run_dir.evaluation)
+    others = [run_dir.read_json(path) for path in run_dir.other_evaluations]
     return Results(
         run_dir=run_dir,
         config=run_dir.read_config(),
         environment=run_dir.read_json(run_dir.environment),
         pairs=PairStatistics.of(Manifest.open(run_dir.pairs)) if dataset_exists(run_dir.pairs) else None,
         metrics=read_metrics(run_dir.metrics),
-        evaluation=run_dir.read_json(run_dir.evaluation),
+        evaluation=evaluation,
         seconds=run_dir.read_json(run_dir.seconds),
         samples=tuple(sorted(run_dir.samples.glob("*.png"))),
+        # One of a student that is there no more would pass for this one's.
+        others=tuple(one for one in others if one.get("student_sha256") == evaluation.get("student_sha256")),
     )
 
 
@@ -152,3 +162,17 @@ def speedup(row: Row, rows: Sequence[Row], batch_size: int = 1) -> float | None:
     )
     own = seconds_per_image(row, batch_size)
     return teacher / own if teacher and own else None
+
+
+def judged_words(evaluation: Mapping[str, Any]) -> str:
+    """What the numbers of an evaluation mean nothing without, as in `digits, 2,000 images, noise seed 0`."""
+    seed, repeats = evaluation["seed"], evaluation.get("repeats", 1)
+    seeds = f"noise seed {seed}" if repeats == 1 else f"noise seeds {seed} to {seed + repeats - 1}"
+    reference = f", against {evaluation['reference']}" if evaluation.get("reference") else ""
+    features = f", features {evaluation['features']}" if evaluation.get("features") else ""
+    return f"{evaluation['protocol']}, {evaluation['num_images']:,} images, {seeds}{reference}{features}"
+
+
+def steady_batch(rows: Sequence[Row]) -> int | None:
+    """The largest batch size that anything was timed at, None where nothing was."""
+    return max((int(size) for row in rows for size in row.get("seconds_per_image") or {}), default=None)

@@ -8,9 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distill.checkpoint import refuse_other_training
-from distill.checks import check_distillation, check_evaluation
-from distill.evaluation import evaluate
+from distill.checks import check_distillation
+from distill.config import EvaluationConfig
+from distill.evaluation import EVALUATION_FILE, evaluate
 from distill.metrics import join_metrics
+from distill.protocols import check_evaluation
 from distill.student import student_of
 from distill.trainer import train, training_plan
 from generate_pairs.driver import GenerationPlan, generate, plan_generation
@@ -84,17 +86,24 @@ def run(config: RunConfig, out: Path, *, workers: int) -> list[str]:
     return summary_lines(read_results(run_dir))
 
 
-def judge(run_dir: RunDir, config: RunConfig, should_stop: ShouldStop) -> None:
-    """Evaluate a run's student into evaluation.json and samples/."""
+def judge(
+    run_dir: RunDir,
+    config: RunConfig,
+    should_stop: ShouldStop,
+    asked: EvaluationConfig | None = None,
+    name: str = EVALUATION_FILE,
+) -> None:
+    """Evaluate a run's student into evaluation.json and samples/, as the run's settings say or as is asked here."""
     with _phase(run_dir, "evaluation", "methods") as report:
         evaluate(
             run_dir.student,
             config.teacher.name,
             run_dir.pairs,
             run_dir.root,
-            config.evaluation,
+            asked or config.evaluation,
             report=report,
             should_stop=should_stop,
+            name=name,
         )
 
 
@@ -102,7 +111,7 @@ def evaluation_is_current(run_dir: RunDir, config: RunConfig) -> bool:
     """Whether evaluation.json judges the student that lies there, in the way that is asked."""
     judged = run_dir.read_json(run_dir.evaluation)
     student = run_dir.read_json(run_dir.student / "config.json").get("student_sha256")
-    asked = {"student_sha256": student, **config.evaluation.model_dump()}
+    asked = {"student_sha256": student, **config.evaluation.asked}
     return student is not None and all(judged.get(key) == value for key, value in asked.items())
 
 

@@ -82,6 +82,11 @@ class RunDir:
         return self.root / "evaluation.json"
 
     @property
+    def other_evaluations(self) -> list[Path]:
+        """What was judged by other protocols than the run's own, so far."""
+        return sorted(self.root.glob("evaluation-*.json"))
+
+    @property
     def seconds(self) -> Path:
         return self.root / "seconds.json"
 

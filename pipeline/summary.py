@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pipeline.progress import duration
-from pipeline.results import PairStatistics, Results, Row, seconds_per_image, speedup
+from pipeline.results import PairStatistics, Results, Row, judged_words, seconds_per_image, speedup
 from shards.mending import Mended
 
 SCORES = (
@@ -33,6 +33,8 @@ def summary_lines(results: Results) -> list[str]:
         f"student   {config.train.num_steps:,} steps of {config.train.batch_size} pairs, "
         f"timesteps {','.join(map(str, config.student.timesteps))}, split {config.student.split}"
     )
+    if results.rows:
+        lines.append(f"judged    {judged_words(results.evaluation)}")
     lines += table_lines(results.rows, SUMMARY_METHODS)
     lines.append(f"took      {took(results)}")
     lines.append(

@@ -15,7 +15,16 @@ PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
 FOR_DISTILL = ("generate_pairs.teachers", "generate_pairs.trajectory", "generate_pairs.flow_map")
 """What stage two takes from stage one: the teachers and the walk over them, never the job."""
 
-NOT_FOR_TRAINING = ("distill.features", "distill.evaluation", "generate_pairs.teachers.embedded.digits")
+NOT_FOR_TRAINING = (
+    *(
+        "distill.features",
+        "distill.inception",
+        "distill.protocols",
+        "distill.references",
+        "distill.evaluation",
+    ),
+    "generate_pairs.teachers.embedded.digits",
+)
 """What judges a student, and the real images: nothing of it may enter a loss."""
 
 

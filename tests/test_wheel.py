@@ -26,6 +26,7 @@ DATA = {
             *("llamagen-b", "llamagen-l"),
         )
     ),
+    "pipeline/published_figures.toml",
     *(f"pipeline/templates/{name}.jinja" for name in ("ablation.html", "report.html", "style.css")),
 }
 

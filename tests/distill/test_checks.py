@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from distill.checks import check_distillation, check_evaluation, load_maker
-from distill.config import DistillConfig, EvaluationConfig
+from distill.checks import check_distillation, load_maker
+from distill.config import DistillConfig
 from generate_pairs.teachers.base import TokenLayout
 from shards.errors import Refused
 from shards.manifest import Manifest
@@ -51,15 +51,6 @@ def test_what_cannot_be_trained_is_refused_with_what_would_be_right(
 ) -> None:
     with pytest.raises(Refused, match=message):
         check_distillation(refused, LAYOUT, heldout=1)
-
-
-def test_only_images_like_the_real_digits_are_judged_as_digits() -> None:
-    check_evaluation(EvaluationConfig(protocol="digits"), (1, 8, 8))
-    check_evaluation(EvaluationConfig(protocol="samples"), (3, 256, 256))
-    with pytest.raises(
-        Refused, match=r"this teacher's are of 3 x 256 x 256: set evaluation\.protocol to samples"
-    ):
-        check_evaluation(EvaluationConfig(protocol="digits"), (3, 256, 256))
 
 
 def test_a_training_needs_held_out_pairs() -> None:

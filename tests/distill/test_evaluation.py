@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from distill import inception
 from distill.config import DistillConfig, EvaluationConfig
 from distill.evaluation import (
-    SCORES,
+    compared,
     evaluate,
     judge_all,
-    make_all,
+    make_batches,
     open_methods,
     save_samples,
 )
-from distill.methods import count_tokens
+from distill.features import extract, load_digits_classifier
+from distill.frechet import Moments
+from distill.images import save_images
+from distill.methods import Methods, count_tokens
+from distill.protocols import SCORES
 from distill.sampler import most_at_once
 from distill.student import Student
 from distill.trainer import train
+from distill.unfinished import Unfinished
+from generate_pairs.teachers.base import to_unit_range
+from generate_pairs.teachers.embedded.digits import load_digits_split
 from shards.errors import Refused, Stopped
 from shards.manifest import Manifest
 from shards.reader import read_shard
@@ -46,6 +59,14 @@ def student_folder(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytes
         should_stop=lambda: False,
     )
     return out
+
+
+def make_all(
+    methods: Methods, method: str, labels: torch.Tensor, drawn: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and tokens of all labels at once."""
+    made = [batch for _, batch in make_batches(methods, method, labels, drawn)]
+    return torch.cat([batch.images_BIHW for batch in made]), torch.cat([batch.tokens_BL for batch in made])
 
 
 def evaluated(
@@ -216,25 +237,115 @@ def test_the_teacher_computes_in_the_pairs_own_arithmetic(
     assert methods.make("teacher-flow", 0, torch.tensor([1, 2])).images_BIHW.dtype == torch.float32
 
 
-def test_asked_to_stop_it_keeps_nothing(
+@pytest.fixture
+def small(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callable[..., dict[str, Any]]:
+    """Evaluates into a folder by the protocol samples: 12 images, made three at a time, each timing another."""
+    moments = itertools.count(1)
+
+    def run(out: Path, should_stop: Callable[[], bool] = lambda: False, **settings: object) -> dict[str, Any]:
+        config = EvaluationConfig(protocol="samples", num_images=12, **settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("distill.sampler.BATCH_PIXELS", 3 * 64)
+            patch.setattr(
+                "distill.evaluation.seconds_per_image", lambda makers, _: dict.fromkeys(makers, next(moments))
+            )
+            return evaluate(
+                student_folder,
+                str(teacher_path),
+                pairs_root,
+                out,
+                config,
+                report=lambda *_: None,
+                should_stop=should_stop,
+            )
+
+    return run
+
+
+def test_a_stopped_evaluation_keeps_finished_methods_and_ends_in_the_same_bytes(
+    small: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = itertools.count()
+    with pytest.raises(Stopped, match="5 of 18 methods are done and kept"):
+        small(tmp_path / "stopped", lambda: next(asked) == 5 * 4 + 2, repeats=2)
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == [".evaluation"]
+    made: list[str] = []
+    make = Methods.make
+
+    def noting(self: Methods, method: str, *arguments: Any) -> Any:
+        made.append(method)
+        return make(self, method, *arguments)
+
+    monkeypatch.setattr(Methods, "make", noting)
+    resumed = small(tmp_path / "stopped", repeats=2)
+    assert len(made) == 13 * 4
+    monkeypatch.undo()
+    whole = small(tmp_path / "whole", repeats=2)
+    for row, other in zip(resumed["rows"], whole["rows"], strict=True):
+        # Times were measured by the evaluation that was stopped, and once.
+        assert row["decode_seconds_per_image"] == {"1": 1}
+        times = {"seconds_per_image", "decode_seconds_per_image"}
+        assert {k: v for k, v in row.items() if k not in times} == {
+            k: v for k, v in other.items() if k not in times
+        }
+    for path in (tmp_path / "whole" / "samples").iterdir():
+        assert path.read_bytes() == (tmp_path / "stopped" / "samples" / path.name).read_bytes()
+    names = {path.name for path in (tmp_path / "stopped").iterdir()}
+    assert names == {"evaluation.json", "samples"}
+
+
+def test_what_was_kept_of_another_evaluation_is_thrown_away(
+    small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    asked = itertools.count()
+    with pytest.raises(Stopped):
+        small(tmp_path, lambda: next(asked) == 10)
+    again = small(tmp_path, seed=4)
+    assert again["rows"][0]["decode_seconds_per_image"] == {"1": 2}
+    assert again["seed"] == 4
+
+
+def test_a_damaged_piece_is_named_with_the_way_out(
+    small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    asked = itertools.count()
+    with pytest.raises(Stopped):
+        small(tmp_path, lambda: next(asked) == 10)
+    piece = tmp_path / ".evaluation" / "evaluation" / "teacher-seed-0.safetensors"
+    piece.write_bytes(piece.read_bytes()[:100])
+    with pytest.raises(
+        Refused, match=r"teacher-seed-0\.safetensors is damaged: delete .*evaluation to begin"
+    ):
+        small(tmp_path)
+
+
+def test_repeats_are_means_over_noise_seeds_with_their_spread(
     student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
 ) -> None:
-    config = EvaluationConfig(num_images=100)
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(Stopped, match="begins again"),
-    ):
-        patch.setattr("distill.evaluation.time_methods", lambda *_: {"decode": {}})
-        evaluate(
-            student_folder,
-            str(teacher_path),
-            pairs_root,
-            tmp_path,
-            config,
-            report=lambda *_: None,
-            should_stop=lambda: True,
-        )
-    assert list(tmp_path.iterdir()) == []
+    def rows(**settings: int) -> dict[str, dict[str, Any]]:
+        config = EvaluationConfig(num_images=100, **settings)
+        return evaluated(student_folder, teacher_path, pairs_root, tmp_path, config)
+
+    both, first, second = rows(seed=5, repeats=2), rows(seed=5), rows(seed=6)
+    for method in ("teacher", "student-1", "onestep*"):
+        for score in SCORES:
+            values = [first[method][score], second[method][score]]
+            assert both[method][score] == pytest.approx(statistics.mean(values), rel=1e-12)
+            assert both[method][f"{score}_std"] == pytest.approx(statistics.stdev(values), rel=1e-9)
+            assert first[method][f"{score}_std"] is None
+    matches = [found["student-1"]["token_match"] for found in (first, second)]
+    assert both["student-1"]["token_match"] == pytest.approx(statistics.mean(matches))
+    assert both["real"] == first["real"]
+    assert both["teacher-flow"]["token_match"] == 1.0
+
+
+def test_the_comparison_has_the_papers_rows(
+    result: dict[str, dict[str, object]],
+) -> None:
+    assert compared(list(result)) == [
+        *("student-1", "student-2", "pre-trained-2-3", "pre-trained-1-3", "teacher-flow", "onestep*")
+    ]
+    assert compared(["teacher", "student-1"]) == ["student-1"]
 
 
 def test_a_student_of_other_pairs_is_refused(
@@ -275,6 +386,57 @@ def test_a_few_samples_are_enough_and_only_their_batch_is_timed(
         assert grid.size == (2 * 32 + 4, 32)
 
 
+@pytest.mark.parametrize("protocol", ["adm", "dd", "folder"])
+def test_other_references_score_every_method(
+    student_folder: Path,
+    pairs_root: Path,
+    teacher_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: str,
+) -> None:
+    """With the digits classifier in the Inception network's place; the real digits are the reference."""
+    real = to_unit_range(load_digits_split().train_images[:150])
+    pixels = (real * 255).round().to(torch.uint8)
+    classifier = load_digits_classifier()
+    moments = Moments.of(extract(classifier, pixels / 255))
+    monkeypatch.setattr(inception, "DIM", classifier.dim)
+    monkeypatch.setattr(inception, "load_inception", lambda *_: load_digits_classifier())
+    monkeypatch.setattr(inception, "refuse_missing_package", lambda: None)
+    monkeypatch.setattr(inception, "local_weights", lambda weights: None)
+    reference = tmp_path / protocol
+    if protocol == "adm":
+        reference = tmp_path / "batch.npz"
+        grey = pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+        np.savez(reference, arr_0=grey, mu=moments.mean_F, sigma=moments.covariance_FF)
+        # Grey images have three channels there, and the classifier has one.
+        monkeypatch.setattr(
+            "distill.references.Batch.images",
+            lambda batch, size: iter((pixels / 255).split(size)),
+        )
+    elif protocol == "dd":
+        torch.save({"m": moments.mean_F, "s": moments.covariance_FF}, reference)
+    else:
+        save_images(reference, pixels / 255)
+    repeats = 2 if protocol == "folder" else 1
+    config = EvaluationConfig(
+        protocol=protocol, reference=str(reference), num_images=100, features="digits", repeats=repeats
+    )
+    name = f"evaluation-{protocol}.json"
+    rows = evaluated(student_folder, teacher_path, pairs_root, tmp_path / "out", config, name)
+    assert not {"real", "reconstruction"} & rows.keys()
+    assert len(rows) == 9
+    for row in rows.values():
+        assert row["frechet_distance"] > 1
+        assert (row["recall"] is None) == (protocol == "dd")
+    judged = json.loads((tmp_path / "out" / name).read_text())
+    assert judged["reference"] == str(reference)
+    assert len(judged["reference_sha256"]) == 64
+    assert judged["repeats"] == repeats
+    if repeats == 2:
+        assert all(row["frechet_distance_std"] > 0 for row in rows.values())
+
+
 def test_too_few_images_to_score_are_refused() -> None:
     with pytest.raises(ValidationError, match="num_images is 99, and the scores of the protocol digits need"):
         EvaluationConfig(protocol="digits", num_images=99)
@@ -289,7 +451,7 @@ def test_images_of_another_shape_are_not_judged_as_digits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distill.checks.DIGITS_SHAPE", (1, 28, 28))
+    monkeypatch.setattr("distill.protocols.DIGITS_SHAPE", (1, 28, 28))
     with pytest.raises(
         Refused, match="digits judges images of 1 x 28 x 28, and this teacher's are of 1 x 8 x 8"
     ):
@@ -348,10 +510,26 @@ def test_no_batch_is_larger_than_what_is_made_at_once(
 
     monkeypatch.setattr(type(methods), "make", counting)
     config = EvaluationConfig(protocol="samples", num_images=12)
-    _, images = judge_all(methods, config, lambda *_: None, lambda: False)
+    _, images = judge_all(methods, None, config, Unfinished(), lambda *_: None, lambda: False)
     assert timed == [1]
     assert made == [5, 5, 2] * len(methods.names)
     assert {len(batch) for batch in images.values()} == {12}
+
+
+def test_only_as_many_images_are_kept_as_are_shown(
+    student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.evaluation.grid_size", lambda side: (3, 2))
+    monkeypatch.setattr("distill.sampler.BATCH_PIXELS", 4 * 64)
+    monkeypatch.setattr("distill.evaluation.time_methods", lambda *_: {"decode": {}})
+    methods = open_methods(
+        Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12
+    )
+    config = EvaluationConfig(protocol="samples", num_images=12)
+    _, images = judge_all(methods, None, config, Unfinished(), lambda *_: None, lambda: False)
+    assert {len(shown) for shown in images.values()} == {6}
+    labels = torch.arange(12) % 10
+    assert torch.equal(images["student-1"], make_all(methods, "student-1", labels)[0][:6])
 
 
 def test_grids_of_large_images_show_fewer_of_them(tmp_path: Path) -> None:

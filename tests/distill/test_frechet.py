@@ -60,6 +60,55 @@ def test_distance_of_one_dimension():
     )
 
 
+@pytest.mark.parametrize("dim", [1, 2, 16, 300])
+def test_distance_of_gaussians_with_the_same_axes(dim):
+    """Turned the same way, they are as far apart as along each axis: |m - n|^2 + sum (sqrt a - sqrt b)^2."""
+    rng = np.random.default_rng(dim)
+    axes = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    spread_a, spread_b = rng.exponential(size=(2, dim))
+    mean_a, mean_b = rng.normal(size=(2, dim))
+    a, b = (
+        Moments(mean, axes * spread @ axes.T) for mean, spread in ((mean_a, spread_a), (mean_b, spread_b))
+    )
+    expected = np.square(mean_a - mean_b).sum() + np.square(np.sqrt(spread_a) - np.sqrt(spread_b)).sum()
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+
+
+def test_distance_of_two_dimensions_with_different_axes():
+    """tr (A B)^(1/2) of 2 x 2 matrices is sqrt(tr AB + 2 sqrt(det A det B))."""
+    A, B = np.array([[2.0, 1.0], [1.0, 3.0]]), np.array([[1.0, -0.5], [-0.5, 4.0]])
+    root = math.sqrt(np.trace(A @ B) + 2.0 * math.sqrt(np.linalg.det(A) * np.linalg.det(B)))
+    a, b = Moments(np.array([1.0, 2.0]), A), Moments(np.array([0.0, 4.0]), B)
+    expected = 1.0 + 4.0 + np.trace(A) + np.trace(B) - 2.0 * root
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
+
+
+def test_distance_of_samples_nears_that_of_their_gaussians():
+    rng = np.random.default_rng(5)
+    roots = [rng.normal(size=(4, 4)) for _ in range(2)]
+    means = [rng.normal(size=4) for _ in range(2)]
+    exact = frechet_distance(*(Moments(mean, root @ root.T) for mean, root in zip(means, roots, strict=True)))
+    drawn = [
+        Moments.of(torch.from_numpy(mean + rng.normal(size=(200_000, 4)) @ root.T))
+        for mean, root in zip(means, roots, strict=True)
+    ]
+    assert frechet_distance(*drawn) == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("dim", [3, 64])
+def test_distance_against_torchmetrics(dim):
+    peer = pytest.importorskip("torchmetrics.image.fid", reason="torchmetrics is not installed")
+    generator = torch.Generator().manual_seed(dim)
+    a, b = (
+        Moments.of(torch.randn(500, dim, generator=generator) @ torch.randn(dim, dim, generator=generator))
+        for _ in range(2)
+    )
+    theirs = peer._compute_fid(
+        *(torch.from_numpy(part) for moments in (a, b) for part in (moments.mean_F, moments.covariance_FF))
+    )
+    assert frechet_distance(a, b) == pytest.approx(theirs.item(), rel=1e-9)
+
+
 @pytest.mark.parametrize("rank", [24, 24 * 3])
 def test_distance_against_the_matrix_square_root(rank):
     rng = np.random.default_rng(rank)
@@ -106,6 +155,29 @@ def test_inception_score_by_hand():
     assert score == pytest.approx(math.exp((first + second) / 2.0), abs=1e-12)
 
 
+def test_inception_score_of_splits_is_the_mean_of_theirs():
+    """Splits are consecutive, and the last is as large as is left: guided-diffusion's evaluator, with 5,000 each."""
+    p = torch.rand(23, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p /= p.sum(1, keepdim=True)
+    scores = []
+    for part in (p[:10], p[10:20], p[20:]):
+        divergence = part * (part.log() - part.mean(0, keepdim=True).log())
+        scores.append(divergence.sum(1).mean().exp().item())
+    assert inception_score(p, 10) == pytest.approx(sum(scores) / 3, rel=1e-12)
+    assert inception_score(p, 23) == inception_score(p, 100) == inception_score(p)
+
+
+@pytest.mark.filterwarnings("ignore:std")
+def test_inception_score_against_torchmetrics():
+    peer = pytest.importorskip("torchmetrics.image.inception", reason="torchmetrics is not installed")
+    logits = 2 * torch.randn(200, 12, generator=torch.Generator().manual_seed(1))
+    with pytest.warns(UserWarning, match="will save all extracted features"):
+        # Its features are the logits themselves, as images of 2 x 2 with three channels.
+        theirs = peer.InceptionScore(feature=torch.nn.Flatten(), splits=1)
+    theirs.update(logits.view(200, 3, 2, 2))
+    assert inception_score(logits.softmax(1)) == pytest.approx(theirs.compute()[0].item(), rel=1e-5)
+
+
 def measured(real, fake, k=3):
     return precision_recall(Manifold.of(real, k), Manifold.of(fake, k))
 
@@ -118,6 +190,15 @@ def test_precision_and_recall_against_prdc(k, capsys):
     found = measured(torch.from_numpy(real), torch.from_numpy(fake), k)
     assert found == PrecisionRecall(expected["precision"], expected["recall"])
     assert 0.0 < found.recall < found.precision <= 1.0
+
+
+def test_neighbours_by_matrix_products_are_those_of_differences():
+    rng = np.random.default_rng(9)
+    real, fake = rng.normal(size=(300, 256)), 0.95 * rng.normal(size=(280, 256)) + 0.02
+    expected = compute_prdc(real_features=real, fake_features=fake, nearest_k=3)
+    sets = [Manifold.of(torch.from_numpy(points), by_product=True) for points in (real, fake)]
+    assert precision_recall(*sets) == PrecisionRecall(expected["precision"], expected["recall"])
+    torch.testing.assert_close(sets[0].radii_N, Manifold.of(torch.from_numpy(real)).radii_N)
 
 
 def test_precision_and_recall_by_hand():

@@ -9,11 +9,13 @@ import torch
 
 from distill.config import DistillConfig, EvaluationConfig
 from distill.evaluation import judge_all, open_methods
+from distill.protocols import open_judge
 from distill.ranks import Ranks
 from distill.scores import StudentScores
 from distill.student import Student
 from distill.trainer import Watch, train
 from distill.training import Training
+from distill.unfinished import Unfinished
 
 CONFIG = DistillConfig.model_validate(
     {
@@ -105,7 +107,8 @@ def test_scores_are_those_of_the_evaluation(pairs_root: Path, teacher_path: Path
     methods = open_methods(student, str(teacher_path), pairs_root, config.seed, config.num_images)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill.evaluation.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
-        rows, _ = judge_all(methods, config, lambda *_: None, lambda: False)
+        judge = open_judge(config, (1, 8, 8))
+        rows, _ = judge_all(methods, judge, config, Unfinished(), lambda *_: None, lambda: False)
     judged = {row["method"]: row for row in rows}
     scores = StudentScores(config)
     assert scores.protocol == "digits, 300 images, seed 2"
@@ -113,6 +116,16 @@ def test_scores_are_those_of_the_evaluation(pairs_root: Path, teacher_path: Path
     assert list(found) == ["student-1", "student-2"]
     for method, values in found.items():
         assert values == pytest.approx({name: judged[method][name] for name in values}, rel=1e-5)
+
+
+def test_a_look_scores_as_many_images_as_are_asked_for(
+    pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
+    trained(tmp_path, pairs_root, teacher_path, None)
+    student = Student.from_pretrained(tmp_path)
+    few = StudentScores(EvaluationConfig(num_images=300, curve_images=120))
+    assert few.protocol == "digits, 120 images, seed 0"
+    assert few(student) == StudentScores(EvaluationConfig(num_images=120))(student)
 
 
 def test_without_real_images_there_is_no_score(teacher_path: Path) -> None:

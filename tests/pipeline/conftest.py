@@ -141,15 +141,17 @@ class Stages:
         *,
         report: Any,
         should_stop: Any,
+        name: str = "evaluation.json",
     ) -> dict[str, Any]:
-        self._enter("evaluate", teacher=teacher)
+        self._enter("evaluate", teacher=teacher, config=config, file=name)
         judged = {
             "schema_version": 1,
             "student_sha256": json.loads((student / "config.json").read_text())["student_sha256"],
-            **config.model_dump(),
+            **config.asked,
+            "device": config.device,
             "rows": EVALUATION_ROWS,
         }
-        (out / "evaluation.json").write_text(json.dumps(judged))
+        (out / name).write_text(json.dumps(judged))
         return judged
 
     def join_metrics(self, folder: Path, joined: Path) -> None:
@@ -224,7 +226,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
         training_plan=lambda config, size, loaded=None: [f"{config.train.num_steps} steps on {size} pairs"],
     )
     _fake_module(monkeypatch, "distill.metrics", join_metrics=made.join_metrics)
-    _fake_module(monkeypatch, "distill.evaluation", evaluate=made.evaluate)
+    _fake_module(monkeypatch, "distill.evaluation", evaluate=made.evaluate, EVALUATION_FILE="evaluation.json")
     # It binds the functions of the stages when it is imported.
     monkeypatch.delitem(sys.modules, "pipeline.run", raising=False)
     yield made

@@ -95,7 +95,10 @@ COMMAND_LINE = {
         "--out",
         "--dry-run",
     ],
-    "evaluate": ["RUN"],
+    "evaluate": [
+        *("RUN", "--protocol", "--reference", "--num-images", "--repeats", "--seed", "--set"),
+        *("--table", "--markdown", "--dry-run"),
+    ],
     "report": ["RUN"],
     "shards": {
         "info": ["PAIRS"],

@@ -252,6 +252,7 @@ def test_evaluate_judges_again_and_prints_the_table(onestep: Command, stages: An
     result = onestep("evaluate", run)
     assert result.exit_code == 0, result.stderr
     assert stages.calls.count("evaluate") == 2
+    assert result.stdout.startswith("digits, 2,000 images, noise seed 0\n")
     assert "student-1    3.500      0.850   0.750     0.950      8.00      10.0" in result.stdout
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from distill.checks import check_distillation, check_evaluation
+from distill.checks import check_distillation
+from distill.protocols import check_evaluation
 from generate_pairs.driver import refuse_unknown_sampling
 from generate_pairs.teachers.checkpoints import embedded_names, load_teacher
 from generate_pairs.teachers.official import TEACHERS

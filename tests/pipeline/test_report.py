@@ -70,7 +70,10 @@ def test_the_page_holds_its_images_and_asks_for_nothing(finished: RunDir) -> Non
     html = finished.report.read_text()
     page = Page(html)
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert sources == [f"data:image/png;base64,{base64.b64encode(PNG).decode()}"]
+    assert sources[0] == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+    quality = base64.b64decode(str(sources[1]).removeprefix("data:image/svg+xml;base64,"))
+    assert ElementTree.fromstring(quality).tag.endswith("svg")
+    assert len(sources) == 2
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?://|url\(|@import", html)
 
@@ -88,6 +91,7 @@ def test_the_page_says_what_evaluation_json_says(finished: RunDir) -> None:
         *("student-1", "1", "3.500", "0.625", "8.00", "1.00", "10.0×"),
     ]
     assert "10.0×" in page.text
+    assert "Judged by protocol digits, 2,000 images, noise seed 0." in page.text
     assert "pairs 1 min 00 s, student 2 min 05 s, 3 min 05 s in all" in page.text
     assert f"guidance_scale = {compose('digits').teacher.guidance_scale}" in page.text
 
@@ -107,13 +111,24 @@ def test_without_scores_the_token_match_is_told_in_their_place(finished: RunDir)
         ("0.625", "token match, one step"),
     ]
     assert "Fréchet" not in page.text
-    assert "Protocol samples, 64 images of each method, seed 0" in page.text
+    assert "Protocol samples, 64 images, noise seed 0." in page.text
+    assert [tag for tag, _ in page.tags if tag == "img"] == ["img"]
     assert "nothing is scored against them" in page.text
     assert table_lines(results.rows) == [
         "method     token match  ms/image  speed-up",
         "teacher              -     80.00       1.0",
         "student-1        0.625      8.00      10.0",
     ]
+
+
+def test_evaluations_by_other_protocols_follow_if_they_are_of_the_same_student(finished: RunDir) -> None:
+    judged = {"protocol": "adm", "num_images": 50_000, "seed": 0, "repeats": 2, "rows": ROWS}
+    (finished.root / "evaluation-adm.json").write_text(json.dumps(judged))
+    (finished.root / "evaluation-dd.json").write_text(json.dumps({**judged, "student_sha256": "another"}))
+    page = Page(render(read_results(finished)))
+    assert "Protocol adm, 50,000 images, noise seeds 0 to 1; mean ± sample standard deviation" in page.text
+    assert page.cells.count("teacher") == 2
+    assert "another" not in page.text
 
 
 def test_scores_where_there_are_any_leave_the_token_match_to_the_table(finished: RunDir) -> None:

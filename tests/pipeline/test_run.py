@@ -36,7 +36,8 @@ def test_a_run_makes_everything_and_ends_in_ten_lines(onestep: Command, stages: 
     lines = result.stdout.splitlines()
     assert 5 <= len(lines) <= 12
     assert "pairs     40 for training, 20 held out, 3 shards" in result.stdout
-    assert lines[3:6] == [
+    assert lines[3] == "judged    digits, 2,000 images, noise seed 0"
+    assert lines[4:7] == [
         "method     Frechet  precision  recall  accuracy  ms/image  speed-up",
         "teacher      1.250      0.900   0.800     0.980     80.00       1.0",
         "student-1    3.500      0.850   0.750     0.950      8.00      10.0",
