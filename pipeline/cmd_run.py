@@ -41,8 +41,8 @@ def command(
 ) -> None:
     """Run both stages, judge the student and write a report.
 
-    PRESET is a TOML file or a shipped preset: digits, digits-64, digits-var, whose teachers ship too, or var-d16, var-d20,
-    var-d24, llamagen-b and llamagen-l, whose teachers `onestep teachers import` brings in. What is finished is
+    PRESET is a TOML file or a shipped preset: digits, digits-64, digits-var, whose teachers ship too, or var-d16,
+    var-d20, var-d24, llamagen-b and llamagen-l, whose teachers `onestep teachers import` brings in. What is finished is
     skipped and what was begun goes on, so the same command again is the way to resume.
 
     \b
