@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from distill.methods import Made, Methods, count_tokens
 from distill.protocols import SCORES, Judge, check_evaluation, open_judge
 from distill.sampler import most_at_once
 from distill.student import Student
-from distill.timing import BATCH_SIZES, seconds_per_image
+from distill.timing import BATCH_SIZES, time_methods
 from distill.unfinished import FOLDER, Piece, Unfinished
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
@@ -302,36 +302,6 @@ def num_parameters(methods: Methods, method: str) -> int | None:
     if method == "onestep*":
         return None
     return sum(p.numel() for p in methods.teacher.transformer.parameters())
-
-
-def time_methods(methods: Methods, batch_sizes: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Seconds per image by batch size, of each method without decoding and of the decoder, under "decode".
-
-    skip-n is left out: here it walks as far as the teacher.
-    """
-    device = methods.teacher.codebook_VC.device
-
-    def finished(made: object) -> object:
-        # A GPU answers before it has worked.
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return made
-
-    def maker(method: str) -> Callable[[int], object]:
-        def make(batch_size: int) -> object:
-            labels_B = torch.arange(batch_size, device=device) % methods.student.num_classes
-            with torch.inference_mode():
-                return finished(methods.sequence(method, 0, labels_B))
-
-        return make
-
-    def decode(batch_size: int) -> object:
-        with torch.inference_mode():
-            return finished(methods.teacher.tokenizer.decode(methods.noise(0, batch_size)))
-
-    makers = {name: maker(name) for name in methods.names if not name.startswith("skip-")}
-    measured = {size: seconds_per_image({**makers, "decode": decode}, size) for size in batch_sizes}
-    return {name: {str(size): measured[size][name] for size in batch_sizes} for name in (*makers, "decode")}
 
 
 def save_samples(folder: Path, samples: Mapping[str, Tensor]) -> None:

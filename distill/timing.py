@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
+
+from distill.methods import Methods
 from generate_pairs.teachers.threads import computing_threads
 
 BATCH_SIZES = (1, 64)
@@ -40,3 +43,33 @@ def seconds_per_image(makers: Mapping[str, Callable[[int], object]], batch_size:
                     if time.perf_counter() > end:
                         break
     return {name: statistics.median(measured) / batch_size for name, measured in times.items()}
+
+
+def time_methods(methods: Methods, batch_sizes: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Seconds per image by batch size, of each method without decoding and of the decoder, under "decode".
+
+    skip-n is left out: here it walks as far as the teacher.
+    """
+    device = methods.teacher.codebook_VC.device
+
+    def finished(made: object) -> object:
+        # A GPU answers before it has worked.
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return made
+
+    def maker(method: str) -> Callable[[int], object]:
+        def make(batch_size: int) -> object:
+            labels_B = torch.arange(batch_size, device=device) % methods.student.num_classes
+            with torch.inference_mode():
+                return finished(methods.sequence(method, 0, labels_B))
+
+        return make
+
+    def decode(batch_size: int) -> object:
+        with torch.inference_mode():
+            return finished(methods.teacher.tokenizer.decode(methods.noise(0, batch_size)))
+
+    makers = {name: maker(name) for name in methods.names if not name.startswith("skip-")}
+    measured = {size: seconds_per_image({**makers, "decode": decode}, size) for size in batch_sizes}
+    return {name: {str(size): measured[size][name] for size in batch_sizes} for name in (*makers, "decode")}
