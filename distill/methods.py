@@ -83,29 +83,29 @@ class Methods:
             sequence = sample_sequence(self.student, self.noise(first, len(labels_B)), labels_B, timesteps)
             return sequence.embeddings_BLC, sequence.tokens_BL
         if method.startswith("pre-trained-"):
+            involved = PreTrained.parse(method, self.teacher.layout)
+            noise_BLC = self.noise(first, len(labels_B))
             sequence = sample_teacher_involved(
-                PreTrained.parse(method, self.teacher.layout),
+                involved,
                 self.teacher,
                 self.student,
-                self.noise(first, len(labels_B)),
+                noise_BLC,
                 labels_B,
                 self.settings,
-                self.draw(TEACHER_STREAM, first, len(labels_B)),
+                MapNoise(self.flow_map, noise_BLC)
+                if involved.from_noise
+                else self.draw(TEACHER_STREAM, first, len(labels_B)),
             )
             return sequence.embeddings_BLC, sequence.tokens_BL
         if method == "teacher-flow":
-            tokens_BL = walk(
-                self.teacher,
-                labels_B,
-                self.settings,
-                MapNoise(self.flow_map, self.noise(first, len(labels_B))),
-            )
+            choose = MapNoise(self.flow_map, self.noise(first, len(labels_B)))
+            tokens_BL = walk(self.teacher, labels_B, self.settings, choose)
         elif kind == "onestep*":
             uniform_BL = self.uniform(ONESTEP_STREAM, first, len(labels_B))
             tokens_BL = sample_onestep_star(self.frequencies_KLV, labels_B, uniform_BL)
         else:
-            choose = self.draw(TEACHER_STREAM, first, len(labels_B))
-            tokens_BL = walk(self.teacher, labels_B, self.settings, choose)
+            draw = self.draw(TEACHER_STREAM, first, len(labels_B))
+            tokens_BL = walk(self.teacher, labels_B, self.settings, draw)
         return self.teacher.tokenizer.embed(tokens_BL), tokens_BL
 
     @torch.inference_mode()

@@ -62,7 +62,8 @@ class Method:
         if found := re.fullmatch(r"student-(\d+)", name):
             return cls.of_student(first_timesteps(student.timesteps, int(found[1])))
         raise Refused(
-            f"{name!r} is no method to sample with: there are student-K, pre-trained-N-M, teacher and teacher-flow"
+            f"{name!r} is no method to sample with: there are student-K, pre-trained-N-M, pre-trained-N-M-flow, "
+            "teacher and teacher-flow"
         )
 
     def num_steps(self, layout: TokenLayout) -> int:

@@ -25,14 +25,18 @@ from shards.errors import Refused
 
 @dataclass(frozen=True)
 class PreTrained:
-    """pre-trained-n-m: `first` is n, `last` is m, both counted from 1 as in the paper."""
+    """pre-trained-n-m: `first` is n, `last` is m, both counted from 1 as in the paper.
+
+    The teacher draws its tokens or, in pre-trained-n-m-flow, maps each position's own noise to them.
+    """
 
     first: int
     last: int
+    from_noise: bool = False
 
     @property
     def name(self) -> str:
-        return f"pre-trained-{self.first}-{self.last}"
+        return f"pre-trained-{self.first}-{self.last}{'-flow' if self.from_noise else ''}"
 
     def num_steps(self, layout: TokenLayout) -> int:
         """Network passes that make one image, as the paper counts them: a guided pass is one, and so is a prefix."""
@@ -46,12 +50,13 @@ class PreTrained:
         Raises:
             Refused: it has another form, or steps that the teacher does not have.
         """
-        found = re.fullmatch(r"pre-trained-(\d+)-(\d+)", name)
+        found = re.fullmatch(r"pre-trained-(\d+)-(\d+)(-flow)?", name)
         if found is None:
             raise Refused(
-                f"{name!r} is no teacher-involved method: write pre-trained-N-M, as in pre-trained-1-6"
+                f"{name!r} is no teacher-involved method: write pre-trained-N-M or pre-trained-N-M-flow, as in "
+                "pre-trained-1-6"
             )
-        method = cls(int(found[1]), int(found[2]))
+        method = cls(int(found[1]), int(found[2]), found[3] is not None)
         if not 1 <= method.first < method.last <= layout.num_steps + 1:
             raise Refused(
                 f"{name}: this teacher has {layout.num_steps} AR steps, so 1 <= N < M <= {layout.num_steps + 1}"

@@ -59,7 +59,7 @@ def labels_in_turn(ctx: click.Context, parameter: click.Parameter, text: str | N
 @click.option(
     "--method",
     metavar="M",
-    help="Instead of both: student-K, pre-trained-N-M, teacher or teacher-flow.",
+    help="Instead of both: student-K, pre-trained-N-M, pre-trained-N-M-flow, teacher or teacher-flow.",
 )
 @click.option(
     "--teacher",

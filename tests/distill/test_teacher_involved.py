@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.methods import Methods
 from distill.student import Student
 from distill.teacher_involved import PreTrained, sample_teacher_involved, usual_methods
 from generate_pairs.flow_map import FlowMap
@@ -32,6 +33,7 @@ SETTINGS = SamplingSettings(guidance_scale=1.5, top_k=20)
         ("pre-trained-61-81", LLAMAGEN, 22),
         ("pre-trained-1-11", VAR, 10),
         ("pre-trained-3-11", VAR, 9),
+        ("pre-trained-4-6-flow", VAR, 4),
     ],
 )
 def test_steps_are_counted_as_in_table_2(name: str, layout: TokenLayout, steps: int) -> None:
@@ -56,7 +58,15 @@ def test_the_usual_ones_are_those_of_table_2(timesteps: tuple[int, ...], names: 
 
 @pytest.mark.parametrize(
     "name",
-    ["pre-trained-0-3", "pre-trained-3-3", "pre-trained-4-3", "pre-trained-2-12", "pre-trained-2", "teacher"],
+    [
+        "pre-trained-1-6-map",
+        "pre-trained-0-3",
+        "pre-trained-3-3",
+        "pre-trained-4-3",
+        "pre-trained-2-12",
+        "pre-trained-2",
+        "teacher",
+    ],
 )
 def test_what_does_not_exist_is_refused(name: str) -> None:
     with pytest.raises(
@@ -146,3 +156,23 @@ def test_to_the_end_the_teacher_has_the_last_word(teacher: Teacher, student: Stu
     tokens_BL = walk(teacher, labels_B, SETTINGS, MapNoise(flow_map, noise_BLC))
     assert torch.equal(whole.tokens_BL, tokens_BL)
     assert torch.equal(whole.embeddings_BLC, teacher.tokenizer.embed(tokens_BL))
+
+
+def test_from_the_noise_all_the_teachers_steps_are_what_made_the_pairs(
+    teacher: Teacher, student: Student
+) -> None:
+    methods = Methods(
+        teacher,
+        SETTINGS,
+        FlowMap(teacher.codebook_VC.float(), 16),
+        student,
+        frequencies_KLV=torch.empty(0),
+        seed=3,
+    )
+    labels_B = torch.tensor([1, 4, 7])
+    everything = f"pre-trained-1-{teacher.layout.num_steps + 1}"
+    mapped_BL = methods.sequence(f"{everything}-flow", 5, labels_B)[1]
+    assert torch.equal(mapped_BL, methods.sequence("teacher-flow", 5, labels_B)[1])
+    drawn_BL = methods.sequence(everything, 5, labels_B)[1]
+    assert torch.equal(drawn_BL, methods.sequence("teacher", 5, labels_B)[1])
+    assert not torch.equal(drawn_BL, mapped_BL)
