@@ -117,7 +117,7 @@ class Ranks:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise Failed(
-                f"process {self.rank} of {self.size} lost the others ({reason}). The one that ended first says why; "
+                f"this process lost the others ({reason}). The one that ended first says why; "
                 "the same command goes on from the last checkpoint"
             ) from error
 
