@@ -106,6 +106,7 @@ def run(out: Path, teacher: Path, pairs: Path, config: DistillConfig, stop_after
     )
 
 
+@pytest.mark.parametrize("family", ["llamagen"], indirect=True)
 def test_a_training_in_parts_is_that_of_whole_batches(
     teacher_path: Path, pairs_root: Path, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def in_turn(
     return batches
 
 
+@pytest.mark.parametrize("family", ["llamagen", pytest.param("var", marks=pytest.mark.slow)], indirect=True)
 def test_in_1_2_4_and_1_processes_it_sees_the_same_pairs_and_has_the_same_losses(
     forked: Any, distilling: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -52,6 +53,7 @@ def test_in_1_2_4_and_1_processes_it_sees_the_same_pairs_and_has_the_same_losses
     np.testing.assert_allclose(losses(changing), losses(alone), rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("family", ["llamagen", pytest.param("var", marks=pytest.mark.slow)], indirect=True)
 def test_after_each_change_the_losses_are_those_of_one_process_that_goes_on_alone(
     forked: Any, distilling: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -86,12 +88,15 @@ def test_one_that_fails_ends_the_others_with_a_message_and_the_same_command_goes
     settings = {"num_steps": 6, "checkpoint_interval": 2}
     ended = forked(2, distilling(out, **settings), failing=failing, after=5)
     assert ended.codes == [1, 1]
-    assert ended.said(failing) == ("", "onestep: pairs-000002.tar is damaged\n")
+    assert ended.said(failing) == (
+        "",
+        f"onestep, process {failing} of 2: pairs-000002.tar is damaged\n",
+    )
     other = 1 - failing
     said, complained = ended.said(other)
     assert said == ""
-    (message,) = [line for line in complained.splitlines() if line.startswith("onestep: ")]
-    assert message.startswith(f"onestep: process {other} of 2 lost the others (")
+    (message,) = [line for line in complained.splitlines() if line.startswith("onestep")]
+    assert message.startswith(f"onestep, process {other} of 2: this process lost the others (")
     assert message.endswith("the same command goes on from the last checkpoint")
     assert "Traceback" not in complained
     assert not (out / "student.safetensors").exists()
@@ -121,7 +126,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
     assert ended.codes == [2] * 5
     assert ended.said(0) == (
         "",
-        "onestep: a batch of 24 cannot be cut into 5 equal shares, one for each process: start 4, or take "
-        "batches of 25 pairs\n",
+        "onestep, process 0 of 5: a batch of 24 cannot be cut into 5 equal shares, one for each process: start 4, or "
+        "take batches of 25 pairs\n",
     )
     assert not list(out.iterdir())
