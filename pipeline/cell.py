@@ -17,6 +17,7 @@ from distill.scores import StudentScores
 from distill.trainer import Watch, train
 from distill.training import Training
 from pipeline.config import RunConfig
+from pipeline.progress import teller
 from pipeline.report import write_report
 from pipeline.run_dir import RunDir, check, claim
 from shards.errors import Refused
@@ -116,6 +117,7 @@ def run_cell(
         report=report,
         should_stop=should_stop,
         watch=Watch(every, lambda training: cell.add(training.step, look(training))),
+        tell=teller(root.name),
     )
     join_metrics(cell.run.student / "metrics", cell.run.metrics)
     write_report(cell.run)

@@ -81,7 +81,7 @@ def command(
       onestep distill var-d16 --pairs pairs/d16 --out students/d16 --processes 8 --print-job-script > job.sh
     """
     from pipeline.config import compose, to_toml
-    from pipeline.progress import duration, progress
+    from pipeline.progress import duration, progress, teller
     from pipeline.signals import stopping
     from shards.errors import Refused
     from shards.manifest import Manifest, refuse_other_spec
@@ -121,7 +121,7 @@ def command(
             size=size,
             report=report,
             should_stop=should_stop,
-            tell=lambda sentence: click.echo(f"student: {sentence}", err=True),
+            tell=teller("student"),
         )
     if not trained.speaks:
         return

@@ -95,7 +95,7 @@ def command(
     if dry_run and probe:
         raise click.UsageError("--dry-run computes nothing and --probe measures: give one of them")
     from pipeline.config import compose, to_toml
-    from pipeline.progress import progress
+    from pipeline.progress import progress, teller
     from pipeline.results import PairStatistics
     from pipeline.signals import stopping
     from pipeline.summary import pairs_line
@@ -137,7 +137,7 @@ def command(
             should_stop=should_stop,
             task=task,
             deadline=deadline,
-            tell=lambda sentence: click.echo(f"pairs: {sentence}", err=True),
+            tell=teller("pairs"),
         )
     click.echo(f"made {made.num_pairs_made:,} pairs, {made.pairs_per_second:,.1f} pairs/s")
     click.echo(f"{out}: {pairs_line(PairStatistics.of(Manifest.open(out)))}")

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from shards.reporting import Report
+from shards.reporting import Report, Tell
 
 FIRST_LINE_SECONDS = 5.0
 LINE_INTERVAL_SECONDS = 10.0
@@ -26,6 +26,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def teller(title: str) -> Tell:
+    """What long work tells a person once, on standard error: `title: sentence`, between two lines of progress."""
+    return lambda sentence: tqdm.write(f"{title}: {sentence}", file=sys.stderr)
 
 
 class _Lines:

@@ -18,7 +18,7 @@ from distill.trainer import train, training_plan
 from generate_pairs.driver import GenerationPlan, generate, plan_generation
 from generate_pairs.teachers.base import TokenLayout
 from pipeline.config import RunConfig
-from pipeline.progress import progress
+from pipeline.progress import progress, teller
 from pipeline.report import write_report
 from pipeline.results import add_seconds, read_results
 from pipeline.run_dir import RunDir, check, claim
@@ -78,6 +78,7 @@ def run(config: RunConfig, out: Path, *, workers: int) -> list[str]:
                 size=config.pairs.num_pairs,
                 report=report,
                 should_stop=should_stop,
+                tell=teller("student"),
             )
         join_metrics(run_dir.student / "metrics", run_dir.metrics)
         if not evaluation_is_current(run_dir, config):
