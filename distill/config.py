@@ -34,6 +34,12 @@ class StudentConfig(Settings):
         description="tokens of AR steps below it come from the token head, the rest from the continuous head, "
         "which needs train.embedding_weight",
     )
+    noise_weight: float = Field(
+        0.0,
+        ge=0,
+        description="of a position's own noise when the token head chooses its token; 0 takes the likeliest, as the "
+        "official sampler does",
+    )
     initialise: str = Field("teacher", pattern="^(teacher|random)$", description="where the weights start")
 
     @field_validator("timesteps")

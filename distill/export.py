@@ -28,6 +28,7 @@ class ExportConfig(BaseModel):
     Attributes:
         network: the student's architecture.
         tokenizer: the tokenizer's.
+        noise_weight: of a position's own noise in the choice of its token; see `Student.chosen`.
         fingerprint: of the pairs that the student learned from; None where they are not known, as of published ones.
         num_pairs: how many of them, the first training pairs; None where they are not known.
         lineage: of those pairs, as their data set records it: the teacher and its settings, the flow map. None where it
@@ -44,6 +45,7 @@ class ExportConfig(BaseModel):
     tokens_per_step: tuple[int, ...] = Field(min_length=1)
     timesteps: tuple[int, ...] = Field(min_length=1)
     split: int = Field(ge=0)
+    noise_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
     fingerprint: str | None
     num_pairs: int | None = Field(gt=0)
     lineage: dict[str, Any] | None = None

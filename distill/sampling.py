@@ -89,7 +89,12 @@ class Method:
 
 
 def sample_request(
-    config: ExportConfig, method: Method, labels: Sequence[int], seed: int, num_images: int
+    config: ExportConfig,
+    method: Method,
+    labels: Sequence[int],
+    seed: int,
+    num_images: int,
+    noise_weight: float,
 ) -> dict[str, Any]:
     """All that determines the images of a job but for rounding, as JSON; neither batch size nor device do."""
     lineage = config.lineage if method.timesteps is None else None
@@ -98,6 +103,7 @@ def sample_request(
         "tokenizer_sha256": config.tokenizer_sha256,
         "method": method.name,
         "timesteps": None if method.timesteps is None else list(method.timesteps),
+        "noise_weight": None if method.name.startswith("teacher") else noise_weight,
         "lineage": None if lineage is None else without_names(lineage),
         "seed": seed,
         "labels": labels_in_words(labels),

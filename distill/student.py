@@ -101,6 +101,7 @@ class Student(nn.Module):
         fingerprint: str | None,
         num_pairs: int | None,
         lineage: Mapping[str, Any] | None = None,
+        noise_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.family = family
@@ -112,6 +113,7 @@ class Student(nn.Module):
         self.fingerprint = fingerprint
         self.num_pairs = num_pairs
         self.lineage = lineage
+        self.noise_weight = noise_weight
         self.register_buffer("starts", torch.tensor(layout.starts), persistent=False)
 
     @property
@@ -135,7 +137,7 @@ class Student(nn.Module):
         """The final sequence in one pass.
 
         Positions that are data stay what they are (below the split: snapped to their nearest codebook row). The rest
-        takes the codebook row of the likeliest token in AR steps below the split, and the continuous head's answer
+        takes the codebook row of the token head's choice in AR steps below the split, and the continuous head's answer
         after it, as in the official sampler.
         """
         timestep_B = torch.full((len(states_BLC),), timestep, dtype=torch.int64, device=states_BLC.device)
@@ -143,7 +145,7 @@ class Student(nn.Module):
         start, split, end = (
             self.layout.starts[step] for step in (timestep, self.split, self.layout.num_steps)
         )
-        tokens_BL = logits_BLV.argmax(-1)
+        tokens_BL = self.chosen(logits_BLV, states_BLC)
         if start == 0 and split == end:
             return Sequence(self.tokenizer.embed(tokens_BL), tokens_BL)
         embeddings_BLC = torch.cat([states_BLC[:, :start], embeddings_BLC[:, start:]], dim=1)
@@ -151,6 +153,20 @@ class Student(nn.Module):
             tokens_BL[:, span] = nearest_rows(embeddings_BLC[:, span], self.tokenizer.codebook_VC)
         rows_BLC = self.tokenizer.embed(tokens_BL)
         return Sequence(torch.cat([rows_BLC[:, :split], embeddings_BLC[:, split:]], dim=1), tokens_BL)
+
+    def chosen(self, logits_BLV: Tensor, noise_BLC: Tensor) -> Tensor:
+        """The token head's choice at each position, (B, L): the likeliest token, as far as its noise does not object.
+
+        Where the head is unsure, its likeliest token is the same for much noise that the teacher maps to others, and
+        variety is lost. In the map from noise to tokens (see `generate_pairs.flow_map`) the logarithm of a row's weight
+        at the state (1 - t) noise of time t is the logit and t / (1 - t) <noise, row>, but for a term without noise. So
+        that product is added here, times `noise_weight` over the rows' spread. At weight 0 this is the official argmax.
+        """
+        if not self.noise_weight:
+            return logits_BLV.argmax(-1)
+        codebook_VC = self.tokenizer.codebook_VC
+        spread = (codebook_VC - codebook_VC.mean(0)).square().sum(1).mean().sqrt()
+        return (logits_BLV + self.noise_weight / spread * (noise_BLC @ codebook_VC.T)).argmax(-1)
 
     def export(self, folder: Path) -> None:
         """Write what sampling needs: student.safetensors, tokenizer.safetensors and config.json, in that order."""
@@ -167,6 +183,7 @@ class Student(nn.Module):
             tokens_per_step=self.layout.tokens_per_step,
             timesteps=self.timesteps,
             split=self.split,
+            noise_weight=self.noise_weight,
             fingerprint=self.fingerprint,
             num_pairs=self.num_pairs,
             lineage=None if self.lineage is None else dict(self.lineage),
@@ -222,6 +239,7 @@ class Student(nn.Module):
             config.fingerprint,
             config.num_pairs,
             config.lineage,
+            config.noise_weight,
         )
 
     def sample(
@@ -267,6 +285,7 @@ class Student(nn.Module):
         *,
         initialise: bool,
         lineage: Mapping[str, Any] | None = None,
+        noise_weight: float = 0.0,
     ) -> Student:
         """A student for a teacher, ready to be trained; the tokenizer is the teacher's own, frozen.
 
@@ -278,6 +297,7 @@ class Student(nn.Module):
             num_pairs: how many of them, the first training pairs.
             initialise: start from the teacher's weights rather than from random ones.
             lineage: of the pairs, which tells later what teacher the student's is; None where it is not known.
+            noise_weight: see `chosen`.
         """
         teacher = loaded.teacher
         network = build_network(loaded.family, teacher.transformer.config, teacher.codebook_dim)
@@ -285,7 +305,16 @@ class Student(nn.Module):
             network.initialise_from_teacher(teacher)
         tokenizer, layout = teacher.tokenizer, teacher.layout
         return cls(
-            loaded.family, network, tokenizer, layout, timesteps, split, fingerprint, num_pairs, lineage
+            loaded.family,
+            network,
+            tokenizer,
+            layout,
+            timesteps,
+            split,
+            fingerprint,
+            num_pairs,
+            lineage,
+            noise_weight,
         )
 
 

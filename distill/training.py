@@ -43,7 +43,8 @@ MOST_LOGITS = 2**27
 
 def training_identity(config: DistillConfig, view: View) -> dict[str, Any]:
     """All that a training depends on besides its length."""
-    student = config.student.model_dump(mode="json")
+    # How tokens are chosen when it samples is not learned.
+    student = config.student.model_dump(mode="json", exclude={"noise_weight"})
     may_change = {
         name for name, field in TrainConfig.model_fields.items() if field.json_schema_extra in (FREE, UPWARD)
     }
@@ -102,6 +103,7 @@ class Training:
             self.view.size,
             initialise=config.student.initialise == "teacher",
             lineage=manifest.spec.lineage,
+            noise_weight=config.student.noise_weight,
         )
         need, own_pairs = MemoryNeed.of(loaded, train), train.batch_size // ranks.size
         at_once = device_batch_size(need, own_pairs, train.device_batch_size, free_bytes(ranks))

@@ -87,6 +87,12 @@ def labels_in_turn(ctx: click.Context, parameter: click.Parameter, text: str | N
     help="Of noise and draws.",
 )
 @click.option(
+    "--noise-weight",
+    type=click.FloatRange(min=0),
+    metavar="W",
+    help="Of a position's own noise in the choice of its token; 0 is the official sampler.  [default: the student's]",
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     metavar="B",
@@ -112,6 +118,7 @@ def command(
     labels: LabelsInTurn | None,
     num_images: int | None,
     seed: int,
+    noise_weight: float | None,
     batch_size: int | None,
     device: str,
     out: Path,
@@ -160,7 +167,9 @@ def command(
     labels_N = np.resize(np.array(cycle, dtype=np.int64), num_images or labels.images_of_each * len(cycle))
     check_labels(labels_N, shape.num_classes)
     config = read_export_config(export_folder(student, (CONFIG_FILE,)))
-    store = open_store(out, sample_request(config, chosen, cycle, seed, len(labels_N)), len(cycle))
+    weight = config.noise_weight if noise_weight is None else noise_weight
+    request = sample_request(config, chosen, cycle, seed, len(labels_N), weight)
+    store = open_store(out, request, len(cycle))
     where = chosen_device(device, "--device")
     if store.is_complete and not dry_run:
         # An npz may still be in parts.
@@ -173,6 +182,7 @@ def command(
         return
     refuse_unwritable(out.parent if out.suffix else out)
     loaded = Student.from_pretrained(student, where)
+    loaded.noise_weight = weight
     loaded.pack()
     if maker is not None:
         maker.teacher.pack()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,55 @@ def test_an_export_tells_the_lineage_of_its_pairs(student: Student, tmp_path: Pa
     assert (shape.num_classes, shape.layout, shape.timesteps) == (10, student.layout, (0, 2))
     one, other = (tmp_path / name / "student.safetensors" for name in ("known", "unknown"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_without_a_weight_noise_has_no_say(student: Student) -> None:
+    logits_BLV = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
+    assert student.noise_weight == 0
+    assert torch.equal(student.chosen(logits_BLV, torch.full((2, 3, 3), 1e6)), logits_BLV.argmax(-1))
+
+
+def test_noise_decides_between_tokens_that_are_equally_likely(student: Student) -> None:
+    """Of two rows the one that lies further in the noise's direction, as the map has it from one step on."""
+    codebook_VC = student.tokenizer.codebook_VC
+    logits_BLV = torch.full((1, 2, 24), -1e4)
+    logits_BLV[..., [3, 17]] = 0.0
+    direction_C = codebook_VC[3] - codebook_VC[17]
+    noise_BLC = torch.stack([direction_C, -direction_C])[None]
+    weighted = weighing(student, 0.5)
+    assert weighted.chosen(logits_BLV, noise_BLC).tolist() == [[3, 17]]
+    log_odds = 0.5 * direction_C.square().sum() / spread_of(codebook_VC)
+    for sure, token in ((0.99, 3), (1.01, 17)):
+        logits_BLV[0, 0, 17] = sure * log_odds
+        assert weighted.chosen(logits_BLV, noise_BLC)[0, 0] == token
+
+
+def test_the_noises_say_is_in_units_of_the_codebooks_spread(student: Student) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits_BLV = torch.randn(4, student.layout.num_tokens, 24, generator=generator)
+    noise_BLC = torch.randn(4, student.layout.num_tokens, 3, generator=generator)
+    labels_B = torch.zeros(4, dtype=torch.int64)
+    plain = student.finish(noise_BLC, 0, labels_B).tokens_BL
+    moved = weighing(student, 2.0)
+    chosen = moved.chosen(logits_BLV, noise_BLC)
+    rows_VC = student.tokenizer.codebook_VC
+    expected = (logits_BLV + 2.0 * (noise_BLC @ (rows_VC / spread_of(rows_VC)).T)).argmax(-1)
+    assert torch.equal(chosen, expected)
+    assert not torch.equal(moved.finish(noise_BLC, 0, labels_B).tokens_BL, plain)
+
+
+def test_the_weight_is_kept_in_the_export(student: Student, tmp_path: Path) -> None:
+    weighing(student, 0.25).export(tmp_path)
+    assert Student.from_pretrained(tmp_path).noise_weight == 0.25
+
+
+def weighing(student: Student, noise_weight: float) -> Student:
+    """The same student with another weight of the noise."""
+    other = copy.copy(student)
+    other.noise_weight = noise_weight
+    return other
+
+
+def spread_of(codebook_VC: torch.Tensor) -> torch.Tensor:
+    """Root mean square distance of rows from their mean."""
+    return (codebook_VC - codebook_VC.mean(0)).norm(dim=1).square().mean().sqrt()

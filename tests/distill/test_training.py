@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -328,3 +329,16 @@ def test_timesteps_outside_the_teacher_are_refused(
 def test_more_pairs_than_there_are_is_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="holds 96"):
         run(tmp_path, pairs_root, teacher_path, distill_config(), size=97)
+
+
+def test_how_tokens_are_chosen_may_change_without_another_training(
+    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "student")
+    monkeypatch.setattr("distill.training.Training.update", lambda _: pytest.fail("a step was repeated"))
+    config = distill_config()
+    weighed = config.model_copy(update={"student": config.student.model_copy(update={"noise_weight": 0.5})})
+    run(tmp_path / "student", pairs_root, teacher_path, weighed)
+    assert Student.from_pretrained(tmp_path / "student").noise_weight == 0.5
+    before, after = export_bytes(uninterrupted), export_bytes(tmp_path / "student")
+    assert [name for name in before if before[name] != after[name]] == ["config.json"]

@@ -90,6 +90,7 @@ COMMAND_LINE = {
         "--labels",
         "--num-images",
         "--seed",
+        "--noise-weight",
         "--batch-size",
         "--device",
         "--out",

@@ -100,6 +100,7 @@ def test_a_folder_tells_what_it_holds(onestep: Command, student: Path, tmp_path:
         "tokenizer_sha256": config["tokenizer_sha256"],
         "method": "student-1",
         "timesteps": [0],
+        "noise_weight": 0.0,
         "lineage": None,
         "seed": 0,
         "labels": "0..9",
@@ -199,7 +200,10 @@ def test_a_dry_run_tells_what_would_be_made_and_writes_nothing(
         (["--steps", 1, "--timesteps", "0,8"], "give one of them"),
         (["--steps", 1, "--method", "teacher"], "give one of them"),
         (["--timesteps", "8"], "they ascend from 0 and stay below 16"),
-        (["--method", "onestep*"], "there are student-K, pre-trained-N-M, teacher and teacher-flow"),
+        (
+            ["--method", "onestep*"],
+            "there are student-K, pre-trained-N-M, pre-trained-N-M-flow, teacher and teacher-flow",
+        ),
         (["--method", "pre-trained-5-19"], "this teacher has 16 AR steps, so 1 <= N < M <= 17"),
         (["--teacher", "digits"], "--teacher digits: student-1 needs no teacher"),
         (["--method", "teacher", "--teacher", "digits-var"], "not by digits-var"),
@@ -303,7 +307,7 @@ def test_the_number_may_grow_and_nothing_else_may_change(
         (("--steps", 2), "method: 'student-1' -> 'student-2'; timesteps: [0] -> [0, 8]"),
         (
             ("--method", "teacher"),
-            "(there -> asked): method: 'student-1' -> 'teacher'; timesteps: [0] -> None.",
+            "method: 'student-1' -> 'teacher'; noise_weight: 0.0 -> None; timesteps: [0] -> None.",
         ),
         (("--labels", "3"), "labels: '0..9' -> '3'"),
         (("--num-images", 19), "was begun for 20 images, and their number may only grow: 19 are asked for"),
@@ -518,3 +522,16 @@ def test_without_the_hubs_client_the_way_to_it_is_told(
     assert (
         "hf://somebody/digits-dd needs the Hugging Face client: pip install 'onestep[hub]'" in result.stderr
     )
+
+
+def test_another_weight_of_the_noise_is_another_request(
+    onestep: Command, student: Path, tmp_path: Path
+) -> None:
+    arguments = ("sample", student, "--labels", "1,2", "--out", tmp_path / "images")
+    assert onestep(*arguments, "--noise-weight", 2).exit_code == 0
+    refused = onestep(*arguments)
+    assert refused.exit_code == 2
+    assert "noise_weight" in refused.stderr
+    assert onestep(*arguments[:-1], tmp_path / "plain").exit_code == 0
+    pixels = [(tmp_path / folder / "000000.png").read_bytes() for folder in ("images", "plain")]
+    assert pixels[0] != pixels[1]
