@@ -45,5 +45,12 @@ def command(student: Path, layout: str, out: Path) -> None:
         raise click.BadParameter(
             f"{out} must end in {suffix}, as the official files of this family do", param_hint="--out"
         )
-    export_official(Student.from_pretrained(student), out)
+    loaded = Student.from_pretrained(student)
+    export_official(loaded, out)
+    if loaded.noise_weight:
+        click.echo(
+            f"note: this student's noise has a say in the choice of tokens (noise_weight {loaded.noise_weight:g}); the "
+            "official code takes the likeliest ones",
+            err=True,
+        )
     click.echo(f"{out}: {layout} layout, family {family}")

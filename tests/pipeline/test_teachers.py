@@ -210,6 +210,11 @@ def test_a_student_is_imported_drawn_from_and_exported(
     official = tmp_path / f"out{'.pth' if published.family == 'var' else '.pt'}"
     exported = onestep("export", folder, "--format", "official", "--out", official)
     assert exported.exit_code == 0, exported.stderr
+    assert exported.stderr == ""
+    config = json.loads((folder / "config.json").read_text()) | {"noise_weight": 0.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    told = onestep("export", folder, "--format", "official", "--out", official)
+    assert "(noise_weight 0.5); the official code takes the likeliest ones" in told.stderr
     back = tmp_path / "back"
     files = [str(official), files[1]]
     onestep("students", "import", *files, "--as", published.student, "--out", back)
