@@ -79,7 +79,7 @@ def evaluated(
 ) -> dict[str, dict[str, object]]:
     """The rows of an evaluation by method, timed as quickly as can be."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.evaluation.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
+        patch.setattr("distill.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
         threads = torch.get_num_threads()
         made = evaluate(
             student_folder,
@@ -247,7 +247,7 @@ def small(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callabl
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("distill.sampler.BATCH_PIXELS", 3 * 64)
             patch.setattr(
-                "distill.evaluation.seconds_per_image", lambda makers, _: dict.fromkeys(makers, next(moments))
+                "distill.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, next(moments))
             )
             return evaluate(
                 student_folder,
@@ -498,7 +498,7 @@ def test_no_batch_is_larger_than_what_is_made_at_once(
         timed.append(batch_size)
         return dict.fromkeys(makers, 0.25)
 
-    monkeypatch.setattr("distill.evaluation.seconds_per_image", seconds_per_image)
+    monkeypatch.setattr("distill.timing.seconds_per_image", seconds_per_image)
     made: list[int] = []
     make = type(methods).make
 

@@ -106,7 +106,7 @@ def test_scores_are_those_of_the_evaluation(pairs_root: Path, teacher_path: Path
     student, config = Student.from_pretrained(tmp_path), EvaluationConfig(num_images=300, seed=2)
     methods = open_methods(student, str(teacher_path), pairs_root, config.seed, config.num_images)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.evaluation.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
+        patch.setattr("distill.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
         judge = open_judge(config, (1, 8, 8))
         rows, _ = judge_all(methods, judge, config, Unfinished(), lambda *_: None, lambda: False)
     judged = {row["method"]: row for row in rows}

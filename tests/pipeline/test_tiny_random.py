@@ -47,7 +47,7 @@ def arguments(preset: str, out: Path) -> list[str]:
 def run_to_the_end(preset: str, out: Path) -> Result:
     """A run in this process; what slow methods take is not measured."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.evaluation.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
+        patch.setattr("distill.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
         return CliRunner().invoke(main, arguments(preset, out))
 
 
