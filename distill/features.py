@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from generate_pairs.teachers.base import to_unit_range
+from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.embedded.digits import NUM_CLASSES, augmented, load_digits_split
 from shards.errors import Failed
 from shards.storage import commit_bytes
@@ -102,7 +103,7 @@ def load_digits_classifier(path: Path = WEIGHTS) -> DigitsClassifier:
     Raises:
         Failed: the file is missing or does not hold exactly this classifier's tensors.
     """
-    with torch.device("meta"):
+    with blank():
         classifier = DigitsClassifier()
     try:
         classifier.load_state_dict(load_file(path), assign=True)

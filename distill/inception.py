@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import load_strictly
 from generate_pairs.teachers.importing import read_checkpoint
 from shards.errors import Refused
@@ -147,7 +148,7 @@ def _blank_network() -> nn.Module:
     nothing = io.BytesIO()
     torch.save({}, nothing)
     nothing.seek(0)
-    with torch.device("meta"):
+    with blank():
         network = Blank("blank", [str(DIM)], feature_extractor_weights_path=nothing)
     network.loads = True
     return network

@@ -16,6 +16,7 @@ from distill.config import TrainConfig
 from distill.precision import weight_dtype
 from distill.ranks import Ranks
 from distill.student import build_network
+from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import LoadedTeacher
 from generate_pairs.teachers.families import build_tokenizer
 from shards.errors import Refused
@@ -51,7 +52,7 @@ class MemoryNeed:
             Refused: activations cannot be checkpointed in this family's network.
         """
         teacher, width = loaded.teacher, weight_dtype(config.precision).itemsize
-        with torch.device("meta"):
+        with blank():
             network = build_network(loaded.family, teacher.transformer.config, teacher.codebook_dim)
         count = sum(parameter.numel() for parameter in network.parameters())
         tokenizer = sum(tensor.numel() * width for tensor in teacher.tokenizer.state_dict().values())
@@ -64,7 +65,7 @@ class MemoryNeed:
             # Of one layer at a time everything.
             kept = between + (kept - between) // len(layers)
         if config.image_weight:
-            with torch.device("meta"):
+            with blank():
                 decoder = build_tokenizer(loaded.family, asdict(teacher.tokenizer.config))
             kept += kept_bytes_of_images(decoder, length, channels)
         # What the gradient of the logits is written to.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill.export import CONFIG_FILE
 from distill.student import Student, build_network
 from distill.student_var import VarStudent
+from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.families import family_of
 from generate_pairs.teachers.importing import load_parts, teacher_networks, two_files
 from generate_pairs.teachers.official import TEACHERS, HubFile, Part
@@ -80,7 +81,7 @@ def import_student(files: Sequence[str], name: str, out: Path) -> None:
     teacher = TEACHERS[published.teacher]
     given = two_files(files, name, (published.network.file, teacher.tokenizer.file))
     # On the meta device nothing is allocated, so the weights are in memory once.
-    with torch.device("meta"):
+    with blank():
         tokenizer = family_of(teacher.family).tokenizer(teacher.tokenizer.config)
         network = build_network(
             teacher.family, published.network.config, teacher.tokenizer.config.codebook_dim
@@ -118,7 +119,7 @@ def refuse_taken(out: Path) -> None:
 def networks() -> dict[str, tuple[Part, nn.Module]]:
     """Every network of both tables by what it is called, on the meta device."""
     found = teacher_networks()
-    with torch.device("meta"):
+    with blank():
         for name, published in STUDENTS.items():
             teacher = TEACHERS[published.teacher]
             codebook_dim = teacher.tokenizer.config.codebook_dim

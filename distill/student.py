@@ -28,6 +28,7 @@ from distill.export import (
 from distill.student_llamagen import LlamaGenStudent
 from distill.student_var import VarStudent
 from generate_pairs.teachers.base import Tokenizer, TokenLayout
+from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_strictly
 from generate_pairs.teachers.families import build_tokenizer, plugin, transformer_config
 from generate_pairs.teachers.packing import pack_linears
@@ -225,7 +226,7 @@ class Student(nn.Module):
 
     @classmethod
     def _of(cls, config: ExportConfig, folder: Path) -> Student:
-        with refusing_misfits(folder), torch.device("meta"):
+        with refusing_misfits(folder), blank():
             tokenizer = build_tokenizer(config.family, config.tokenizer).decoder_only()
             network_config = transformer_config(config.family, config.network)
             network = build_network(config.family, network_config, tokenizer.codebook_VC.shape[1])

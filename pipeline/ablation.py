@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from distill.checks import check_distillation
 from distill.protocols import check_evaluation
 from distill.student import build_network
 from generate_pairs.teachers.base import TokenLayout
+from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import LoadedTeacher
 from pipeline.cell import CellDir
 from pipeline.config import RunConfig, to_toml
@@ -179,7 +178,7 @@ def _refuse_size(cell: Cell, available: int, manifest: Manifest) -> None:
 
 def _refuse_small_disk(ablation: Ablation, loaded: LoadedTeacher) -> None:
     """Weights, averages and two moments in each checkpoint that stays, and the export: for every cell to come."""
-    with torch.device("meta"):
+    with blank():
         network = build_network(loaded.family, loaded.teacher.transformer.config, loaded.teacher.codebook_dim)
     weights = sum(4 * parameter.numel() for parameter in network.parameters())
     decoder = sum(tensor.nbytes for tensor in loaded.teacher.tokenizer.decoder_state().values())

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.families import build_teacher
 from generate_pairs.teachers.official import TEACHERS
 from generate_pairs.teachers.tiny import TINY, tiny_teacher
@@ -138,7 +139,7 @@ def load_teacher(
         header, tensors = _read(path)
         # On the meta device nothing is allocated, so the weights are in memory once.
         try:
-            with torch.device("meta"):
+            with blank():
                 teacher = build_teacher(header["family"], header["transformer"], header["tokenizer"])
         except (TypeError, ValueError) as error:
             raise Refused(
@@ -172,7 +173,7 @@ def shape_of_teacher(name: str) -> tuple[str, Teacher]:
     else:
         with _opened(resolve(name)) as (header, _):
             family, configs = header["family"], (header["transformer"], header["tokenizer"])
-    with torch.device("meta"):
+    with blank():
         return family, build_teacher(family, *configs)
 
 

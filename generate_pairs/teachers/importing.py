@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import (
     imported_folder,
     load_strictly,
@@ -199,7 +200,7 @@ def import_teacher(files: Sequence[str], name: str) -> Path:
         refuse_other_import(out, [sha256[path] for path in given])
         return out
     # On the meta device nothing is allocated, so the weights are in memory once.
-    with torch.device("meta"):
+    with blank():
         teacher = build_teacher(
             published.family, asdict(published.transformer.config), asdict(published.tokenizer.config)
         )
@@ -240,7 +241,7 @@ def num_parameters(network: nn.Module) -> int:
 def published_transformer(name: str) -> nn.Module:
     """The transformer of a published teacher on the meta device: shapes alone."""
     published = TEACHERS[name]
-    with torch.device("meta"):
+    with blank():
         transformer: nn.Module = family_of(published.family).transformer(published.transformer.config)
     return transformer
 
@@ -254,7 +255,7 @@ def teacher_networks() -> dict[str, tuple[Part, nn.Module]]:
     """Every network of the table of teachers by what it is called, on the meta device; tokenizers once each."""
     found: dict[str, tuple[Part, nn.Module]] = {}
     seen: dict[HubFile, str] = {}
-    with torch.device("meta"):
+    with blank():
         for name, published in TEACHERS.items():
             found[f"transformer of {name}"] = (published.transformer, published_transformer(name))
             file = published.tokenizer.file

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.families import build_teacher
 from generate_pairs.teachers.official import TEACHERS
 from shards.errors import Refused
@@ -57,7 +58,7 @@ def tiny_teacher(name: str) -> tuple[str, Teacher]:
         tokenizer, vocab_size=VOCAB_SIZE, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=2 * latent_size
     )
     # On the meta device no layer draws weights of its own, which would come from the global generator.
-    with torch.device("meta"):
+    with blank():
         teacher = build_teacher(published.family, asdict(small_transformer), asdict(small_tokenizer))
     weights = {key: drawn(key, tensor) for key, tensor in teacher.state_dict().items()}
     teacher.load_state_dict(weights, assign=True)
