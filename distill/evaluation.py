@@ -85,6 +85,7 @@ def evaluate(
             "device": config.device,
             **(judge.facts if judge else {}),
             "student_sha256": sha256_file(student_folder / "student.safetensors"),
+            "noise_weight": student.noise_weight,
         }
         identity = {
             **facts,

@@ -11,6 +11,7 @@ import tomli_w
 from distill.config import EvaluationConfig
 from pipeline.config import RunConfig, compose_onto
 from pipeline.method_table import MethodTable, method_table
+from pipeline.results import same_student
 from pipeline.run_dir import RunDir
 from shards.errors import Refused
 from shards.storage import list_names
@@ -93,25 +94,25 @@ def tables(
     if not keys:
         wanted += [file for file in run_dir.other_evaluations if file not in wanted]
     again = " ".join([command, *(f"--set {change}" for change in changes)])
-    student = run_dir.read_json(run_dir.student / "config.json").get("student_sha256")
+    exported = run_dir.read_json(run_dir.student / "config.json")
     made = []
     for file in wanted:
         judged = run_dir.read_json(file)
         if not judged and file != wanted[0]:
             continue
         _refuse_other(
-            file, judged, student, {key: asked.asked[key] for key in keys & asked.asked.keys()}, again
+            file, judged, exported, {key: asked.asked[key] for key in keys & asked.asked.keys()}, again
         )
         made.append(method_table(judged, config.teacher.name))
     return made
 
 
 def _refuse_other(
-    file: Path, judged: dict[str, Any], student: str | None, asked: dict[str, Any], way: str
+    file: Path, judged: dict[str, Any], exported: dict[str, Any], asked: dict[str, Any], way: str
 ) -> None:
     if not judged:
         raise Refused(f"there is no {file} yet: `{way}` makes it")
-    if judged.get("student_sha256") != student:
+    if not same_student(judged, exported):
         raise Refused(f"{file} judges another student than lies there now: `{way}` judges that one")
     differing = [
         f"{key} {judged.get(key)}, asked {value}" for key, value in asked.items() if judged.get(key) != value

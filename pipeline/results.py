@@ -102,8 +102,14 @@ def read_results(run_dir: RunDir) -> Results:
         seconds=run_dir.read_json(run_dir.seconds),
         samples=tuple(sorted(run_dir.samples.glob("*.png"))),
         # One of a student that is there no more would pass for this one's.
-        others=tuple(one for one in others if one.get("student_sha256") == evaluation.get("student_sha256")),
+        others=tuple(one for one in others if same_student(one, evaluation)),
     )
+
+
+def same_student(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether an evaluation or an export's config.json is of the same weights as another, sampled alike."""
+    defaults = {"student_sha256": None, "noise_weight": 0.0}
+    return all(one.get(key, default) == other.get(key, default) for key, default in defaults.items())
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:

@@ -20,7 +20,7 @@ from generate_pairs.teachers.base import TokenLayout
 from pipeline.config import RunConfig
 from pipeline.progress import progress, teller
 from pipeline.report import write_report
-from pipeline.results import add_seconds, read_results
+from pipeline.results import add_seconds, read_results, same_student
 from pipeline.run_dir import RunDir, check, claim
 from pipeline.signals import stopping
 from pipeline.summary import summary_lines
@@ -111,9 +111,9 @@ def judge(
 def evaluation_is_current(run_dir: RunDir, config: RunConfig) -> bool:
     """Whether evaluation.json judges the student that lies there, in the way that is asked."""
     judged = run_dir.read_json(run_dir.evaluation)
-    student = run_dir.read_json(run_dir.student / "config.json").get("student_sha256")
-    asked = {"student_sha256": student, **config.evaluation.asked}
-    return student is not None and all(judged.get(key) == value for key, value in asked.items())
+    exported = run_dir.read_json(run_dir.student / "config.json")
+    asked = all(judged.get(key) == value for key, value in config.evaluation.asked.items())
+    return "student_sha256" in exported and same_student(judged, exported) and asked
 
 
 def _checked(config: RunConfig, out: Path) -> tuple[RunDir, GenerationPlan]:

@@ -170,6 +170,13 @@ def test_a_table_of_another_student_is_refused(onestep: Command, stages: Any, ru
     result = onestep("evaluate", run, "--table")
     assert result.exit_code == 2
     assert "judges another student than lies there now" in result.stderr
+    # Another choice of tokens makes other images of the same weights.
+    judged = json.loads((run / "evaluation.json").read_text())
+    again = {"student_sha256": judged["student_sha256"], "noise_weight": 0.5}
+    (run / "student" / "config.json").write_text(json.dumps(again))
+    assert onestep("evaluate", run, "--table").exit_code == 2
+    (run / "student" / "config.json").write_text(json.dumps(again | {"noise_weight": 0.0}))
+    assert onestep("evaluate", run, "--table").exit_code == 0
 
 
 def test_the_teacher_of_a_paper_has_published_rows_beside_its_own() -> None:
