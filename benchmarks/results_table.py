@@ -21,7 +21,7 @@ from pipeline.config import RunConfig, compose
 from pipeline.fields import leaves
 from pipeline.method_table import short_parameters
 from pipeline.options import FolderPath, preset_argument
-from pipeline.results import Row, judged_words, seconds_per_image, speedup, steady_batch
+from pipeline.results import Row, judged_words, same_student, seconds_per_image, speedup, steady_batch
 from pipeline.run_dir import RunDir
 from shards.dotted import flat
 from shards.errors import Refused
@@ -56,8 +56,8 @@ class Judged:
         """
         run_dir = RunDir(folder)
         config, evaluation = run_dir.read_config(), run_dir.read_json(run_dir.evaluation)
-        student = run_dir.read_json(run_dir.student / "config.json").get("student_sha256")
-        if not evaluation or evaluation.get("student_sha256") != student:
+        exported = run_dir.read_json(run_dir.student / "config.json")
+        if not evaluation or not same_student(evaluation, exported):
             raise Refused(f"{folder}: its student is not judged; `onestep evaluate {folder}` does it")
         return cls(run_dir, config, evaluation)
 
