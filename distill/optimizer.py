@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from distill.activations import layers_of
 from distill.config import TrainConfig
-from shards.errors import Refused
 
 
 class Optimizer:
@@ -20,7 +19,7 @@ class Optimizer:
         """Without state yet.
 
         Raises:
-            Refused: Muon is asked for, and the network has no stack of layers, or torch no Muon.
+            Refused: Muon is asked for, and the network has no stack of layers.
         """
         self.config = config
         self.parts = build_optimizers(network, config)
@@ -65,11 +64,6 @@ def build_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.opti
 
 
 def _layers_matrices(network: nn.Module) -> list[nn.Parameter]:
-    if not hasattr(torch.optim, "Muon"):
-        raise Refused(
-            f"train.optimizer is muon, which torch has from 2.9 on, and this is {torch.__version__}: install a newer "
-            "one, or set train.optimizer to adamw"
-        )
     return [parameter for parameter in layers_of(network).parameters() if parameter.ndim == 2]
 
 

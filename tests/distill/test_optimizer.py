@@ -114,9 +114,3 @@ def test_what_is_kept_goes_into_another_optimizer_that_goes_on_alike(name: str) 
 def test_a_network_without_layers_is_refused_for_muon() -> None:
     with pytest.raises(Refused, match=r"Linear keeps no layers .* train\.optimizer=muon"):
         build_optimizers(nn.Linear(2, 2), CONFIG.model_copy(update={"optimizer": "muon"}))
-
-
-def test_an_older_torch_is_told_what_muon_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(Refused, match=r"torch has from 2\.9 on, and this is"):
-        build_optimizers(Layered(), CONFIG.model_copy(update={"optimizer": "muon"}))
