@@ -141,7 +141,7 @@ def test_the_export_makes_the_tokens_of_the_student_that_was_trained(whole: Path
     training = Training(config.distill, config.teacher.name, whole / "pairs", config.pairs.num_pairs, Ranks())
     newest = newest_checkpoint(whole / "student" / "checkpoints", training.identity, config.train.num_steps)
     assert newest is not None
-    training.restore(newest)
+    training.restore(newest.checkpoint)
     for parameter, average in zip(training.parameters, training.averages, strict=True):
         parameter.data.copy_(average)
     trained, loaded = training.student.eval(), Student.from_pretrained(whole / "student")
