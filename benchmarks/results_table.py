@@ -21,6 +21,7 @@ from pipeline.config import RunConfig, compose
 from pipeline.fields import leaves
 from pipeline.method_table import short_parameters
 from pipeline.options import FolderPath, preset_argument
+from pipeline.report import MEASURES
 from pipeline.results import Row, judged_words, same_student, seconds_per_image, speedup, steady_batch
 from pipeline.run_dir import RunDir
 from shards.dotted import flat
@@ -28,14 +29,6 @@ from shards.errors import Refused
 from shards.settings import FREE
 
 SEED = "train.seed"
-SCORES = (
-    ("frechet_distance", "Fréchet distance", 3),
-    ("inception_score", "inception score", 2),
-    ("precision", "precision", 3),
-    ("recall", "recall", 3),
-    ("class_accuracy", "class accuracy", 3),
-    ("token_match", "token match", 3),
-)
 NOTHING = ""
 
 
@@ -114,7 +107,7 @@ def table(runs: Sequence[Judged]) -> tuple[list[str], list[list[str]]]:
     batch = steady_batch(runs[0].rows)
     columns: list[tuple[str, Callable[[Judged, Row], float | None], Callable[[float], str]]] = [
         (title, lambda _, row, key=key: row.get(key), lambda value, digits=digits: f"{value:.{digits}f}")
-        for key, title, digits in SCORES
+        for key, title, digits in MEASURES
     ]
     columns += [
         (f"ms/image, batch {size}", lambda _, row, size=size: _milliseconds(row, size), _three_digits)

@@ -56,7 +56,7 @@ class Resumed:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, kept: int = 2, keep_interval: int | None = None
 ) -> None:
-    """Commit a checkpoint, then drop the older ones.
+    """Commit a checkpoint, then drop the older ones, and broken ones that lie ahead of it.
 
     Args:
         folder: of the checkpoints.
@@ -79,10 +79,14 @@ def save_checkpoint(
     commit_bytes(
         _path(folder, checkpoint.step, "json"), (json.dumps(mark, indent=2, sort_keys=True) + "\n").encode()
     )
-    for old in _steps(folder)[:-kept]:
-        if keep_interval is None or old % keep_interval:
-            remove(_path(folder, old, "json"))
-            remove(_path(folder, old, "safetensors"))
+    steps = _steps(folder)
+    # What is further on was broken, or this training would not have begun before it; it must not pass for the newest.
+    ahead = [step for step in steps if step > checkpoint.step]
+    older = [step for step in steps if step <= checkpoint.step][:-kept]
+    dropped = [step for step in older if keep_interval is None or step % keep_interval]
+    for step in (*ahead, *dropped):
+        remove(_path(folder, step, "json"))
+        remove(_path(folder, step, "safetensors"))
 
 
 def newest_checkpoint(folder: Path, identity: Mapping[str, Any], num_steps: int) -> Resumed | None:

@@ -90,6 +90,24 @@ def test_where_no_checkpoint_is_whole_the_start_is_not_taken_silently(tmp_path: 
         newest_checkpoint(tmp_path, IDENTITY, 10)
 
 
+@pytest.mark.parametrize("kept", [1, 2])
+def test_broken_checkpoints_ahead_do_not_outlive_the_whole_one_before(tmp_path: Path, kept: int) -> None:
+    save_at(tmp_path, 8)
+    for step in (12, 16, 20):
+        save_checkpoint(tmp_path, Checkpoint(step, {}, {}, IDENTITY), kept=4)
+    for step in (16, 20):
+        (tmp_path / f"step-0000{step}.safetensors").unlink()
+    resumed = newest_checkpoint(tmp_path, IDENTITY, 30)
+    assert resumed is not None
+    assert resumed.checkpoint.step == 12
+    save_checkpoint(tmp_path, Checkpoint(14, {}, {}, IDENTITY), kept=kept)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == 14
+    marks = sorted(path.stem for path in tmp_path.glob("*.json"))
+    assert marks == ["step-000012", "step-000014"][-kept:]
+
+
 def test_checkpoints_are_kept_by_number_and_by_interval(tmp_path: Path) -> None:
     for step in range(10, 80, 10):
         save_checkpoint(tmp_path, Checkpoint(step, {}, {}, IDENTITY), kept=2, keep_interval=30)
