@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill.activations import layers_of
 from distill.config import TrainConfig
+from distill.muon import Muon
 
 
 class Optimizer:
@@ -59,7 +60,7 @@ def build_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.opti
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
     if not by_muon:
         return [adamw]
-    muon = torch.optim.Muon(by_muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    muon = Muon(by_muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
     return [adamw, muon]
 
 
