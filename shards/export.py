@@ -27,9 +27,9 @@ def export_parquet(
 ) -> View:
     """Writes training pairs into one Parquet file, whole or not at all; one shard is in memory at a time.
 
-    Its columns are pair_index (int64), label (int64), noise and tokens (a list of L numbers of the spec's
-    token_dtype). Noise is L * C float16 numbers, little-endian, row by row, as bytes of fixed size: the exact
-    bits, also for readers that know no half precision, and written 20 times as fast as a list of numbers.
+    Its columns are pair_index (int64), label (int64), where there are captions caption (string), noise and tokens (a
+    list of L numbers of the spec's token_dtype). Noise is L * C float16 numbers, little-endian, row by row, as bytes of
+    fixed size: the exact bits, also for readers that know no half precision, and written 20 times as fast as a list of numbers.
 
     Args:
         manifest: of the data set.
@@ -74,6 +74,7 @@ def _schema(spec: PairSpec) -> Any:
     columns = [
         pyarrow.field("pair_index", pyarrow.int64(), nullable=False),
         pyarrow.field("label", pyarrow.int64(), nullable=False),
+        *([pyarrow.field("caption", pyarrow.string(), nullable=False)] if spec.captions else []),
         pyarrow.field("noise", pyarrow.binary(2 * num_tokens * codebook_dim), nullable=False),
         pyarrow.field(
             "tokens",
@@ -92,6 +93,7 @@ def _record_batch(schema: Any, pairs: Pairs) -> Any:
     columns = [
         pyarrow.array(pairs.index_B),
         pyarrow.array(pairs.label_B),
+        *([] if pairs.text_B is None else [pyarrow.array(pairs.text_B, pyarrow.string())]),
         pyarrow.Array.from_buffers(noise_type, len(pairs), [None, pyarrow.py_buffer(noise)]),
         pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(pairs.tokens_BL.reshape(-1)), type=tokens_type),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +25,8 @@ class Finding:
         kind: "dataset" (dataset.json unreadable or edited), "missing" (a gap in the sequence), "row"
             (unreadable or misplaced row), "joined" (the joined table says otherwise than the rows),
             "foreign" (a row of other pairs), "broken" (file missing, short or changed), "tokens", "labels",
-            "noise" (content that breaks its rule), "duplicate" (what belongs to another shard or pair), or
+            "noise" (content that breaks its rule), "captions" (their list is missing or damaged, or a pair holds
+            another than its label's), "duplicate" (what belongs to another shard or pair), or
             "uncommitted" (a tar without a row, which the next writer replaces: no damage).
         where: path of the file.
         message: what is wrong, in words.
@@ -57,7 +59,12 @@ class ShardCheck:
 
 
 def check_shard(
-    root: Location, spec: PairSpec, name: str, joined: ManifestRow | None, reads_content: bool = True
+    root: Location,
+    spec: PairSpec,
+    name: str,
+    joined: ManifestRow | None,
+    reads_content: bool = True,
+    texts: Sequence[str] | None = None,
 ) -> ShardCheck:
     """Looks at a shard that has a row of its own.
 
@@ -67,6 +74,7 @@ def check_shard(
         name: the stem of the shard's files.
         joined: its row in the joined table, None where that has none.
         reads_content: whether to read the tar, too, or the row alone.
+        texts: the captions of its pairs' labels; None where there are none, or nobody knows them.
     """
     where = str(row_path(root, name))
     try:
@@ -86,10 +94,12 @@ def check_shard(
         return ShardCheck((*findings, Finding(kind, where, problem)))
     if not reads_content:
         return ShardCheck(tuple(findings), row.sha256)
-    return _content_check(root, spec, row, findings)
+    return _content_check(root, spec, row, findings, texts)
 
 
-def _content_check(root: Location, spec: PairSpec, row: ManifestRow, findings: list[Finding]) -> ShardCheck:
+def _content_check(
+    root: Location, spec: PairSpec, row: ManifestRow, findings: list[Finding], texts: Sequence[str] | None
+) -> ShardCheck:
     path = shard_path(root, row.shard)
     sha256: str | None = None
     try:
@@ -103,6 +113,14 @@ def _content_check(root: Location, spec: PairSpec, row: ManifestRow, findings: l
         return ShardCheck((*findings, Finding("broken", str(path), message)), row.sha256, sha256)
     foreign_B = foreign_noise(spec, pairs, whole=True)
     broken = [Finding(kind, str(path), problem) for kind, problem in broken_rules(spec, pairs, foreign_B)]
+    if texts is not None and pairs.text_B is not None:
+        others = np.flatnonzero(pairs.text_B != np.array(texts, dtype=object))
+        if len(others):
+            first = pairs.index_B[others[0]]
+            problem = (
+                f"{len(others)} pairs, the first of them {first}, hold a caption that is not their label's"
+            )
+            broken.append(Finding("captions", str(path), problem))
     return ShardCheck(
         (*findings, *broken), row.sha256, sha256, row.first_pair, _noise_digests(spec, pairs), foreign_B
     )

@@ -1,7 +1,8 @@
 """The bytes around the payloads of a shard: where the members of a sample lie, and what frames them.
 
 All samples of a shard have the same members of the same sizes, so the tar is a matrix with one sample a row,
-and a whole shard can be held against its expected frame without touching one sample at a time.
+and a whole shard can be held against its expected frame without touching one sample at a time. Where there are captions,
+one more member of any size ends each sample: `shards.texts` looks after it, and the rest is such a matrix still.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from shards.record import KEY_DIGITS, Array, PairSpec
 
 TAR_OWNER = "onestep"
 TAR_MODE = 0o444
-_BLOCK = tarfile.BLOCKSIZE
+BLOCK = tarfile.BLOCKSIZE
 # Columns of a tar header: where the six digits of the checksum begin, and where the octal size ends.
 _CHECKSUM = 148
 _SIZE_END = 135
@@ -48,14 +49,14 @@ class Member:
     @property
     def data(self) -> slice:
         """Columns of the row that hold the content after the prefix."""
-        start = self.offset + _BLOCK + len(self.prefix)
+        start = self.offset + BLOCK + len(self.prefix)
         return slice(start, start + self.num_bytes)
 
     @property
     def stop(self) -> int:
         """Where the next member starts."""
-        blocks = max(1, -(-self.size // _BLOCK))
-        return self.offset + _BLOCK + blocks * _BLOCK
+        blocks = max(1, -(-self.size // BLOCK))
+        return self.offset + BLOCK + blocks * BLOCK
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,17 @@ class Layout:
 
     @property
     def stride(self) -> int:
-        """Bytes of one sample, headers and padding included."""
+        """Bytes of one sample, headers and padding included, but for its caption."""
         return self.tokens.stop
 
     def num_bytes(self, num_pairs: int) -> int:
-        """Bytes of a whole shard: a tar ends with two empty blocks and fills its last record."""
-        content = num_pairs * self.stride + 2 * _BLOCK
-        return -(-content // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        """Bytes of a whole shard without captions."""
+        return archive_size(num_pairs * self.stride)
+
+
+def archive_size(num_sample_bytes: int) -> int:
+    """Bytes of a tar whose samples take so many: it ends with two empty blocks and fills its last record."""
+    return -(-(num_sample_bytes + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def layout_of(spec: PairSpec) -> Layout:
@@ -98,7 +103,7 @@ def read_labels(layout: Layout, rows: Array) -> Array:
     Raises:
         ValueError: a label that is not a number.
     """
-    start = layout.label.offset + _BLOCK
+    start = layout.label.offset + BLOCK
     text = np.ascontiguousarray(rows[:, start : start + _LABEL_DIGITS])
     return text.view(f"S{_LABEL_DIGITS}")[:, 0].astype(np.int64)
 
@@ -126,7 +131,7 @@ def misframed_rows(layout: Layout, rows: Array, index_B: Array, label_B: Array) 
         expected[:, frame.places(member.offset + _CHECKSUM, 6)] = _digits(checksums, 8, 6)
     size_digits = np.stack([label_sizes // 8, label_sizes % 8], axis=1) + ord("0")
     expected[:, frame.places(layout.label.offset + _SIZE_END - 2, 2)] = size_digits
-    expected[:, frame.places(layout.label.offset + _BLOCK, _LABEL_DIGITS)] = labels
+    expected[:, frame.places(layout.label.offset + BLOCK, _LABEL_DIGITS)] = labels
     # All is compared eight bytes at a time; where such a word reaches into a payload, that part is left out.
     words, template = rows.view(np.uint64), frame.template.view(np.uint64)
     found = np.take(words, frame.varying[::8] // 8, axis=1) & frame.framing
@@ -189,13 +194,13 @@ def _frame_of(layout: Layout) -> _Frame:
     template = np.zeros(layout.stride, dtype=np.uint8)
     constant, payload = np.ones(layout.stride, dtype=bool), np.zeros(layout.stride, dtype=bool)
     for member in (layout.label, layout.noise, layout.tokens):
-        content = _tar_header(f"{'0' * KEY_DIGITS}.{member.extension}", member.size) + member.prefix
+        content = tar_header(f"{'0' * KEY_DIGITS}.{member.extension}", member.size) + member.prefix
         template[member.offset : member.offset + len(content)] = np.frombuffer(content, dtype=np.uint8)
         constant[member.offset : member.offset + KEY_DIGITS] = False
         constant[member.offset + _CHECKSUM : member.offset + _CHECKSUM + 6] = False
         payload[member.data] = True
     constant[layout.label.offset + _SIZE_END - 2 : layout.label.offset + _SIZE_END] = False
-    constant[layout.label.offset + _BLOCK : layout.label.offset + _BLOCK + _LABEL_DIGITS] = False
+    constant[layout.label.offset + BLOCK : layout.label.offset + BLOCK + _LABEL_DIGITS] = False
     common, framed = _whole_words(constant & ~payload), ~_whole_words(payload)
     edges = np.flatnonzero(np.diff(framed, prepend=False, append=False)).tolist()
     runs = tuple(
@@ -212,7 +217,7 @@ def _whole_words(columns: Array) -> Array:
     return np.logical_and.reduce(columns.reshape(-1, 8), axis=1)
 
 
-def _tar_header(name: str, num_bytes: int) -> bytes:
+def tar_header(name: str, num_bytes: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = num_bytes, TAR_MODE, 0
     info.uname = info.gname = TAR_OWNER

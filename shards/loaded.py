@@ -7,10 +7,10 @@ from collections import OrderedDict
 import numpy as np
 
 from shards.errors import Failed
-from shards.layout import Member, layout_of
+from shards.layout import BLOCK, Member, layout_of
 from shards.manifest import View
 from shards.mapped import MappedFiles
-from shards.reader import framed_rows, regenerated_noise, repairable
+from shards.reader import framed_samples, regenerated_noise, repairable
 from shards.record import Array, Pairs
 from shards.rows import ManifestRow
 from shards.rules import broken_rules, foreign_noise
@@ -27,9 +27,10 @@ class LoadedShards:
         count, (num_tokens, codebook_dim) = spec.pairs_per_shard, spec.noise_shape
         self._free = list(range(capacity))
         self._slots: OrderedDict[int, int] = OrderedDict()
-        self._files = MappedFiles(capacity, self._layout.num_bytes(count))
+        self._files = MappedFiles(capacity, max((row.num_bytes for row in view.rows), default=0))
         # Memory that is never written to is never there: a small view takes little, whatever the capacity.
         self._label = np.empty((capacity, count), dtype=np.int64)
+        self._block = np.empty((capacity, count), dtype=np.int64)
         self._tokens = self._column(self._layout.tokens, spec.token_dtype.newbyteorder("<"), num_tokens)
         if spec.noise == "stored":
             self._noise = self._column(self._layout.noise, np.dtype("<f2"), num_tokens * codebook_dim)
@@ -49,13 +50,7 @@ class LoadedShards:
         shard_B, place_B = np.divmod(pair_index_B, spec.pairs_per_shard)
         distinct, which_B = np.unique(shard_B, return_inverse=True)
         slots = [self._slot(shard) for shard in distinct.tolist()]
-        slot_B = np.array(slots)[which_B]
-        pairs = Pairs(
-            index_B=pair_index_B,
-            noise_BLC=self._noise[slot_B, place_B].reshape(-1, *spec.noise_shape),
-            tokens_BL=self._tokens[slot_B, place_B],
-            label_B=self._label[slot_B, place_B],
-        )
+        pairs = self._pairs(pair_index_B, np.array(slots)[which_B], place_B)
         for shard, slot in zip(distinct.tolist(), slots, strict=True):
             if not self._files.is_unchanged(slot):
                 path = self._source.path(self._row(shard))
@@ -79,11 +74,9 @@ class LoadedShards:
         return slot
 
     def _load(self, shard: int, slot: int) -> None:
-        row, files = self._row(shard), self._files
+        row = self._row(shard)
         with repairable(self._source.root, self._source.path(row)):
-            if row.num_bytes != files.num_bytes:
-                raise Failed(f"{row.num_pairs} pairs make {files.num_bytes} bytes, not {row.num_bytes}")
-            if not self._source.map(row, files, slot, lambda: self._inspect(row, slot)):
+            if not self._source.map(row, self._files, slot, lambda: self._inspect(row, slot)):
                 self._take_apart(row, slot)
 
     def _row(self, shard: int) -> ManifestRow:
@@ -91,11 +84,12 @@ class LoadedShards:
         return rows[shard - rows[0].first_pair // self._view.spec.pairs_per_shard]
 
     def _take_apart(self, row: ManifestRow, slot: int) -> None:
-        """What is not used where it lies: labels, and noise that is made again."""
+        """What is not used where it lies: labels, noise that is made again, and where each sample begins."""
         spec = self._view.spec
-        samples, self._label[slot] = framed_rows(spec, row, self._files.data[slot])
+        samples = framed_samples(spec, row, self._files.data[slot, : row.num_bytes])
+        self._label[slot], self._block[slot] = samples.label_B, samples.blocks[:-1]
         if spec.noise == "counter":
-            self._noise[slot] = regenerated_noise(spec, row, samples).reshape(row.num_pairs, -1)
+            self._noise[slot] = regenerated_noise(spec, row, samples.rows).reshape(row.num_pairs, -1)
 
     def _inspect(self, row: ManifestRow, slot: int) -> None:
         """Holds a slot's content against the rules of the data set.
@@ -104,19 +98,31 @@ class LoadedShards:
             Failed: naming the first rule that it breaks.
         """
         self._take_apart(row, slot)
-        index_B = np.arange(row.first_pair, row.first_pair + row.num_pairs)
-        noise_BLC = self._noise[slot].reshape(row.num_pairs, *self._view.spec.noise_shape)
-        pairs = Pairs(index_B, noise_BLC, self._tokens[slot], self._label[slot])
+        place_B = np.arange(row.num_pairs)
+        pairs = self._pairs(row.first_pair + place_B, np.full_like(place_B, slot), place_B)
         foreign_B = foreign_noise(self._view.spec, pairs, whole=False)
         for _, problem in broken_rules(self._view.spec, pairs, foreign_B):
             raise Failed(problem)
 
+    def _pairs(self, index_B: Array, slot_B: Array, place_B: Array) -> Pairs:
+        """The pairs at these places of these slots, their captions left alone."""
+        spec, block_B = self._view.spec, self._block[slot_B, place_B]
+        noise_BN = self._noise[slot_B, block_B if spec.noise == "stored" else place_B]
+        return Pairs(
+            index_B=index_B,
+            noise_BLC=noise_BN.reshape(-1, *spec.noise_shape),
+            tokens_BL=self._tokens[slot_B, block_B],
+            label_B=self._label[slot_B, place_B],
+        )
+
     def _column(self, member: Member, dtype: np.dtype, count: int) -> Array:
-        """One member of every sample of every slot, (capacity, pairs_per_shard, count), where it lies."""
+        """One member of samples that begin at each block of every slot, (capacity, blocks, count), where it lies."""
+        data = self._files.data
+        blocks = (data.shape[1] - self._layout.stride) // BLOCK + 1
         return np.ndarray(
-            (len(self._files.data), self._view.spec.pairs_per_shard, count),
+            (len(data), max(0, blocks), count),
             dtype,
-            self._files.data.base,
+            data.base,
             offset=member.data.start,
-            strides=(self._files.data.strides[0], self._layout.stride, dtype.itemsize),
+            strides=(data.strides[0], BLOCK, dtype.itemsize),
         )

@@ -33,10 +33,9 @@ _map.argtypes = (
 
 
 class MappedFiles:
-    """Slots for files of one size.
+    """Slots for files.
 
     Attributes:
-        num_bytes: size of every file.
         data: (capacity, num_bytes) uint8, read-only; a slot without a file reads as zeros.
     """
 
@@ -45,9 +44,8 @@ class MappedFiles:
 
         Args:
             capacity: number of slots.
-            num_bytes: size of every file.
+            num_bytes: size of the largest file.
         """
-        self.num_bytes = num_bytes
         stride = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         # Gives all of its addresses back when the last array on it goes, those of the files too.
         addresses = mmap.mmap(
@@ -56,8 +54,13 @@ class MappedFiles:
         self.data = np.frombuffer(addresses, dtype=np.uint8).reshape(capacity, stride)[:, :num_bytes]
         self._states: dict[int, _State] = {}
 
-    def put(self, slot: int, file: FileIO) -> os.stat_result:
+    def put(self, slot: int, file: FileIO, num_bytes: int) -> os.stat_result:
         """Maps a file into a slot, in place of the one that is there; the file may be closed.
+
+        Args:
+            slot: where.
+            file: open for reading.
+            num_bytes: that it should have, at most as many as a slot.
 
         Returns:
             The file's status, from which `is_unchanged` tells a change.
@@ -66,11 +69,11 @@ class MappedFiles:
             Failed: it has another size, or its file system maps no files.
         """
         state = _State(file)
-        if state.status.st_size != self.num_bytes:
-            raise Failed(f"holds {state.status.st_size} bytes where {self.num_bytes} were committed")
+        if state.status.st_size != num_bytes:
+            raise Failed(f"holds {state.status.st_size} bytes where {num_bytes} were committed")
         found = _map(
             self.data[slot].ctypes.data,
-            self.num_bytes,
+            num_bytes,
             mmap.PROT_READ,
             # All pages at once, where the system can: one by one they would cost more than reading.
             mmap.MAP_PRIVATE | _MAP_FIXED | getattr(mmap, "MAP_POPULATE", 0),

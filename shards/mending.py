@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from shards.errors import Failed, Refused
-from shards.layout import holds_member, layout_of
+from shards.layout import BLOCK, holds_member, layout_of
 from shards.locations import Location
-from shards.record import Pairs, PairSpec
+from shards.record import Array, Pairs, PairSpec
 from shards.rows import ManifestRow, read_row, replace_row, restore_row, shard_path
 from shards.storage import commit_bytes, holds, read_bytes
+from shards.texts import first_blocks, sample_rows
 from shards.writer import shard_and_row
 
 
@@ -69,7 +70,8 @@ def mend_shard(
         if not _stands(root, committed):
             restore_row(root, committed)
         return Mended(committed, True, pairs.tokens_BL.size)
-    num_compared, num_differing = _compared(spec, pairs, path)
+    blocks = first_blocks(spec, np.frombuffer(data, dtype=np.uint8), len(pairs))
+    num_compared, num_differing = _compared(spec, pairs, blocks, path)
     commit_bytes(path, data)
     replace_row(root, row)
     return Mended(row, False, pairs.tokens_BL.size, num_compared, num_differing)
@@ -82,17 +84,18 @@ def _stands(root: Location, row: ManifestRow) -> bool:
         return False
 
 
-def _compared(spec: PairSpec, pairs: Pairs, path: Location) -> tuple[int, int]:
+def _compared(spec: PairSpec, pairs: Pairs, blocks: Array, path: Location) -> tuple[int, int]:
     """How many tokens of the old file lie where they belong, and how many of them are not the new ones."""
     try:
         data = read_bytes(path)
     except (Failed, Refused):
         return 0, 0
     layout = layout_of(spec)
-    count = min(len(pairs), len(data) // layout.stride)
+    # Captions are the same, so samples begin where they begin in the new file.
+    count = int(np.searchsorted(blocks[1:] * BLOCK, len(data), side="right"))
     if not count:
         return 0, 0
-    rows = np.frombuffer(data, dtype=np.uint8)[: count * layout.stride].reshape(count, layout.stride)
+    rows = sample_rows(layout, np.frombuffer(data, dtype=np.uint8), blocks[: count + 1])
     readable = np.flatnonzero(holds_member(layout, layout.tokens, rows, pairs.index_B[:count]))
     old_bytes = np.ascontiguousarray(rows[readable][:, layout.tokens.data])
     old_tokens_RL = old_bytes.view(spec.token_dtype.newbyteorder("<"))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from shards.errors import Failed
-from shards.layout import layout_of, misframed_rows, read_labels
+from shards.layout import BLOCK, layout_of, misframed_rows, read_labels
 from shards.locations import Location
 from shards.noise import gaussian_noise
 from shards.record import Array, Pairs, PairSpec, checksum
 from shards.rows import ManifestRow, shard_path
 from shards.rules import broken_rules, foreign_noise
 from shards.storage import read_bytes, sha256_bytes, xxh3_bytes
+from shards.texts import first_blocks, read_texts, sample_rows
 
 
 def read_shard(
@@ -88,36 +90,53 @@ def decode_shard(spec: PairSpec, row: ManifestRow, data: bytes) -> Pairs:
     Raises:
         Failed: bytes that the writer would not have written for this row.
     """
-    rows, label_B = framed_rows(spec, row, np.frombuffer(data, dtype=np.uint8))
-    layout = layout_of(spec)
-    index_B = np.arange(row.first_pair, row.first_pair + row.num_pairs, dtype=np.int64)
+    samples = framed_samples(spec, row, np.frombuffer(data, dtype=np.uint8))
+    rows, layout = samples.rows, layout_of(spec)
     if spec.noise == "stored":
         noise_BLC = _column(rows, layout.noise.data, np.dtype("<f2")).reshape(len(rows), *spec.noise_shape)
     else:
         noise_BLC = regenerated_noise(spec, row, rows)
     tokens_BL = _column(rows, layout.tokens.data, spec.token_dtype.newbyteorder("<"))
-    return Pairs(index_B, noise_BLC, tokens_BL.astype(spec.token_dtype, copy=False), label_B)
+    return Pairs(
+        np.arange(row.first_pair, row.first_pair + row.num_pairs, dtype=np.int64),
+        noise_BLC,
+        tokens_BL.astype(spec.token_dtype, copy=False),
+        samples.label_B,
+        samples.text_B,
+    )
 
 
-def framed_rows(spec: PairSpec, row: ManifestRow, data: Array) -> tuple[Array, Array]:
-    """A shard's bytes as a matrix, once all that frames its payloads is what the writer puts there.
+@dataclass(frozen=True)
+class FramedSamples:
+    """A shard's bytes taken apart, once all that frames its payloads is what the writer puts there.
+
+    Attributes:
+        rows: (B, stride) uint8, a sample a row, without its caption.
+        label_B: int64.
+        text_B: captions, str as objects; None where labels are classes.
+        blocks: the block of the file at which each sample begins, and the one after the last, (B + 1,) int64.
+    """
+
+    rows: Array
+    label_B: Array
+    text_B: Array | None
+    blocks: Array
+
+
+def framed_samples(spec: PairSpec, row: ManifestRow, data: Array) -> FramedSamples:
+    """A shard's bytes, taken apart.
 
     Args:
         spec: the data set's spec.
         row: the shard's row in the manifest.
         data: uint8, the whole file.
 
-    Returns:
-        (B, stride) uint8, a sample a row and a view of `data`; labels (B,) int64.
-
     Raises:
         Failed: bytes that the writer would not have written for this row.
     """
     layout = layout_of(spec)
-    if len(data) != layout.num_bytes(row.num_pairs):
-        raise Failed(f"{row.num_pairs} pairs make {layout.num_bytes(row.num_pairs)} bytes, not {len(data)}")
-    num_sample_bytes = row.num_pairs * layout.stride
-    rows = data[:num_sample_bytes].reshape(row.num_pairs, layout.stride)
+    blocks = first_blocks(spec, data, row.num_pairs)
+    rows = sample_rows(layout, data, blocks)
     try:
         label_B = read_labels(layout, rows)
     except ValueError as error:
@@ -126,9 +145,10 @@ def framed_rows(spec: PairSpec, row: ManifestRow, data: Array) -> tuple[Array, A
     misframed = misframed_rows(layout, rows, index_B, label_B)
     if len(misframed):
         raise Failed(f"the sample of pair {index_B[misframed[0]]} is not laid out as one of this data set")
-    if data[num_sample_bytes:].any():
+    text_B = None if spec.captions is None else read_texts(layout, data, blocks, index_B)
+    if data[int(blocks[-1]) * BLOCK :].any():
         raise Failed("something follows its last sample")
-    return rows, label_B
+    return FramedSamples(rows, label_B, text_B, blocks)
 
 
 def regenerated_noise(spec: PairSpec, row: ManifestRow, rows: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,8 @@ class PairSpec:
         pairs_per_shard: pairs in every shard.
         seed: seed of the noise, 0 <= seed < 2**64.
         noise: "stored" in every sample, or regenerated from its "counter" and held against a checksum.
+        captions: of a data set whose labels are numbers of captions, what determines their list: at least its
+            `sha256`, see `shards.captions`. None where labels are classes.
     """
 
     lineage: dict[str, Any]
@@ -66,6 +69,7 @@ class PairSpec:
     pairs_per_shard: int
     seed: int
     noise: str
+    captions: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens_per_step:
@@ -86,6 +90,8 @@ class PairSpec:
             raise Refused(f"seed is {self.seed}: it must lie in 0 .. 2**64 - 1")
         if self.noise not in NOISE_MODES:
             raise Refused(f"noise is {self.noise!r}: it must be one of {', '.join(NOISE_MODES)}")
+        if self.captions is not None and not re.fullmatch("[0-9a-f]{64}", str(self.captions.get("sha256"))):
+            raise Refused("captions holds no sha256 of 64 hexadecimal digits")
 
     @property
     def num_tokens(self) -> int:
@@ -104,10 +110,12 @@ class PairSpec:
 
     @property
     def bytes_per_pair(self) -> int:
-        """Bytes that one pair takes in a shard, with the tar's headers and padding."""
+        """Bytes that one pair takes in a shard, with the tar's headers and padding; its caption one block of 512."""
         no_noise_LC = np.zeros(self.noise_shape, dtype=np.float16)
         no_tokens_L = np.zeros(self.num_tokens, dtype=self.token_dtype)
-        sample = encode_pair(self, 0, no_noise_LC, no_tokens_L, 0)
+        sample = encode_pair(
+            self, 0, no_noise_LC, no_tokens_L, 0, None if self.captions is None else "a caption"
+        )
         sizes = [len(content) for name, content in sample.items() if name != "__key__"]
         return sum(tarfile.BLOCKSIZE * (1 + -(-size // tarfile.BLOCKSIZE)) for size in sizes)
 
@@ -127,6 +135,8 @@ class PairSpec:
             "C": self.codebook_dim,
             "num_classes": self.num_classes,
         }
+        if self.captions is not None:
+            content["captions"] = without_names(self.captions)
         return _sha256_json(content)
 
     def to_json(self) -> dict[str, Any]:
@@ -144,6 +154,8 @@ class PairSpec:
             "seed": self.seed,
             "noise": self.noise,
         }
+        if self.captions is not None:
+            content["captions"] = self.captions
         return content | {"sha256": _sha256_json(content)}
 
     @classmethod
@@ -167,6 +179,7 @@ class PairSpec:
                 pairs_per_shard=int(content["pairs_per_shard"]),
                 seed=int(content["seed"]),
                 noise=str(content["noise"]),
+                captions=None if content.get("captions") is None else dict(content["captions"]),
             )
             recorded = content["fingerprint"]
         except KeyError as error:
@@ -199,29 +212,32 @@ class Pairs:
         noise_BLC: float16.
         tokens_BL: the spec's token_dtype.
         label_B: int64.
+        text_B: captions, str as objects; None where there are none, or nobody read them.
     """
 
     index_B: Array
     noise_BLC: Array
     tokens_BL: Array
     label_B: Array
+    text_B: Array | None = None
 
     def __len__(self) -> int:
         return len(self.index_B)
 
     def take(self, indices: Array | slice) -> Pairs:
         """The pairs at these places of the batch (positions, a mask or a slice)."""
-        return Pairs(**{field.name: getattr(self, field.name)[indices] for field in fields(self)})
+        return Pairs(**{name: column[indices] for name, column in self._columns().items()})
 
     @classmethod
     def concatenate(cls, batches: Sequence[Pairs]) -> Pairs:
         """One batch out of several, in their order."""
-        return cls(
-            **{
-                field.name: np.concatenate([getattr(batch, field.name) for batch in batches])
-                for field in fields(cls)
-            }
-        )
+        columns = [batch._columns() for batch in batches]
+        return cls(**{name: np.concatenate([each[name] for each in columns]) for name in columns[0]})
+
+    def _columns(self) -> dict[str, Array]:
+        """Those that are there, by name."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in columns.items() if column is not None}
 
 
 def check_pairs(spec: PairSpec, pairs: Pairs) -> None:
@@ -241,6 +257,11 @@ def check_pairs(spec: PairSpec, pairs: Pairs) -> None:
         column = getattr(pairs, name)
         if column.shape != shape or column.dtype != dtype:
             raise Failed(f"{name} is {column.dtype} {column.shape}: the data set holds {dtype} {shape}")
+    if (pairs.text_B is None) != (spec.captions is None):
+        raise Failed(
+            f"text_B is {'missing' if pairs.text_B is None else 'there'}: the data set holds "
+            f"{'classes' if spec.captions is None else 'captions'}"
+        )
     if not np.isfinite(pairs.noise_BLC).all():
         raise Failed("noise_BLC holds numbers that are not finite")
     for name, limit in (
@@ -270,13 +291,18 @@ def checksum(noise_LC: Array) -> int:
 
 
 def encode_pair(
-    spec: PairSpec, pair_index: int, noise_LC: Array, tokens_L: Array, pair_label: int
+    spec: PairSpec,
+    pair_index: int,
+    noise_LC: Array,
+    tokens_L: Array,
+    pair_label: int,
+    text: str | None = None,
 ) -> dict[str, str | bytes]:
     """One pair as a WebDataset sample.
 
     Returns:
         `__key__` and the bytes of each member by extension: "cls" (ASCII), "tokens.npy", and "noise.npy" or,
-        where noise comes from its counter, "crc" (uint32, little-endian).
+        where noise comes from its counter, "crc" (uint32, little-endian); "txt" (UTF-8) where there are captions.
     """
     sample: dict[str, str | bytes] = {
         "__key__": f"{pair_index:0{KEY_DIGITS}d}",
@@ -287,6 +313,8 @@ def encode_pair(
         sample["crc"] = checksum(noise_LC).to_bytes(4, "little")
     else:
         sample["noise.npy"] = _npy(noise_LC)
+    if text is not None:
+        sample["txt"] = text.encode()
     return sample
 
 

@@ -55,13 +55,13 @@ class ShardSource:
         path = self.path(row)
 
         def check() -> None:
-            check_digest(row, files.data[slot].data)
+            check_digest(row, files.data[slot, : row.num_bytes].data)
             inspect()
             if not files.is_unchanged(slot):
                 raise Failed("it was written to while it was read")
 
         def read(file: FileIO, name: str) -> bool:
-            return self._ledger.once(name, files.put(slot, file), row.sha256, check)
+            return self._ledger.once(name, files.put(slot, file, row.num_bytes), row.sha256, check)
 
         if self._cache is not None:
             return self._read_cached(self._cache, path, row, read)

@@ -14,11 +14,12 @@ from pathlib import PurePath
 
 import numpy as np
 
+from shards.captions import CAPTIONS_FILE, load_captions
 from shards.errors import Failed, Refused
 from shards.findings import Finding, ShardCheck, check_shard
 from shards.locations import Location, is_web, location
 from shards.manifest import DATASET_FILE, dataset_exists, read_spec, row_names
-from shards.record import PairSpec
+from shards.record import PairSpec, label
 from shards.reporting import Report
 from shards.rows import (
     JOINED_FILE,
@@ -87,6 +88,12 @@ def verify(
             findings.append(Finding("joined", str(root / JOINED_FILE), f"{problem}; delete it"))
     except (Refused, Failed) as error:
         findings.append(Finding("joined", str(root / JOINED_FILE), str(error)))
+    captions: Sequence[str] | None = None
+    if spec.captions is not None:
+        try:
+            captions = load_captions(root, spec)
+        except (Refused, Failed) as error:
+            findings.append(Finding("captions", str(root / CAPTIONS_FILE), str(error)))
     if is_web(root) and not joined and not findings:
         findings.append(
             Finding("joined", str(root / JOINED_FILE), "names no shard, and nothing can be listed")
@@ -98,7 +105,10 @@ def verify(
     expected = {shard_name(index) for index in range(last + 1)}
     names = sorted({*expected, *committed, *tars, *joined})
     read = frozenset(committed) if sample is None else sample.of(committed)
-    calls = [(root, spec, name, joined.get(name), name in read) for name in sorted(committed)]
+    calls = [
+        (root, spec, name, joined.get(name), name in read, _texts_of(spec, name, captions))
+        for name in sorted(committed)
+    ]
     looking = _checks(calls, workers)
     checks: dict[str, ShardCheck] = {}
     with_row = frozenset(committed)
@@ -118,8 +128,17 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _texts_of(spec: PairSpec, name: str, captions: Sequence[str] | None) -> list[str] | None:
+    """The captions of a shard's pairs, as their labels have them."""
+    index = shard_index(name)
+    if captions is None or index is None:
+        return None
+    first_pair = index * spec.pairs_per_shard
+    return [captions[label(first_pair + place, len(captions))] for place in range(spec.pairs_per_shard)]
+
+
 def _checks(
-    calls: Sequence[tuple[Location, PairSpec, str, ManifestRow | None, bool]], workers: int
+    calls: Sequence[tuple[Location, PairSpec, str, ManifestRow | None, bool, list[str] | None]], workers: int
 ) -> Iterator[ShardCheck]:
     """`check_shard` of every call, in their order, on as many processes as pay for themselves."""
     workers = min(workers, len(calls) // SHARDS_PER_PROCESS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,15 @@ def shard_bytes(spec: PairSpec, pairs: Pairs) -> bytes:
     buffer = io.BytesIO()
     # An integer mtime: any other makes webdataset spend another block on every member.
     with TarWriter(buffer, encoder=False, mtime=0, mode=TAR_MODE, user=TAR_OWNER, group=TAR_OWNER) as tar:
-        for pair_index, noise_LC, tokens_L, pair_label in zip(
-            pairs.index_B.tolist(), pairs.noise_BLC, pairs.tokens_BL, pairs.label_B.tolist(), strict=True
+        for pair_index, noise_LC, tokens_L, pair_label, text in zip(
+            pairs.index_B.tolist(),
+            pairs.noise_BLC,
+            pairs.tokens_BL,
+            pairs.label_B.tolist(),
+            repeat(None, len(pairs)) if pairs.text_B is None else pairs.text_B,
+            strict=True,
         ):
-            tar.write(encode_pair(spec, pair_index, noise_LC, tokens_L, pair_label))
+            tar.write(encode_pair(spec, pair_index, noise_LC, tokens_L, pair_label, text))
     return buffer.getvalue()
 
 

@@ -27,9 +27,9 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def put(mapped: MappedFiles, slot: int, path: Path) -> None:
+def put(mapped: MappedFiles, slot: int, path: Path, num_bytes: int = NUM_BYTES) -> None:
     with open(path, "rb", buffering=0) as file:
-        mapped.put(slot, file)
+        mapped.put(slot, file, num_bytes)
 
 
 def test_slots_hold_their_files_and_change_them(files) -> None:
@@ -70,7 +70,7 @@ def test_a_file_that_is_written_to_is_told(files, size) -> None:
 
 def test_a_file_of_another_size_is_refused(files) -> None:
     with pytest.raises(Failed, match=f"holds {NUM_BYTES} bytes where 7 were committed"):
-        put(MappedFiles(1, 7), 0, files[0])
+        put(MappedFiles(1, NUM_BYTES), 0, files[0], 7)
 
 
 def test_a_file_system_that_maps_nothing_is_named(files, monkeypatch) -> None:
