@@ -140,6 +140,13 @@ def teacher_path(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_teacher(family, tmp_path_factory.mktemp("teacher") / f"{family}.safetensors")
 
 
+@pytest.fixture(scope="session")
+def text_models() -> ModuleType:
+    """The module text_models.py beside this file; skips where transformers is not installed."""
+    pytest.importorskip("transformers")
+    return module_beside("text_models")
+
+
 @pytest.fixture
 def published_files() -> ModuleType:
     """The module published_files.py beside this file."""
