@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from generate_pairs.teachers.base import Tokenizer
+from generate_pairs.teachers.base import TextCondition, Tokenizer, takes_text
 from shards.errors import Refused
 
 
@@ -56,14 +56,24 @@ def kept_bytes(network: nn.Module, num_tokens: int, codebook_dim: int) -> int:
     network.to("meta")
     noise_BLC = torch.zeros(1, num_tokens, codebook_dim, device="meta")
     index_B = torch.zeros(1, dtype=torch.int64, device="meta")
+    condition = _longest_condition(network.config, index_B)
 
     def losses() -> Tensor:
-        logits_BLV, embeddings_BLC = network(noise_BLC, index_B, index_B)
+        logits_BLV, embeddings_BLC = network(noise_BLC, index_B, condition)
         # Where a cross-entropy and a squared distance pick what is asked, they copy it.
         missed = logits_BLV.clone().log_softmax(-1).sum()
         return missed + embeddings_BLC.clone().square().sum()
 
     return _kept(losses, network)
+
+
+def _longest_condition(config: Any, index_B: Tensor) -> Tensor | TextCondition:
+    """A class or, where the network is conditioned on text, a caption that fills all places there are for it."""
+    if not takes_text(config):
+        return index_B
+    shape = (len(index_B), config.num_condition_tokens)
+    features_BTE = torch.zeros(*shape, config.caption_dim, device=index_B.device)
+    return TextCondition(features_BTE, torch.ones(shape, dtype=torch.bool, device=index_B.device))
 
 
 def kept_bytes_of_images(tokenizer: Tokenizer, num_tokens: int, codebook_dim: int) -> int:

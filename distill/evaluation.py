@@ -21,7 +21,7 @@ from distill.checks import load_maker
 from distill.config import EvaluationConfig
 from distill.images import captioned_grid, grid_size, image_grid, save_png
 from distill.methods import Made, Methods, count_tokens
-from distill.protocols import SCORES, Judge, check_evaluation, open_judge
+from distill.protocols import SCORES, Judge, check_evaluation, classes_asked, open_judge
 from distill.sampler import most_at_once
 from distill.student import Student
 from distill.timing import BATCH_SIZES, time_methods
@@ -31,6 +31,7 @@ from generate_pairs.teachers.base import Tokenizer, to_unit_range
 from generate_pairs.teachers.embedded.digits import DigitsSplit, load_digits_split
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.threads import computing_threads
+from generate_pairs.text.opening import texts_of_pairs
 from shards.errors import Refused, Stopped
 from shards.locations import Location
 from shards.manifest import Manifest
@@ -95,7 +96,7 @@ def evaluate(
         }
         unfinished = Unfinished.open(out / FOLDER / Path(name).stem, identity)
         rows, samples = judge_all(methods, judge, config, unfinished, report, should_stop)
-    result = {"schema_version": SCHEMA_VERSION, **facts, "rows": rows}
+    result = {"schema_version": SCHEMA_VERSION, **facts, **shown_captions(student), "rows": rows}
     save_samples(out / "samples", samples)
     commit_bytes(out / name, (json.dumps(result, indent=2) + "\n").encode())
     unfinished.clear()
@@ -206,7 +207,8 @@ def judge_method(
         if followed:
             target_BL = made_BL if method == "teacher-flow" else tokens["teacher-flow"][span]
             matched += int((made_BL == target_BL).sum())
-    numbers = judge.scores_of(seen, labels) if judge and seen else dict.fromkeys(SCORES)
+    classes = classes_asked(methods.student.texts, labels)
+    numbers = judge.scores_of(seen, classes) if judge and seen else dict.fromkeys(SCORES)
     num_tokens = num_images * methods.teacher.layout.num_tokens
     return Piece(
         {**numbers, "token_match": matched / num_tokens if followed else None},
@@ -246,7 +248,7 @@ def open_methods(
 ) -> Methods:
     """Everything that can be compared with a student, sampled with the settings that made its pairs.
 
-    Labels are 0, 1, 2 ... in turn, so that `num_images` says of which classes there will be images.
+    Labels are 0, 1, 2 ... in turn, so that `num_images` says of which classes, or captions, there will be images.
 
     Raises:
         Refused: the student learned from other pairs, or the pairs come from another teacher.
@@ -263,6 +265,9 @@ def open_methods(
         )
     made_by, flow = manifest.spec.lineage["teacher"], manifest.spec.lineage["flow_map"]
     teacher = load_maker(manifest, teacher_name, getattr(torch, made_by["dtype"])).teacher.to(device)
+    if manifest.spec.captions is not None:
+        student.texts = texts_of_pairs(pairs_root, manifest.spec, device)
+        teacher.tell(student.texts)
     flow_map = FlowMap(teacher.codebook_VC.float(), flow["solver_steps"])
     frequencies = count_tokens(pairs_root, manifest.view(student.num_pairs), num_images).to(device)
     return Methods(
@@ -327,6 +332,14 @@ def compared(methods: Sequence[str]) -> list[str]:
     # Those with the fewest steps of the teacher's come first, and these are made last.
     involved = [method for method in reversed(methods) if method.startswith("pre-trained-")]
     return [*students, *involved, *(method for method in ("teacher-flow", "onestep*") if method in methods)]
+
+
+def shown_captions(student: Student) -> dict[str, list[str]]:
+    """The captions that the columns of the comparison were drawn for; nothing where labels are classes."""
+    if student.texts is None:
+        return {}
+    columns, _ = grid_size(student.tokenizer.image_shape[-1])
+    return {"captions": [student.texts.captions[column % student.num_classes] for column in range(columns)]}
 
 
 def _row(method: str, scores: Row, **facts: Any) -> Row:

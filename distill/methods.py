@@ -102,7 +102,7 @@ class Methods:
             tokens_BL = walk(self.teacher, labels_B, self.settings, choose)
         elif kind == "onestep*":
             uniform_BL = self.uniform(ONESTEP_STREAM, first, len(labels_B))
-            tokens_BL = sample_onestep_star(self.frequencies_KLV, labels_B, uniform_BL)
+            tokens_BL = sample_onestep_star(self.frequencies_KLV, self.counted_as(labels_B), uniform_BL)
         else:
             draw = self.draw(TEACHER_STREAM, first, len(labels_B))
             tokens_BL = walk(self.teacher, labels_B, self.settings, draw)
@@ -119,12 +119,21 @@ class Methods:
             tokens_BL = self.sequence("teacher", first, labels_B)[1] if drawn_BL is None else drawn_BL
             uniform_BL = self.uniform(SKIP_STREAM + int(number), first, len(labels_B))
             images = sample_skip_n(
-                self.teacher, tokens_BL, int(number), self.frequencies_KLV, labels_B, uniform_BL
+                self.teacher,
+                tokens_BL,
+                int(number),
+                self.frequencies_KLV,
+                self.counted_as(labels_B),
+                uniform_BL,
             )
         else:
             embeddings_BLC, tokens_BL = self.sequence(method, first, labels_B)
             images = self.teacher.tokenizer.decode(embeddings_BLC)
         return Made(to_unit_range(images), tokens_BL)
+
+    def counted_as(self, labels_B: Tensor) -> Tensor:
+        """Which rows of the table of frequencies labels have: of captions it has one for all, see `count_tokens`."""
+        return torch.zeros_like(labels_B) if self.teacher.is_text_conditional else labels_B
 
     def noise(self, first: int, count: int) -> Tensor:
         """Noise (count, L, C) float32 of images `first` onwards, from the sampling stream of the seed."""
@@ -145,13 +154,15 @@ def count_tokens(root: Location, view: View, num_labels: int) -> Tensor:
     """Token frequencies (K, L, V) of a view's training pairs, of the K classes below `num_labels`.
 
     The others count as one class more, for the marginals: a table of all of ImageNet's would be tens of gigabytes.
+    Captions are all one class: most come up once, and a frequency of one pair would be that pair.
     """
     spec = view.spec
-    classes = min(num_labels, spec.num_classes)
-    rest = classes < spec.num_classes
+    total = 1 if spec.captions is not None else spec.num_classes
+    classes = min(num_labels, total)
+    rest = classes < total
     frequencies = TokenFrequencies(classes + rest, spec.num_tokens, spec.vocab_size)
     for tokens_BL, labels_B in _pairs(root, view):
-        frequencies.add(tokens_BL, labels_B.clamp(max=classes) if rest else labels_B)
+        frequencies.add(tokens_BL, labels_B.clamp(max=classes - 1 + rest))
     return frequencies.probabilities()[:classes]
 
 

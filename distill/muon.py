@@ -1,7 +1,8 @@
-"""Muon (Jordan et al., https://kellerjordan.github.io/posts/muon/): matrices move along the orthogonal factor of their momentum.
+"""Muon: matrices move along the orthogonal factor of their momentum.
 
-torch has one since 2.9, which goes through matrices one by one and multiplies in bfloat16. On processors that only imitate
-bfloat16 this took half of a training of the digits. Here equal shapes are one batch, and a processor computes in float32.
+Source: Jordan et al., https://kellerjordan.github.io/posts/muon/. torch has one since 2.9, which goes through matrices one
+by one and multiplies in bfloat16. On processors that only imitate bfloat16 this took half of a training of the digits.
+Here equal shapes are one batch, and a processor computes in float32.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Muon(torch.optim.Optimizer):
                     by_shape[tuple(parameter.shape)].append(parameter)
             for (rows, columns), alike in by_shape.items():
                 momentum = [self._momentum_of(parameter) for parameter in alike]
-                gradients = [parameter.grad for parameter in alike]
+                gradients = [parameter.grad for parameter in alike if parameter.grad is not None]
                 torch._foreach_lerp_(momentum, gradients, 1 - group["momentum"])
                 ahead_NAB = torch.stack(torch._foreach_lerp(gradients, momentum, group["momentum"]))
                 moves = orthogonal(ahead_NAB).to(ahead_NAB.dtype).unbind()
@@ -76,5 +77,7 @@ def orthogonal(matrices_NAB: Tensor) -> Tensor:
     x_NAB = x_NAB / torch.linalg.matrix_norm(x_NAB, keepdim=True).clamp(min=SMALLEST_NORM)
     for _ in range(NUM_STEPS):
         gram_NAA = x_NAB @ x_NAB.mT
-        x_NAB = torch.baddbmm(x_NAB, torch.baddbmm(gram_NAA, gram_NAA, gram_NAA, beta=b, alpha=c), x_NAB, beta=a)
+        x_NAB = torch.baddbmm(
+            x_NAB, torch.baddbmm(gram_NAA, gram_NAA, gram_NAA, beta=b, alpha=c), x_NAB, beta=a
+        )
     return x_NAB.mT if is_tall else x_NAB

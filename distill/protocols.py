@@ -24,9 +24,10 @@ from distill.config import REFERENCE_FREE, EvaluationConfig
 from distill.features import ENTRY_POINTS, FeatureExtractor, load_digits_classifier
 from distill.frechet import Manifold, Moments, frechet_distance, inception_score, precision_recall
 from distill.references import Batch, Folder, read_statistic, statistic_file
-from generate_pairs.teachers.base import to_unit_range
+from generate_pairs.teachers.base import Texts, to_unit_range
 from generate_pairs.teachers.embedded.digits import load_digits_split
 from generate_pairs.teachers.families import plugin
+from generate_pairs.text.digits import digit_of
 from shards.errors import Refused
 from shards.storage import sha256_file
 
@@ -83,12 +84,15 @@ class Judge:
         pixels, balls = self.points == "pixels", self.real is not None
         return Seen(self.extractor, self.batch_size, rounded=self.rounded, keeps_pixels=pixels and balls)
 
-    def scores(self, images: Tensor, labels: Tensor) -> dict[str, float | None]:
+    def scores(self, images: Tensor, classes: Tensor | None) -> dict[str, float | None]:
         """Scores of images in [0, 1] that are all here."""
-        return self.scores_of(self.begin().add(images), labels)
+        return self.scores_of(self.begin().add(images), classes)
 
-    def scores_of(self, seen: Seen, labels: Tensor) -> dict[str, float | None]:
-        """Frechet distance, inception score, precision, recall and class accuracy; None where one does not apply."""
+    def scores_of(self, seen: Seen, classes: Tensor | None) -> dict[str, float | None]:
+        """Frechet distance, inception score, precision, recall and class accuracy; None where one does not apply.
+
+        `classes` are those that were asked for, None where nobody knows.
+        """
         features_NF = seen.features_NF()
         scores: dict[str, float | None] = dict.fromkeys(SCORES)
         scores["frechet_distance"] = frechet_distance(self.reference, Moments.of(features_NF))
@@ -96,8 +100,8 @@ class Judge:
             probabilities_NK = self.extractor.probabilities(features_NF)
         if probabilities_NK is not None:
             scores["inception_score"] = inception_score(probabilities_NK, self.split_size)
-            if self.extractor.knows_labels:
-                right_N = probabilities_NK.argmax(1) == labels.to(probabilities_NK.device)
+            if self.extractor.knows_labels and classes is not None:
+                right_N = probabilities_NK.argmax(1) == classes.to(probabilities_NK.device)
                 scores["class_accuracy"] = right_N.double().mean().item()
         if self.real is not None:
             points_NF = seen.pixels_NP() if self.points == "pixels" else features_NF
@@ -159,6 +163,14 @@ class Seen:
     @torch.inference_mode()
     def _look(self, images_BIHW: Tensor) -> None:
         self._features.append(self.extractor(images_BIHW))
+
+
+def classes_asked(texts: Texts | None, labels: Tensor) -> Tensor | None:
+    """The class that each label asks for: itself, or the digit of its caption; None where one tells of no digit."""
+    if texts is None:
+        return labels
+    digits = [digit_of(texts.captions[label]) for label in labels.tolist()]
+    return torch.tensor([digit for digit in digits if digit is not None]) if None not in digits else None
 
 
 def check_evaluation(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> None:

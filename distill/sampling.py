@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher
 from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.text.features import default_folder
+from generate_pairs.text.opening import ENCODER_KEY, recorded_encoder, texts_of
+from shards.captions import captions_sha256
 from shards.errors import Refused, Stopped
 from shards.record import without_names
 from shards.reporting import Report, ShouldStop
@@ -95,10 +99,15 @@ def sample_request(
     seed: int,
     num_images: int,
     noise_weight: float,
+    captions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """All that determines the images of a job but for rounding, as JSON; neither batch size nor device do."""
+    """All that determines the images of a job but for rounding, as JSON; neither batch size nor device do.
+
+    `captions` are what labels are numbers of, None for classes.
+    """
     lineage = config.lineage if method.timesteps is None else None
-    return {
+    told = {} if captions is None else {"captions_sha256": captions_sha256(captions)}
+    return told | {
         "student_sha256": config.student_sha256,
         "tokenizer_sha256": config.tokenizer_sha256,
         "method": method.name,
@@ -120,6 +129,37 @@ def labels_in_words(labels: Sequence[int]) -> str:
     return f"{len(labels):,} labels, sha256 {sha256_bytes(np.array(labels, dtype='<i8').tobytes())}"
 
 
+def tell_captions(
+    student: Student,
+    captions: Sequence[str],
+    encoder: str | None = None,
+    device: torch.device | str = "cpu",
+    folder: Path | None = None,
+) -> None:
+    """Makes a student's labels the numbers of captions; what is missing of their features is computed when it is needed.
+
+    Args:
+        student: of a teacher that is conditioned on text.
+        captions: in the order of their numbers.
+        encoder: where its text encoder is found, if not under the name that the student records.
+        device: where captions are encoded.
+        folder: where features are kept; by default this host's, see `default_folder`.
+
+    Raises:
+        Refused: the student draws images for classes, or does not know its encoder.
+    """
+    if not student.is_text_conditional:
+        raise Refused("this student draws images for classes, not for captions: give labels")
+    if student.lineage is None or ENCODER_KEY not in student.lineage:
+        raise Refused(
+            "this student's config.json names no text encoder, so captions cannot be encoded as it learned them"
+        )
+    spec = recorded_encoder(student.lineage)
+    student.texts = texts_of(
+        captions, replace(spec, name=encoder or spec.name), folder or default_folder(), device
+    )
+
+
 def open_method(student: Student, method: Method, seed: int, teacher: LoadedTeacher | None) -> Make:
     """What makes images by a method, on the student's device.
 
@@ -132,6 +172,8 @@ def open_method(student: Student, method: Method, seed: int, teacher: LoadedTeac
     if teacher is None or student.lineage is None:
         timesteps = method.timesteps or ()
         return lambda first, labels_B: student_images(student, first, labels_B, seed, timesteps).images_BIHW
+    if student.texts is not None:
+        teacher.teacher.tell(student.texts)
     methods = Methods(
         teacher.teacher,
         SamplingSettings.of(student.lineage["teacher"]),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from distill.config import EvaluationConfig
-from distill.protocols import Judge, open_judge
+from distill.protocols import Judge, classes_asked, open_judge
 from distill.sampler import most_at_once, sample_images
 from distill.student import Student
 
@@ -47,6 +47,6 @@ class StudentScores:
                 student, labels, self.config.seed, student.timesteps[:count], batch_size
             ):
                 seen.add(batch.images_BIHW.to(self.config.device))
-            found = judge.scores_of(seen, torch.from_numpy(labels))
+            found = judge.scores_of(seen, classes_asked(student.texts, torch.from_numpy(labels)))
             scores[f"student-{count}"] = {name: value for name, value in found.items() if value is not None}
         return scores

@@ -27,7 +27,7 @@ from distill.export import (
 )
 from distill.student_llamagen import LlamaGenStudent
 from distill.student_var import VarStudent
-from generate_pairs.teachers.base import Tokenizer, TokenLayout
+from generate_pairs.teachers.base import TextCondition, Texts, Tokenizer, TokenLayout, takes_text
 from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_strictly
 from generate_pairs.teachers.families import build_tokenizer, plugin, transformer_config
@@ -44,8 +44,12 @@ class Network(Protocol):
     config: Any
     """Has `num_classes`; the frozen dataclass that the teacher's transformer is built from."""
 
-    def __call__(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Data rows, then noise, and how many positions are data, to logits (B, L, V) and embeddings (B, L, C)."""
+    def __call__(
+        self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition
+    ) -> tuple[Tensor, Tensor]:
+        """Data rows, then noise, how many positions are data, and classes (B,) or, where the teacher is conditioned on
+        text, captions, to logits (B, L, V) and embeddings (B, L, C).
+        """
         ...
 
     def initialise_from_teacher(self, teacher: Any) -> None:
@@ -115,10 +119,20 @@ class Student(nn.Module):
         self.num_pairs = num_pairs
         self.lineage = lineage
         self.noise_weight = noise_weight
+        self.texts: Texts | None = None
+        """Captions that labels are numbers of, where the teacher is conditioned on text; nobody keeps them here."""
         self.register_buffer("starts", torch.tensor(layout.starts), persistent=False)
 
     @property
+    def is_text_conditional(self) -> bool:
+        """Whether labels are numbers of captions."""
+        return takes_text(self.network.config)
+
+    @property
     def num_classes(self) -> int:
+        """How many labels there are; of captions, those it was told."""
+        if self.is_text_conditional:
+            return 0 if self.texts is None else len(self.texts.captions)
         return self.network.config.num_classes
 
     def forward(self, states_BLC: Tensor, timestep_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,12 +141,18 @@ class Student(nn.Module):
         Args:
             states_BLC: codebook rows in the first `timestep` AR steps, noise after them.
             timestep_B: AR steps that are already data, int64 in 0..S.
-            labels_B: class labels, int64.
+            labels_B: class labels or numbers of captions, int64.
 
         Returns:
             Logits (B, L, V) of the token head and embeddings (B, L, C) of the continuous head.
+
+        Raises:
+            ValueError: the teacher is conditioned on text, and nobody told the student captions.
         """
-        return self.network(states_BLC, self.starts[timestep_B], labels_B)
+        condition = labels_B if self.texts is None else self.texts(labels_B)
+        if self.is_text_conditional and self.texts is None:
+            raise ValueError("this student draws images for captions: set its `texts` first")
+        return self.network(states_BLC, self.starts[timestep_B], condition)
 
     def finish(self, states_BLC: Tensor, timestep: int, labels_B: Tensor) -> Sequence:
         """The final sequence in one pass.
@@ -244,12 +264,16 @@ class Student(nn.Module):
         )
 
     def sample(
-        self, labels: Iterable[int], steps: int = 1, seed: int = 0, timesteps: tuple[int, ...] | None = None
+        self,
+        labels: Iterable[int] | Iterable[str],
+        steps: int = 1,
+        seed: int = 0,
+        timesteps: tuple[int, ...] | None = None,
     ) -> Tensor:
-        """Images of these classes, image i from noise i of the seed.
+        """Images of these classes or captions, image i from noise i of the seed.
 
         Args:
-            labels: a class for every image.
+            labels: a class for every image; or a caption, where the teacher is conditioned on text.
             steps: passes of the network, at the first of the timesteps that the student was trained at.
             seed: of the noise.
             timesteps: of the passes, instead of `steps`; ascending from 0.
@@ -258,15 +282,20 @@ class Student(nn.Module):
             (N, 1 or 3, height, width) float32 in [0, 1].
 
         Raises:
-            Refused: labels outside the student's classes, more steps than it was trained for, or timesteps it cannot
-                start from.
+            Refused: labels outside the student's classes, captions for a student of classes or whose text encoder is
+                not here, more steps than it was trained for, or timesteps it cannot start from.
         """
         # The sampler is written in terms of students.
         from distill.sampler import first_timesteps, most_at_once, sample_images
+        from distill.sampling import tell_captions
 
+        asked = list(labels)
+        if asked and all(isinstance(label, str) for label in asked):
+            tell_captions(self, [str(label) for label in asked], device=self.starts.device)
+            asked = list(range(len(asked)))
         passes = first_timesteps(self.timesteps, steps) if timesteps is None else timesteps
         batches = sample_images(
-            self, np.fromiter(labels, np.int64), seed, passes, most_at_once(self.tokenizer.image_shape)
+            self, np.array(asked, np.int64), seed, passes, most_at_once(self.tokenizer.image_shape)
         )
         images = [batch.images_BIHW for batch in batches]
         return torch.cat(images) if images else torch.empty(0, *self.tokenizer.image_shape)

@@ -1,22 +1,27 @@
 """The LlamaGen student: the teacher's layers over continuous tokens, the whole sequence in one causal pass.
 
-Attribute names are the official tensor names of LlamaGen-DD.
+Attribute names are the official tensor names of LlamaGen-DD. No student of a text-conditional teacher was published: ours
+has the teacher's caption embedder where the official one has its class embedding, and the mean of a caption's condition
+tokens where the continuous head takes in the class.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generate_pairs.teachers.base import TextCondition
 from generate_pairs.teachers.llamagen import LlamaGenTeacher
 from generate_pairs.teachers.llamagen_transformer import (
-    ClassEmbedding,
     Layer,
     LlamaGenConfig,
     at_least_float32,
+    caption_mask,
+    condition_embedding,
     initialise,
     rotary_2d,
 )
@@ -45,11 +50,9 @@ class LlamaGenStudent(nn.Module):
 
     def __init__(self, config: LlamaGenConfig, codebook_dim: int) -> None:
         super().__init__()
-        if config.condition != "class":
-            raise ValueError(f"the LlamaGen student is conditioned on classes, not on {config.condition}")
         # Noise determines every target: there is nothing to regularise, and dropout would need its own state.
         self.config = config = replace(config, dropout=0.0)
-        self.cls_embedding = ClassEmbedding(config.num_classes, config.width)
+        self.cls_embedding: Any = condition_embedding(config)
         self.tok_embeddings = nn.Linear(codebook_dim, config.width)
         self.n_d_embed = nn.Embedding(2, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
@@ -60,29 +63,39 @@ class LlamaGenStudent(nn.Module):
         self.rotation = rotary_2d(config)
         initialise(self, self.output)
 
-    def forward(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition
+    ) -> tuple[Tensor, Tensor]:
         """One pass over the sequence.
 
         Args:
             x_BLC: codebook rows in the first `data_tokens_B` positions of each sample, noise after them.
             data_tokens_B: int64, 0..L.
-            labels_B: int64 classes; `num_classes` is the null class.
+            condition: classes (B,), int64, `num_classes` is the null class; or captions.
 
         Returns:
             logits (B, L, V) and embeddings (B, L, C), both at least float32.
         """
-        condition_B1D = self.cls_embedding(labels_B)
-        x_BPD = torch.cat([condition_B1D, self.tok_embeddings(x_BLC)], dim=1) + self._kind(data_tokens_B)
-        rotation = self.rotation.to(x_BPD.device)
+        if isinstance(condition, TextCondition):
+            condition_BTD = self.cls_embedding.of(condition)
+            mask = caption_mask(condition.seen_BT, self.config.num_tokens)
+            pooled_B1D = condition_BTD.sum(1, keepdim=True) / condition.seen_BT.sum(1)[:, None, None]
+        else:
+            pooled_B1D = condition_BTD = self.cls_embedding(condition)
+            mask = None
+        num_condition = condition_BTD.shape[1]
+        x_BPD = torch.cat([condition_BTD, self.tok_embeddings(x_BLC)], dim=1)
+        x_BPD = x_BPD + self._kind(data_tokens_B, num_condition)
+        rotation = self.rotation[self.config.num_condition_tokens - num_condition :].to(x_BPD.device)
         for layer in self.layers:
-            x_BPD = layer(x_BPD, rotation)
-        h_BLD = x_BPD[:, 1:]
+            x_BPD = layer(x_BPD, rotation, mask=mask)
+        h_BLD = x_BPD[:, num_condition:]
         logits_BLV = self.output(self.norm(h_BLD))
-        return at_least_float32(logits_BLV), at_least_float32(self.final_layer_conti(h_BLD, condition_B1D))
+        return at_least_float32(logits_BLV), at_least_float32(self.final_layer_conti(h_BLD, pooled_B1D))
 
     @torch.no_grad()
     def initialise_from_teacher(self, teacher: LlamaGenTeacher, least_squares: bool = True) -> None:
-        """Copy what the two have in common: class embedding, layers, last norm, token head.
+        """Copy what the two have in common: class or caption embedding, layers, last norm, token head.
 
         Args:
             teacher: of the same configuration.
@@ -103,11 +116,11 @@ class LlamaGenStudent(nn.Module):
             self.tok_embeddings.weight.copy_(weight_CD.T)
             self.tok_embeddings.bias.copy_(bias_D)
 
-    def _kind(self, data_tokens_B: Tensor) -> Tensor:
-        """What marks the 1 + L positions as data (the condition always is) or noise: (B, 1 + L, D)."""
+    def _kind(self, data_tokens_B: Tensor, num_condition: int) -> Tensor:
+        """What marks the T + L positions as data (the condition always is) or noise: (B, T + L, D)."""
         noise_D, data_D = self.n_d_embed.weight.unbind()
-        positions_P = torch.arange(self.config.num_tokens + 1, device=data_tokens_B.device)
-        is_data_BP1 = (positions_P <= data_tokens_B[:, None])[..., None]
+        positions_P = torch.arange(num_condition + self.config.num_tokens, device=data_tokens_B.device)
+        is_data_BP1 = (positions_P < num_condition + data_tokens_B[:, None])[..., None]
         return torch.where(is_data_BP1, data_D, noise_D)
 
 

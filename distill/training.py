@@ -29,6 +29,7 @@ from distill.ranks import Ranks
 from distill.student import Student
 from distill.targets import draw_timesteps, trajectory_states
 from generate_pairs.teachers.base import TokenLayout
+from generate_pairs.text.opening import texts_of_pairs
 from shards.errors import Failed
 from shards.locations import Location
 from shards.manifest import Manifest, View
@@ -110,6 +111,8 @@ class Training:
         # All have to cut alike: the sum of a batch is rounded as it is cut.
         at_once = ranks.smallest(at_once)
         self.student.to(ranks.device, weight_dtype(train.precision))
+        if manifest.spec.captions is not None:
+            self.student.texts = texts_of_pairs(pairs_root, manifest.spec, ranks.device)
         if train.checkpoint_activations:
             checkpoint_layers(self.student.network)
         if train.compile:

@@ -1,4 +1,4 @@
-"""Stage one's settings, as people write them: `[teacher]`, `[pairs]` and `[cluster]` of a preset."""
+"""Stage one's settings, as people write them: `[teacher]`, `[captions]`, `[pairs]` and `[cluster]` of a preset."""
 
 from __future__ import annotations
 
@@ -44,6 +44,41 @@ class TeacherConfig(Settings):
         if not self.name.endswith(".safetensors"):
             return self
         return self.model_copy(update={"name": str(Path(self.name).expanduser().absolute())})
+
+
+class CaptionsConfig(Settings):
+    """What a teacher that is conditioned on text draws images for."""
+
+    # Files may lie elsewhere when a run goes on: it is their content that is held against the pairs'.
+    file: str | None = Field(
+        None,
+        description="captions, as .txt (one a line), .jsonl or .parquet, here or at a URL; digits: those that ship",
+        json_schema_extra=FREE,
+    )
+    column: str = Field(
+        "caption",
+        description="of a .jsonl or .parquet file, where the captions stand",
+        json_schema_extra=FREE,
+    )
+    indices: str | None = Field(
+        None,
+        description="a file of whole numbers: the captions to take, in this order, counted from 0",
+        json_schema_extra=FREE,
+    )
+    encoder: str | None = Field(
+        None,
+        description="the text encoder: hf://OWNER/REPOSITORY or the folder of a T5, or one that ships",
+        json_schema_extra=FREE,
+    )
+    encoder_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="the text encoder's arithmetic; features are float16"
+    )
+
+    def with_whole_paths(self) -> CaptionsConfig:
+        """The same settings with an encoder's name that means the same in every folder, where it is a path."""
+        if self.encoder is None or "://" in self.encoder or not Path(self.encoder).expanduser().exists():
+            return self
+        return self.model_copy(update={"encoder": str(Path(self.encoder).expanduser().absolute())})
 
 
 class PairsConfig(Settings):
@@ -145,5 +180,6 @@ class GenerateConfig(Settings):
     """Everything that stage one is told."""
 
     teacher: TeacherConfig
+    captions: CaptionsConfig = CaptionsConfig()
     pairs: PairsConfig
     cluster: ClusterConfig = ClusterConfig()

@@ -7,7 +7,7 @@ Running the same command again is the way to resume and to grow.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -18,6 +18,10 @@ from generate_pairs.plan import Task, work_unit
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.text.captions import CaptionList, read_captions
+from generate_pairs.text.features import EncoderSpec
+from generate_pairs.text.opening import ENCODER_KEY, asked_encoder, recorded_encoder
+from shards.captions import captions_sha256, commit_captions, load_captions
 from shards.errors import Refused
 from shards.locations import Location
 from shards.manifest import (
@@ -40,13 +44,21 @@ STALE_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """What a generation would do; `image_shape` is that of the images the tokens stand for."""
+    """What a generation would do.
+
+    Attributes:
+        spec: of the data set.
+        num_shards: it shall have.
+        missing: shards that are not there.
+        image_shape: of the images that tokens stand for.
+        captions: of a teacher that is conditioned on text.
+    """
 
     spec: PairSpec
     num_shards: int
     missing: tuple[int, ...]
-    bytes_per_pair: int
     image_shape: tuple[int, int, int]
+    captions: CaptionList | None = None
 
     @property
     def num_pairs(self) -> int:
@@ -63,12 +75,13 @@ class GenerationPlan:
 
     def lines(self) -> list[str]:
         """The plan as people read it."""
-        size = self.num_pairs * self.bytes_per_pair
+        size = self.num_pairs * self.spec.bytes_per_pair
         done = self.num_shards - len(self.missing)
         return [
             f"{self.num_training_pairs:,} training pairs and {self.spec.num_heldout:,} held out, "
             f"in {self.num_shards:,} shards of {self.spec.pairs_per_shard:,}",
-            f"{self.bytes_per_pair:,} bytes a pair, {size / 1e6:,.1f} MB in all",
+            f"{self.spec.bytes_per_pair:,} bytes a pair, {size / 1e6:,.1f} MB in all",
+            *(self.captions.lines() if self.captions else []),
             f"{done:,} shards are done, {len(self.missing):,} to make",
         ]
 
@@ -87,6 +100,61 @@ def pair_spec(config: GenerateConfig, loaded: LoadedTeacher) -> PairSpec:
     return replace(spec_by_shape(config, teacher), lineage=lineage)
 
 
+def text_pair_spec(
+    config: GenerateConfig, loaded: LoadedTeacher, captions: CaptionList, encoder: EncoderSpec
+) -> PairSpec:
+    """As `pair_spec`, of a teacher that draws images for captions."""
+    spec = pair_spec(config, loaded)
+    return replace(
+        spec,
+        lineage={**spec.lineage, ENCODER_KEY: asdict(encoder)},
+        num_classes=len(captions.captions),
+        captions={"name": captions.name, "sha256": captions_sha256(captions.captions)},
+    )
+
+
+def asked_pairs(
+    config: GenerateConfig, loaded: LoadedTeacher, root: Location | None
+) -> tuple[PairSpec, CaptionList | None]:
+    """The data set that a configuration asks for, and the captions of a text-conditional teacher.
+
+    In a folder, captions and an encoder that the settings do not name are those of the data set that is there.
+
+    Raises:
+        Refused: there are no captions, or captions for a teacher that has no use for them; or as `pair_spec`.
+    """
+    if not loaded.teacher.is_text_conditional:
+        if config.captions.file is not None:
+            raise Refused(
+                f"captions.file is {config.captions.file}, and {loaded.name} draws images for classes: leave it out, "
+                "or take a teacher that is conditioned on text"
+            )
+        return pair_spec(config, loaded), None
+    there = read_spec(root) if root is not None and dataset_exists(root) else None
+    if root is None or there is None or there.captions is None:
+        captions = read_captions(config.captions)
+        return text_pair_spec(
+            config, loaded, captions, asked_encoder(config.captions, loaded.teacher)
+        ), captions
+    if config.captions.file is None:
+        captions = CaptionList(there.captions["name"], tuple(load_captions(root, there)))
+    else:
+        captions = read_captions(config.captions)
+    recorded = recorded_encoder(there.lineage)
+    encoder = asked_encoder(config.captions, loaded.teacher, recorded)
+    return text_pair_spec(config, loaded, captions, encoder), captions
+
+
+def refuse_other_pairs(config: GenerateConfig, loaded: LoadedTeacher, root: Location) -> None:
+    """Confirms that a data set is the one that a configuration asks for.
+
+    Raises:
+        Refused: it is another one; names what differs. Or as `asked_pairs`.
+    """
+    spec, _ = asked_pairs(config, loaded, root)
+    refuse_other_spec(root, spec)
+
+
 def spec_by_shape(config: GenerateConfig, teacher: Teacher) -> PairSpec:
     """The spec of a data set as far as its bytes go: of a teacher without weights, so without a lineage."""
     return PairSpec(
@@ -99,6 +167,8 @@ def spec_by_shape(config: GenerateConfig, teacher: Teacher) -> PairSpec:
         pairs_per_shard=config.pairs.pairs_per_shard,
         seed=config.pairs.seed,
         noise=config.pairs.noise,
+        # Only that there are some.
+        captions={"sha256": "0" * 64} if teacher.is_text_conditional else None,
     )
 
 
@@ -110,29 +180,15 @@ def plan_generation(config: GenerateConfig, root: Location) -> GenerationPlan:
             sample as it is told to.
     """
     loaded = load_teacher(config.teacher.name)
-    refuse_captions(loaded.name, loaded.teacher)
     refuse_unknown_sampling(config, loaded)
-    spec = pair_spec(config, loaded)
+    spec, captions = asked_pairs(config, loaded, root)
     num_shards = config.pairs.num_shards
     missing: Sequence[int] = range(num_shards)
     if dataset_exists(root):
         refuse_other_spec(root, spec)
         missing = Manifest.open(root).missing(num_shards)
     image_shape = loaded.teacher.tokenizer.image_shape
-    return GenerationPlan(spec, num_shards, tuple(missing), spec.bytes_per_pair, image_shape)
-
-
-def refuse_captions(name: str, teacher: Teacher) -> None:
-    """Confirms that a teacher is conditioned on classes.
-
-    Raises:
-        Refused: it is conditioned on text.
-    """
-    if getattr(teacher.transformer.config, "condition", "class") == "text":
-        raise Refused(
-            f"teacher.name: {name} draws images for captions, and pairs are made for class labels only: its "
-            "logits and its tokenizer are here, its pairs are not"
-        )
+    return GenerationPlan(spec, num_shards, tuple(missing), image_shape, captions)
 
 
 def refuse_unknown_sampling(config: GenerateConfig, loaded: LoadedTeacher) -> None:
@@ -200,6 +256,9 @@ def generate(
         OutOfTime: the deadline is near.
     """
     plan = plan_generation(config, root)
+    if plan.captions is not None:
+        # Before the data set's own mark: from then on somebody may read it.
+        commit_captions(root, plan.captions.captions)
     create_dataset(root, plan.spec)
     for folder in (root, root / SHARD_FOLDER, root / ROW_FOLDER):
         remove_stale_temporaries(folder, STALE_SECONDS)

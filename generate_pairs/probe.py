@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from generate_pairs.config import GenerateConfig
 from generate_pairs.plan import work_unit
 from generate_pairs.teachers.checkpoints import imported_folder
 from generate_pairs.teachers.threads import computing_threads
+from generate_pairs.text.features import default_folder
+from generate_pairs.text.opening import recorded_encoder, texts_of
 from generate_pairs.worker import NUM_THREADS, device_name, pair_maker, software_versions
 from shards.errors import Refused
 from shards.record import PairSpec
@@ -56,14 +58,21 @@ class Probe:
         return self.num_pairs / self.seconds
 
 
-def measure(config: GenerateConfig, spec: PairSpec, report: Report, device: str = "cpu") -> Probe:
-    """Makes a few batches as a worker would, and keeps none of them.
+def measure(
+    config: GenerateConfig,
+    spec: PairSpec,
+    report: Report,
+    device: str = "cpu",
+    captions: Sequence[str] | None = None,
+) -> Probe:
+    """Makes a few batches as a worker would, and keeps none of them. That captions are encoded is not counted.
 
     Args:
         config: stage one's settings.
         spec: of the data set that they ask for.
         report: called with (batches made, batches in all, note).
         device: where to compute.
+        captions: of a text-conditional teacher.
 
     Raises:
         Failed: the teacher was exchanged meanwhile.
@@ -76,6 +85,10 @@ def measure(config: GenerateConfig, spec: PairSpec, report: Report, device: str 
             spec.lineage["teacher"]["sha256"],
             device,
         )
+        if captions is not None:
+            texts = texts_of(captions, recorded_encoder(spec.lineage), default_folder(), device)
+            texts.prepare(range(min(len(captions), (1 + NUM_BATCHES) * config.pairs.batch_size)))
+            maker = maker.told(texts)
         maker.make(spec, next(batches))
         report(1, 1 + NUM_BATCHES, "warm")
         began = time.monotonic()

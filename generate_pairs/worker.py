@@ -19,13 +19,17 @@ import torch
 from generate_pairs.config import TeacherConfig
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.plan import WorkUnit
-from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.base import Teacher, Texts
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.threads import computing_threads
+from generate_pairs.text.features import FOLDER, EncoderSpec
+from generate_pairs.text.opening import recorded_encoder, texts_of
 from generate_pairs.trajectory import MapNoise, walk
+from shards.captions import load_captions
 from shards.errors import Failed
 from shards.locations import Location
+from shards.manifest import read_spec
 from shards.mending import Mended, mend_shard
 from shards.noise import gaussian_noise
 from shards.record import Pairs, PairSpec, label
@@ -51,10 +55,34 @@ class PairMaker:
             spec.seed, indices.start, len(indices), (spec.num_tokens, spec.codebook_dim)
         )
         label_B = np.asarray(label(index_B, spec.num_classes))
+        texts = self.teacher.texts
+        text_B = None if texts is None else np.array([texts.captions[one] for one in label_B], dtype=object)
         device = self.teacher.codebook_VC.device
         choose = MapNoise(self.flow_map, torch.from_numpy(noise_BLC).to(device).float())
-        tokens_BL = walk(self.teacher, torch.from_numpy(label_B).to(device), self.settings, choose)
-        return Pairs(index_B, noise_BLC, tokens_BL.cpu().numpy().astype(spec.token_dtype), label_B)
+        made_BL = walk(self.teacher, torch.from_numpy(label_B).to(device), self.settings, choose)
+        tokens_BL = made_BL.cpu().numpy().astype(spec.token_dtype)
+        return Pairs(index_B, noise_BLC, tokens_BL, label_B, text_B)
+
+    def told(self, texts: Texts) -> PairMaker:
+        """The same maker, whose teacher was told these captions."""
+        self.teacher.tell(texts)
+        return self
+
+
+@lru_cache(maxsize=1)
+def texts_of_shards(root: Location, fingerprint: str, encoder: EncoderSpec, device: str) -> Texts:
+    """The captions of a data set, read once per process.
+
+    Args:
+        root: the data set's folder.
+        fingerprint: of the data set.
+        encoder: where it is on this machine.
+        device: where features are computed.
+
+    Raises:
+        Refused, Failed: the list of captions is missing or damaged.
+    """
+    return texts_of(load_captions(root, read_spec(root)), encoder, root / FOLDER, device)
 
 
 @lru_cache(maxsize=1)
@@ -97,6 +125,9 @@ def make_shard(
         maker = pair_maker(
             config, spec.lineage["flow_map"]["solver_steps"], spec.lineage["teacher"]["sha256"], device
         )
+        if spec.captions is not None:
+            texts = texts_of_shards(root, spec.fingerprint, recorded_encoder(spec.lineage), device)
+            maker = maker.told(texts)
         batches = [maker.make(spec, indices) for indices in unit.batches()]
         facts = {
             "seconds": time.monotonic() - began,

@@ -165,12 +165,14 @@ def _refuse_other_ablation(ablation: Ablation, manifest: Manifest) -> None:
 
 
 def _refuse_size(cell: Cell, available: int, manifest: Manifest) -> None:
-    size, batch_size, num_classes = cell.size, cell.config.train.batch_size, manifest.spec.num_classes
+    size, batch_size, spec = cell.size, cell.config.train.batch_size, manifest.spec
     if size > available:
         raise Refused(
             f"--sizes: {size} pairs are asked for, and {manifest.root} holds {available} for training; "
             f"`onestep shards extend {manifest.root} --num-pairs {size}` makes the rest"
         )
+    # Of captions most come up once.
+    num_classes = spec.num_classes if spec.captions is None else 1
     for least, what in ((batch_size, "train.batch_size"), (num_classes, "the number of classes")):
         if size < least:
             raise Refused(f"--sizes: {size} pairs are fewer than {least}, {what}: ask for as many at least")

@@ -114,7 +114,7 @@ def command(
     from pipeline.progress import progress
     from pipeline.signals import stopping
     from shards.errors import Failed, Refused
-    from shards.manifest import Manifest, refuse_other_spec
+    from shards.manifest import Manifest
 
     flags = {"train.num_steps": num_steps, "cluster.scheduler": cluster}
     base = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
@@ -130,7 +130,7 @@ def command(
     axes = Axes(parse_sizes(sizes, Manifest.open(pairs).view().size), seeds, timesteps, swept)
     cells = tuple(make_cells(base, axes, match))
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
-    from generate_pairs.driver import pair_spec
+    from generate_pairs.driver import refuse_other_pairs
     from generate_pairs.making import listed
     from generate_pairs.teachers.checkpoints import load_teacher
     from pipeline.ablate import run_ablation
@@ -139,7 +139,7 @@ def command(
     from pipeline.ablation_cost import plan_lines
 
     loaded = load_teacher(base.teacher.name)
-    refuse_other_spec(pairs, pair_spec(base.generate, loaded))
+    refuse_other_pairs(base.generate, loaded, pairs)
     ablation = Ablation(out, pairs, base, cells, match, every)
     refuse_ablation(ablation, loaded)
     if dry_run:

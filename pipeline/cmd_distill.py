@@ -84,7 +84,7 @@ def command(
     from pipeline.progress import duration, progress, teller
     from pipeline.signals import stopping
     from shards.errors import Refused
-    from shards.manifest import Manifest, refuse_other_spec
+    from shards.manifest import Manifest
 
     flags = {"train.num_steps": num_steps, "train.device_batch_size": device_batch_size}
     config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
@@ -101,11 +101,11 @@ def command(
     view = Manifest.open(pairs).view(size)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from distill.trainer import refuse_training, train, training_plan
-    from generate_pairs.driver import pair_spec
+    from generate_pairs.driver import refuse_other_pairs
     from generate_pairs.teachers.checkpoints import load_teacher
 
     loaded = load_teacher(config.teacher.name)
-    refuse_other_spec(pairs, pair_spec(config.generate, loaded))
+    refuse_other_pairs(config.generate, loaded, pairs)
     if dry_run:
         refuse_training(config.distill, pairs, out, size)
         click.echo(to_toml(config))

@@ -9,6 +9,7 @@ import click
 
 from pipeline.options import (
     PairsPath,
+    captions_option,
     cluster_option,
     dry_run_option,
     num_pairs_option,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     "--out", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set."
 )
 @tiny_random_option
+@captions_option
 @num_pairs_option
 @workers_option
 @cluster_option
@@ -61,6 +63,7 @@ def command(
     preset: str,
     out: Location,
     tiny_random: bool,
+    captions: str | None,
     num_pairs: int | None,
     workers: int | None,
     cluster: str | None,
@@ -94,14 +97,18 @@ def command(
     began = time.monotonic()
     if dry_run and probe:
         raise click.UsageError("--dry-run computes nothing and --probe measures: give one of them")
-    from pipeline.config import compose, to_toml
+    from pipeline.config import as_text, compose, to_toml
     from pipeline.progress import progress, teller
     from pipeline.results import PairStatistics
     from pipeline.signals import stopping
     from pipeline.summary import pairs_line
     from shards.manifest import Manifest
 
-    flags = {"pairs.num_pairs": num_pairs, "cluster.scheduler": cluster}
+    flags = {
+        "captions.file": None if captions is None else as_text(captions),
+        "pairs.num_pairs": num_pairs,
+        "cluster.scheduler": cluster,
+    }
     config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
     task = _task(config, task_index, task_count, workers)
     deadline = None if time_limit is None else began + _seconds(time_limit)

@@ -8,6 +8,7 @@ import click
 
 from pipeline.options import (
     FolderPath,
+    captions_option,
     dry_run_option,
     num_pairs_option,
     num_steps_option,
@@ -24,6 +25,7 @@ from pipeline.options import (
 @preset_argument
 @click.option("--out", type=FolderPath, metavar="RUN", help="Folder of the run.  [default: runs/PRESET]")
 @tiny_random_option
+@captions_option
 @num_pairs_option
 @num_steps_option
 @workers_option
@@ -33,6 +35,7 @@ def command(
     preset: str,
     out: Path | None,
     tiny_random: bool,
+    captions: str | None,
     num_pairs: int | None,
     num_steps: int | None,
     workers: int | None,
@@ -60,9 +63,13 @@ def command(
       evaluation.json, samples/         how good it is, and how it looks
       report.html                       all of it on one page
     """
-    from pipeline.config import compose, run_name, to_toml
+    from pipeline.config import as_text, compose, run_name, to_toml
 
-    flags = {"pairs.num_pairs": num_pairs, "train.num_steps": num_steps}
+    flags = {
+        "captions.file": None if captions is None else as_text(captions),
+        "pairs.num_pairs": num_pairs,
+        "train.num_steps": num_steps,
+    }
     config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from pipeline.run import plan, run

@@ -70,7 +70,25 @@ def labels_in_turn(ctx: click.Context, parameter: click.Parameter, text: str | N
     "--labels",
     callback=labels_in_turn,
     metavar="0,1,2",
-    help="Classes, taken in turn; @FILE has one a line.  [default: the first ten, with --num-images all]",
+    help="Classes, or numbers of captions, taken in turn; @FILE has one a line.  [default: the first ten classes, with "
+    "--num-images all; all captions]",
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="A caption, of a student that draws images for captions; repeatable, taken in turn.",
+)
+@click.option(
+    "--captions",
+    metavar="FILE",
+    help="Captions instead: text with one a line, .jsonl or .parquet, or digits, those that ship.",
+)
+@click.option(
+    "--text-encoder",
+    metavar="NAME",
+    help="The text encoder, if not where the student records it.",
 )
 @click.option(
     "--num-images",
@@ -116,6 +134,9 @@ def command(
     method: str | None,
     teacher: str | None,
     labels: LabelsInTurn | None,
+    prompts: tuple[str, ...],
+    captions: str | None,
+    text_encoder: str | None,
     num_images: int | None,
     seed: int,
     noise_weight: float | None,
@@ -135,6 +156,7 @@ def command(
       onestep sample runs/digits/student --steps 2 --labels 3,7 --num-images 64 --out threes-and-sevens.png
       onestep sample runs/digits/student --timesteps 0,8 --num-images 1000 --out images
       onestep sample runs/digits/student --method pre-trained-5-9 --num-images 50000 --out digits.npz
+      onestep sample runs/digits-text/student --prompt "a three" --prompt "the sum of one and two" --out threes.png
     """
     if sum(way is not None for way in (steps, timesteps, method)) > 1:
         raise click.UsageError(
@@ -147,20 +169,28 @@ def command(
 
     from distill.export import CONFIG_FILE, export_folder, read_export_config
     from distill.sampler import check_labels, most_at_once
-    from distill.sampling import make_images, open_method, sample_request, teacher_for
+    from distill.sampling import make_images, open_method, sample_request, teacher_for, tell_captions
     from distill.student import Student
     from distill.trainer import refuse_unwritable
     from generate_pairs.devices import chosen_device
     from pipeline.progress import progress
     from pipeline.signals import stopping
+    from shards.errors import Refused
 
     shape = Student.shape_of(student)
+    listed = captions_of(shape, prompts, captions)
+    if listed is not None:
+        tell_captions(shape, listed, text_encoder)
+    elif text_encoder is not None:
+        raise Refused("--text-encoder: this student draws images for classes, and needs none")
     chosen = chosen_method(shape, steps, timesteps, method)
     if untrained := chosen.untrained_timesteps(shape):
         known = ",".join(map(str, shape.timesteps))
         passed = ",".join(map(str, untrained))
         click.echo(f"note: this student was trained at timesteps {known}, not at {passed}", err=True)
-    if labels is None:
+    if labels is None and listed is not None:
+        labels = LabelsInTurn(tuple(range(len(listed))), IMAGES_PER_LABEL if prompts else 1)
+    elif labels is None:
         classes = shape.num_classes if num_images else min(shape.num_classes, DEFAULT_LABELS)
         labels = LabelsInTurn(tuple(range(classes)), IMAGES_PER_LABEL)
     cycle = labels.cycle
@@ -168,7 +198,7 @@ def command(
     check_labels(labels_N, shape.num_classes)
     config = read_export_config(export_folder(student, (CONFIG_FILE,)))
     weight = config.noise_weight if noise_weight is None else noise_weight
-    request = sample_request(config, chosen, cycle, seed, len(labels_N), weight)
+    request = sample_request(config, chosen, cycle, seed, len(labels_N), weight, listed)
     store = open_store(out, request, len(cycle))
     where = chosen_device(device, "--device")
     if store.is_complete and not dry_run:
@@ -183,6 +213,8 @@ def command(
     refuse_unwritable(out.parent if out.suffix else out)
     loaded = Student.from_pretrained(student, where)
     loaded.noise_weight = weight
+    if listed is not None:
+        tell_captions(loaded, listed, text_encoder, where)
     loaded.pack()
     if maker is not None:
         maker.teacher.pack()
@@ -197,6 +229,27 @@ def command(
             should_stop=should_stop,
         )
     click.echo(f"{out}: {len(labels_N):,} images, {chosen.in_words()}, seed {seed}")
+
+
+def captions_of(student: Student, prompts: tuple[str, ...], file: str | None) -> tuple[str, ...] | None:
+    """The captions that labels are numbers of; None where they are classes.
+
+    Raises:
+        Refused: captions for a student of classes, none or two kinds of them for one of captions, or a bad file.
+    """
+    from generate_pairs.config import CaptionsConfig
+    from generate_pairs.text.captions import read_captions
+    from shards.errors import Refused
+
+    if not student.is_text_conditional:
+        if prompts or file is not None:
+            raise Refused("--prompt and --captions: this student draws images for classes, give --labels")
+        return None
+    if bool(prompts) == (file is not None):
+        raise Refused(
+            'this student draws images for captions: give --prompt "TEXT", once or more, or --captions FILE'
+        )
+    return prompts or read_captions(CaptionsConfig(file=file)).captions
 
 
 def chosen_method(

@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import Field, ValidationError
 
 from distill.config import DistillConfig, EvaluationConfig, StudentConfig, TrainConfig
-from generate_pairs.config import ClusterConfig, GenerateConfig, PairsConfig, TeacherConfig
+from generate_pairs.config import CaptionsConfig, ClusterConfig, GenerateConfig, PairsConfig, TeacherConfig
 from pipeline.fields import describe_errors, is_list, leaves, nearest
 from shards.errors import Refused
 from shards.settings import FREE, Settings
@@ -25,6 +25,7 @@ class RunConfig(Settings):
 
     description: str = Field("", description="what this configuration is for", json_schema_extra=FREE)
     teacher: TeacherConfig
+    captions: CaptionsConfig = CaptionsConfig()
     pairs: PairsConfig = PairsConfig()
     student: StudentConfig = StudentConfig()
     train: TrainConfig = TrainConfig()
@@ -34,7 +35,9 @@ class RunConfig(Settings):
     @property
     def generate(self) -> GenerateConfig:
         """What stage one needs of it."""
-        return GenerateConfig(teacher=self.teacher, pairs=self.pairs, cluster=self.cluster)
+        return GenerateConfig(
+            teacher=self.teacher, captions=self.captions, pairs=self.pairs, cluster=self.cluster
+        )
 
     @property
     def distill(self) -> DistillConfig:

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from generate_pairs.config import GenerateConfig
 from generate_pairs.devices import chosen_device
-from generate_pairs.driver import GenerationPlan, pair_spec, refuse_captions, spec_by_shape
+from generate_pairs.driver import GenerationPlan, asked_pairs, spec_by_shape
 from generate_pairs.estimate import batch_seconds, device_rates
 from generate_pairs.flow_map import default_num_steps
 from generate_pairs.probe import Probe, measure, store, stored
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import is_known_by_table_only, load_teacher, shape_of_teacher
 from generate_pairs.work import batch_work
-from shards.layout import layout_of
+from shards.layout import archive_size
 from shards.record import NOISE_MODES, PairSpec
 from shards.reporting import Report
 
@@ -27,10 +27,9 @@ def plan_lines(config: GenerateConfig, devices: Sequence[str]) -> list[str]:
         devices: of `generate_pairs.estimate.DEVICES`, to estimate for.
 
     Raises:
-        Refused: no such teacher, or one of captions.
+        Refused: no such teacher.
     """
     family, teacher = shape_of_teacher(config.teacher.name)
-    refuse_captions(config.teacher.name, teacher)
     spec = spec_by_shape(config, teacher)
     num_shards, num_pairs = config.pairs.num_shards, config.pairs.num_shards * spec.pairs_per_shard
     return [
@@ -44,24 +43,30 @@ def plan_lines(config: GenerateConfig, devices: Sequence[str]) -> list[str]:
 
 def probe_lines(config: GenerateConfig, plan: GenerationPlan, report: Report) -> list[str]:
     """Measures and keeps how fast pairs are made here, and tells what is left to make takes at that rate."""
-    probe = measure(config, plan.spec, report, chosen_device(config.cluster.device))
+    captions = plan.captions.captions if plan.captions else None
+    probe = measure(config, plan.spec, report, chosen_device(config.cluster.device), captions)
     path = store(probe)
     return [*plan.lines(), f"to the end: {_measured(probe, plan.num_missing_pairs)}", f"kept in {path}"]
 
 
 def _byte_lines(spec: PairSpec, num_shards: int) -> Iterator[str]:
     for noise in NOISE_MODES:
-        layout = layout_of(replace(spec, noise=noise))
-        size = num_shards * layout.num_bytes(spec.pairs_per_shard)
+        kept = replace(spec, noise=noise)
+        size = num_shards * archive_size(spec.pairs_per_shard * kept.bytes_per_pair)
         asked = " (as the settings have it)" if noise == spec.noise else ""
-        yield f'pairs.noise = "{noise}": {layout.stride:,} bytes a pair, {_bytes(size)} in all{asked}'
+        yield f'pairs.noise = "{noise}": {kept.bytes_per_pair:,} bytes a pair, {_bytes(size)} in all{asked}'
 
 
 def _probe_lines(config: GenerateConfig, num_pairs: int) -> Iterator[str]:
     if is_known_by_table_only(config.teacher.name):
         yield "no probe without the teacher, which is not here yet"
         return
-    probes = stored(pair_spec(config, load_teacher(config.teacher.name)).fingerprint)
+    loaded = load_teacher(config.teacher.name)
+    if loaded.teacher.is_text_conditional and config.captions.file is None:
+        yield "no probe without captions: --set captions.file=FILE"
+        return
+    spec, _ = asked_pairs(config, loaded, None)
+    probes = stored(spec.fingerprint)
     yield from (_measured(probe, num_pairs) for probe in probes)
     if not probes:
         yield "no probe of these settings is stored here: `onestep generate ... --probe` measures one"

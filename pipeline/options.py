@@ -91,6 +91,11 @@ tiny_random_option = click.option(
     is_flag=True,
     help="A trial of minutes: the preset's teacher made small, with random weights, and few pairs, steps and images.",
 )
+captions_option = click.option(
+    "--captions",
+    metavar="FILE",
+    help="Captions, of a teacher that is conditioned on text; short for --set captions.file=FILE.",
+)
 num_steps_option = click.option(
     "--num-steps",
     type=int,

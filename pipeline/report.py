@@ -20,6 +20,8 @@ from pipeline.summary import took
 from shards.storage import commit_bytes
 
 NOTHING = "–"
+SHOWN_CHARACTERS = 200
+"""Of a caption."""
 MEASURES = (
     ("frechet_distance", "Fréchet distance", 3),
     ("inception_score", "inception score", 2),
@@ -85,6 +87,7 @@ def render(results: Results) -> str:
         description=results.config.description,
         headlines=headlines(results),
         pictures=pictures(results),
+        captions=[shortened(caption) for caption in results.evaluation.get("captions", [])],
         judged=judged_words(results.evaluation) if results.rows else "",
         judgements=[
             Judgement.of(evaluation, results.config.teacher.name) for evaluation in results.evaluations
@@ -187,6 +190,11 @@ def pictures(results: Results) -> list[Picture]:
     shown = [path for path in results.samples if path.stem in order]
     others = [path for path in results.samples if path.stem not in order]
     return [picture(path) for path in (*sorted(shown, key=lambda path: order.index(path.stem)), *others)]
+
+
+def shortened(caption: str) -> str:
+    """A caption as a page has room for."""
+    return caption if len(caption) <= SHOWN_CHARACTERS else f"{caption[: SHOWN_CHARACTERS - 1]}…"
 
 
 def picture_name(method: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from generate_pairs.teachers.base import takes_text
 from generate_pairs.teachers.official import TEACHERS
 from generate_pairs.teachers.tiny import TINY
 from shards.errors import Refused
@@ -50,5 +51,9 @@ def shrunk(settings: Mapping[str, Any], preset: str) -> dict[str, Any]:
             f"--tiny-random makes a published teacher small, and {name}, the teacher of preset {preset}, is none: "
             "give the command without it"
         )
+    network = TEACHERS[name].transformer.config
+    if takes_text(network):
+        trial = {"encoder": f"{TINY}{network.caption_dim}", "encoder_dtype": "float32"}
+        settings = {**settings, "captions": {**settings.get("captions", {}), **trial}}
     sizes = {section: {**settings.get(section, {}), **values} for section, values in SIZES.items()}
     return {**settings, **sizes, "teacher": {**settings["teacher"], "name": f"{TINY}{name}"}}

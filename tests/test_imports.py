@@ -12,7 +12,12 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
 """From the bottom to the top."""
 
-FOR_DISTILL = ("generate_pairs.teachers", "generate_pairs.trajectory", "generate_pairs.flow_map")
+FOR_DISTILL = (
+    "generate_pairs.teachers",
+    "generate_pairs.text",
+    "generate_pairs.trajectory",
+    "generate_pairs.flow_map",
+)
 """What stage two takes from stage one: the teachers and the walk over them, never the job."""
 
 NOT_FOR_TRAINING = (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,33 @@ class Tokenizer(nn.Module, ABC):
         }
 
 
+class TextCondition(NamedTuple):
+    """Captions as a network takes them in.
+
+    Attributes:
+        features_BTE: what the text encoder makes of each token, padded on the left to the longest of the batch.
+        seen_BT: bool, False at padding, which only sees itself and is seen by nothing.
+    """
+
+    features_BTE: Tensor
+    seen_BT: Tensor
+
+
+class Texts(ABC):
+    """A list of captions whose numbers are the labels of a text-conditional teacher, and what it is told of each."""
+
+    captions: Sequence[str]
+
+    @abstractmethod
+    def __call__(self, labels_B: Tensor) -> TextCondition:
+        """The captions of these numbers (B,), int64 in 0..len(captions)-1, on the numbers' device."""
+
+
+def takes_text(config: Any) -> bool:
+    """Whether networks of this configuration are conditioned on captions; on classes, where it does not say."""
+    return getattr(config, "condition", "class") == "text"
+
+
 class Decoding(ABC):
     """One batch on its way through the teacher's sequence, with whatever cache the teacher keeps."""
 
@@ -127,10 +154,21 @@ class Teacher(nn.Module, ABC):
     tokenizer: Tokenizer
     layout: TokenLayout
     num_classes: int
+    texts: Texts | None = None
+    """Of a teacher that draws images for captions: those that its labels stand for, once it was told them."""
+
+    @property
+    def is_text_conditional(self) -> bool:
+        """Whether labels are numbers of captions."""
+        return takes_text(self.transformer.config)
+
+    def tell(self, texts: Texts) -> None:
+        """From now on labels are the numbers of these captions."""
+        self.texts, self.num_classes = texts, len(texts.captions)
 
     @abstractmethod
     def start(self, labels_B: Tensor, guidance_scale: float) -> Decoding:
-        """Begin a batch of sequences for class labels (B,), int64 in 0..num_classes-1.
+        """Begin a batch of sequences for labels (B,), int64 in 0..num_classes-1.
 
         `guidance_scale` is in the family's own convention.
         """

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generate_pairs.teachers.base import Decoding, Teacher, Tokenizer
+from generate_pairs.teachers.base import Decoding, Teacher, TextCondition, Tokenizer
 from generate_pairs.teachers.filtering import SamplingSettings, filter_llamagen
 from generate_pairs.teachers.llamagen_transformer import (
     CaptionEmbedding,
-    ClassEmbedding,
     LlamaGenConfig,
     LlamaGenTransformer,
     at_least_float32,
+    caption_mask,
 )
 from generate_pairs.teachers.packing import pack_linears
 
@@ -50,8 +50,8 @@ class LlamaGenDecoding(Decoding):
         self.guidance_scale = guidance_scale
         self.is_guided = guidance_scale != 1.0
         self.num_guided_tokens = config.num_tokens if num_guided_tokens is None else num_guided_tokens
-        self.caches = transformer.caches(condition_BTD.shape[0])
-        self.rotation = transformer.rotation.to(condition_BTD.device)
+        self.caches = transformer.caches(*condition_BTD.shape[:2])
+        self.rotation = transformer.rotation_after(condition_BTD.shape[1]).to(condition_BTD.device)
         self.seen_B11P: Tensor | None = None
         if seen_BT is not None:
             self.seen_B11P = F.pad(seen_BT, (0, config.num_tokens - 1), value=True)[:, None, None]
@@ -102,10 +102,7 @@ class LlamaGenDecoding(Decoding):
         if self.seen_B11P is None:
             return None
         seen_B11P = self.seen_B11P[..., : self.position]
-        if num_queries == 1:
-            return seen_B11P
-        square = torch.ones(num_queries, num_queries, dtype=torch.bool, device=seen_B11P.device)
-        return (seen_B11P & square.tril()) | square.tril().triu()
+        return seen_B11P if num_queries == 1 else caption_mask(seen_B11P[:, 0, 0], 0)
 
     def _drop_null_rows(self) -> None:
         """Go on without guidance: the rest of the sequence costs half."""
@@ -144,7 +141,7 @@ class LlamaGenTeacher(Teacher):
     def start(
         self, labels_B: Tensor, guidance_scale: float, num_guided_tokens: int | None = None
     ) -> LlamaGenDecoding:
-        """Begin a batch for class labels.
+        """Begin a batch for class labels or, of a text-conditional teacher, for the captions that labels stand for.
 
         Args:
             labels_B: int64, 0..num_classes-1.
@@ -153,30 +150,27 @@ class LlamaGenTeacher(Teacher):
                 None is all.
 
         Raises:
-            ValueError: the teacher is conditioned on text, or a label is out of range.
+            ValueError: the teacher is conditioned on text and nobody told it captions, or a label is out of range.
         """
-        embedding = self.transformer.cls_embedding
-        if not isinstance(embedding, ClassEmbedding):
-            raise ValueError("this teacher is conditioned on text: use start_text")
+        if self.texts is None and self.is_text_conditional:
+            raise ValueError("this teacher is conditioned on text and has no captions: use start_text")
         if ((labels_B < 0) | (labels_B >= self.num_classes)).any():
             raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {labels_B.tolist()}")
+        if self.texts is not None:
+            return self.start_text(self.texts(labels_B), guidance_scale, num_guided_tokens)
         if guidance_scale != 1.0:
             labels_B = torch.cat([labels_B, torch.full_like(labels_B, self.num_classes)])
-        return LlamaGenDecoding(self.transformer, embedding(labels_B), guidance_scale, num_guided_tokens)
+        condition_B1D = self.transformer.cls_embedding(labels_B)
+        return LlamaGenDecoding(self.transformer, condition_B1D, guidance_scale, num_guided_tokens)
 
     @torch.no_grad()
     def start_text(
-        self,
-        features_BTE: Tensor,
-        mask_BT: Tensor,
-        guidance_scale: float,
-        num_guided_tokens: int | None = None,
+        self, condition: TextCondition, guidance_scale: float, num_guided_tokens: int | None = None
     ) -> LlamaGenDecoding:
         """Begin a batch for captions.
 
         Args:
-            features_BTE: the text encoder's output, padded on the left to T = num_condition_tokens.
-            mask_BT: nonzero at real text tokens.
+            condition: the text encoder's output, at most `num_condition_tokens` tokens.
             guidance_scale: 1 is none.
             num_guided_tokens: as in `start`.
 
@@ -186,22 +180,37 @@ class LlamaGenTeacher(Teacher):
         embedding = self.transformer.cls_embedding
         if not isinstance(embedding, CaptionEmbedding):
             raise ValueError("this teacher is conditioned on classes: use start")
-        wanted = (mask_BT.shape[0], *embedding.uncond_embedding.shape)
-        if features_BTE.shape != wanted or mask_BT.shape != wanted[:2]:
+        shape, seen_BT = tuple(condition.features_BTE.shape), condition.seen_BT
+        most, dim = embedding.uncond_embedding.shape
+        if shape != (*seen_BT.shape, dim) or not 1 <= shape[1] <= most:
             raise ValueError(
-                f"caption features must be {wanted} and their mask {wanted[:2]}, "
-                f"got {tuple(features_BTE.shape)} and {tuple(mask_BT.shape)}"
+                f"caption features must be (B, T, {dim}) and their mask (B, T), with T from 1 to {most}; "
+                f"got {shape} and {tuple(seen_BT.shape)}"
             )
-        seen_BT = mask_BT.bool()
-        features_BTE = features_BTE * seen_BT[..., None]
+        condition_BTD = embedding.of(condition)
         if guidance_scale != 1.0:
-            null_BTE = embedding.uncond_embedding.expand_as(features_BTE)
-            features_BTE, seen_BT = torch.cat([features_BTE, null_BTE]), torch.cat([seen_BT, seen_BT])
-        condition_BTD = embedding(features_BTE)
+            null_BTD = embedding.unconditional(condition).expand_as(condition_BTD)
+            condition_BTD, seen_BT = torch.cat([condition_BTD, null_BTD]), torch.cat([seen_BT, seen_BT])
         return LlamaGenDecoding(self.transformer, condition_BTD, guidance_scale, num_guided_tokens, seen_BT)
 
     def filter(self, logits_NV: Tensor, settings: SamplingSettings) -> Tensor:
         return filter_llamagen(logits_NV, settings.top_k, settings.top_p, settings.temperature)
 
     def forced_logits(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
-        return self.transformer(labels_B, tokens_BL)
+        embedding = self.transformer.cls_embedding
+        if isinstance(embedding, CaptionEmbedding):
+            raise ValueError("this teacher is conditioned on text: use forced_text_logits")
+        return self.transformer(embedding(labels_B), tokens_BL)
+
+    def forced_text_logits(
+        self, condition: TextCondition, tokens_BL: Tensor, is_null_B: Tensor | None = None
+    ) -> Tensor:
+        """As `forced_logits`, for captions; where `is_null_B` is True, for none."""
+        embedding = self.transformer.cls_embedding
+        if not isinstance(embedding, CaptionEmbedding):
+            raise ValueError("this teacher is conditioned on classes: use forced_logits")
+        condition_BTD = embedding.of(condition)
+        if is_null_B is not None:
+            null_BTD = embedding.unconditional(condition)
+            condition_BTD = torch.where(is_null_B[:, None, None], null_BTD, condition_BTD)
+        return self.transformer(condition_BTD, tokens_BL, condition.seen_BT)

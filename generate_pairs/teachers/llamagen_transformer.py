@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generate_pairs.teachers.base import TokenLayout
+from generate_pairs.teachers.base import TextCondition, TokenLayout
 from generate_pairs.teachers.packing import Projection
 
 OFFICIAL_SIZES = {
@@ -230,6 +230,32 @@ class CaptionEmbedding(nn.Module):
     def forward(self, features_BTE: Tensor) -> Tensor:
         return self.cap_proj(features_BTE)
 
+    def of(self, condition: TextCondition) -> Tensor:
+        """Condition tokens (B, T, D) of captions; what stands at padding is not looked at."""
+        features_BTE = condition.features_BTE.to(self.uncond_embedding.dtype)
+        return self(features_BTE * condition.seen_BT[..., None])
+
+    def unconditional(self, condition: TextCondition) -> Tensor:
+        """Condition tokens (1, T, D) of no caption, for a batch that is padded to this length."""
+        return self(self.uncond_embedding[-condition.features_BTE.shape[1] :])[None]
+
+
+def condition_embedding(config: LlamaGenConfig) -> ClassEmbedding | CaptionEmbedding:
+    """What makes condition tokens of classes or captions, with fresh weights."""
+    if config.condition == "class":
+        return ClassEmbedding(config.num_classes, config.width)
+    return CaptionEmbedding(config.num_condition_tokens, config.caption_dim, config.width)
+
+
+def caption_mask(seen_BT: Tensor, num_tokens: int) -> Tensor:
+    """Which of T condition and then `num_tokens` image positions P each one sees, (B, 1, P, P), bool.
+
+    It sees itself and, of those before it, all that are no padding.
+    """
+    seen_BP = F.pad(seen_BT, (0, num_tokens), value=True)
+    square_PP = torch.ones(seen_BP.shape[1], seen_BP.shape[1], dtype=torch.bool, device=seen_BT.device)
+    return (seen_BP[:, None, None] & square_PP.tril()) | square_PP.tril().triu()
+
 
 def initialise(model: nn.Module, output: nn.Linear) -> None:
     """LlamaGen's starting point: weights N(0, 0.02^2), biases and the `output` head zero."""
@@ -247,14 +273,7 @@ class LlamaGenTransformer(nn.Module):
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
         self.config = config
-        if config.condition == "class":
-            self.cls_embedding: ClassEmbedding | CaptionEmbedding = ClassEmbedding(
-                config.num_classes, config.width
-            )
-        else:
-            self.cls_embedding = CaptionEmbedding(
-                config.num_condition_tokens, config.caption_dim, config.width
-            )
+        self.cls_embedding = condition_embedding(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
@@ -263,9 +282,9 @@ class LlamaGenTransformer(nn.Module):
         self.rotation = rotary_2d(config)
         initialise(self, self.output)
 
-    def caches(self, batch_size: int) -> list[LayerCache]:
+    def caches(self, batch_size: int, num_condition: int) -> list[LayerCache]:
         """Empty caches for a whole sequence; its last token is never fed back and needs no place."""
-        length = self.config.num_condition_tokens + self.config.num_tokens - 1
+        length = num_condition + self.config.num_tokens - 1
         like = self.tok_embeddings.weight
         return [LayerCache(batch_size, length, self.config, like) for _ in self.layers]
 
@@ -281,9 +300,22 @@ class LlamaGenTransformer(nn.Module):
             x_BTD = layer(x_BTD, rotation, None if caches is None else caches[index], mask)
         return self.norm(x_BTD)
 
-    def forward(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
-        """Logits (B, L, V) of every token given those before it; `num_classes` is the null label."""
-        x_BLD = torch.cat([self.cls_embedding(labels_B), self.tok_embeddings(tokens_BL[:, :-1])], dim=1)
-        x_BLD = F.dropout(x_BLD, self.config.dropout, self.training)
-        rotation = self.rotation[: x_BLD.shape[1]].to(x_BLD.device)
-        return at_least_float32(self.output(self.hidden(x_BLD, rotation)))
+    def forward(self, condition_BTD: Tensor, tokens_BL: Tensor, seen_BT: Tensor | None = None) -> Tensor:
+        """Logits (B, L, V) of every token given those before it.
+
+        Args:
+            condition_BTD: condition tokens; the first ones may be missing where all of the batch are padding.
+            tokens_BL: int64; the last one is not looked at.
+            seen_BT: bool, False at padding; None where there is none.
+        """
+        num_condition, num_before = condition_BTD.shape[1], tokens_BL.shape[1] - 1
+        x_BPD = torch.cat([condition_BTD, self.tok_embeddings(tokens_BL[:, :-1])], dim=1)
+        x_BPD = F.dropout(x_BPD, self.config.dropout, self.training)
+        mask = None if seen_BT is None else caption_mask(seen_BT, num_before)
+        rotation = self.rotation_after(num_condition)[: x_BPD.shape[1]].to(x_BPD.device)
+        h_BLD = self.hidden(x_BPD, rotation, mask=mask)[:, num_condition - 1 :]
+        return at_least_float32(self.output(h_BLD))
+
+    def rotation_after(self, num_condition: int) -> Tensor:
+        """The rows of `rotary_2d` for a sequence that begins with so many condition tokens."""
+        return self.rotation[self.config.num_condition_tokens - num_condition :]

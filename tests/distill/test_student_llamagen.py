@@ -13,6 +13,7 @@ from torch import Tensor
 from distill.sampler import sample_sequence
 from distill.student import Student
 from distill.student_llamagen import LlamaGenStudent, affine_fit
+from generate_pairs.teachers.base import TextCondition
 from generate_pairs.teachers.llamagen import LlamaGenTeacher
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
 from generate_pairs.teachers.llamagen_transformer import LlamaGenConfig, LlamaGenTransformer
@@ -235,6 +236,65 @@ def test_refuses_a_teacher_of_another_shape(teacher: LlamaGenTeacher) -> None:
         wider.initialise_from_teacher(teacher)
 
 
-def test_refuses_captions() -> None:
-    with pytest.raises(ValueError, match="conditioned on classes, not on text"):
-        LlamaGenStudent(replace(SMALL, condition="text", num_condition_tokens=6), codebook_dim=4)
+TEXT = replace(SMALL, condition="text", num_condition_tokens=6, caption_dim=5)
+
+
+def text_student() -> LlamaGenStudent:
+    """A student for captions with weights large enough that every part shows."""
+    torch.manual_seed(0)
+    student = LlamaGenStudent(TEXT, codebook_dim=4).double().eval()
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.2)
+    return student
+
+
+@torch.no_grad()
+def test_a_caption_is_seen_and_its_padding_is_not() -> None:
+    student = text_student()
+    x, data_tokens = torch.randn(2, SMALL.num_tokens, 4).double(), torch.tensor([0, 3])
+    features = torch.randn(2, 6, 5).double()
+    seen = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]).bool()
+
+    def outputs(features: Tensor, seen: Tensor) -> Tensor:
+        return torch.cat(student(x, data_tokens, TextCondition(features, seen)), dim=-1)
+
+    expected = outputs(features, seen)
+    changed = torch.where(seen[..., None], features, 7.0)
+    assert torch.equal(outputs(changed, seen), expected)
+    torch.testing.assert_close(outputs(features[:, 2:], seen[:, 2:]), expected, rtol=0, atol=1e-12)
+    alone = torch.cat(student(x[1:], data_tokens[1:], TextCondition(features[1:, 3:], seen[1:, 3:])), dim=-1)
+    torch.testing.assert_close(alone, expected[1:], rtol=0, atol=1e-12)
+    for place in (2, 5):
+        other = features.clone()
+        other[0, place] += 0.1
+        difference = (outputs(other, seen) - expected).abs().amax(dim=(1, 2))
+        assert difference[0] > 1e-4
+        assert difference[1] == 0
+
+
+@torch.no_grad()
+def test_a_position_sees_its_caption_and_the_noise_up_to_its_own() -> None:
+    student = text_student()
+    x, none = torch.randn(1, SMALL.num_tokens, 4).double(), torch.tensor([0])
+    condition = TextCondition(torch.randn(1, 3, 5).double(), torch.ones(1, 3).bool())
+    before = torch.cat(student(x, none, condition), dim=-1)
+    x[:, 5] += 1.0
+    moved = (torch.cat(student(x, none, condition), dim=-1) - before).abs().amax(dim=-1)[0]
+    assert (moved[:5] == 0).all()
+    assert (moved[5:] > 1e-6).all()
+
+
+@torch.no_grad()
+def test_starts_from_a_teacher_of_captions() -> None:
+    tokenizer = LlamaGenTokenizer(
+        LlamaGenTokenizerConfig(
+            SMALL.vocab_size, 4, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=8
+        )
+    )
+    teacher = LlamaGenTeacher(LlamaGenTransformer(TEXT), tokenizer)
+    student = LlamaGenStudent(TEXT, codebook_dim=4)
+    student.initialise_from_teacher(teacher)
+    ours, theirs = student.state_dict(), teacher.transformer.state_dict()
+    copied = [name for name in theirs if name != "tok_embeddings.weight"]
+    assert {name.split(".")[0] for name in copied} == {"cls_embedding", "layers", "norm", "output"}
+    assert all(torch.equal(ours[name], theirs[name]) for name in copied)

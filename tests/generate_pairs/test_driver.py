@@ -306,9 +306,26 @@ def test_a_teacher_under_another_name_makes_the_same_pairs(
     assert plan.spec.lineage["teacher"]["name"] == "renamed"
 
 
-def test_a_teacher_of_captions_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    config = GenerateConfig.model_validate({"teacher": {"name": "tiny-random/llamagen-t2i-256"}, "pairs": {}})
-    with pytest.raises(Refused, match=r"tiny-random/llamagen-t2i-256 draws images for captions"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher": {"name": "tiny-random/llamagen-t2i-256"}}, r"captions\.file: .* Give --captions FILE"),
+        (
+            {"teacher": {"name": "tiny-random/llamagen-t2i-256"}, "captions": {"file": "digits"}},
+            r"captions\.encoder: this teacher needs a text encoder",
+        ),
+        (
+            {"teacher": {"name": "digits-text"}, "captions": {"file": "digits", "encoder": "tiny-random/32"}},
+            r"captions\.encoder: tiny-random/32 makes features of 32 numbers, and this teacher takes 64",
+        ),
+        ({"teacher": {"name": "digits"}, "captions": {"file": "digits"}}, "digits draws images for classes"),
+    ],
+)
+def test_captions_that_do_not_fit_the_teacher_are_refused_before_anything_is_written(
+    tmp_path: Path, settings: dict[str, dict[str, str]], message: str
+) -> None:
+    config = GenerateConfig.model_validate({"pairs": {}, **settings})
+    with pytest.raises(Refused, match=message):
         generate(config, tmp_path / "pairs", workers=0, report=lambda *_: None, should_stop=lambda: False)
     assert not (tmp_path / "pairs").exists()
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from generate_pairs.teachers.base import TextCondition
 from generate_pairs.teachers.filtering import SamplingSettings, filter_llamagen
 from generate_pairs.teachers.llamagen import LlamaGenDecoding, LlamaGenTeacher
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
@@ -65,7 +66,9 @@ def test_logits_are_the_official_ones(golden: Callable[[str], Any], name: str) -
 
     def start(scale: float, num_guided_tokens: int | None = None) -> LlamaGenDecoding:
         if config.condition == "text":
-            return teacher.start_text(given["caption"], given["mask"], scale, num_guided_tokens)
+            return teacher.start_text(
+                TextCondition(given["caption"], given["mask"].bool()), scale, num_guided_tokens
+            )
         return teacher.start(given["label"], scale, num_guided_tokens)
 
     results = {
@@ -125,14 +128,42 @@ def test_padding_of_a_caption_is_never_seen() -> None:
     config = replace(SMALL, condition="text", num_condition_tokens=6, caption_dim=8)
     teacher = make_teacher(config, torch.float64)
     features = torch.randn(1, 6, 8, dtype=torch.float64)
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    seen = torch.tensor([[False, False, True, True, True, True]])
     other = features.clone()
     other[:, :2] = 9.0
     tokens = random_tokens(1)
-    before, after = (forced(teacher.start_text(f, mask, 3.0), tokens) for f in (features, other))
+
+    def logits(condition: TextCondition) -> Tensor:
+        return forced(teacher.start_text(condition, 3.0), tokens)
+
+    before, after = logits(TextCondition(features, seen)), logits(TextCondition(other, seen))
     assert torch.equal(before, after)
-    unpadded = forced(teacher.start_text(features, torch.ones_like(mask), 3.0), tokens)
+    for cut in (1, 2):
+        shorter = TextCondition(features[:, cut:], seen[:, cut:])
+        torch.testing.assert_close(logits(shorter), before, rtol=0, atol=1e-12)
+    unpadded = logits(TextCondition(features, torch.ones_like(seen)))
     assert (unpadded - before).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_cached_decoding_for_captions_is_the_forced_pass_guided(scale: float) -> None:
+    config = replace(SMALL, condition="text", num_condition_tokens=6, caption_dim=8)
+    teacher = make_teacher(config, torch.float64)
+    features = torch.randn(2, 5, 8, dtype=torch.float64, generator=torch.manual_seed(2))
+    condition = TextCondition(features, torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]).bool())
+    tokens = random_tokens(2)
+    conditional = teacher.forced_text_logits(condition, tokens)
+    null = teacher.forced_text_logits(condition, tokens, torch.tensor([True, True]))
+    mixed = teacher.forced_text_logits(condition, tokens, torch.tensor([True, False]))
+    assert (conditional - null).abs().max() > 1e-3
+    assert torch.equal(mixed, torch.stack([null[0], conditional[1]]))
+    torch.testing.assert_close(
+        forced(teacher.start_text(condition, scale), tokens),
+        null + (conditional - null) * scale,
+        rtol=0,
+        atol=1e-11,
+    )
 
 
 def test_a_token_changes_only_later_logits_and_gradients_flow() -> None:
@@ -190,7 +221,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_a_new_model_starts_from_uniform_logits() -> None:
-    logits = LlamaGenTransformer(SMALL)(torch.tensor([0]), random_tokens(1))
+    logits = LlamaGenTransformer(SMALL)(torch.zeros(1, 1, SMALL.width), random_tokens(1))
     assert torch.equal(logits, torch.zeros(1, 16, 24))
 
 
@@ -224,12 +255,17 @@ def test_refuses_a_configuration_that_cannot_be_built(change: Callable[[], objec
 def test_refuses_the_wrong_kind_of_condition_and_a_foreign_tokenizer() -> None:
     by_class = make_teacher(SMALL)
     by_text = make_teacher(replace(SMALL, condition="text", num_condition_tokens=6, caption_dim=8))
-    mask = torch.ones(1, 6)
+    condition, tokens = TextCondition(torch.zeros(1, 6, 8), torch.ones(1, 6).bool()), random_tokens(1)
     with pytest.raises(ValueError, match="use start_text"):
         by_text.start(torch.tensor([0]), 1.0)
+    with pytest.raises(ValueError, match="use forced_text_logits"):
+        by_text.forced_logits(torch.tensor([0]), tokens)
     with pytest.raises(ValueError, match="use start"):
-        by_class.start_text(torch.zeros(1, 6, 8), mask, 1.0)
-    with pytest.raises(ValueError, match=r"caption features must be \(1, 6, 8\)"):
-        by_text.start_text(torch.zeros(1, 5, 8), mask, 1.0)
+        by_class.start_text(condition, 1.0)
+    with pytest.raises(ValueError, match="use forced_logits"):
+        by_class.forced_text_logits(condition, tokens)
+    for shape in ((1, 7, 8), (1, 5, 8), (1, 6, 9)):
+        with pytest.raises(ValueError, match=r"caption features must be \(B, T, 8\)"):
+            by_text.start_text(TextCondition(torch.zeros(shape), condition.seen_BT), 1.0)
     with pytest.raises(ValueError, match="vocab_size is 25, its tokenizer's 24"):
         LlamaGenTeacher(LlamaGenTransformer(replace(SMALL, vocab_size=25)), by_class.tokenizer)

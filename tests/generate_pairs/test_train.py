@@ -13,7 +13,7 @@ from generate_pairs.teachers.embedded import train
 from shards.errors import Refused
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-64", "digits-var"])
+@pytest.mark.parametrize("name", ["digits", "digits-64", "digits-text", "digits-var"])
 def test_a_seed_gives_one_teacher(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = train.RECIPES[name]
     short = replace(
@@ -34,9 +34,15 @@ def test_a_seed_gives_one_teacher(name: str, tmp_path: Path, monkeypatch: pytest
     assert torch.get_num_threads() == threads
     loaded = load_teacher(str(tmp_path / "a.safetensors"))
     assert loaded.about["seed"] == 0
-    assert loaded.teacher.layout.num_tokens == {"digits": 16, "digits-64": 64, "digits-var": 21}[name]
+    assert loaded.teacher.layout.num_tokens == {"digits-64": 64, "digits-var": 21}.get(name, 16)
+    encoders = sorted(path.name for path in tmp_path.glob("*.encoder.safetensors"))
+    assert encoders == (
+        ["a.encoder.safetensors", "b.encoder.safetensors", "c.encoder.safetensors"] if recipe.encoder else []
+    )
+    if recipe.encoder:
+        assert (tmp_path / encoders[0]).read_bytes() == (tmp_path / encoders[1]).read_bytes()
 
 
 def test_an_unknown_recipe_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="digits, digits-64, digits-var"):
+    with pytest.raises(Refused, match="digits, digits-64, digits-text, digits-var"):
         train.train_teacher("letters", tmp_path / "x.safetensors", 0, lambda *_: None)

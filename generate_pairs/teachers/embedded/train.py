@@ -1,7 +1,8 @@
 """How the teachers that ship were made: from scikit-learn's digits and a seed to one safetensors file each.
 
 First the tokenizer (reconstruction and codebook losses of VQ-VAE, arXiv 1711.00937), then the transformer on its
-tokens (cross-entropy, labels dropped for classifier-free guidance), with averaged weights kept in both.
+tokens (cross-entropy, labels dropped for classifier-free guidance), with averaged weights kept in both. A teacher that
+is conditioned on text is trained together with its text encoder, which becomes a file of its own.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.base import Teacher, TextCondition
 from generate_pairs.teachers.checkpoints import save_teacher
-from generate_pairs.teachers.embedded.digits import augmented, load_digits_split
+from generate_pairs.teachers.embedded.digits import NUM_CLASSES, augmented, load_digits_split
 from generate_pairs.teachers.families import build_teacher
+from generate_pairs.teachers.llamagen import LlamaGenTeacher
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer
 from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.teachers.var_tokenizer import VarTokenizer
+from generate_pairs.text.digits import digits_captions, digits_words
+from generate_pairs.text.small_encoder import save_encoder
+from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, padded
 from shards.errors import Refused
 from shards.reporting import Report
 
@@ -54,6 +59,8 @@ class Recipe:
     tokenizer_phase: Phase
     transformer_phase: Phase
     copies: int = 12
+    encoder: SmallT5Config | None = None
+    """Of a teacher that is conditioned on text."""
 
     @property
     def num_steps(self) -> int:
@@ -115,6 +122,39 @@ RECIPES: Mapping[str, Recipe] = {
         tokenizer_phase=Phase(2_000, 64, 2e-3),
         transformer_phase=Phase(6_000, 64, 2e-3, weight_decay=0.02),
     ),
+    "digits-text": Recipe(
+        family="llamagen",
+        tokenizer={
+            "vocab_size": 64,
+            "codebook_dim": 3,
+            "l2_normalised": False,
+            "z_channels": 32,
+            "ch": 32,
+            "ch_mult": (1, 1),
+            "num_res_blocks": 1,
+            "image_channels": 1,
+            "image_size": 8,
+        },
+        transformer={
+            "width": 64,
+            "depth": 4,
+            "num_heads": 4,
+            "vocab_size": 64,
+            "num_tokens": 16,
+            "num_classes": 1,
+            "condition": "text",
+            # The longest caption has six words; the end of the text is a token, too.
+            "num_condition_tokens": 8,
+            "caption_dim": 64,
+            "ffn_multiple_of": 32,
+            "dropout": 0.1,
+        },
+        tokenizer_phase=Phase(3_000, 64, 2e-3),
+        transformer_phase=Phase(6_000, 64, 2e-3, weight_decay=0.02),
+        encoder=SmallT5Config(
+            width=64, depth=2, num_heads=4, head_dim=16, ffn_width=128, words=digits_words()
+        ),
+    ),
     "digits-var": Recipe(
         family="var",
         tokenizer={
@@ -144,11 +184,11 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
-    """Train an embedded teacher from nothing and write it.
+    """Train an embedded teacher from nothing and write it, and its text encoder if it has one.
 
     Args:
         name: one of `RECIPES`.
-        out: the .safetensors file.
+        out: the .safetensors file; the encoder's is `encoder_file` of it.
         seed: of the initial weights, the augmentation and the order.
         report: called with (steps done, steps in all, the loss in words).
 
@@ -170,11 +210,23 @@ def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
         train_tokenizer(
             tokenizer, images, recipe.tokenizer_phase, lambda done, _, note: report(done, total, note)
         )
+        encoder = None if recipe.encoder is None else SmallT5(recipe.encoder)
+        if encoder is not None and isinstance(teacher, LlamaGenTeacher):
+            forced = forced_by_text(teacher, encoder)
+        else:
+            forced = forced_by_class(teacher)
         train_transformer(
-            teacher, images, labels, recipe, lambda done, _, note: report(before + done, total, note)
+            teacher, forced, images, labels, recipe, lambda done, _, note: report(before + done, total, note)
         )
     about = {"data": "scikit-learn load_digits, 1,297 training images", "seed": seed}
     save_teacher(teacher, recipe.family, out, about, torch.float16)
+    if encoder is not None:
+        save_encoder(encoder, encoder_file(out), about, torch.float16)
+
+
+def encoder_file(teacher_file: Path) -> Path:
+    """Where the text encoder that was trained with a teacher is written."""
+    return teacher_file.with_name(f"{teacher_file.stem}.encoder.safetensors")
 
 
 def train_tokenizer(tokenizer: VQTokenizer, images: Tensor, phase: Phase, report: Report) -> None:
@@ -189,21 +241,59 @@ def train_tokenizer(tokenizer: VQTokenizer, images: Tensor, phase: Phase, report
             report(step, phase.num_steps, f"tokenizer, squared error {loss.item():.4f}")
 
 
+@dataclass(frozen=True)
+class Forced:
+    """What is trained after the tokenizer: modules, and digits (B,) and tokens (B, L) to logits (B, L, V) by them, some
+    digits dropped.
+    """
+
+    module: nn.Module
+    logits: Callable[[Tensor, Tensor], Tensor]
+
+
+def forced_by_class(teacher: Teacher) -> Forced:
+    """A teacher's transformer; digits are its classes."""
+
+    def logits(digits_B: Tensor, tokens_BL: Tensor) -> Tensor:
+        is_null_B = dropped(len(digits_B), teacher.transformer.config.class_dropout)
+        return teacher.forced_logits(torch.where(is_null_B, teacher.num_classes, digits_B), tokens_BL)
+
+    return Forced(teacher.transformer, logits)
+
+
+def forced_by_text(teacher: LlamaGenTeacher, encoder: SmallT5) -> Forced:
+    """A teacher's transformer and its text encoder; of a digit's captions each comes up alike often."""
+    config = teacher.transformer.config
+    captions = digits_captions()
+    tokens_NT = padded(list(map(Tokens(encoder.config), captions)), config.num_condition_tokens)
+    # The encoder sees of places how far they are apart, no more, so padding may as well stand before the text.
+    tokens_NT = torch.stack([row.roll(int((row == PADDING).sum())) for row in tokens_NT])
+
+    def logits(digits_B: Tensor, tokens_BL: Tensor) -> Tensor:
+        copy_B = torch.randint(len(captions) // NUM_CLASSES, digits_B.shape)
+        text_BT = tokens_NT[digits_B + NUM_CLASSES * copy_B]
+        condition = TextCondition(encoder(text_BT), text_BT != PADDING)
+        is_null_B = dropped(len(digits_B), config.class_dropout)
+        return teacher.forced_text_logits(condition, tokens_BL, is_null_B)
+
+    return Forced(nn.ModuleList([teacher.transformer, encoder]), logits)
+
+
+def dropped(count: int, share: float) -> Tensor:
+    """Which of a batch are made unconditional, (B,) bool, for classifier-free guidance."""
+    return torch.rand(count) < share
+
+
 def train_transformer(
-    teacher: Teacher, images: Tensor, labels: Tensor, recipe: Recipe, report: Report
+    teacher: Teacher, forced: Forced, images: Tensor, digits: Tensor, recipe: Recipe, report: Report
 ) -> None:
-    """Train a teacher's transformer on the tokens of images; afterwards it holds the averaged weights."""
+    """Train what makes a teacher's logits on the tokens of images; afterwards it holds the averaged weights."""
     phase = recipe.transformer_phase
     with torch.no_grad():
         teacher.tokenizer.eval().requires_grad_(False)
         tokens = torch.cat([teacher.tokenizer.encode(batch) for batch in images.split(1_000)])
-    transformer = teacher.transformer
-    class_dropout = transformer.config.class_dropout
-    for step, places, update in training_steps(transformer, len(images), phase):
-        batch_labels = labels[places]
-        dropped = torch.rand(len(places)) < class_dropout
-        batch_labels = torch.where(dropped, teacher.num_classes, batch_labels)
-        logits_BLV = teacher.forced_logits(batch_labels, tokens[places])
+    for step, places, update in training_steps(forced.module, len(images), phase):
+        logits_BLV = forced.logits(digits[places], tokens[places])
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), tokens[places].flatten())
         update(loss)
         if step % 50 == 0:
