@@ -1,8 +1,8 @@
 """Muon: matrices move along the orthogonal factor of their momentum.
 
-Source: Jordan et al., https://kellerjordan.github.io/posts/muon/. torch has one since 2.9, which goes through matrices one
-by one and multiplies in bfloat16. On processors that only imitate bfloat16 this took half of a training of the digits.
-Here equal shapes are one batch, and a processor computes in float32.
+Source: Jordan et al., https://kellerjordan.github.io/posts/muon/. torch has one since 2.9, which goes through matrices
+one by one and multiplies in bfloat16. On processors that only imitate bfloat16 this took half of a training of the
+digits. Here equal shapes are one batch, and a processor computes in float32.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def export_parquet(
 
     Its columns are pair_index (int64), label (int64), where there are captions caption (string), noise and tokens (a
     list of L numbers of the spec's token_dtype). Noise is L * C float16 numbers, little-endian, row by row, as bytes of
-    fixed size: the exact bits, also for readers that know no half precision, and written 20 times as fast as a list of numbers.
+    fixed size: the exact bits, also for readers that know no half precision, and written 20 times as fast as a list of
+    numbers.
 
     Args:
         manifest: of the data set.
