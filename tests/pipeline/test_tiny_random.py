@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -35,27 +35,32 @@ EVEN_SMALLER = (
     *("pairs.solver_steps=4", "train.num_steps=4", "train.batch_size=4", "train.checkpoint_interval=1"),
     *("train.log_interval=1", "evaluation.num_images=2"),
 )
-PRESETS = {"var-d16": ("var", 680, (0, 5)), "llamagen-l": ("llamagen", 256, (0, 80))}
-"""One of each family, with its tokens and timesteps."""
+PRESETS = {
+    "var-d16": ("var", 680, (0, 5)),
+    "llamagen-l": ("llamagen", 256, (0, 80)),
+    "llamagen-t2i": ("llamagen", 256, (0, 80)),
+}
+"""One of each family, and one for captions, with its tokens and timesteps."""
+CAPTIONS = ('a "quoted" caption', "an emoji 🦘", "قطة على سجادة", "long " * 2_000, "", "a cat", "a cat")
 
 
-def arguments(preset: str, out: Path) -> list[str]:
+def arguments(preset: str, out: Path, told: Sequence[str]) -> list[str]:
     settings = [word for setting in EVEN_SMALLER for word in ("--set", setting)]
-    return ["run", preset, "--tiny-random", "--out", str(out), "--workers", "0", *settings]
+    return ["run", preset, "--tiny-random", "--out", str(out), "--workers", "0", *told, *settings]
 
 
-def run_to_the_end(preset: str, out: Path) -> Result:
+def run_to_the_end(preset: str, out: Path, told: Sequence[str]) -> Result:
     """A run in this process; what slow methods take is not measured."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
-        return CliRunner().invoke(main, arguments(preset, out))
+        return CliRunner().invoke(main, arguments(preset, out, told))
 
 
-def run_and_kill(preset: str, out: Path, moment: Callable[[], bool]) -> None:
+def run_and_kill(preset: str, out: Path, told: Sequence[str], moment: Callable[[], bool]) -> None:
     """A run in a process of its own, killed as soon as the moment has come."""
     with (out.parent / "killed.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *arguments(preset, out)],
+            [sys.executable, "-m", "pipeline.cli", *arguments(preset, out, told)],
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=log,
@@ -73,10 +78,11 @@ def run_and_kill(preset: str, out: Path, moment: Callable[[], bool]) -> None:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """The shards and the student's export."""
+    """The shards, captions and their features, and the student's export."""
     names = ("student.safetensors", "tokenizer.safetensors", "config.json")
-    shards = sorted((out / "pairs" / "shards").glob("[!.]*.tar"))
-    return {path.name: path.read_bytes() for path in [*shards, *(out / "student" / name for name in names)]}
+    pairs = [*(out / "pairs" / "shards").glob("[!.]*.tar"), *(out / "pairs").glob("captions.parquet")]
+    pairs += (out / "pairs" / "text_features").glob("[!.]*")
+    return {path.name: path.read_bytes() for path in [*pairs, *(out / "student" / name for name in names)]}
 
 
 @pytest.fixture(scope="module", params=PRESETS)
@@ -85,10 +91,23 @@ def preset(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(preset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def told(
+    preset: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, ...]:
+    """What the command is told besides: of a teacher of captions these, and a T5 with random weights."""
+    if "t2i" not in preset:
+        return ()
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in CAPTIONS))
+    encoder = request.getfixturevalue("text_models").write_t5(folder / "t5", 2048)
+    return "--captions", str(folder / "captions.txt"), "--set", f"captions.encoder={encoder}"
+
+
+@pytest.fixture(scope="module")
+def whole(preset: str, told: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbed."""
     out = tmp_path_factory.mktemp("whole") / preset
-    result = run_to_the_end(preset, out)
+    result = run_to_the_end(preset, out, told)
     assert result.exit_code == 0, result.output
     assert "method     token match  ms/image  speed-up" in result.stdout
     return out
@@ -96,7 +115,7 @@ def whole(preset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_both_stages_and_the_evaluation_are_made(whole: Path, preset: str) -> None:
     family, num_tokens, timesteps = PRESETS[preset]
-    assert len(results(whole)) == 3 + 3
+    assert len(results(whole)) == 3 + 3 + (2 if "t2i" in preset else 0)
     exported = json.loads((whole / "student" / "config.json").read_text())
     assert exported["family"] == family
     assert sum(exported["tokens_per_step"]) == num_tokens
@@ -112,23 +131,27 @@ def test_both_stages_and_the_evaluation_are_made(whole: Path, preset: str) -> No
 
 
 def test_killed_in_the_middle_a_run_ends_with_the_same_bytes(
-    whole: Path, preset: str, tmp_path: Path
+    whole: Path, preset: str, told: tuple[str, ...], tmp_path: Path
 ) -> None:
     killed = tmp_path / "killed"
     checkpoints = killed / "student" / "checkpoints"
-    run_and_kill(preset, killed, lambda: any(checkpoints.glob("step-*.json")))
+    if told:
+        run_and_kill(preset, killed, told, lambda: any((killed / "pairs" / "shards").glob("*.tar")))
+        assert not checkpoints.exists()
+    run_and_kill(preset, killed, told, lambda: any(checkpoints.glob("step-*.json")))
     assert not (killed / "student" / "config.json").exists()
-    assert run_to_the_end(preset, killed).exit_code == 0
+    assert run_to_the_end(preset, killed, told).exit_code == 0
     assert results(killed) == results(whole)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_student_draws_in_one_step_and_in_two(
-    onestep: Command, whole: Path, tmp_path: Path, steps: int
+    onestep: Command, whole: Path, told: tuple[str, ...], home: Path, tmp_path: Path, steps: int
 ) -> None:
-    out = tmp_path / "grid.png"
+    out, captions = tmp_path / "grid.png", told[:2]
     drawn = onestep(
-        "sample", whole / "student", "--steps", steps, "--labels", "1,2", "--num-images", 4, "--out", out
+        *("sample", whole / "student", "--steps", steps, "--labels", "1,2", "--num-images", 4, "--out", out),
+        *captions,
     )
     assert drawn.exit_code == 0, drawn.stderr
     with Image.open(out) as grid:
@@ -147,7 +170,8 @@ def test_the_export_makes_the_tokens_of_the_student_that_was_trained(whole: Path
     trained, loaded = training.student.eval(), Student.from_pretrained(whole / "student")
     shape = (num_tokens, training.codebook_VC.shape[1])
     noise_BLC = torch.from_numpy(gaussian_noise(7, 0, 3, shape)).float()
-    labels_B = torch.tensor([0, 4, 9])
+    loaded.texts = trained.texts
+    labels_B = torch.tensor([0, 4, 9]) % trained.num_classes
     for passes in (timesteps[:1], timesteps):
         expected = sample_sequence(trained, noise_BLC, labels_B, passes)
         found = sample_sequence(loaded, noise_BLC, labels_B, passes)
@@ -186,9 +210,11 @@ def test_its_folder_is_named_after_the_preset(
 
 
 def test_stage_by_stage_it_is_the_same_trial(
-    onestep: Command, whole: Path, preset: str, tmp_path: Path
+    onestep: Command, whole: Path, preset: str, told: tuple[str, ...], tmp_path: Path
 ) -> None:
+    """Captions that were told once are those of the pairs; later commands may leave them out."""
     settings = [word for setting in EVEN_SMALLER for word in ("--set", setting)]
+    settings += told[2:]
     planned = onestep("generate", preset, "--tiny-random", "--out", whole / "pairs", *settings, "--dry-run")
     assert "3 shards are done, 0 to make" in planned.stdout, planned.output
     trained = onestep(
