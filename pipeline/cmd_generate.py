@@ -86,6 +86,7 @@ def command(
       onestep generate digits --out pairs/digits --num-pairs 50000 --workers 8
       onestep generate digits --out pairs/guided --set teacher.guidance_scale=3
       onestep generate var-d16 --tiny-random --out pairs/trial
+      onestep generate llamagen-t2i --captions captions.parquet --out pairs/t2i
       onestep generate digits --out s3://bucket/pairs
       onestep generate digits --out pairs/digits --probe
       onestep generate var-d16 --out pairs/d16 --cluster slurm --set cluster.jobs=64 --set cluster.gpus=1

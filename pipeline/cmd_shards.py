@@ -52,11 +52,22 @@ def info(pairs: Location) -> None:
     manifest = Manifest.open(pairs)
     spec, totals = manifest.spec, PairStatistics.of(manifest)
     fewest, most = totals.pairs_per_class
+    each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    labels: dict[str, object] = {"classes": spec.num_classes, "pairs/class": each}
+    if spec.captions is not None:
+        from generate_pairs.text.opening import texts_of_pairs
+
+        sha256 = spec.captions["sha256"][:12]
+        cut = texts_of_pairs(pairs, spec).num_cut()
+        labels = {
+            "captions": f"{spec.num_classes:,} from {spec.captions.get('name')} ({sha256})",
+            "pairs/caption": each,
+            "cut": f"{cut:,} captions of those encoded so far, to {spec.lineage['text_encoder']['max_tokens']} tokens",
+        }
     facts = {
         "pairs": pairs_line(totals),
         "fingerprint": spec.fingerprint,
-        "classes": spec.num_classes,
-        "pairs/class": f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}",
+        **labels,
         "bytes": f"{totals.num_bytes:,}, {spec.bytes_per_pair:,} a pair",
         "rate": f"{totals.pairs_per_second:,.1f} pairs/s a worker, {totals.worker_seconds / 3600:,.3f} device-hours",
         "sequence": f"{spec.num_tokens} tokens in {len(spec.tokens_per_step)} AR steps",

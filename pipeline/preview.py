@@ -10,21 +10,25 @@ from PIL import Image
 
 from distill.images import captioned_grid
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
+from shards.captions import load_captions
 from shards.errors import Refused
 from shards.manifest import Manifest
 from shards.reader import read_shard
 from shards.record import Array
 
+SHOWN_CHARACTERS = 40
+"""Of a caption."""
+
 
 def preview_grid(
     manifest: Manifest, tokenizer: Tokenizer, labels: Sequence[int], columns: int
 ) -> Image.Image:
-    """The first pairs of each class as a grid of decoded images, one class a row, its label beside it.
+    """The first pairs of each class as a grid of decoded images, one class or caption a row, its label beside it.
 
     Args:
         manifest: of the data set.
         tokenizer: of the teacher that made it.
-        labels: the classes.
+        labels: the classes, or the numbers of captions.
         columns: pairs of each.
 
     Raises:
@@ -38,7 +42,11 @@ def preview_grid(
     absent = [label for label, rows in tokens.items() if not rows]
     if absent:
         raise Refused(f"{manifest.root} holds no pair of class {absent[0]} yet")
-    return captioned_grid({str(label): _decoded(tokenizer, rows) for label, rows in tokens.items()})
+    captions = None if manifest.spec.captions is None else load_captions(manifest.root, manifest.spec)
+    names = {
+        label: str(label) if captions is None else f"{label}: {_short(captions[label])}" for label in tokens
+    }
+    return captioned_grid({names[label]: _decoded(tokenizer, rows) for label, rows in tokens.items()})
 
 
 def first_tokens(manifest: Manifest, labels: Sequence[int], columns: int) -> dict[int, list[Array]]:
@@ -51,6 +59,12 @@ def first_tokens(manifest: Manifest, labels: Sequence[int], columns: int) -> dic
         for label, rows in found.items():
             rows.extend(pairs.tokens_BL[pairs.label_B == label][: columns - len(rows)])
     return found
+
+
+def _short(caption: str) -> str:
+    """A caption on one line, as long as a grid has room for."""
+    line = " ".join(caption.split())
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 1]}…"
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,9 @@ def tar_file(name: str, content: bytes) -> bytes:
     return bytes(header) + content + bytes(-len(content) % 512)
 
 
-def shard(dataset: dict[str, Any], index: int, tokens: list[list[int]]) -> bytes:
+def shard(
+    dataset: dict[str, Any], index: int, tokens: list[list[int]], captions: Sequence[str] = ()
+) -> bytes:
     L, C, P = sum(dataset["tokens_per_step"]), dataset["C"], dataset["pairs_per_shard"]
     descr, code = ("<u2", "H") if dataset["V"] <= 65536 else ("<i4", "i")
     tar = b""
@@ -86,6 +88,8 @@ def shard(dataset: dict[str, Any], index: int, tokens: list[list[int]]) -> bytes
             tar += tar_file(f"{pair:09d}.crc", struct.pack("<I", zlib.crc32(noise)))
         content = struct.pack(f"<{L}{code}", *pair_tokens)
         tar += tar_file(f"{pair:09d}.tokens.npy", npy(descr, f"({L},)", L, content))
+        if captions:
+            tar += tar_file(f"{pair:09d}.txt", captions[pair % dataset["num_classes"]].encode())
     tar += bytes(1024)
     return tar + bytes(-len(tar) % 10240)
 
@@ -98,8 +102,14 @@ def nameless(value: Any) -> Any:
 
 def fingerprint(dataset: dict[str, Any]) -> str:
     keys = ("schema_version", "seed", "tokens_per_step", "V", "C", "num_classes")
-    content = {key: dataset[key] for key in keys} | {"lineage": nameless(dataset["lineage"])}
+    content = {key: dataset[key] for key in keys}
+    content |= {key: nameless(dataset[key]) for key in ("lineage", "captions") if key in dataset}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def captions_sha256(captions: Sequence[str]) -> str:
+    texts = [caption.encode() for caption in captions]
+    return hashlib.sha256(b"".join(struct.pack("<Q", len(text)) + text for text in texts)).hexdigest()
 
 
 def permutation(seed: int, epoch: int, number: int, size: int) -> list[int]:
@@ -178,6 +188,29 @@ def test_the_other_program_makes_the_same_shards(
     assert shard(dataset, 2, tokens) == shard_bytes(spec, pairs)
 
 
+@pytest.mark.parametrize("noise", ["stored", "counter"])
+def test_the_other_program_makes_the_same_shards_of_captions(noise: str) -> None:
+    from shards import Pairs, PairSpec, gaussian_noise, label, shard_bytes
+    from shards import captions as ours
+
+    captions = ["a cat", "", "an emoji 🦘", "قطة", "x" * 512, "two\nlines " * 100]
+    told = {"name": "captions.txt", "sha256": captions_sha256(captions)}
+    assert ours.captions_sha256(captions) == told["sha256"]
+    spec = PairSpec({}, (1, 4, 9), 64, 3, len(captions), 8, 5, 7, noise, told)
+    dataset = json.loads(json.dumps(spec.to_json()))
+    assert fingerprint(dataset) == spec.fingerprint
+    index_B = np.arange(10, 15, dtype=np.int64)
+    tokens = example_tokens(15, 14, 64)[10:]
+    pairs = Pairs(
+        index_B,
+        gaussian_noise(7, 10, 5, spec.noise_shape),
+        np.array(tokens).astype(spec.token_dtype),
+        label(index_B, len(captions)),
+        np.array([captions[pair % len(captions)] for pair in index_B], dtype=object),
+    )
+    assert shard(dataset, 2, tokens, captions) == shard_bytes(spec, pairs)
+
+
 def test_a_data_set_written_by_the_other_program_is_sound(example: dict[str, Any], tmp_path: Path) -> None:
     from shards import Manifest, verify
 
@@ -243,7 +276,6 @@ def test_the_page_tells_every_presets_bytes(home: Callable[..., object]) -> None
     from generate_pairs.driver import spec_by_shape
     from generate_pairs.teachers.checkpoints import shape_of_teacher
     from pipeline.config import compose, presets
-    from shards.layout import layout_of
 
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\d.*) \|$", PAGE, re.MULTILINE)
     told = {name: cells.split(" | ") for name, cells in rows}
@@ -252,11 +284,11 @@ def test_the_page_tells_every_presets_bytes(home: Callable[..., object]) -> None
         config = compose(name).generate
         spec = spec_by_shape(config, shape_of_teacher(config.teacher.name)[1])
         num_tokens, codebook_dim = spec.noise_shape
-        strides = [layout_of(replace(spec, noise=noise)).stride for noise in ("stored", "counter")]
+        sizes = [replace(spec, noise=noise).bytes_per_pair for noise in ("stored", "counter")]
         assert cells == [
             f"{num_tokens} x {codebook_dim}",
             f"{2 * num_tokens * codebook_dim:,}",
             f"{spec.token_dtype.itemsize * num_tokens:,}",
-            *(f"{stride:,}" for stride in strides),
-            *(f"{stride * 1.2e6 / 1e9:.1f} GB" for stride in strides),
+            *(f"{size:,}" for size in sizes),
+            *(f"{size * 1.2e6 / 1e9:.1f} GB" for size in sizes),
         ]

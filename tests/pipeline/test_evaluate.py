@@ -201,7 +201,9 @@ def test_the_teacher_of_a_paper_has_published_rows_beside_its_own() -> None:
     assert method_table(judged, "tiny-random/var-d16").rows == (table.rows[0], table.rows[2])
 
 
-@pytest.mark.parametrize("teacher", ["var-d16", "var-d20", "var-d24", "llamagen-b-256", "llamagen-l-256"])
+@pytest.mark.parametrize(
+    "teacher", ["var-d16", "var-d20", "var-d24", "llamagen-b-256", "llamagen-l-256", "llamagen-t2i-256"]
+)
 def test_every_real_preset_has_published_figures_of_methods_that_are_made(teacher: str) -> None:
     from distill.methods import PAPERS_SKIPS
     from distill.teacher_involved import usual_methods
