@@ -22,6 +22,7 @@ FOR_DISTILL = (
 
 NOT_FOR_TRAINING = (
     *(
+        "distill.clip_score",
         "distill.features",
         "distill.inception",
         "distill.protocols",

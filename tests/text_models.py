@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,4 +28,64 @@ def write_t5(folder: Path, width: int, *, whole: bool = False, **config: Any) ->
     made = transformers.T5ForConditionalGeneration if whole else transformers.T5EncoderModel
     made(transformers.T5Config(**settings)).save_pretrained(folder)
     transformers.ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
+    return folder
+
+
+def write_clip(folder: Path, *, image_size: int = 16, **text: Any) -> Path:
+    """A CLIP with random weights whose features of two images or captions differ, and its files as OpenAI laid them out.
+
+    Args:
+        folder: where to.
+        image_size: pixels to the side of what it sees.
+        text: settings of its text model.
+    """
+    import torch
+    import transformers
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    transformers.utils.logging.disable_progress_bar()
+    letters = sorted(ByteLevel.alphabet())
+    merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text_config = {
+        **shape,
+        "vocab_size": len(words),
+        "max_position_embeddings": 77,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        **text,
+    }
+    config = transformers.CLIPConfig(
+        text_config=text_config,
+        vision_config={**shape, "image_size": image_size, "patch_size": 4},
+        projection_dim=8,
+    )
+    torch.manual_seed(0)
+    model = transformers.CLIPModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.3)
+    model.save_pretrained(folder)
+    files = {
+        "vocab.json": {word: number for number, word in enumerate(words)},
+        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77},
+        "preprocessor_config.json": {
+            "crop_size": image_size,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "do_resize": True,
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "resample": 3,
+            "size": image_size,
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content), "utf-8")
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (folder / "merges.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     return folder
