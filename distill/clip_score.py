@@ -46,6 +46,13 @@ AT_ONCE = 50
 """Images that the model sees together."""
 
 
+def refuse_missing(name: str) -> Path:
+    """The folder of a CLIP, its kind looked at and nothing loaded. Raises as `ClipScore.load`."""
+    folder = pretrained_folder(KEY, name)
+    model_config(KEY, folder, MODEL_TYPES)
+    return folder
+
+
 class ClipScore:
     """A CLIP with its own tokenizer and its own way to make images ready.
 
@@ -76,8 +83,7 @@ class ClipScore:
             Refused: there is none, it is no CLIP, its files do not fit each other, or transformers is not installed.
             Failed: the download failed.
         """
-        folder = pretrained_folder(KEY, name)
-        model_config(KEY, folder, MODEL_TYPES)
+        folder = refuse_missing(name)
         preprocessing = _preprocessing(folder)
         if not any(all((folder / file).is_file() for file in files) for files in TOKENIZERS):
             raise Refused(

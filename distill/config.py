@@ -194,6 +194,11 @@ class EvaluationConfig(Settings):
         description="file of torch-fidelity's Inception weights; by default its own cached or downloaded copy",
         json_schema_extra=FREE,
     )
+    clip: str | None = Field(
+        None,
+        description="of a teacher of captions: a CLIP, as a folder or hf://OWNER/REPOSITORY, that tells how well images "
+        "fit them",
+    )
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="where images are made, judged and timed", json_schema_extra=FREE
     )
@@ -237,6 +242,8 @@ class EvaluationConfig(Settings):
             keys.append("reference")
         if self.protocol == "folder":
             keys.append("features")
+        if self.clip is not None:
+            keys.append("clip")
         return {key: getattr(self, key) for key in keys}
 
 

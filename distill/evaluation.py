@@ -18,10 +18,19 @@ from torch import Tensor
 
 from distill.baselines import skip_n_fill
 from distill.checks import load_maker
+from distill.clip_score import ClipScore
 from distill.config import EvaluationConfig
 from distill.images import captioned_grid, grid_size, image_grid, save_png
 from distill.methods import Made, Methods, count_tokens
-from distill.protocols import SCORES, Judge, check_evaluation, classes_asked, open_judge
+from distill.protocols import (
+    CLIP_SCORE,
+    SCORES,
+    Judge,
+    check_clip,
+    check_evaluation,
+    classes_asked,
+    open_judge,
+)
 from distill.sampler import most_at_once
 from distill.student import Student
 from distill.timing import BATCH_SIZES, time_methods
@@ -77,14 +86,17 @@ def evaluate(
     with computing_threads(1):
         student = Student.from_pretrained(student_folder, config.device)
         check_evaluation(config, student.tokenizer.image_shape)
+        check_clip(config, student.is_text_conditional)
         methods = open_methods(
             student, teacher_name, pairs_root, config.seed, config.num_images, config.device
         )
         judge = open_judge(config, student.tokenizer.image_shape)
+        clip = None if config.clip is None else ClipScore.load(config.clip, config.device)
         facts = {
             **config.asked,
             "device": config.device,
             **(judge.facts if judge else {}),
+            **({"clip_sha256": clip.sha256} if clip else {}),
             "student_sha256": sha256_file(student_folder / "student.safetensors"),
             "noise_weight": student.noise_weight,
         }
@@ -95,7 +107,7 @@ def evaluate(
             "torch": torch.__version__,
         }
         unfinished = Unfinished.open(out / FOLDER / Path(name).stem, identity)
-        rows, samples = judge_all(methods, judge, config, unfinished, report, should_stop)
+        rows, samples = judge_all(methods, judge, clip, config, unfinished, report, should_stop)
     result = {"schema_version": SCHEMA_VERSION, **facts, **shown_captions(student), "rows": rows}
     save_samples(out / "samples", samples)
     commit_bytes(out / name, (json.dumps(result, indent=2) + "\n").encode())
@@ -106,6 +118,7 @@ def evaluate(
 def judge_all(
     methods: Methods,
     judge: Judge | None,
+    clip: ClipScore | None,
     config: EvaluationConfig,
     unfinished: Unfinished,
     report: Report,
@@ -116,6 +129,7 @@ def judge_all(
     Args:
         methods: what is compared.
         judge: the protocol's; None where nothing is held against real images.
+        clip: tells how well images fit captions; None for no such score.
         config: numbers of images and of noise seeds.
         unfinished: what was finished before, and is now.
         report: as in `evaluate`.
@@ -146,7 +160,7 @@ def judge_all(
             piece = unfinished.piece(method, seed)
             if piece is None:
                 try:
-                    piece = judge_method(seeded, method, config.num_images, judge, tokens, should_stop)
+                    piece = judge_method(seeded, method, config.num_images, judge, clip, tokens, should_stop)
                 except Stopped as stopped:
                     raise Stopped(f"{done - known} of {total - known} methods are done and kept") from stopped
                 unfinished.keep(method, seed, piece)
@@ -172,6 +186,7 @@ def judge_method(
     method: str,
     num_images: int,
     judge: Judge | None,
+    clip: ClipScore | None,
     tokens: Mapping[str, Tensor],
     should_stop: ShouldStop,
 ) -> Piece:
@@ -182,6 +197,7 @@ def judge_method(
         method: which of them.
         num_images: how many; their labels are 0, 1, 2 ... in turn.
         judge: as in `judge_all`.
+        clip: as in `judge_all`.
         tokens: tokens (N, L) of the methods in `KNOWN_TO_OTHERS` before this one.
         should_stop: asked between batches.
 
@@ -193,12 +209,16 @@ def judge_method(
     columns, rows = grid_size(methods.teacher.tokenizer.image_shape[-1])
     shown: list[Tensor] = []
     kept: list[Tensor] = []
+    fits: list[Tensor] = []
     matched, followed = 0, token_followed(method)
     for span, made in make_batches(methods, method, labels, tokens.get("teacher")):
         if should_stop():
             raise Stopped("in the middle of a method")
         if seen:
             seen.add(made.images_BIHW)
+        if clip and methods.student.texts is not None:
+            captions = methods.student.texts.captions
+            fits.append(clip.scores(made.images_BIHW, [captions[label] for label in labels[span].tolist()]))
         # A copy: a part of a batch would keep all of it.
         shown.append(made.images_BIHW[: max(0, columns * rows - span.start)].cpu().clone())
         made_BL = made.tokens_BL.int().cpu()
@@ -209,6 +229,7 @@ def judge_method(
             matched += int((made_BL == target_BL).sum())
     classes = classes_asked(methods.student.texts, labels)
     numbers = judge.scores_of(seen, classes) if judge and seen else dict.fromkeys(SCORES)
+    numbers[CLIP_SCORE] = torch.cat(fits).mean().item() if fits else None
     num_tokens = num_images * methods.teacher.layout.num_tokens
     return Piece(
         {**numbers, "token_match": matched / num_tokens if followed else None},
@@ -224,7 +245,7 @@ def over_repeats(numbers: Sequence[Mapping[str, float | None]]) -> Row:
     for key in numbers[0]:
         values = [value for found in numbers if (value := found[key]) is not None]
         means[key] = statistics.fmean(values) if values else None
-        if key in SCORES:
+        if key in (*SCORES, CLIP_SCORE):
             deviations[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
     return {**means, **deviations}
 
@@ -351,7 +372,8 @@ def _row(method: str, scores: Row, **facts: Any) -> Row:
             "token_match",
             "seconds_per_image",
             "decode_seconds_per_image",
-            *(f"{score}_std" for score in SCORES),
+            CLIP_SCORE,
+            *(f"{score}_std" for score in (*SCORES, CLIP_SCORE)),
         )
     )
     return {"method": method, **nothing, **facts, **scores}

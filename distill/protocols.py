@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from distill import inception
+from distill import clip_score, inception
 from distill.config import REFERENCE_FREE, EvaluationConfig
 from distill.features import ENTRY_POINTS, FeatureExtractor, load_digits_classifier
 from distill.frechet import Manifold, Moments, frechet_distance, inception_score, precision_recall
@@ -35,6 +35,8 @@ DIGITS_SHAPE = (1, 8, 8)
 """Channels, height and width of the real digits."""
 SCORES = ("frechet_distance", "inception_score", "precision", "recall", "class_accuracy")
 """What needs real images."""
+CLIP_SCORE = "clip_score"
+"""What needs captions, and a CLIP, in whatever protocol."""
 ADM_SPLIT = 5_000
 """Images in a split of guided-diffusion's inception score."""
 DIGITS_AT_ONCE, INCEPTION_AT_ONCE = 500, 50
@@ -208,6 +210,21 @@ def check_evaluation(config: EvaluationConfig, image_shape: tuple[int, int, int]
             f"{reference} holds images of {_by(size)}, and this teacher's are of {_by(image_shape[1:])}: give a batch "
             "of that size"
         )
+
+
+def check_clip(config: EvaluationConfig, has_captions: bool) -> None:
+    """Refuse a CLIP that could score nothing, before any work; its files are looked at, not read.
+
+    Raises:
+        Refused: the teacher draws images for classes, or there is no such CLIP.
+    """
+    if config.clip is None:
+        return
+    if not has_captions:
+        raise Refused(
+            f"evaluation.clip is {config.clip}, and this teacher draws images for classes, not for captions: leave it out"
+        )
+    clip_score.refuse_missing(config.clip)
 
 
 def open_judge(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> Judge | None:

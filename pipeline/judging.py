@@ -60,11 +60,13 @@ def planned(run_dir: RunDir, asked: EvaluationConfig, file: Path) -> list[str]:
     Raises:
         Refused: something that the evaluation needs is missing.
     """
-    from distill.protocols import check_evaluation
+    from distill.protocols import check_clip, check_evaluation
     from distill.student import Student
     from distill.unfinished import FOLDER
 
-    check_evaluation(asked, Student.from_pretrained(run_dir.student).tokenizer.image_shape)
+    student = Student.from_pretrained(run_dir.student)
+    check_evaluation(asked, student.tokenizer.image_shape)
+    check_clip(asked, student.is_text_conditional)
     kept = len(list_names(run_dir.root / FOLDER / file.stem, ".safetensors"))
     settings = tomli_w.dumps({"evaluation": asked.model_dump(exclude_none=True)})
     times = f" with each of {asked.repeats} noise seeds" if asked.repeats > 1 else ""

@@ -116,6 +116,10 @@ def _notes(evaluation: Mapping[str, Any], batch: int | None, published: Sequence
         )
     if evaluation.get("repeats", 1) > 1:
         yield "Mean and sample standard deviation over the noise seeds."
+    if fits := [
+        f"{row['method']} {row['clip_score']:.2f}" for row in rows if row.get("clip_score") is not None
+    ]:
+        yield f"CLIP score by {evaluation['clip']}: {', '.join(fits)}."
     if published:
         yield f"Published rows are figures of the papers ({published_source()}), not of this run."
         yield from dict.fromkeys(f"{one.name} {one.method}: {one.note}." for one in published if one.note)

@@ -28,6 +28,7 @@ MEASURES = (
     ("precision", "precision", 3),
     ("recall", "recall", 3),
     ("class_accuracy", "class accuracy", 3),
+    ("clip_score", "CLIP score", 2),
     ("token_match", "token match", 3),
 )
 

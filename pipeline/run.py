@@ -12,7 +12,7 @@ from distill.checks import check_distillation
 from distill.config import EvaluationConfig
 from distill.evaluation import EVALUATION_FILE, evaluate
 from distill.metrics import join_metrics
-from distill.protocols import check_evaluation
+from distill.protocols import check_clip, check_evaluation
 from distill.student import student_of
 from distill.trainer import train, training_plan
 from generate_pairs.driver import GenerationPlan, generate, plan_generation
@@ -132,6 +132,7 @@ def _checked(config: RunConfig, out: Path) -> tuple[RunDir, GenerationPlan]:
     check_distillation(config.distill, TokenLayout(spec.tokens_per_step), spec.num_heldout)
     student_of(spec.lineage["teacher"]["family"])
     check_evaluation(config.evaluation, generation.image_shape)
+    check_clip(config.evaluation, generation.captions is not None)
     return run_dir, generation
 
 

@@ -16,6 +16,8 @@ SCORES = (
 )
 UNSCORED = (("token_match", "token match"),)
 """What is told of a method: scores against real images, or without these how well it follows the teacher."""
+CLIP = ("clip_score", "CLIP")
+"""Besides, where a CLIP was asked."""
 
 SUMMARY_METHODS = ("real", "teacher", "student-1", "student-2", "onestep*")
 NOTHING = "-"
@@ -91,7 +93,8 @@ def table_lines(rows: Sequence[Row], methods: Collection[str] | None = None) -> 
         methods: which to show; all by default.
     """
     scored = any(row.get(key) is not None for row in rows for key, _ in SCORES)
-    measures = SCORES if scored else UNSCORED
+    fits = any(row.get(CLIP[0]) is not None for row in rows)
+    measures = [*(SCORES if scored else UNSCORED), *([CLIP] if fits else [])]
     cells = [
         [
             row["method"],

@@ -1,0 +1,146 @@
+"""`onestep run digits-text` made small: captions from the pairs to the report, CLIP scores, other sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from distill import Student
+from distill.clip_score import ClipScore
+from distill.sampling import tell_captions
+from generate_pairs.text.digits import digits_captions
+from pipeline.cli import main
+
+Command = Callable[..., Result]
+SMALL = [
+    word
+    for setting in (
+        *("pairs.num_pairs=40", "pairs.num_heldout=20", "pairs.pairs_per_shard=20", "pairs.batch_size=20"),
+        *("pairs.solver_steps=4", "train.num_steps=4", "train.batch_size=8", "train.checkpoint_interval=2"),
+        *("train.warmup_steps=2", "train.log_interval=1", "train.threads=1", "evaluation.num_images=100"),
+    )
+    for word in ("--set", setting)
+]
+
+
+def run_quickly(*words: object) -> Result:
+    """A command in this process; what slow methods take is not measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
+        return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("text") / "run"
+    made = run_quickly("run", "digits-text", "--workers", 0, "--out", out, *SMALL)
+    assert made.exit_code == 0, made.output
+    return out
+
+
+def test_is_judged_by_the_digits_that_captions_tell_of(run: Path) -> None:
+    judged = json.loads((run / "evaluation.json").read_text())
+    rows = {row["method"]: row for row in judged["rows"]}
+    # The teacher knows its captions; an untrained student begins as one that does not.
+    assert rows["teacher"]["class_accuracy"] > 0.9
+    assert rows["teacher-flow"]["class_accuracy"] > 0.85
+    assert rows["onestep*"]["class_accuracy"] < 0.5
+    assert judged["captions"] == [digits_captions()[column] for column in range(20)]
+    assert {row["clip_score"] for row in rows.values()} == {None}
+
+
+def test_the_report_shows_the_captions(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert '<li dir="auto">a three</li>' in page
+    assert page.count('<li dir="auto">') == 20
+
+
+def test_the_same_command_again_has_nothing_to_do(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
+    again = run_quickly("run", "digits-text", "--workers", 0, "--out", run, *SMALL)
+    assert again.exit_code == 0, again.output
+    assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
+
+
+def test_other_captions_are_another_run(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a three\n")
+    refused = run_quickly(
+        *("run", "digits-text", "--captions", tmp_path / "captions.txt", "--workers", 0, "--out", run), *SMALL
+    )
+    assert refused.exit_code == 2
+    assert "captions.sha256" in refused.stderr
+
+
+def test_a_clip_scores_every_method(run: Path, text_models: ModuleType, tmp_path: Path) -> None:
+    folder = text_models.write_clip(tmp_path / "clip")
+    asked = (
+        "evaluate",
+        run,
+        "--protocol",
+        "samples",
+        "--num-images",
+        6,
+        "--set",
+        f"evaluation.clip={folder}",
+    )
+    judged = run_quickly(*asked)
+    assert judged.exit_code == 0, judged.output
+    assert "CLIP" in judged.stdout
+    result = json.loads((run / "evaluation-samples.json").read_text())
+    clip = ClipScore.load(str(folder))
+    assert (result["clip"], result["clip_sha256"]) == (str(folder), clip.sha256)
+    scores = {row["method"]: row["clip_score"] for row in result["rows"]}
+    assert all(0 <= score <= 100 for score in scores.values())
+    student, captions = Student.from_pretrained(run / "student"), digits_captions()[:6]
+    tell_captions(student, captions, folder=tmp_path)
+    images = student.sample(captions)
+    expected = clip.scores(images, captions).mean().item()
+    assert scores["student-1"] == pytest.approx(expected, abs=1e-4)
+    assert clip.scores(images, captions[::-1]).mean().item() != pytest.approx(expected, abs=1e-4)
+    table = run_quickly("evaluate", run, "--protocol", "samples", "--table")
+    assert f"CLIP score by {folder}: teacher " in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere", "there is no folder nowhere"), ("{run}/student", "holds a model of type None")],
+)
+def test_a_clip_that_is_none_is_refused_first(run: Path, name: str, message: str) -> None:
+    asked = ("evaluate", run, "--set", f"evaluation.clip={name.format(run=run)}", "--dry-run")
+    refused = run_quickly(*asked)
+    assert refused.exit_code == 2
+    assert message in refused.stderr
+
+
+def test_a_clip_is_refused_for_classes(tmp_path: Path) -> None:
+    words = ("run", "digits", "--out", tmp_path / "run", "--set", "evaluation.clip=anything", "--dry-run")
+    refused = run_quickly(*words)
+    assert refused.exit_code == 2
+    assert "this teacher draws images for classes, not for captions" in refused.stderr
+
+
+def test_sizes_may_be_fewer_than_captions(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ablation"
+    settings = [*SMALL, "--set", "evaluation.protocol=samples"]
+    made = run_quickly(
+        *("ablate", "digits-text", "--pairs", run / "pairs", "--sizes", "20,40", "--seeds", 1, "--out", out),
+        *settings,
+    )
+    assert made.exit_code == 0, made.output
+    assert (out / "ablation.parquet").is_file()
+
+
+@torch.inference_mode()
+def test_an_image_depends_on_its_caption_and_its_noise_alone(run: Path, tmp_path: Path) -> None:
+    student = Student.from_pretrained(run / "student")
+    tell_captions(student, ["a three", "the sum of four and four", "an eight"], folder=tmp_path)
+    noise = torch.randn(2, 16, 3, generator=torch.manual_seed(0))
+    together = student.finish(noise, 0, torch.tensor([0, 1]))
+    alone = student.finish(noise[1:], 0, torch.tensor([1]))
+    assert torch.equal(together.tokens_BL[1:], alone.tokens_BL)
