@@ -1,13 +1,13 @@
-"""How well images fit captions: CLIPScore (Hessel et al. 2021, arXiv 2104.08718), through transformers (the extra `text`).
+"""How well images fit captions: CLIPScore (Hessel et al. 2021, arXiv 2104.08718), an extra, through transformers.
 
-A score is 100 times the cosine of the features that a CLIP has of an image and of its caption, at least 0, as torchmetrics
-has it; the paper's weight is 2.5, so that its scores are these divided by 40. The bound is each pair's, as in the paper;
+A score is 100 times the cosine between the features that a CLIP has of an image and of its caption, at least 0, as in
+torchmetrics; the paper's weight is 2.5, and its scores are these divided by 40. The bound is each pair's, as there;
 torchmetrics bounds the mean of all. Scores of two CLIPs, or of two ways of resizing, cannot be compared.
 
-Captions are not prefixed ("A photo depicts", in the paper). Longer ones are cut to the tokens that the text model has room
-for and keep the end of the text, as OpenAI's own `clip.tokenize(truncate=True)` does; torchmetrics cuts that off, where the
-model looks for its features (https://github.com/Lightning-AI/torchmetrics/issues/2883).
-Imported for evaluation only, never by the trainer.
+The paper puts "A photo depicts" before captions; nothing is put there here. Captions are cut to the tokens that the text
+model has room for and keep the end of the text, as by OpenAI's own `clip.tokenize(truncate=True)`; torchmetrics cuts that
+off, where the model looks for its features (https://github.com/Lightning-AI/torchmetrics/issues/2883). Imported for
+evaluation only, never by the trainer.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ KEY = "evaluation.clip"
 MODEL_TYPES = ("clip",)
 PREPROCESSING_FILE = "preprocessor_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""Files of a tokenizer, the one or the other; without them transformers makes one that knows no words, and says nothing."""
+"""Files of a tokenizer, the one or the other; without them transformers 5 makes one that knows no words, in silence."""
 COUNTS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
-"""0, 1, 2, ... in files of before 2023; nothing reads them."""
+"""0, 1, 2, ... in older files, OpenAI's among them; nothing reads them."""
 LAST_TOKEN = 2
 """As `eos_token_id` of config.json: the end of the text is the token of the highest number, whichever that is."""
 AT_ONCE = 50
@@ -73,7 +73,7 @@ class ClipScore:
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> Self:
-        """A CLIP from a folder, or from the Hugging Face Hub as `hf://OWNER/REPOSITORY[@REVISION]`; it computes in float32.
+        """A CLIP, in float32, from a folder, or from the Hugging Face Hub as `hf://OWNER/REPOSITORY[@REVISION]`.
 
         Args:
             name: which one.
@@ -106,7 +106,6 @@ class ClipScore:
             name, folder_sha256(folder), model.to(device).eval().requires_grad_(False), tokenizer, processor
         )
 
-    @torch.inference_mode()
     def scores(self, images_BIHW: Tensor, captions: Sequence[str]) -> Tensor:
         """Each image's score with the caption of its place, (B,) in float64, 0 to 100, on the processor.
 
@@ -131,6 +130,7 @@ class ClipScore:
         broken_B = images_BIHW.isnan().flatten(1).any(1).cpu()
         return (100.0 * torch.cat(found).clamp(0.0, 1.0)).masked_fill(broken_B, torch.nan)
 
+    @torch.inference_mode()
     def _cosines(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
         device = self._model.device
         tokens = self._tokenizer(
@@ -156,7 +156,9 @@ def _features(found: Any) -> Tensor:
 
 def _ready(processor: Any, pictures: Sequence[Image.Image]) -> Tensor:
     """What the model sees of PIL images, (B, 3, height, width)."""
-    return processor(list(pictures), return_tensors="pt")["pixel_values"].float()
+    # Else transformers 4 takes images of three rows for channels.
+    given = processor(list(pictures), input_data_format="channels_last", return_tensors="pt")
+    return given["pixel_values"].float()
 
 
 def _pil_processor(transformers: Any) -> Any:
@@ -212,7 +214,8 @@ def _refuse_other_parts(name: str, config: Any, tokenizer: Any, seen_B3HW: Tenso
     end = last if text.eos_token_id == LAST_TOKEN else text.eos_token_id
     if tokenizer.eos_token_id != end:
         raise Refused(
-            f"{KEY}: texts end with token {tokenizer.eos_token_id} by the tokenizer of {name}, with {end} by its config.json"
+            f"{KEY}: texts end with token {tokenizer.eos_token_id} by the tokenizer of {name}, "
+            f"with {end} by its config.json"
         )
     if seen_B3HW.shape[1:] != (3, side, side):
         raise Refused(

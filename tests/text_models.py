@@ -62,12 +62,13 @@ def write_clip(folder: Path, *, image_size: int = 16, **text: Any) -> Path:
         vision_config={**shape, "image_size": image_size, "patch_size": 4},
         projection_dim=8,
     )
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(2)
     model = transformers.CLIPModel(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, 0.3)
+        # In an order that no version of transformers changes.
+        for name, parameter in sorted(model.named_parameters()):
+            if parameter.ndim > 1 or "embedding" in name:
+                parameter.normal_(0.0, 0.3, generator=generator)
     model.save_pretrained(folder)
     files = {
         "vocab.json": {word: number for number, word in enumerate(words)},
@@ -84,8 +85,8 @@ def write_clip(folder: Path, *, image_size: int = 16, **text: Any) -> Path:
             "size": image_size,
         },
     }
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content), "utf-8")
+    for file, content in files.items():
+        (folder / file).write_text(json.dumps(content), "utf-8")
     lines = ["#version: 0.2", *map(" ".join, merges)]
     (folder / "merges.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     return folder

@@ -38,7 +38,7 @@ CAPTIONS = [
     "cat",
 ]
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
-"""How far scores of 0 to 100 may be from transformers', which is what rounding in float32 does; 5e-6 was seen."""
+"""How far scores of 0 to 100 may be from transformers', which is what rounding in float32 does; 2e-5 was seen."""
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,7 @@ def test_the_published_formula(clip: ClipScore, folder: Path) -> None:
         given = processor(text=CAPTIONS[:5], images=pil_images(images[:5]), padding=True, return_tensors="pt")
         found = model(**given)
         cosines = (found.image_embeds * found.text_embeds).sum(1).double()
+    assert cosines.min() < 0 < cosines.max()
     torch.testing.assert_close(
         clip.scores(images[:5], CAPTIONS[:5]), 40 * 2.5 * cosines.clamp(min=0.0), **CLOSE
     )
@@ -131,7 +132,7 @@ def test_the_published_formula(clip: ClipScore, folder: Path) -> None:
 def test_a_pair_has_the_same_score_in_any_company_and_order(clip: ClipScore) -> None:
     images = made_images(3, 24, 40)
     together = clip.scores(images, CAPTIONS)
-    assert (together > 0).sum() >= 2
+    assert (together > 1).sum() > 3
     for place, caption in enumerate(CAPTIONS):
         torch.testing.assert_close(
             clip.scores(images[place : place + 1], [caption]), together[place : place + 1], **CLOSE
@@ -146,7 +147,7 @@ def test_a_pair_has_the_same_score_in_any_company_and_order(clip: ClipScore) -> 
 def test_permuted_captions_permute_the_scores_of_one_image(clip: ClipScore) -> None:
     image = made_images(3, 24, 40)[3:4].expand(len(CAPTIONS), -1, -1, -1)
     scores = clip.scores(image, CAPTIONS)
-    assert len(set(scores.tolist())) > 2
+    assert len(set(scores.tolist())) > 4
     torch.testing.assert_close(clip.scores(image, CAPTIONS[::-1]), scores.flip(0), **CLOSE)
 
 
@@ -160,11 +161,13 @@ def test_images_are_rounded_as_files_hold_them(clip: ClipScore) -> None:
     assert torch.equal(clip.scores(outside, CAPTIONS), clip.scores((images > 0.5).float(), CAPTIONS))
 
 
-def test_grey_images_are_those_of_three_equal_channels(clip: ClipScore) -> None:
+def test_grey_images_are_those_of_three_equal_channels(clip: ClipScore, folder: Path, tmp_path: Path) -> None:
     images = made_images(1, 24, 40)
     scores = clip.scores(images, CAPTIONS)
     assert torch.equal(clip.scores(images.expand(-1, 3, -1, -1), CAPTIONS), scores)
     assert not torch.equal(clip.scores(made_images(3, 24, 40), CAPTIONS), scores)
+    plain = ClipScore.load(str(changed(folder, tmp_path / "plain", {"do_convert_rgb": False})))
+    assert torch.equal(plain.scores(images, CAPTIONS), scores)
 
 
 def test_an_image_with_a_nan_has_no_score(clip: ClipScore) -> None:
@@ -176,7 +179,6 @@ def test_an_image_with_a_nan_has_no_score(clip: ClipScore) -> None:
     torch.testing.assert_close(clip.scores(images, CAPTIONS), scores, equal_nan=True, **CLOSE)
 
 
-@torch.inference_mode()
 def test_long_captions_are_cut_and_keep_their_end(clip: ClipScore) -> None:
     """75 words and the two tokens around them; what comes after is not read, what stands before is."""
     image = made_images(3, 24, 40)
@@ -200,14 +202,17 @@ def test_a_model_of_fewer_tokens_cuts_earlier(write_clip: WriteClip, tmp_path: P
     torch.testing.assert_close(clip.scores(images, ["cat dog " * 40] * len(images)), scores, **CLOSE)
 
 
+def tensor_of(found: Any) -> Tensor:
+    return found if isinstance(found, Tensor) else found.pooler_output
+
+
 @pytest.mark.parametrize("kept_in", ["tensor", "output"])
 def test_reads_the_features_of_either_transformers(clip: ClipScore, kept_in: str) -> None:
     """transformers 4 returns features, transformers 5 an output that holds them."""
     inner = clip._model
 
     def features(found: Any) -> Any:
-        tensor = found if isinstance(found, Tensor) else found.pooler_output
-        return tensor if kept_in == "tensor" else SimpleNamespace(pooler_output=tensor)
+        return tensor_of(found) if kept_in == "tensor" else SimpleNamespace(pooler_output=tensor_of(found))
 
     model = SimpleNamespace(
         device=inner.device,
@@ -225,6 +230,10 @@ def test_mean_is_torchmetrics(clip: ClipScore, folder: Path) -> None:
     """Of captions that fit: it cuts the end off longer ones. And of scores above zero: it bounds their mean."""
     multimodal = pytest.importorskip("torchmetrics.multimodal.clip_score")
     processor, model = peer_of(folder)
+    # Its version 1.9 takes what transformers 4 returned.
+    of_images, of_captions = model.get_image_features, model.get_text_features
+    model.get_image_features = lambda *given, **more: tensor_of(of_images(*given, **more))
+    model.get_text_features = lambda *given, **more: tensor_of(of_captions(*given, **more))
     images = made_images(3, 24, 40)
     pairs = [
         (image, caption)
