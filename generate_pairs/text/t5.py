@@ -9,6 +9,7 @@ addresses, some scripts), twice; this does not: captions that need it are to be 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -21,10 +22,13 @@ from generate_pairs.text.pretrained import (
     quiet_transformers,
     refuse_misfits,
 )
-from shards.errors import Failed
+from shards.errors import Failed, Refused
 
 KEY = "captions.encoder"
 MODEL_TYPES = ("t5",)
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+BYTES = "ByT5Tokenizer"
+"""A tokenizer that needs neither."""
 DECODER = ("decoder.", "lm_head.")
 """Tensors of a whole T5, which an encoder has no use for."""
 
@@ -87,16 +91,35 @@ class T5Encoder(TextEncoder):
             Failed: the download failed.
         """
         folder = pretrained_folder(KEY, name)
-        model_config(KEY, folder, MODEL_TYPES)
+        config = model_config(KEY, folder, MODEL_TYPES)
+        _refuse_missing_tokenizer(folder)
         with quiet_transformers(KEY, name) as transformers:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model, info = transformers.T5EncoderModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
             )
+            end = tokenizer("")["input_ids"]
         refuse_misfits(KEY, name, info, DECODER)
+        if (
+            end != [config.get("eos_token_id", 1)]
+            or max(tokenizer.get_vocab().values()) >= config["vocab_size"]
+        ):
+            raise Refused(f"{KEY}: the tokenizer in {folder} is not the one of its model")
         return cls(
             name, folder_sha256(folder), model.to(device).eval().requires_grad_(False), tokenizer, max_tokens
         )
+
+
+def _refuse_missing_tokenizer(folder: Path) -> None:
+    """Confirms that a folder holds a tokenizer: without one, transformers makes one that knows no words, in silence.
+
+    Raises:
+        Refused: it holds none.
+    """
+    settings = folder / "tokenizer_config.json"
+    reads_bytes = settings.is_file() and BYTES in settings.read_text("utf-8", "replace")
+    if not reads_bytes and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise Refused(f"{KEY}: {folder} holds no tokenizer: neither {' nor '.join(TOKENIZER_FILES)}")
 
 
 def describe(name: str) -> tuple[str, int]:

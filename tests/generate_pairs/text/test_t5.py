@@ -112,7 +112,7 @@ def test_sha256_is_of_the_content_alone(folder: Path, tmp_path: Path) -> None:
         (copy / name).write_bytes(content)
 
 
-def test_refuses_folders_of_something_else(folder: Path, tmp_path: Path) -> None:
+def test_refuses_folders_of_something_else(write_t5: WriteT5, folder: Path, tmp_path: Path) -> None:
     def refused(name: Path | str, message: str) -> None:
         with pytest.raises(Refused, match=message):
             T5Encoder.load(str(name), max_tokens=8, dtype=torch.float32, device="cpu")
@@ -131,6 +131,11 @@ def test_refuses_folders_of_something_else(folder: Path, tmp_path: Path) -> None
     wider = Path(shutil.copytree(folder, tmp_path / "wider"))
     (wider / "config.json").write_text(json.dumps({**config, "num_layers": 2}))
     refused(wider, "do not fit its config.json: missing encoder.block.1")
+    mute = Path(shutil.copytree(folder, tmp_path / "mute"))
+    (mute / "tokenizer_config.json").unlink()
+    refused(mute, "holds no tokenizer: neither tokenizer.json nor spiece.model")
+    fewer = write_t5(tmp_path / "fewer", 16, vocab_size=100)
+    refused(fewer, "the tokenizer in .*fewer is not the one of its model")
     cut = Path(shutil.copytree(folder, tmp_path / "cut"))
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
