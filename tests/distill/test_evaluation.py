@@ -510,7 +510,7 @@ def test_no_batch_is_larger_than_what_is_made_at_once(
 
     monkeypatch.setattr(type(methods), "make", counting)
     config = EvaluationConfig(protocol="samples", num_images=12)
-    _, images = judge_all(methods, None, config, Unfinished(), lambda *_: None, lambda: False)
+    _, images = judge_all(methods, None, None, config, Unfinished(), lambda *_: None, lambda: False)
     assert timed == [1]
     assert made == [5, 5, 2] * len(methods.names)
     assert {len(batch) for batch in images.values()} == {12}
@@ -526,7 +526,7 @@ def test_only_as_many_images_are_kept_as_are_shown(
         Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12
     )
     config = EvaluationConfig(protocol="samples", num_images=12)
-    _, images = judge_all(methods, None, config, Unfinished(), lambda *_: None, lambda: False)
+    _, images = judge_all(methods, None, None, config, Unfinished(), lambda *_: None, lambda: False)
     assert {len(shown) for shown in images.values()} == {6}
     labels = torch.arange(12) % 10
     assert torch.equal(images["student-1"], make_all(methods, "student-1", labels)[0][:6])

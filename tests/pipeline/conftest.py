@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import main
 from shards import Pairs, PairSpec, commit_shard, create_dataset, gaussian_noise
 from shards.errors import Refused, Stopped
+from shards.manifest import refuse_other_spec
 
 LENGTH, DIM = 16, 2
 ROW_FACTS = {"seconds": 0.5, "host": "here", "device": "cpu", "batch_size": 5, "versions": "none"}
@@ -70,6 +71,7 @@ class Stages:
     steps_done: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
     mended: tuple[Any, ...] = ()
+    asked: PairSpec = SPEC
 
     def plan_generation(self, config: Any, root: Path) -> Any:
         missing = range(3) if not (root / "dataset.json").exists() else ()
@@ -78,6 +80,7 @@ class Stages:
         return SimpleNamespace(
             spec=spec,
             missing=tuple(missing),
+            captions=None,
             image_shape=(1, 8, 8),
             lines=lambda: [f"{len(missing)} shards to make"],
         )
@@ -106,6 +109,9 @@ class Stages:
     def refuse_fewer_pairs(self, config: Any, root: Path) -> None:
         if config.pairs.num_pairs < self.pairs_done:
             raise Refused(f"{root} already holds {self.pairs_done} training pairs")
+
+    def refuse_other_pairs(self, config: Any, loaded: Any, root: Path) -> None:
+        refuse_other_spec(root, self.asked)
 
     def refuse_training(self, config: Any, pairs: Path, out: Path, size: int | None) -> None:
         if config.train.num_steps < self.steps_done:
@@ -212,7 +218,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
         generate=made.generate,
         plan_generation=made.plan_generation,
         refuse_fewer_pairs=made.refuse_fewer_pairs,
-        pair_spec=lambda config, loaded: SPEC,
+        refuse_other_pairs=made.refuse_other_pairs,
         GenerationPlan=SimpleNamespace,
     )
     _fake_module(monkeypatch, "generate_pairs.upkeep", repair=made.repair, extend=made.extend)

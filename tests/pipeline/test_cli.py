@@ -28,6 +28,7 @@ COMMAND_LINE = {
         "PRESET",
         "--out",
         "--tiny-random",
+        "--captions",
         "--num-pairs",
         "--num-steps",
         "--workers",
@@ -39,6 +40,7 @@ COMMAND_LINE = {
         "PRESET",
         "--out",
         "--tiny-random",
+        "--captions",
         "--num-pairs",
         "--workers",
         "--cluster",
@@ -88,6 +90,9 @@ COMMAND_LINE = {
         "--method",
         "--teacher",
         "--labels",
+        "--prompt",
+        "--captions",
+        "--text-encoder",
         "--num-images",
         "--seed",
         "--noise-weight",
@@ -216,7 +221,7 @@ def test_a_failure_is_one_message_and_no_traceback(onestep: Callable[..., Result
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith(
-        "onestep: there is no preset 'digit'; presets are digits, digits-64, digits-var, "
+        "onestep: there is no preset 'digit'; presets are digits, digits-64, digits-text, digits-var, "
     )
     assert result.stderr.count("\n") == 1
 

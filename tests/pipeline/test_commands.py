@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,10 +91,9 @@ def test_distill_refuses_in_its_dry_run_what_training_would_refuse(
 
 
 def test_distill_refuses_pairs_of_other_settings(
-    onestep: Command, stages: Any, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    onestep: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
-    other = replace(Manifest.open(pairs).spec, seed=5)
-    monkeypatch.setattr(sys.modules["generate_pairs.driver"], "pair_spec", lambda config, loaded: other)
+    stages.asked = replace(stages.asked, seed=5)
     result = onestep("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s")
     assert result.exit_code == 2
     assert "seed: 0 -> 5" in result.stderr

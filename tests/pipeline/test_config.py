@@ -133,7 +133,7 @@ def test_several_wrong_settings_are_told_at_once() -> None:
 def test_an_unknown_preset_is_answered_with_all_and_the_nearest() -> None:
     with pytest.raises(Refused) as refused:
         compose("digit-var")
-    assert "presets are digits, digits-64, digits-var, llamagen-b, " in str(refused.value)
+    assert "presets are digits, digits-64, digits-text, digits-var, llamagen-b, " in str(refused.value)
     assert "var-d24; the nearest is digits-var" in str(refused.value)
 
 

@@ -92,10 +92,8 @@ def test_another_protocol_is_written_beside(onestep: Command, stages: Any, run: 
 def test_a_dry_run_says_what_is_missing_or_what_would_be_done_and_writes_nothing(
     onestep: Command, stages: Any, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = SimpleNamespace(image_shape=(1, 8, 8))
-    monkeypatch.setattr(
-        "distill.student.Student.from_pretrained", lambda folder: SimpleNamespace(tokenizer=tokenizer)
-    )
+    student = SimpleNamespace(tokenizer=SimpleNamespace(image_shape=(1, 8, 8)), is_text_conditional=False)
+    monkeypatch.setattr("distill.student.Student.from_pretrained", lambda folder: student)
     kept = run / ".evaluation" / "evaluation"
     kept.mkdir(parents=True)
     (kept / "teacher-seed-0.safetensors").touch()

@@ -21,6 +21,7 @@ Command = Callable[..., Result]
 
 VAR = {"guidance_scale": 2.0, "top_k": 900, "top_p": 0.95, "temperature": 1.0}
 LLAMAGEN = {"guidance_scale": 2.0, "top_k": 8000, "top_p": 1.0, "temperature": 1.0}
+CAPTIONS = {"guidance_scale": 7.5, "top_k": 1000, "top_p": 1.0, "temperature": 1.0}
 OFFICIAL: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int]] = {
     "var-d16": ("var-d16", VAR, (0, 5), 5),
     "var-d20": ("var-d20", VAR, (0, 4), 4),
@@ -30,9 +31,17 @@ OFFICIAL: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int]] = {
 }
 """Teacher, its sampling, timesteps and split, from the sampling code in github.com/microsoft/distilled_decoding."""
 
+CAPTIONED: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int]] = {
+    "llamagen-t2i": ("llamagen-t2i-256", CAPTIONS, (0, 80), 130),
+    "llamagen-t2i-512": ("llamagen-t2i-512", CAPTIONS, (0, 320), 520),
+}
+"""The same for captions: the sampling is LlamaGen's own (github.com/FoundationVision/LlamaGen), the timesteps ours."""
+
+DIGITS = ["digits", "digits-64", "digits-text", "digits-var"]
+
 
 def test_these_presets_ship() -> None:
-    assert list(presets()) == sorted(["digits", "digits-64", "digits-var", *OFFICIAL])
+    assert list(presets()) == sorted([*DIGITS, *OFFICIAL, *CAPTIONED])
 
 
 @pytest.mark.parametrize("name", presets())
@@ -43,14 +52,14 @@ def test_a_shipped_preset_is_whole_and_says_what_it_is_for(name: str) -> None:
     assert config.teacher.name in (*embedded_names(), *TEACHERS)
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-64", "digits-var"])
+@pytest.mark.parametrize("name", DIGITS)
 def test_the_small_presets_are_named_after_their_teachers(name: str) -> None:
     assert compose(name).teacher.name == name
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("name", OFFICIAL | CAPTIONED)
 def test_the_papers_settings_are_those_of_the_official_sampling_code(name: str) -> None:
-    teacher, sampling, timesteps, split = OFFICIAL[name]
+    teacher, sampling, timesteps, split = (OFFICIAL | CAPTIONED)[name]
     config = compose(name)
     assert config.teacher.model_dump() == {"name": teacher, "dtype": "float32", **sampling}
     assert (config.student.timesteps, config.student.split) == (timesteps, split)
@@ -58,7 +67,7 @@ def test_the_papers_settings_are_those_of_the_official_sampling_code(name: str) 
     assert config.evaluation.protocol == "samples"
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("name", OFFICIAL | CAPTIONED)
 def test_the_papers_settings_fit_their_teachers(name: str) -> None:
     config = compose(name)
     loaded = load_teacher(f"tiny-random/{config.teacher.name}")
@@ -70,7 +79,7 @@ def test_the_papers_settings_fit_their_teachers(name: str) -> None:
     check_evaluation(config.evaluation, (3, side, side))
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("name", OFFICIAL | CAPTIONED)
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "plan"])
 def test_without_its_teacher_a_preset_is_refused_with_the_way_to_it(
     onestep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: list[str]
@@ -79,7 +88,7 @@ def test_without_its_teacher_a_preset_is_refused_with_the_way_to_it(
     monkeypatch.chdir(tmp_path)
     result = onestep("run", name, *more)
     assert result.exit_code == 2
-    teacher = OFFICIAL[name][0]
+    teacher = (OFFICIAL | CAPTIONED)[name][0]
     files = TEACHERS[teacher].transformer.file, TEACHERS[teacher].tokenizer.file
     assert result.stderr.startswith(
         f"onestep: teacher.name: {teacher} is not here yet. Get {files[0]} and {files[1]}, then `onestep teachers "

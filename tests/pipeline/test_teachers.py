@@ -60,7 +60,7 @@ def test_teachers_that_ship_and_those_brought_from_elsewhere_are_listed(
     (home / "teachers").mkdir(parents=True)
     (home / "teachers" / "mine.safetensors").touch()
     lines = {line.split()[0]: line for line in onestep("teachers", "list").stdout.splitlines()}
-    assert list(lines) == ["digits", "digits-64", "digits-var", published.teacher, "mine"]
+    assert list(lines) == ["digits", "digits-64", "digits-text", "digits-var", published.teacher, "mine"]
     assert "16 tokens in   16 AR steps  ships with onestep" in lines["digits"]
     assert str(home / "teachers") in lines["mine"]
 
