@@ -16,14 +16,16 @@ PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
 DATA = {
     "generate_pairs/teachers/embedded/digits.safetensors",
     "generate_pairs/teachers/embedded/digits-64.safetensors",
+    "generate_pairs/teachers/embedded/digits-text.safetensors",
     "generate_pairs/teachers/embedded/digits-var.safetensors",
+    "generate_pairs/text/embedded/digits.safetensors",
     "distill/weights/digits-classifier.safetensors",
     *(
         f"pipeline/presets/{name}.toml"
         for name in (
-            *("digits", "digits-64", "digits-var"),
+            *("digits", "digits-64", "digits-text", "digits-var"),
             *("var-d16", "var-d20", "var-d24"),
-            *("llamagen-b", "llamagen-l"),
+            *("llamagen-b", "llamagen-l", "llamagen-t2i", "llamagen-t2i-512"),
         )
     ),
     "pipeline/published_figures.toml",

@@ -108,7 +108,7 @@ def test_scores_are_those_of_the_evaluation(pairs_root: Path, teacher_path: Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
         judge = open_judge(config, (1, 8, 8))
-        rows, _ = judge_all(methods, judge, config, Unfinished(), lambda *_: None, lambda: False)
+        rows, _ = judge_all(methods, judge, None, config, Unfinished(), lambda *_: None, lambda: False)
     judged = {row["method"]: row for row in rows}
     scores = StudentScores(config)
     assert scores.protocol == "digits, 300 images, seed 2"
