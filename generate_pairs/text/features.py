@@ -91,7 +91,6 @@ class TextFeatures(Texts):
         # Threads that share a batch ask at the same time.
         self._lock = Lock()
 
-    @torch.compiler.disable
     def __call__(self, labels_B: Tensor) -> TextCondition:
         """As in the base class.
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 NUM_CLASSES = 10
@@ -36,6 +35,9 @@ class DigitsSplit:
 
 def load_digits_split() -> DigitsSplit:
     """The 1,297 training and 500 test digits, 50 of each class in the test set, in the order of the data."""
+    # Most commands never look at them, and scikit-learn takes most of a second to load.
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     images = torch.from_numpy(digits.images).to(torch.float32).div(8.0).sub(1.0).unsqueeze(1)
     labels = torch.from_numpy(digits.target).to(torch.int64)
