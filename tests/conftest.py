@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from distill import timing
 from generate_pairs.config import GenerateConfig
 from generate_pairs.driver import generate
 from generate_pairs.teachers.checkpoints import save_teacher
@@ -70,6 +71,9 @@ TRANSFORMERS = {
 }
 
 
+BRIEF_TIMING = {"ROUNDS": 2, "SECONDS_A_TURN": 0.001}
+"""Of `distill.timing`: how long methods take is of no interest to a test."""
+
 GOLDEN_RATIOS = "worst difference over tolerance of golden cases"
 """Under this name a test's report carries those that it checked."""
 
@@ -81,6 +85,22 @@ def module_beside(name: str) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_timing() -> Iterator[None]:
+    """An evaluation in this process times its methods for a moment only."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in BRIEF_TIMING.items():
+            patch.setattr(timing, name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def brief_onestep() -> list[str]:
+    """`onestep` in a process of its own, where an evaluation times its methods for a moment only."""
+    script = f"from distill import timing; vars(timing).update({BRIEF_TIMING}); from pipeline.cli import main; main()"
+    return [sys.executable, "-c", script]
 
 
 @pytest.fixture

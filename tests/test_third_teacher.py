@@ -58,6 +58,7 @@ class Place:
     source: Path
     site: Path
     folder: Path
+    onestep: list[str]
 
     @property
     def teacher(self) -> Path:
@@ -74,27 +75,25 @@ class Place:
         environment = os.environ | {"PYTHONPATH": str(self.site), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         match words[0]:
             case "pip":
-                words, folder = ["-m", *words], self.source
+                words, folder = [sys.executable, "-m", *words], self.source
                 more = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(self.site)]
             case "python":
-                words = words[1:]
+                words = [sys.executable, *words[1:]]
             case "onestep":
-                words = ["-m", "pipeline.cli", *words[1:]]
+                words = [*self.onestep, *words[1:]]
                 if "run" in words:
                     settings = [("--set", f"{key}={value}") for key, value in SMALL.items()]
                     more = ["--workers", "0", *(word for pair in settings for word in pair)]
             case other:
                 raise AssertionError(f"{PAGE.name} gives a command that this test does not know: {other}")
-        done = subprocess.run(
-            [sys.executable, *words, *more], cwd=folder, env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run([*words, *more], cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(brief_onestep: list[str], tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Every command of the page has been given."""
-    place = Place(*(tmp_path_factory.mktemp(name) for name in ("source", "site", "folder")))
+    place = Place(*(tmp_path_factory.mktemp(name) for name in ("source", "site", "folder")), brief_onestep)
     blocks = documented()
     for folder, names in (
         (place.source, ("grid_gru.py", "pyproject.toml")),

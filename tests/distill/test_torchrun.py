@@ -77,6 +77,9 @@ class Torchrun:
         return (self.folder / "out").read_text() + (self.folder / "err").read_text()
 
 
+End = Callable[[Torchrun, random.Random], None]
+
+
 @contextmanager
 def torchrun(
     arguments: list[str], out: Path, folder: Path, environment: Mapping[str, str]
@@ -127,15 +130,22 @@ def terminate(run: Torchrun, chosen: random.Random) -> None:
     assert f"of {NUM_STEPS} steps are done and kept in" in run.said()
 
 
-ENDS = (kill_one, kill_all, kill_the_tree, terminate)
-
-
-@pytest.mark.parametrize("family", ["llamagen", pytest.param("var", marks=pytest.mark.slow)], indirect=True)
-def test_killed_three_times_and_stopped_once_it_ends_in_the_same_bytes(
+@pytest.mark.parametrize(
+    ("family", "ends"),
+    [
+        ("llamagen", (kill_one, terminate)),
+        pytest.param("llamagen", (kill_one, kill_all, kill_the_tree, terminate), marks=pytest.mark.slow),
+        pytest.param("var", (kill_one, kill_all, kill_the_tree, terminate), marks=pytest.mark.slow),
+    ],
+    ids=["briefly", "llamagen", "var"],
+    indirect=["family"],
+)
+def test_killed_and_stopped_it_ends_in_the_same_bytes(
     forked: Any,
     distilling: Callable[..., list[str]],
     left_behind: Callable[[Path], Mapping[str, object]],
     environment: dict[str, str],
+    ends: tuple[End, ...],
     tmp_path: Path,
 ) -> None:
     seed = random.randrange(2**32)
@@ -147,12 +157,12 @@ def test_killed_three_times_and_stopped_once_it_ends_in_the_same_bytes(
     assert untouched.codes == [0, 0], untouched.said(0)
 
     arguments = distilling(killed, **settings)
-    share = NUM_STEPS // len(ENDS)
-    for number, end in enumerate(ENDS):
+    share = NUM_STEPS // len(ends)
+    for number, end in enumerate(ends):
         with torchrun(arguments, killed, tmp_path / str(number), environment) as run:
             began_at = run.step
             # Another checkpoint than the one that it began with, so that this very process has trained.
-            run.wait_for(max(began_at + 1, number * share + chosen.randrange(share - INTERVAL)))
+            run.wait_for(max(began_at + 1, number * share + chosen.randrange(share - 2 * INTERVAL)))
             time.sleep(chosen.uniform(0, 0.1))
             assert not run.ended, run.said()
             assert len(run.ranks()) == 2

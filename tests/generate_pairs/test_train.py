@@ -19,10 +19,11 @@ def test_a_seed_gives_one_teacher(name: str, tmp_path: Path, monkeypatch: pytest
     short = replace(
         recipe,
         copies=0,
-        tokenizer_phase=replace(recipe.tokenizer_phase, num_steps=50, batch_size=16),
-        transformer_phase=replace(recipe.transformer_phase, num_steps=50, batch_size=16),
+        tokenizer_phase=replace(recipe.tokenizer_phase, num_steps=15, batch_size=16),
+        transformer_phase=replace(recipe.transformer_phase, num_steps=15, batch_size=16),
     )
     monkeypatch.setattr(train, "RECIPES", {name: short})
+    monkeypatch.setattr(train, "REPORT_INTERVAL", 15)
     told: list[tuple[int, int]] = []
     threads = torch.get_num_threads()
     for seed, file in ((0, "a"), (0, "b"), (1, "c")):
@@ -30,7 +31,7 @@ def test_a_seed_gives_one_teacher(name: str, tmp_path: Path, monkeypatch: pytest
         train.train_teacher(name, out, seed, lambda done, total, _: told.append((done, total)))
     a, b, c = ((tmp_path / f"{file}.safetensors").read_bytes() for file in "abc")
     assert a == b != c
-    assert told[:2] == [(50, 100), (100, 100)]
+    assert told[:2] == [(15, 30), (30, 30)]
     assert torch.get_num_threads() == threads
     loaded = load_teacher(str(tmp_path / "a.safetensors"))
     assert loaded.about["seed"] == 0

@@ -37,6 +37,9 @@ VQTokenizer = LlamaGenTokenizer | VarTokenizer
 COMMITMENT = 0.25
 """Weight of the encoder's pull towards its codebook rows (arXiv 1711.00937, eq. 3)."""
 
+REPORT_INTERVAL = 50
+"""Steps between two reports."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -237,7 +240,7 @@ def train_tokenizer(tokenizer: VQTokenizer, images: Tensor, phase: Phase, report
         reconstructed, codebook_loss = reconstruct(tokenizer, batch)
         loss = F.mse_loss(reconstructed, batch)
         update(loss + codebook_loss)
-        if step % 50 == 0:
+        if step % REPORT_INTERVAL == 0:
             report(step, phase.num_steps, f"tokenizer, squared error {loss.item():.4f}")
 
 
@@ -296,7 +299,7 @@ def train_transformer(
         logits_BLV = forced.logits(digits[places], tokens[places])
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), tokens[places].flatten())
         update(loss)
-        if step % 50 == 0:
+        if step % REPORT_INTERVAL == 0:
             report(step, phase.num_steps, f"transformer, cross-entropy {loss.item():.3f}")
 
 
