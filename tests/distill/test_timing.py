@@ -8,7 +8,6 @@ import pytest
 
 from distill import timing
 
-
 ROUNDS = 20
 
 
