@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,9 +155,8 @@ def _on_the_way(ways: Sequence[Curve], metric: str, title: str) -> Iterator[Show
             if any(curve.series == (setting, method, metric) for curve in ways):
                 # Two settings may be written alike where only letters of file names are left.
                 name = _name("epoch", metric, method, setting.text)
-                name = next(
-                    one for one in (name, *(f"{name}-{i}" for i in range(2, 10**6))) if one not in taken
-                )
+                names = chain([name], (f"{name}-{number}" for number in count(2)))
+                name = next(one for one in names if one not in taken)
                 taken.add(name)
                 words = f"{_of(title, method)} by epoch, a line for each size; {setting.text}."
                 yield _show(name, words, curves_by_size(ways, metric, method, setting))
