@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generate_pairs.teachers.base import TextCondition
+from generate_pairs.teachers.blank import normal_rows
 from generate_pairs.teachers.llamagen import LlamaGenTeacher
 from generate_pairs.teachers.llamagen_transformer import (
     Layer,
@@ -33,7 +34,7 @@ class EmbeddingHead(nn.Module):
 
     def __init__(self, width: int, codebook_dim: int) -> None:
         super().__init__()
-        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.scale_shift_table = nn.Parameter(normal_rows(2, width))
         self.linear = nn.Linear(width, codebook_dim)
 
     def forward(self, h_BLD: Tensor, condition_B1D: Tensor) -> Tensor:

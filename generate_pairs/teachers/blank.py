@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -26,6 +27,13 @@ class _Uninitialised(TorchFunctionMode):
         if getattr(func, "__module__", None) == torch.nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+def normal_rows(*shape: int) -> Tensor:
+    """Numbers to begin with from N(0, 1 / width), float32 of this shape, whose last size is the width."""
+    values = nn.init.normal_(torch.empty(shape))
+    # A division there is one of those for which torch loads its compiler.
+    return values if values.is_meta else values / shape[-1] ** 0.5
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generate_pairs.teachers.base import TextCondition, TokenLayout
+from generate_pairs.teachers.blank import normal_rows
 from generate_pairs.teachers.packing import Projection
 
 OFFICIAL_SIZES = {
@@ -218,7 +219,7 @@ class CaptionEmbedding(nn.Module):
 
     def __init__(self, num_tokens: int, caption_dim: int, width: int) -> None:
         super().__init__()
-        self.uncond_embedding = nn.Parameter(torch.randn(num_tokens, caption_dim) / caption_dim**0.5)
+        self.uncond_embedding = nn.Parameter(normal_rows(num_tokens, caption_dim))
         self.cap_proj = nn.Sequential(
             OrderedDict(
                 fc1=Projection(caption_dim, width),

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generate_pairs.teachers.base import TokenLayout
+from generate_pairs.teachers.blank import normal_rows
 from generate_pairs.teachers.llamagen_transformer import at_least_float32
 from generate_pairs.teachers.packing import Projection
 
@@ -186,7 +187,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ffn = FeedForward(config)
         if config.shared_adaln:
-            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, config.width) / math.sqrt(config.width))
+            self.ada_gss = nn.Parameter(normal_rows(1, 1, 6, config.width))
             nn.init.trunc_normal_(self.ada_gss[:, :, :2], std=1e-5)
         else:
             self.ada_lin = adaptive(config, 6, num_gates=2)

@@ -19,8 +19,6 @@ from shards import Failed, Manifest, Refused
 from shards.rows import shard_path
 from shards.stream import PairStream
 
-CASES = 50
-
 
 @pytest.fixture
 def manifest(make_spec, make_dataset) -> Manifest:
@@ -45,11 +43,12 @@ def assert_same(found, expected) -> None:
         assert all(torch.equal(*both) for both in zip(one, other, strict=True))
 
 
-def test_resumed_by_any_number_of_workers_and_ranks_it_goes_on_exactly(manifest) -> None:
+@pytest.mark.parametrize("cases", [range(12), pytest.param(range(12, 50), marks=pytest.mark.slow)], ids=str)
+def test_resumed_by_any_number_of_workers_and_ranks_it_goes_on_exactly(manifest, cases) -> None:
     """Cases drawn at random: where a run stops, with how many workers and ranks it began and goes on."""
     whole = taken(stream_of(manifest), 26)
-    draw = random.Random(0)
-    for _ in range(CASES):
+    for case in cases:
+        draw = random.Random(case)
         stop = draw.randrange(20)
         before, after = draw.randrange(5), draw.randrange(5)
         world, rank = draw.choice([(1, 0), (2, draw.randrange(2)), (4, draw.randrange(4)), (8, 5)])
