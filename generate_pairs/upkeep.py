@@ -59,15 +59,17 @@ def repair(
         What was done; `mended` tells, shard by shard, how the new bytes compare with the old.
 
     Raises:
-        Refused: dataset.json itself is damaged, or the teacher is not the one that made the pairs.
+        Refused: dataset.json itself or the list of captions is damaged, or the teacher is not the one that made the
+            pairs.
         Failed: some shards could not be made again.
     """
     refuse_web(root, "repair")
     found = verify(root) if findings is None else findings
     damage = [finding for finding in found if finding.kind != "uncommitted"]
     for finding in damage:
-        if finding.kind == "dataset":
-            raise Refused(f"{finding.message}; without it nothing can be repaired: put dataset.json back")
+        if finding.is_of_every_pair:
+            remedy = ": put dataset.json back" if finding.kind == "dataset" else ""
+            raise Refused(f"{finding.message}; without it nothing can be repaired{remedy}")
     spec = read_spec(root)
     teacher, _ = recorded_teacher(root, spec, teacher_name, "repair")
     names = {PurePath(finding.where).stem for finding in damage if finding.kind != "joined"}

@@ -130,8 +130,12 @@ def verify(pairs: Location, num_sampled: int | None, seed: int | None, workers: 
     seeded = "" if sample is None else f" (--sample {num_sampled} --seed {sample.seed})"
     damage = [finding for finding in findings if finding.kind != "uncommitted"]
     if damage:
+        first = (
+            ", once what every pair is made from is back" if any(x.is_of_every_pair for x in damage) else ""
+        )
         raise Failed(
-            f"{pairs} is damaged ({len(damage)} of the findings above){seeded}; `onestep shards repair {pairs}` mends it"
+            f"{pairs} is damaged ({len(damage)} of the findings above){seeded}; `onestep shards repair {pairs}` "
+            f"mends it{first}"
         )
     click.echo(f"{pairs}: {read} is whole{seeded}")
 

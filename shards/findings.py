@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 import numpy as np
 
+from shards.captions import CAPTIONS_FILE
 from shards.errors import Failed, Refused
 from shards.locations import Location, is_web
 from shards.reader import check_file, decode_shard
@@ -35,6 +37,11 @@ class Finding:
     kind: str
     where: str
     message: str
+
+    @property
+    def is_of_every_pair(self) -> bool:
+        """Whether it is of what pairs are made from, so that no shard can be made again before it is put back."""
+        return self.kind == "dataset" or PurePath(self.where).name == CAPTIONS_FILE
 
 
 @dataclass(frozen=True)

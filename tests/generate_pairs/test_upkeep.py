@@ -41,6 +41,15 @@ def break_shard(root: Path, index: int) -> None:
     path.write_bytes(data[:2000] + bytes([data[2000] ^ 1]) + data[2001:])
 
 
+def test_without_dataset_json_nothing_is_repaired(root: Path) -> None:
+    path = root / "dataset.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    before = files(root)
+    with pytest.raises(Refused, match=r"without it nothing can be repaired: put dataset\.json back"):
+        repair(root, None, **QUIETLY)
+    assert files(root) == before
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_repair_proves_every_shard_that_has_a_row(root: Path, teacher_path: Path, workers: int) -> None:
     before = files(root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -123,6 +124,29 @@ def test_a_clip_is_refused_for_classes(tmp_path: Path) -> None:
     refused = run_quickly(*words)
     assert refused.exit_code == 2
     assert "this teacher draws images for classes, not for captions" in refused.stderr
+
+
+def test_lost_captions_are_told_and_generating_gives_them_back(run: Path, tmp_path: Path) -> None:
+    pairs = Path(shutil.copytree(run / "pairs", tmp_path / "pairs"))
+    captions = pairs / "captions.parquet"
+    before = captions.read_bytes()
+    captions.unlink()
+    told = run_quickly("shards", "verify", pairs, "--workers", 0)
+    assert told.exit_code == 1
+    assert (
+        f"captions: {captions} is missing; `onestep generate` with the same captions writes it" in told.stdout
+    )
+    assert "mends it, once what every pair is made from is back" in told.stderr
+    refused = run_quickly("shards", "repair", pairs, "--workers", 0)
+    assert refused.exit_code == 2
+    assert f"{captions} is missing" in refused.stderr
+    assert "without it nothing can be repaired" in refused.stderr
+    again = run_quickly(
+        *("generate", "digits-text", "--captions", "digits", "--out", pairs, "--workers", 0, *SMALL)
+    )
+    assert again.exit_code == 0, again.output
+    assert captions.read_bytes() == before
+    assert run_quickly("shards", "verify", pairs, "--workers", 0).exit_code == 0
 
 
 def test_sizes_may_be_fewer_than_captions(run: Path, tmp_path: Path) -> None:
