@@ -23,6 +23,8 @@ BLOCK = tarfile.BLOCKSIZE
 _CHECKSUM = 148
 _SIZE_END = 135
 _LABEL_DIGITS = 19
+_POWERS_OF_TEN = 10 ** np.arange(1, _LABEL_DIGITS, dtype=np.int64)
+_FEW = 10_000
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ def misframed_rows(layout: Layout, rows: Array, index_B: Array, label_B: Array) 
     frame = _frame_of(layout)
     expected = np.tile(frame.template[frame.varying], (len(rows), 1))
     keys = _digits(index_B, 10, KEY_DIGITS)
-    labels = _decimal(label_B, _LABEL_DIGITS)
-    label_sizes = np.count_nonzero(labels, axis=1)
+    labels = _decimal(label_B)
+    label_sizes = 1 + np.searchsorted(_POWERS_OF_TEN, label_B, side="right")
     in_keys = keys.sum(axis=1, dtype=np.int64) - KEY_DIGITS * ord("0")
     in_sizes = {layout.label: label_sizes // 8 + label_sizes % 8}
     for member in (layout.label, layout.noise, layout.tokens):
@@ -241,6 +243,14 @@ def _digits(numbers: Array, base: int, count: int) -> Array:
     return digits
 
 
-def _decimal(numbers: Array, width: int) -> Array:
-    """ASCII digits (B, width) uint8 of whole numbers, left-aligned, zero bytes after them."""
-    return numbers.astype(f"S{width}").view(np.uint8).reshape(len(numbers), width)
+def _decimal(numbers: Array) -> Array:
+    """ASCII digits (B, 19) uint8 of whole numbers, left-aligned, zero bytes after them."""
+    if len(numbers) and numbers.min() >= 0 and numbers.max() < _FEW:
+        return _few_decimals()[numbers]
+    return numbers.astype(f"S{_LABEL_DIGITS}").view(np.uint8).reshape(len(numbers), _LABEL_DIGITS)
+
+
+@lru_cache(maxsize=1)
+def _few_decimals() -> Array:
+    """`_decimal` of the numbers below `_FEW`: looking labels up is faster than writing them."""
+    return np.arange(_FEW).astype(f"S{_LABEL_DIGITS}").view(np.uint8).reshape(_FEW, _LABEL_DIGITS)

@@ -10,7 +10,7 @@ from shards.errors import Failed
 from shards.layout import BLOCK, Member, layout_of
 from shards.manifest import View
 from shards.mapped import MappedFiles
-from shards.reader import framed_samples, regenerated_noise, repairable
+from shards.reader import FramedSamples, framed_samples, pairs_in_place, regenerated_noise, repairable
 from shards.record import Array, Pairs
 from shards.rows import ManifestRow
 from shards.rules import broken_rules, foreign_noise
@@ -83,13 +83,14 @@ class LoadedShards:
         rows = self._view.rows
         return rows[shard - rows[0].first_pair // self._view.spec.pairs_per_shard]
 
-    def _take_apart(self, row: ManifestRow, slot: int) -> None:
+    def _take_apart(self, row: ManifestRow, slot: int) -> FramedSamples:
         """What is not used where it lies: labels, noise that is made again, and where each sample begins."""
         spec = self._view.spec
         samples = framed_samples(spec, row, self._files.data[slot, : row.num_bytes])
         self._label[slot], self._block[slot] = samples.label_B, samples.blocks[:-1]
         if spec.noise == "counter":
             self._noise[slot] = regenerated_noise(spec, row, samples.rows).reshape(row.num_pairs, -1)
+        return samples
 
     def _inspect(self, row: ManifestRow, slot: int) -> None:
         """Holds a slot's content against the rules of the data set.
@@ -97,11 +98,10 @@ class LoadedShards:
         Raises:
             Failed: naming the first rule that it breaks.
         """
-        self._take_apart(row, slot)
-        place_B = np.arange(row.num_pairs)
-        pairs = self._pairs(row.first_pair + place_B, np.full_like(place_B, slot), place_B)
-        foreign_B = foreign_noise(self._view.spec, pairs, whole=False)
-        for _, problem in broken_rules(self._view.spec, pairs, foreign_B):
+        spec, samples = self._view.spec, self._take_apart(row, slot)
+        made_again = None if spec.noise == "stored" else self._noise[slot].reshape(-1, *spec.noise_shape)
+        pairs = pairs_in_place(spec, row, samples, made_again)
+        for _, problem in broken_rules(spec, pairs, foreign_noise(spec, pairs, whole=False)):
             raise Failed(problem)
 
     def _pairs(self, index_B: Array, slot_B: Array, place_B: Array) -> Pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,18 +91,12 @@ def decode_shard(spec: PairSpec, row: ManifestRow, data: bytes) -> Pairs:
         Failed: bytes that the writer would not have written for this row.
     """
     samples = framed_samples(spec, row, np.frombuffer(data, dtype=np.uint8))
-    rows, layout = samples.rows, layout_of(spec)
-    if spec.noise == "stored":
-        noise_BLC = _column(rows, layout.noise.data, np.dtype("<f2")).reshape(len(rows), *spec.noise_shape)
-    else:
-        noise_BLC = regenerated_noise(spec, row, rows)
-    tokens_BL = _column(rows, layout.tokens.data, spec.token_dtype.newbyteorder("<"))
-    return Pairs(
-        np.arange(row.first_pair, row.first_pair + row.num_pairs, dtype=np.int64),
-        noise_BLC,
-        tokens_BL.astype(spec.token_dtype, copy=False),
-        samples.label_B,
-        samples.text_B,
+    made_again = None if spec.noise == "stored" else regenerated_noise(spec, row, samples.rows)
+    pairs = pairs_in_place(spec, row, samples, made_again)
+    # Copied out, so that the rest of the file can go.
+    noise_BLC = np.ascontiguousarray(pairs.noise_BLC) if made_again is None else made_again
+    return replace(
+        pairs, noise_BLC=noise_BLC, tokens_BL=np.ascontiguousarray(pairs.tokens_BL, spec.token_dtype)
     )
 
 
@@ -151,6 +145,25 @@ def framed_samples(spec: PairSpec, row: ManifestRow, data: Array) -> FramedSampl
     return FramedSamples(rows, label_B, text_B, blocks)
 
 
+def pairs_in_place(
+    spec: PairSpec, row: ManifestRow, samples: FramedSamples, made_again_BLC: Array | None
+) -> Pairs:
+    """A shard's pairs where they lie in its bytes, nothing copied; of noise that is not there, what was made again."""
+    rows, layout = samples.rows, layout_of(spec)
+    if made_again_BLC is None:
+        noise_BN = rows[:, layout.noise.data].view("<f2")
+        noise_BLC = noise_BN.reshape(len(rows), *spec.noise_shape)
+    else:
+        noise_BLC = made_again_BLC
+    return Pairs(
+        np.arange(row.first_pair, row.first_pair + row.num_pairs, dtype=np.int64),
+        noise_BLC,
+        rows[:, layout.tokens.data].view(spec.token_dtype.newbyteorder("<")),
+        samples.label_B,
+        samples.text_B,
+    )
+
+
 def regenerated_noise(spec: PairSpec, row: ManifestRow, rows: Array) -> Array:
     """Noise (B, L, C) float16 of a shard that keeps only its checksums.
 
@@ -158,7 +171,7 @@ def regenerated_noise(spec: PairSpec, row: ManifestRow, rows: Array) -> Array:
         Failed: the arithmetic of this platform gives other noise than was mapped.
     """
     noise_BLC = gaussian_noise(spec.seed, row.first_pair, row.num_pairs, spec.noise_shape)
-    recorded = _column(rows, layout_of(spec).noise.data, np.dtype("<u4"))[:, 0]
+    recorded = rows[:, layout_of(spec).noise.data].view("<u4")[:, 0]
     computed = np.fromiter(
         (checksum(noise_LC) for noise_LC in noise_BLC), dtype=np.uint32, count=row.num_pairs
     )
@@ -169,8 +182,3 @@ def regenerated_noise(spec: PairSpec, row: ManifestRow, rows: Array) -> Array:
             "has another checksum than the noise that was mapped"
         )
     return noise_BLC
-
-
-def _column(rows: Array, columns: slice, dtype: np.dtype) -> Array:
-    """One member of every sample, copied out so that the rest of the file can go."""
-    return np.ascontiguousarray(rows[:, columns]).view(dtype)

@@ -22,8 +22,9 @@ def broken_rules(spec: PairSpec, pairs: Pairs, foreign_B: Array) -> Iterator[tup
         pairs: consecutive pairs, at least one.
         foreign_B: which pairs hold noise that is not theirs, see `foreign_noise`.
     """
-    tokens_BL = pairs.tokens_BL
-    outside_B = (tokens_BL.min(axis=1) < 0) | (tokens_BL.max(axis=1) >= spec.vocab_size)
+    # Without its sign, a negative token lies beyond any vocabulary.
+    unsigned_BL = pairs.tokens_BL.view(f"u{spec.token_dtype.itemsize}")
+    outside_B = unsigned_BL.max(axis=1) >= spec.vocab_size
     mislabelled_B = np.not_equal(pairs.label_B, label(pairs.index_B, spec.num_classes))
     rules = [
         ("tokens", outside_B, f"tokens outside 0 .. {spec.vocab_size - 1}"),

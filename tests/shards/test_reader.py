@@ -32,9 +32,9 @@ def row_of(spec, pairs: Pairs) -> ManifestRow:
     ],
 )
 def test_round_trip(make_spec, make_pairs, columns_equal, noise, shape) -> None:
-    """Among the shapes: payloads that fill their blocks exactly, and labels of one to four digits."""
-    spec = make_spec(noise=noise, num_classes=5000, **shape)
-    for shard_index in (0, 1, 12, 124):
+    """Among the shapes: payloads that fill their blocks exactly, and labels of one to seven digits."""
+    spec = make_spec(noise=noise, num_classes=2_000_000, **shape)
+    for shard_index in (0, 1, 12, 124, 1_249, 1_250, 9_999, 10_000, 125_000):
         pairs = make_pairs(spec, shard_index)
         assert columns_equal(decode_shard(spec, row_of(spec, pairs), shard_bytes(spec, pairs)), pairs)
 
