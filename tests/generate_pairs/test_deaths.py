@@ -229,6 +229,7 @@ def dask(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_lost_scheduler_is_told_and_another_one_completes(
     generation: Generation, clean: dict[str, bytes]
 ) -> None:

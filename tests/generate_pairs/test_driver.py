@@ -97,7 +97,9 @@ def test_asked_to_stop_it_keeps_what_is_done_and_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("family", "workers"), [("llamagen", 0), ("llamagen", 2), ("var", 0)], indirect=["family"]
+    ("family", "workers"),
+    [("llamagen", 0), pytest.param("llamagen", 2, marks=pytest.mark.slow), ("var", 0)],
+    indirect=["family"],
 )
 def test_killed_at_any_moment_it_completes_what_is_missing(
     pairs_root: Path, teacher_path: Path, tmp_path: Path, workers: int

@@ -533,7 +533,9 @@ def command(preset: Path, pairs: Path, out: Path, *options: str) -> list[str]:
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize(("number", "kills"), [(signal.SIGKILL, 3), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(
+    ("number", "kills"), [(signal.SIGKILL, 3), pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow)]
+)
 def test_killed_and_run_again_it_ends_in_the_same_bytes(
     ablate: Ablate,
     preset: Path,
