@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,9 +48,16 @@ AT_ONCE = 50
 
 
 def refuse_missing(name: str) -> Path:
-    """The folder of a CLIP, its kind looked at and nothing loaded. Raises as `ClipScore.load`."""
+    """The folder of a CLIP, all of its parts looked at and nothing loaded. Raises as `ClipScore.load`."""
     folder = pretrained_folder(KEY, name)
     model_config(KEY, folder, MODEL_TYPES)
+    _preprocessing(folder)
+    if not any(all((folder / file).is_file() for file in files) for files in TOKENIZERS):
+        raise Refused(
+            f"{KEY}: {folder} holds no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt"
+        )
+    if find_spec("transformers") is None:
+        raise Refused(f"{KEY}: {name} needs transformers: pip install 'onestep[text]'")
     return folder
 
 
@@ -85,10 +93,6 @@ class ClipScore:
         """
         folder = refuse_missing(name)
         preprocessing = _preprocessing(folder)
-        if not any(all((folder / file).is_file() for file in files) for files in TOKENIZERS):
-            raise Refused(
-                f"{KEY}: {folder} holds no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt"
-            )
         with quiet_transformers(KEY, name) as transformers:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             processor = _pil_processor(transformers).from_dict(preprocessing)
@@ -96,6 +100,8 @@ class ClipScore:
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
+                # Told, and refused in our own words.
+                ignore_mismatched_sizes=True,
                 dtype=torch.float32,
                 output_loading_info=True,
             )

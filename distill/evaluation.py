@@ -108,7 +108,12 @@ def evaluate(
         }
         unfinished = Unfinished.open(out / FOLDER / Path(name).stem, identity)
         rows, samples = judge_all(methods, judge, clip, config, unfinished, report, should_stop)
-    result = {"schema_version": SCHEMA_VERSION, **facts, **shown_captions(student), "rows": rows}
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        **facts,
+        **shown_captions(student, config.num_images),
+        "rows": rows,
+    }
     save_samples(out / "samples", samples)
     commit_bytes(out / name, (json.dumps(result, indent=2) + "\n").encode())
     unfinished.clear()
@@ -355,12 +360,13 @@ def compared(methods: Sequence[str]) -> list[str]:
     return [*students, *involved, *(method for method in ("teacher-flow", "onestep*") if method in methods)]
 
 
-def shown_captions(student: Student) -> dict[str, list[str]]:
+def shown_captions(student: Student, num_images: int) -> dict[str, list[str]]:
     """The captions that the columns of the comparison were drawn for; nothing where labels are classes."""
     if student.texts is None:
         return {}
     columns, _ = grid_size(student.tokenizer.image_shape[-1])
-    return {"captions": [student.texts.captions[column % student.num_classes] for column in range(columns)]}
+    captions = student.texts.captions
+    return {"captions": [captions[column % len(captions)] for column in range(min(columns, num_images))]}
 
 
 def _row(method: str, scores: Row, **facts: Any) -> Row:

@@ -32,6 +32,7 @@ from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_strictly
 from generate_pairs.teachers.families import build_tokenizer, plugin, transformer_config
 from generate_pairs.teachers.packing import pack_linears
+from shards.errors import Refused
 from shards.storage import commit_bytes, sha256_bytes
 
 ENTRY_POINTS = "onestep.students"
@@ -283,21 +284,32 @@ class Student(nn.Module):
 
         Raises:
             Refused: labels outside the student's classes, captions for a student of classes or whose text encoder is
-                not here, more steps than it was trained for, or timesteps it cannot start from.
+                not here, numbers for one that was told no captions, more steps than it was trained for, or timesteps it
+                cannot start from.
         """
         # The sampler is written in terms of students.
         from distill.sampler import first_timesteps, most_at_once, sample_images
         from distill.sampling import tell_captions
 
-        asked = list(labels)
-        if asked and all(isinstance(label, str) for label in asked):
+        if isinstance(labels, str):
+            raise Refused(f"one caption is a list of one: [{labels!r}]")
+        asked, told = list(labels), self.texts
+        are_captions = {isinstance(label, str) for label in asked}
+        if len(are_captions) > 1:
+            raise Refused("labels are captions or numbers, and not both")
+        if True in are_captions:
             tell_captions(self, [str(label) for label in asked], device=self.starts.device)
             asked = list(range(len(asked)))
+        elif asked and self.is_text_conditional and told is None:
+            raise Refused("this student draws images for captions: give texts, or set its `texts` first")
         passes = first_timesteps(self.timesteps, steps) if timesteps is None else timesteps
-        batches = sample_images(
-            self, np.array(asked, np.int64), seed, passes, most_at_once(self.tokenizer.image_shape)
-        )
-        images = [batch.images_BIHW for batch in batches]
+        try:
+            batches = sample_images(
+                self, np.array(asked, np.int64), seed, passes, most_at_once(self.tokenizer.image_shape)
+            )
+            images = [batch.images_BIHW for batch in batches]
+        finally:
+            self.texts = told
         return torch.cat(images) if images else torch.empty(0, *self.tokenizer.image_shape)
 
     def pack(self) -> None:

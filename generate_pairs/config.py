@@ -7,8 +7,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from shards.locations import Location
+from shards.locations import Location, expanded
 from shards.settings import FREE, UPWARD, Settings
+
+TINY = "tiny-random/"
+"""Begins the names of teachers and text encoders that are made small and random."""
+
+ENCODERS = Path(__file__).parent / "text" / "embedded"
+"""The folder of the text encoders that ship."""
 
 WALLTIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"
 """How a length of time is written, as Slurm does: 3:50:00, or 1-12:00:00 with days."""
@@ -76,9 +82,15 @@ class CaptionsConfig(Settings):
 
     def with_whole_paths(self) -> CaptionsConfig:
         """The same settings with an encoder's name that means the same in every folder, where it is a path."""
-        if self.encoder is None or "://" in self.encoder or not Path(self.encoder).expanduser().exists():
+        if self.encoder is None or "://" in self.encoder or self._names_a_small_encoder():
             return self
-        return self.model_copy(update={"encoder": str(Path(self.encoder).expanduser().absolute())})
+        path = expanded("captions.encoder", self.encoder)
+        return self.model_copy(update={"encoder": str(path.absolute())}) if path.exists() else self
+
+    def _names_a_small_encoder(self) -> bool:
+        """Whether the encoder ships, or is drawn: whatever lies under that name here is another one."""
+        name = str(self.encoder)
+        return name.startswith(TINY) or (ENCODERS / f"{name}.safetensors").is_file()
 
 
 class PairsConfig(Settings):

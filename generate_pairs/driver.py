@@ -19,6 +19,7 @@ from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.text.captions import CaptionList, read_captions
+from generate_pairs.text.features import FOLDER as FEATURES_FOLDER
 from generate_pairs.text.features import EncoderSpec
 from generate_pairs.text.opening import ENCODER_KEY, asked_encoder, recorded_encoder
 from shards.captions import captions_sha256, commit_captions, load_captions
@@ -82,7 +83,19 @@ class GenerationPlan:
             f"in {self.num_shards:,} shards of {self.spec.pairs_per_shard:,}",
             f"{self.spec.bytes_per_pair:,} bytes a pair, {size / 1e6:,.1f} MB in all",
             *(self.captions.lines() if self.captions else []),
+            *self._feature_lines(),
             f"{done:,} shards are done, {len(self.missing):,} to make",
+        ]
+
+    def _feature_lines(self) -> list[str]:
+        """What the features of captions take beside the pairs, at most."""
+        if self.captions is None:
+            return []
+        encoder = recorded_encoder(self.spec.lineage)
+        token, distinct = 2 * encoder.dim, len(set(self.captions.captions))
+        most = distinct * encoder.max_tokens * token
+        return [
+            f"text features: {token:,} bytes a token of each distinct caption, at most {most / 1e6:,.1f} MB in all"
         ]
 
 
@@ -124,11 +137,12 @@ def asked_pairs(
         Refused: there are no captions, or captions for a teacher that has no use for them; or as `pair_spec`.
     """
     if not loaded.teacher.is_text_conditional:
-        if config.captions.file is not None:
-            raise Refused(
-                f"captions.file is {config.captions.file}, and {loaded.name} draws images for classes: leave it out, "
-                "or take a teacher that is conditioned on text"
-            )
+        for key in ("file", "indices", "encoder"):
+            if (asked := getattr(config.captions, key)) is not None:
+                raise Refused(
+                    f"captions.{key} is {asked}, and {loaded.name} draws images for classes: leave it out, or take a "
+                    "teacher that is conditioned on text"
+                )
         return pair_spec(config, loaded), None
     there = read_spec(root) if root is not None and dataset_exists(root) else None
     if root is None or there is None or there.captions is None:
@@ -137,6 +151,8 @@ def asked_pairs(
             config, loaded, captions, asked_encoder(config.captions, loaded.teacher)
         ), captions
     if config.captions.file is None:
+        if config.captions.indices is not None:
+            raise Refused("captions.indices: they choose from captions.file, which is not given")
         captions = CaptionList(there.captions["name"], tuple(load_captions(root, there)))
     else:
         captions = read_captions(config.captions)
@@ -256,11 +272,11 @@ def generate(
         OutOfTime: the deadline is near.
     """
     plan = plan_generation(config, root)
-    if plan.captions is not None:
-        # Before the data set's own mark: from then on somebody may read it.
-        commit_captions(root, plan.captions.captions)
+    # Before the data set's own mark: from then on somebody may read it. Captions that are there may be others.
+    if plan.captions is not None and not commit_captions(root, plan.captions.captions):
+        load_captions(root, plan.spec)
     create_dataset(root, plan.spec)
-    for folder in (root, root / SHARD_FOLDER, root / ROW_FOLDER):
+    for folder in (root, root / SHARD_FOLDER, root / ROW_FOLDER, root / FEATURES_FOLDER):
         remove_stale_temporaries(folder, STALE_SECONDS)
     size = plan.spec.pairs_per_shard
     share = task or Task(0, 1)

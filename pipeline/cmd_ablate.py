@@ -9,6 +9,7 @@ import click
 
 from pipeline.options import (
     FolderPath,
+    captions_option,
     cluster_option,
     comma_separated,
     dry_run_option,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     help="Steps between points of a curve.  [default: a tenth]",
 )
 @tiny_random_option
+@captions_option
 @num_steps_option
 @click.option(
     "--workers",
@@ -85,6 +87,7 @@ def command(
     match: Match,
     every: int | None,
     tiny_random: bool,
+    captions: str | None,
     num_steps: int | None,
     workers: int | None,
     cluster: str | None,
@@ -116,7 +119,7 @@ def command(
     from shards.errors import Failed, Refused
     from shards.manifest import Manifest
 
-    flags = {"train.num_steps": num_steps, "cluster.scheduler": cluster}
+    flags = {"captions.file": captions, "train.num_steps": num_steps, "cluster.scheduler": cluster}
     base = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
     # A cell is a run's folder of its own, and may be gone on with from anywhere.
     base = base.model_copy(update={"teacher": base.teacher.with_whole_path()})
@@ -125,6 +128,10 @@ def command(
         if key in swept:
             raise Refused(f"--grid {key} is given twice: name all of its values at once")
         swept[key] = values
+    if base.evaluation.clip is not None:
+        raise Refused(
+            "evaluation.clip: cells are not judged by a CLIP; `onestep evaluate CELL` is, one by one"
+        )
     if len(set(timesteps)) < len(timesteps):
         raise Refused("--timesteps names a set twice: each set makes its own cells")
     axes = Axes(parse_sizes(sizes, Manifest.open(pairs).view().size), seeds, timesteps, swept)

@@ -9,6 +9,7 @@ import click
 
 from pipeline.options import (
     FolderPath,
+    captions_option,
     dry_run_option,
     num_steps_option,
     overrides,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     "--size", type=click.IntRange(min=1), metavar="N", help="Train on the first N pairs.  [default: all]"
 )
 @tiny_random_option
+@captions_option
 @num_steps_option
 @click.option(
     "--device-batch-size",
@@ -59,6 +61,7 @@ def command(
     out: Path,
     size: int | None,
     tiny_random: bool,
+    captions: str | None,
     num_steps: int | None,
     device_batch_size: str | None,
     print_job_script: bool,
@@ -86,7 +89,11 @@ def command(
     from shards.errors import Refused
     from shards.manifest import Manifest
 
-    flags = {"train.num_steps": num_steps, "train.device_batch_size": device_batch_size}
+    flags = {
+        "captions.file": captions,
+        "train.num_steps": num_steps,
+        "train.device_batch_size": device_batch_size,
+    }
     config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
     if print_job_script:
         from pipeline.job_script import training_job

@@ -38,6 +38,7 @@ def command(student: Path, layout: str, out: Path) -> None:
     from distill.export import read_export_config
     from distill.published import export_official, official_suffix
     from distill.student import Student
+    from shards.errors import Refused
 
     family = read_export_config(student).family
     suffix = official_suffix(family)
@@ -46,6 +47,10 @@ def command(student: Path, layout: str, out: Path) -> None:
             f"{out} must end in {suffix}, as the official files of this family do", param_hint="--out"
         )
     loaded = Student.from_pretrained(student)
+    if loaded.is_text_conditional:
+        raise Refused(
+            f"{student} draws images for captions: no official layout of such a student was published"
+        )
     export_official(loaded, out)
     if loaded.noise_weight:
         click.echo(

@@ -86,6 +86,11 @@ def labels_in_turn(ctx: click.Context, parameter: click.Parameter, text: str | N
     help="Captions instead: text with one a line, .jsonl or .parquet, or digits, those that ship.",
 )
 @click.option(
+    "--column",
+    metavar="NAME",
+    help="Where the captions of a .jsonl or .parquet FILE stand.  [default: caption]",
+)
+@click.option(
     "--text-encoder",
     metavar="NAME",
     help="The text encoder, if not where the student records it.",
@@ -136,6 +141,7 @@ def command(
     labels: LabelsInTurn | None,
     prompts: tuple[str, ...],
     captions: str | None,
+    column: str | None,
     text_encoder: str | None,
     num_images: int | None,
     seed: int,
@@ -173,14 +179,17 @@ def command(
     from distill.student import Student
     from distill.trainer import refuse_unwritable
     from generate_pairs.devices import chosen_device
+    from generate_pairs.text.opening import described
     from pipeline.progress import progress
     from pipeline.signals import stopping
     from shards.errors import Refused
 
     shape = Student.shape_of(student)
-    listed = captions_of(shape, prompts, captions)
+    listed = captions_of(shape, prompts, captions, column)
     if listed is not None:
         tell_captions(shape, listed, text_encoder)
+        if text_encoder is not None:
+            described(text_encoder)
     elif text_encoder is not None:
         raise Refused("--text-encoder: this student draws images for classes, and needs none")
     chosen = chosen_method(shape, steps, timesteps, method)
@@ -231,25 +240,30 @@ def command(
     click.echo(f"{out}: {len(labels_N):,} images, {chosen.in_words()}, seed {seed}")
 
 
-def captions_of(student: Student, prompts: tuple[str, ...], file: str | None) -> tuple[str, ...] | None:
+def captions_of(
+    student: Student, prompts: tuple[str, ...], file: str | None, column: str | None
+) -> tuple[str, ...] | None:
     """The captions that labels are numbers of; None where they are classes.
 
     Raises:
         Refused: captions for a student of classes, none or two kinds of them for one of captions, or a bad file.
     """
     from generate_pairs.config import CaptionsConfig
-    from generate_pairs.text.captions import read_captions
+    from generate_pairs.text.captions import prompted, read_captions
     from shards.errors import Refused
 
     if not student.is_text_conditional:
-        if prompts or file is not None:
+        if prompts or file is not None or column is not None:
             raise Refused("--prompt and --captions: this student draws images for classes, give --labels")
         return None
     if bool(prompts) == (file is not None):
         raise Refused(
             'this student draws images for captions: give --prompt "TEXT", once or more, or --captions FILE'
         )
-    return prompts or read_captions(CaptionsConfig(file=file)).captions
+    if file is None and column is not None:
+        raise Refused(f"--column {column}: it is for --captions FILE")
+    settings = {"file": file} if column is None else {"file": file, "column": column}
+    return prompted(prompts) or read_captions(CaptionsConfig.model_validate(settings)).captions
 
 
 def chosen_method(

@@ -58,11 +58,11 @@ def info(pairs: Location) -> None:
         from generate_pairs.text.opening import texts_of_pairs
 
         sha256 = spec.captions["sha256"][:12]
-        cut = texts_of_pairs(pairs, spec).num_cut()
+        cut, most = texts_of_pairs(pairs, spec).num_cut(), spec.lineage["text_encoder"]["max_tokens"]
         labels = {
             "captions": f"{spec.num_classes:,} from {spec.captions.get('name')} ({sha256})",
             "pairs/caption": each,
-            "cut": f"{cut:,} captions of those encoded so far, to {spec.lineage['text_encoder']['max_tokens']} tokens",
+            "cut": f"to {most} tokens: {'not counted at a URL' if cut is None else f'{cut:,} of those encoded so far'}",
         }
     facts = {
         "pairs": pairs_line(totals),

@@ -36,6 +36,7 @@ def plan_lines(config: GenerateConfig, devices: Sequence[str]) -> list[str]:
         f"{num_pairs - spec.num_heldout:,} training pairs and {spec.num_heldout:,} held out, "
         f"in {num_shards:,} shards of {spec.pairs_per_shard:,}",
         *_byte_lines(spec, num_shards),
+        *_feature_lines(teacher),
         *_probe_lines(config, num_pairs),
         *_estimate_lines(config, family, teacher, devices, num_pairs),
     ]
@@ -55,6 +56,14 @@ def _byte_lines(spec: PairSpec, num_shards: int) -> Iterator[str]:
         size = num_shards * archive_size(spec.pairs_per_shard * kept.bytes_per_pair)
         asked = " (as the settings have it)" if noise == spec.noise else ""
         yield f'pairs.noise = "{noise}": {kept.bytes_per_pair:,} bytes a pair, {_bytes(size)} in all{asked}'
+
+
+def _feature_lines(teacher: Teacher) -> Iterator[str]:
+    if teacher.is_text_conditional:
+        takes = teacher.transformer.config
+        token = 2 * takes.caption_dim
+        most = takes.num_condition_tokens * token
+        yield f"text features: {token:,} bytes a token of each distinct caption, at most {_bytes(most)} a caption"
 
 
 def _probe_lines(config: GenerateConfig, num_pairs: int) -> Iterator[str]:

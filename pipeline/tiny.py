@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from generate_pairs.config import TINY
 from generate_pairs.teachers.base import takes_text
 from generate_pairs.teachers.official import TEACHERS
-from generate_pairs.teachers.tiny import TINY
 from shards.errors import Refused
 
 SIZES: Mapping[str, Mapping[str, Any]] = {

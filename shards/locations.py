@@ -45,6 +45,18 @@ def location(place: Location | str) -> Location:
     return _url(place, protocol)
 
 
+def expanded(key: str, name: str) -> Path:
+    """A local path as people write it, with `~` for a home.
+
+    Raises:
+        Refused: there is no such home; `key` is the setting that names the path.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise Refused(f"{key}: {name} names a home that is not here") from error
+
+
 def is_web(place: Location) -> bool:
     """Whether it is on a web server: read by name, never listed, never written."""
     return not isinstance(place, Path) and place.protocol in _WEB

@@ -21,11 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from generate_pairs.config import TINY
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.families import build_teacher
 from generate_pairs.teachers.official import TEACHERS
-from generate_pairs.teachers.tiny import TINY, tiny_teacher
+from generate_pairs.teachers.tiny import tiny_teacher
 from shards.errors import Refused
 from shards.storage import commit_file, sha256_bytes, sha256_file
 

@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from generate_pairs.config import TINY
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.families import build_teacher
 from generate_pairs.teachers.official import TEACHERS
 from shards.errors import Refused
-
-TINY = "tiny-random/"
-"""Before a published teacher's name: that teacher made small."""
 
 VOCAB_SIZE = 1024
 WIDTH = 64

@@ -6,22 +6,25 @@ file, in `captions.indices` and in the labels of pairs. What is odd is counted.
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from generate_pairs.config import CaptionsConfig
 from generate_pairs.text.digits import digits_captions
-from shards.errors import Failed, Refused
-from shards.locations import Location, location
-from shards.storage import read_bytes
+from shards.errors import Refused
+from shards.locations import expanded, location
+from shards.storage import read_each
 
 EMBEDDED = "digits"
 """The captions that ship, see `generate_pairs.text.digits`."""
 
 REPLACEMENT = "\ufffd"
+UTF8_MARK = codecs.BOM_UTF8
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ class CaptionList:
     Attributes:
         name: where they come from, for people.
         captions: each can be written as UTF-8.
-        num_mended: captions that held what is no character, each such place now U+FFFD.
+        mended: numbers of those that held what is no character, each such place now U+FFFD.
     """
 
     name: str
     captions: tuple[str, ...]
-    num_mended: int = 0
+    mended: frozenset[int] = frozenset()
 
     def lines(self) -> list[str]:
         """The list as people read it: how many there are, and what is odd about them."""
@@ -45,8 +48,8 @@ class CaptionList:
         odd = [
             f"{empty:,} empty" if empty else "",
             f"{repeated:,} that repeat another, encoded once" if repeated else "",
-            f"{self.num_mended:,} with bytes that are no UTF-8, each of them now {REPLACEMENT}"
-            if self.num_mended
+            f"{len(self.mended):,} with bytes that are no UTF-8, each of them now {REPLACEMENT}"
+            if self.mended
             else "",
         ]
         odd = [words for words in odd if words]
@@ -71,53 +74,63 @@ def read_captions(config: CaptionsConfig) -> CaptionList:
     if config.indices is None:
         return listed
     indices = _read_indices(config.indices, len(listed.captions))
-    chosen = tuple(listed.captions[index] for index in indices)
     return CaptionList(
-        f"{listed.name}, as {config.indices} lists them", chosen, sum(REPLACEMENT in text for text in chosen)
+        f"{listed.name}, as {config.indices} lists them",
+        tuple(listed.captions[index] for index in indices),
+        frozenset(place for place, index in enumerate(indices) if index in listed.mended),
     )
 
 
 def _read(file: str, column: str) -> CaptionList:
     if file == EMBEDDED:
         return CaptionList(EMBEDDED, digits_captions())
-    suffix = Path(file).suffix.lower()
+    is_url = "://" in file
+    suffix = Path(urlsplit(file).path if is_url else file).suffix.lower()
     readers = {".txt": _of_text, ".jsonl": _of_jsonl, ".ndjson": _of_jsonl, ".parquet": _of_parquet}
     if suffix not in readers:
         raise Refused(
             f"captions.file: {file} should end in .txt (a caption a line), .jsonl or .parquet, or be {EMBEDDED}"
         )
-    place = location(file) if "://" in file else Path(file).expanduser()
-    found = readers[suffix](file, _bytes_of(place, "captions.file"), column)
-    mended = [_mended(text) for text in found]
-    return CaptionList(file, tuple(mended), sum(REPLACEMENT in text for text in mended))
+    texts = list(readers[suffix](file, _bytes_of(file, "captions.file"), column))
+    return CaptionList(
+        file,
+        tuple(text for text, _ in texts),
+        frozenset(number for number, (_, was_mended) in enumerate(texts) if was_mended),
+    )
 
 
-def _bytes_of(place: Location, key: str) -> bytes:
-    try:
-        return read_bytes(place)
-    except Failed as error:
-        raise Refused(f"{key}: {error}") from error
+def _bytes_of(file: str, key: str) -> bytes:
+    place = location(file) if "://" in file else expanded(key, file)
+    (data,) = read_each([place])
+    if data is None:
+        raise Refused(f"{key}: cannot read {file}: it is missing")
+    return data.removeprefix(UTF8_MARK)
 
 
-def _of_text(file: str, data: bytes, column: str) -> Sequence[str]:
+def _of_text(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool]]:
     """A caption a line. Of the signs that end a line elsewhere, as U+2028, none does here."""
-    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
-    lines = text.split("\n")
-    if lines[-1] == "":
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise Refused(f"captions.file: {file} is written in UTF-16: save it as UTF-8")
+    lines = data.split(b"\n")
+    if lines[-1] == b"":
         lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    return map(_text, (line.removesuffix(b"\r") for line in lines))
 
 
-def _of_jsonl(file: str, data: bytes, column: str) -> Sequence[str]:
+def _of_jsonl(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool]]:
     """A JSON object a line, whose `column` is the caption; or a text alone."""
-    captions = []
-    for number, line in enumerate(data.decode("utf-8", "replace").split("\n"), start=1):
+    for number, raw in enumerate(data.split(b"\n"), start=1):
+        line, was_mended = _text(raw)
         if not line.strip():
             continue
         try:
             found = json.loads(line)
-        except ValueError as error:
-            raise Refused(f"captions.file: line {number} of {file} is no JSON: {error}") from error
+        except json.JSONDecodeError as error:
+            raise Refused(
+                f"captions.file: line {number} of {file} is no JSON: {error.msg}, at column {error.colno}"
+            ) from error
+        except RecursionError as error:
+            raise Refused(f"captions.file: line {number} of {file} is nested too deeply") from error
         caption = found.get(column) if isinstance(found, dict) else found
         if not isinstance(caption, str):
             keys = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
@@ -125,11 +138,11 @@ def _of_jsonl(file: str, data: bytes, column: str) -> Sequence[str]:
                 f"captions.file: line {number} of {file} holds no text under {column!r} (there: {keys}); "
                 "captions.column names the key"
             )
-        captions.append(caption)
-    return captions
+        text, had_surrogates = _text(caption)
+        yield text, was_mended or had_surrogates
 
 
-def _of_parquet(file: str, data: bytes, column: str) -> Sequence[str]:
+def _of_parquet(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool]]:
     """The rows of a column of texts."""
     import pyarrow
     import pyarrow.parquet
@@ -142,6 +155,12 @@ def _of_parquet(file: str, data: bytes, column: str) -> Sequence[str]:
                 f"captions.file: {file} has no column {column!r}; captions.column names one of "
                 f"{', '.join(map(repr, names))}"
             )
+        if names.count(column) > 1:
+            raise Refused(f"captions.file: {file} has {names.count(column)} columns {column!r}")
+        kind = table.schema_arrow.field(column).type
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if not any(is_text(kind) for is_text in _text_types()):
+            raise Refused(f"captions.file: the column {column!r} of {file} holds {kind}, not texts")
         texts: Any = table.read(columns=[column], use_threads=False)[column].cast(pyarrow.large_binary())
     except (pyarrow.ArrowException, OSError) as error:
         raise Refused(
@@ -149,23 +168,38 @@ def _of_parquet(file: str, data: bytes, column: str) -> Sequence[str]:
         ) from error
     if texts.null_count:
         row = texts.is_null().to_pylist().index(True)
-        raise Refused(f"captions.file: row {row} of {file} has no caption")
-    return [text.decode("utf-8", "replace") for text in texts.to_pylist()]
+        raise Refused(f"captions.file: row {row + 1} of {file} has no caption")
+    return map(_text, texts.to_pylist())
 
 
-def _mended(text: str) -> str:
-    """The text with half pairs of surrogates, which JSON can hold, replaced."""
+def _text_types() -> Sequence[Callable[[Any], bool]]:
+    from pyarrow import types
+
+    return types.is_string, types.is_large_string, types.is_string_view
+
+
+def _text(found: str | bytes) -> tuple[str, bool]:
+    """A text that can be written as UTF-8, and whether something in it had to be replaced for that."""
+    if isinstance(found, bytes):
+        try:
+            return found.decode(), False
+        except UnicodeDecodeError:
+            return found.decode("utf-8", "replace"), True
     try:
-        text.encode()
+        found.encode()
     except UnicodeEncodeError:
-        return "".join(REPLACEMENT if "\ud800" <= sign <= "\udfff" else sign for sign in text)
-    return text
+        # Half pairs of surrogates, which JSON and a command line can hold.
+        return "".join(REPLACEMENT if "\ud800" <= sign <= "\udfff" else sign for sign in found), True
+    return found, False
+
+
+def prompted(texts: Sequence[str]) -> tuple[str, ...]:
+    """Captions from a command line, which need not be UTF-8."""
+    return tuple(_text(text)[0] for text in texts)
 
 
 def _read_indices(file: str, num_captions: int) -> list[int]:
-    lines = _bytes_of(
-        location(file) if "://" in file else Path(file).expanduser(), "captions.indices"
-    ).split()
+    lines = _bytes_of(file, "captions.indices").split()
     try:
         indices = [int(line) for line in lines]
     except ValueError as error:

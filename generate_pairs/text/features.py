@@ -24,9 +24,9 @@ from torch import Tensor
 
 from generate_pairs.teachers.base import TextCondition, Texts
 from generate_pairs.text.encoder import Encoded, TextEncoder
-from shards.errors import Failed
+from shards.errors import Failed, Refused
 from shards.locations import Location
-from shards.storage import commit_bytes, list_names, read_each, sha256_bytes, xxh3_bytes
+from shards.storage import commit_bytes, read_each, sha256_bytes, xxh3_bytes
 
 BLOCK_SIZE = 250
 """Captions in a file: four of them go into a shard of 1,000 pairs."""
@@ -114,14 +114,19 @@ class TextFeatures(Texts):
         for block in blocks.tolist():
             self._block(block)
 
-    def num_cut(self) -> int:
-        """Captions that were cut, of all that are here: each counts as often as it is in the list."""
-        kept = set(list_names(self._folder, _SUFFIX))
+    def num_cut(self) -> int | None:
+        """Captions that were cut, of all that were encoded: each counts as often as it is in the list.
+
+        Features are not read for it. None of a folder at a URL, from where all of them would have to come.
+        """
+        if not isinstance(self._folder, Path):
+            return None
         cut = np.zeros(len(self._texts), dtype=bool)
         for number in range(-(-len(self._texts) // BLOCK_SIZE)):
-            if self._path(number).name in kept:
+            path = self._folder / self._path(number).name
+            if path.is_file():
                 first = number * BLOCK_SIZE
-                uncut = self._block(number).uncut
+                uncut = _Block.uncut_of(path)
                 cut[first : first + len(uncut)] = uncut > self.spec.max_tokens
         return int(cut[self._distinct_N].sum())
 
@@ -157,21 +162,27 @@ class TextFeatures(Texts):
         content = json.dumps([determining, texts], sort_keys=True)
         return self._folder / f"{sha256_bytes(content.encode())[:32]}{_SUFFIX}"
 
+    def _copy(self, number: int) -> Path:
+        """Where this host keeps a block of a folder at a URL, or of one that cannot be written to."""
+        return default_folder() / sha256_bytes(str(self._folder).encode())[:16] / self._path(number).name
+
     def _read(self, number: int) -> _Block | None:
-        path = self._path(number)
-        if isinstance(path, Path):
-            return _Block.read(path) if path.is_file() else None
-        # Like shards, features at a URL are kept on this host once they were read.
-        copy = default_folder() / path.name
+        path, copy = self._path(number), self._copy(number)
+        if isinstance(path, Path) and path.is_file():
+            return _Block.read(path)
         if not copy.is_file():
-            (data,) = read_each([path])
+            # Like shards, features at a URL are kept on this host once they were read.
+            data = None if isinstance(path, Path) else next(iter(read_each([path])))
             if data is None:
                 return None
             commit_bytes(copy, data)
         return _Block.read(copy)
 
     def _make(self, number: int) -> _Block:
-        """Encodes a block and keeps it. Of two who do so at once the first one's stays, and both go on with that."""
+        """Encodes a block and keeps it. Of two who do so at once the first one's stays, and both go on with that.
+
+        Where it belongs to pairs that can only be read, this host keeps it for itself.
+        """
         if self._encoder is None:
             self._encoder = self._open_encoder(self.spec)
         texts = self._texts[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE]
@@ -180,7 +191,11 @@ class TextFeatures(Texts):
             for first in range(0, len(texts), CAPTIONS_AT_ONCE)
             for each in self._encoder.encode(texts[first : first + CAPTIONS_AT_ONCE])
         ]
-        commit_bytes(self._path(number), _Block.to_bytes(encoded), exclusive=True)
+        data = _Block.to_bytes(encoded)
+        try:
+            commit_bytes(self._path(number), data, exclusive=True)
+        except Refused:
+            commit_bytes(self._copy(number), data, exclusive=True)
         block = self._read(number)
         if block is None:
             raise Failed(
@@ -196,12 +211,10 @@ class _Block:
     Attributes:
         features_NE: of all tokens.
         ends: where each caption's tokens end among them.
-        uncut: tokens that each caption had before it was cut.
     """
 
     features_NE: Tensor
     ends: npt.NDArray[np.int64]
-    uncut: npt.NDArray[np.int64]
 
     def of(self, place: int) -> Tensor:
         """The features (T, E) of one caption."""
@@ -216,7 +229,7 @@ class _Block:
             "num_tokens": torch.tensor([len(each.features_TE) for each in encoded]),
             "num_tokens_before_cut": torch.tensor([each.num_tokens for each in encoded]),
         }
-        return save(tensors, metadata={_SUM: _sum_of(features_NE)})
+        return save(tensors, metadata={_SUM: _sum_of(*tensors.values())})
 
     @classmethod
     def read(cls, path: Path) -> _Block:
@@ -232,13 +245,28 @@ class _Block:
                 recorded = (file.metadata() or {}).get(_SUM)
         except (SafetensorError, OSError) as error:
             raise Failed(f"{path} is damaged ({error}); delete it, and it is computed again") from error
-        if recorded != _sum_of(features_NE) or int(lengths.sum()) != len(features_NE):
+        if recorded != _sum_of(features_NE, lengths, uncut) or int(lengths.sum()) != len(features_NE):
             raise Failed(f"{path} is damaged: its checksum is another; delete it, and it is computed again")
-        return cls(features_NE, lengths.cumsum(0).numpy(), uncut.numpy())
+        return cls(features_NE, lengths.cumsum(0).numpy())
+
+    @staticmethod
+    def uncut_of(path: Path) -> npt.NDArray[np.int64]:
+        """Tokens that each caption of a file had before it was cut; the features are left alone.
+
+        Raises:
+            Failed: the file is damaged.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                uncut: Tensor = file.get_tensor("num_tokens_before_cut")
+        except (SafetensorError, OSError) as error:
+            raise Failed(f"{path} is damaged ({error}); delete it, and it is computed again") from error
+        return uncut.numpy()
 
 
-def _sum_of(features_NE: Tensor) -> str:
-    return xxh3_bytes(features_NE.view(torch.uint8).numpy().data)
+def _sum_of(*tensors: Tensor) -> str:
+    """Of the content of the tensors, each by itself: they may take more memory together than there is."""
+    return " ".join(xxh3_bytes(tensor.view(torch.uint8).numpy().data) for tensor in tensors)
 
 
 def _moved(condition: TextCondition, device: torch.device) -> TextCondition:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from generate_pairs.config import CaptionsConfig
+from generate_pairs.config import TINY, CaptionsConfig
 from generate_pairs.teachers.base import Teacher
-from generate_pairs.teachers.tiny import TINY
 from generate_pairs.text import small_encoder, t5
 from generate_pairs.text.encoder import TextEncoder
 from generate_pairs.text.features import FOLDER, EncoderSpec, TextFeatures
@@ -39,7 +39,7 @@ def asked_encoder(
     """
     takes = teacher.transformer.config
     name = config.with_whole_paths().encoder
-    if recorded is not None and name in (None, recorded.name):
+    if recorded is not None and (name is None or recorded.name in (name, os.path.abspath(name))):
         return recorded if name is None else replace(recorded, dtype=config.encoder_dtype)
     if name is None:
         raise Refused(
@@ -47,13 +47,22 @@ def asked_encoder(
             f"--set captions.encoder=hf://google/flan-t5-xl, or one that ships: "
             f"{', '.join(small_encoder.embedded_names())}"
         )
-    sha256, dim = (small_encoder if _is_small(name) else t5).describe(name)
+    sha256, dim = described(name)
     if dim != takes.caption_dim:
         raise Refused(
             f"captions.encoder: {name} makes features of {dim} numbers, and this teacher takes "
             f"{takes.caption_dim}: give the encoder that it was trained with"
         )
     return EncoderSpec(name, sha256, config.encoder_dtype, takes.num_condition_tokens, dim)
+
+
+def described(name: str) -> tuple[str, int]:
+    """sha256 and number of features of the encoder of a name; nothing of a T5 is loaded.
+
+    Raises:
+        Refused: there is none.
+    """
+    return (small_encoder if _is_small(name) else t5).describe(name)
 
 
 def open_encoder(spec: EncoderSpec, device: torch.device | str = "cpu") -> TextEncoder:

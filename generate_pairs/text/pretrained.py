@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from generate_pairs.teachers.hub import HUB, hub_folder
 from shards.errors import Refused
+from shards.locations import expanded
 from shards.storage import read_bytes, sha256_bytes, sha256_file
 
 CONFIG_FILE = "config.json"
@@ -43,7 +44,7 @@ def pretrained_folder(key: str, name: str) -> Path:
     if name.startswith(HUB):
         folder = hub_folder(name, (CONFIG_FILE, *TOKENIZER_FILES, *WEIGHTS))
     else:
-        folder = Path(name).expanduser()
+        folder = expanded(key, name)
         if not folder.is_dir():
             raise Refused(
                 f"{key}: there is no folder {folder}; a repository is written {HUB}OWNER/REPOSITORY"
@@ -59,11 +60,13 @@ def pretrained_folder(key: str, name: str) -> Path:
     return folder
 
 
-def model_config(key: str, folder: Path, model_types: Sequence[str]) -> dict[str, Any]:
+def model_config(
+    key: str, folder: Path, model_types: Sequence[str], sizes: Sequence[str] = ()
+) -> dict[str, Any]:
     """What a folder's config.json says.
 
     Raises:
-        Refused: it is damaged, or of another kind of model than `model_types`.
+        Refused: it is damaged, of another kind of model than `model_types`, or lacks one of the `sizes`.
     """
     path = folder / CONFIG_FILE
     try:
@@ -75,6 +78,11 @@ def model_config(key: str, folder: Path, model_types: Sequence[str]) -> dict[str
         raise Refused(
             f"{key}: {folder} holds a model of type {found!r}, not of {' or '.join(map(repr, model_types))}"
         )
+    for size in sizes:
+        if not isinstance(config.get(size), int):
+            raise Refused(
+                f"{key}: {path} says {config.get(size)!r} for {size}, which should be a whole number"
+            )
     return dict(config)
 
 

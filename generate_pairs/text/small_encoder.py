@@ -13,15 +13,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from generate_pairs.config import ENCODERS, TINY
 from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import load_strictly
-from generate_pairs.teachers.tiny import TINY, drawn
+from generate_pairs.teachers.tiny import drawn
 from generate_pairs.text.encoder import Encoded, TextEncoder
 from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, padded
 from shards.errors import Failed, Refused
+from shards.locations import expanded
 from shards.storage import commit_file, sha256_bytes, sha256_file
 
-EMBEDDED = Path(__file__).parent / "embedded"
 HEADER = "onestep_text_encoder"
 
 
@@ -81,7 +82,11 @@ def describe(name: str) -> tuple[str, int]:
 
 def _found(name: str) -> tuple[SmallT5, str]:
     if not name.startswith(TINY):
-        path = Path(name).expanduser() if name.endswith(".safetensors") else EMBEDDED / f"{name}.safetensors"
+        path = (
+            expanded("captions.encoder", name)
+            if name.endswith(".safetensors")
+            else ENCODERS / f"{name}.safetensors"
+        )
         return _read(path), sha256_file(path)
     width = name.removeprefix(TINY)
     if not width.isdecimal() or not int(width):
@@ -94,7 +99,7 @@ def _found(name: str) -> tuple[SmallT5, str]:
 
 def embedded_names() -> tuple[str, ...]:
     """Names of the text encoders that ship."""
-    return tuple(sorted(path.stem for path in EMBEDDED.glob("*.safetensors")))
+    return tuple(sorted(path.stem for path in ENCODERS.glob("*.safetensors")))
 
 
 def tiny_random(width: int) -> SmallT5:

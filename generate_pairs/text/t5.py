@@ -91,12 +91,18 @@ class T5Encoder(TextEncoder):
             Failed: the download failed.
         """
         folder = pretrained_folder(KEY, name)
-        config = model_config(KEY, folder, MODEL_TYPES)
+        config = model_config(KEY, folder, MODEL_TYPES, ("d_model", "vocab_size"))
         _refuse_missing_tokenizer(folder)
         with quiet_transformers(KEY, name) as transformers:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model, info = transformers.T5EncoderModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                # Told, and refused in our own words.
+                ignore_mismatched_sizes=True,
+                dtype=dtype,
+                output_loading_info=True,
             )
             end = tokenizer("")["input_ids"]
         refuse_misfits(KEY, name, info, DECODER)
@@ -129,4 +135,7 @@ def describe(name: str) -> tuple[str, int]:
         Refused, Failed: as `T5Encoder.load`.
     """
     folder = pretrained_folder(KEY, name)
-    return folder_sha256(folder), int(model_config(KEY, folder, MODEL_TYPES)["d_model"])
+    config = model_config(KEY, folder, MODEL_TYPES, ("d_model", "vocab_size"))
+    # Planning is the time: what is put there later changes the sha256, and with it the data set.
+    _refuse_missing_tokenizer(folder)
+    return folder_sha256(folder), int(config["d_model"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from generate_pairs.config import TINY
 from generate_pairs.teachers.checkpoints import load_teacher, refuse_unknown
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.official import TEACHERS
-from generate_pairs.teachers.tiny import NUM_CLASSES, TINY, VOCAB_SIZE
+from generate_pairs.teachers.tiny import NUM_CLASSES, VOCAB_SIZE
 from shards.errors import Refused
 
 SQUARES_256 = tuple(side * side for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))

@@ -134,6 +134,8 @@ def test_labels_are_numbers_of_captions(onestep: Command, student: Path, tmp_pat
         (["--captions", "nowhere.txt"], "nowhere.txt: it is missing"),
         (["--prompt", "a", "--text-encoder", "tiny-random/64"], "the text encoder tiny-random/64 has sha256"),
         (["--prompt", "a", "--text-encoder", "none.safetensors"], "there is no file none.safetensors"),
+        (["--prompt", "a", "--text-encoder", "nowhere", "--dry-run"], "there is no folder nowhere"),
+        (["--prompt", "a", "--column", "text"], "--column text: it is for --captions FILE"),
     ],
 )
 def test_refuses_what_it_cannot_draw(
@@ -176,11 +178,42 @@ def test_features_are_kept_on_this_host(student: Path, home: Path) -> None:
 
 
 def test_an_encoder_elsewhere_is_the_same_by_its_content(student: Path, tmp_path: Path) -> None:
-    from generate_pairs.text.small_encoder import EMBEDDED
+    from generate_pairs.config import ENCODERS
 
     copy = tmp_path / "moved.safetensors"
-    copy.write_bytes((EMBEDDED / "digits.safetensors").read_bytes())
+    copy.write_bytes((ENCODERS / "digits.safetensors").read_bytes())
     loaded = Student.from_pretrained(student)
     tell_captions(loaded, ["a three"], encoder=str(copy), folder=tmp_path / "features")
     assert loaded.texts is not None
     assert loaded.texts(torch.tensor([0])).features_BTE.shape == (1, 3, 64)
+
+
+def test_captions_of_a_named_column(onestep: Command, student: Path, tmp_path: Path) -> None:
+    captions, out = tmp_path / "captions.jsonl", tmp_path / "images"
+    captions.write_text('{"text": "a three"}\n{"text": "an eight"}\n')
+    drawn = onestep("sample", student, "--captions", captions, "--column", "text", "--out", out)
+    assert drawn.exit_code == 0, drawn.stderr
+    assert len(list(out.glob("*.png"))) == 2
+
+
+def test_captions_of_one_call_are_not_those_of_the_next(student: Path) -> None:
+    loaded = Student.from_pretrained(student)
+    with pytest.raises(Refused, match="one caption is a list of one"):
+        loaded.sample("a three")
+    with pytest.raises(Refused, match="captions or numbers, and not both"):
+        loaded.sample(["a three", 1])  # type: ignore[list-item]
+    loaded.sample(["a three"])
+    assert loaded.texts is None
+    with pytest.raises(Refused, match="give texts, or set its `texts` first"):
+        loaded.sample([0])
+    tell_captions(loaded, ["an eight", "a three"])
+    assert torch.equal(loaded.sample([0]), loaded.sample(["an eight"]))
+    assert torch.equal(loaded.sample([0]), loaded.sample(["an eight"]))
+
+
+def test_there_is_no_official_layout(onestep: Command, student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "official.pt"
+    refused = onestep("export", student, "--format", "official", "--out", out)
+    assert refused.exit_code == 2
+    assert "no official layout of such a student was published" in refused.stderr
+    assert not out.exists()

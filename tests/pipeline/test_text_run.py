@@ -17,6 +17,7 @@ from distill.clip_score import ClipScore
 from distill.sampling import tell_captions
 from generate_pairs.text.digits import digits_captions
 from pipeline.cli import main
+from shards.captions import commit_captions
 
 Command = Callable[..., Result]
 SMALL = [
@@ -78,7 +79,10 @@ def test_other_captions_are_another_run(run: Path, tmp_path: Path) -> None:
     assert "captions.sha256" in refused.stderr
 
 
-def test_a_clip_scores_every_method(run: Path, text_models: ModuleType, tmp_path: Path) -> None:
+def test_a_clip_scores_every_method(
+    run: Path, text_models: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONESTEP_HOME", str(tmp_path / "home"))
     folder = text_models.write_clip(tmp_path / "clip")
     asked = (
         "evaluate",
@@ -168,3 +172,91 @@ def test_an_image_depends_on_its_caption_and_its_noise_alone(run: Path, tmp_path
     together = student.finish(noise, 0, torch.tensor([0, 1]))
     alone = student.finish(noise[1:], 0, torch.tensor([1]))
     assert torch.equal(together.tokens_BL[1:], alone.tokens_BL)
+
+
+def test_captions_of_an_earlier_go_are_told_before_the_data_set_is_founded(tmp_path: Path) -> None:
+    """As a process leaves them that was killed between the two writes."""
+    (tmp_path / "captions.txt").write_text("a three\nan eight\n")
+    pairs = tmp_path / "pairs"
+    commit_captions(pairs, ["others"])
+    asked = (
+        "generate",
+        "digits-text",
+        "--captions",
+        tmp_path / "captions.txt",
+        "--workers",
+        0,
+        "--out",
+        pairs,
+    )
+    failed = run_quickly(*asked, *SMALL)
+    assert failed.exit_code == 1
+    assert f"{pairs / 'captions.parquet'} holds captions with sha256" in failed.stderr
+    assert not (pairs / "dataset.json").exists()
+    (pairs / "captions.parquet").unlink()
+    made = run_quickly(*asked, *SMALL)
+    assert made.exit_code == 0, made.output
+    assert "2 captions from" in run_quickly(*asked, *SMALL, "--dry-run").stdout
+    # Of a preset that names captions of its own, others have to be told to stage two, too.
+    distilled = (
+        "distill",
+        "digits-text",
+        "--pairs",
+        pairs,
+        "--out",
+        tmp_path / "student",
+        *SMALL,
+        "--dry-run",
+    )
+    assert "captions.sha256" in run_quickly(*distilled).stderr
+    told = run_quickly(*distilled, "--captions", tmp_path / "captions.txt")
+    assert told.exit_code == 0, told.output
+
+
+def test_a_plan_tells_what_features_take(tmp_path: Path) -> None:
+    planned = run_quickly("generate", "digits-text", "--out", tmp_path / "pairs", "--workers", 0, "--dry-run")
+    assert (
+        "text features: 128 bytes a token of each distinct caption, at most 0.2 MB in all" in planned.stdout
+    )
+    estimated = run_quickly("plan", "llamagen-t2i", "--device", "h100")
+    assert (
+        "text features: 4,096 bytes a token of each distinct caption, at most 0.5 MB a caption"
+        in estimated.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("generate", "digits", "--set", "captions.indices=x"),
+            "captions.indices is x, and digits draws images for",
+        ),
+        (
+            ("generate", "digits", "--set", "captions.encoder=x"),
+            "captions.encoder is x, and digits draws images for",
+        ),
+    ],
+)
+def test_settings_of_captions_are_refused_for_classes(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    refused = run_quickly(*words, "--workers", 0, "--out", tmp_path / "pairs", "--dry-run")
+    assert refused.exit_code == 2
+    assert message in refused.stderr
+
+
+def test_an_ablation_has_no_clip_scores_and_says_so(run: Path, tmp_path: Path) -> None:
+    asked = (
+        "ablate",
+        "digits-text",
+        "--pairs",
+        run / "pairs",
+        "--sizes",
+        "20",
+        "--out",
+        tmp_path / "ablation",
+    )
+    refused = run_quickly(*asked, *SMALL, "--set", "evaluation.clip=anything")
+    assert refused.exit_code == 2
+    assert "cells are not judged by a CLIP" in refused.stderr

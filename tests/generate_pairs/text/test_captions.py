@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from generate_pairs.config import CaptionsConfig
-from generate_pairs.text.captions import CaptionList, read_captions
+from generate_pairs.text.captions import CaptionList, prompted, read_captions
 from generate_pairs.text.digits import NAMES, digit_of, digits_captions, digits_words
 from shards.errors import Refused
 
@@ -41,9 +41,14 @@ def test_a_line_of_text_is_a_caption(tmp_path: Path, ending: str, last: bool) ->
 
 
 def test_a_byte_order_mark_is_no_character_of_the_first_caption(tmp_path: Path) -> None:
-    path = tmp_path / "captions.txt"
+    path, jsonl = tmp_path / "captions.txt", tmp_path / "captions.jsonl"
     path.write_bytes("\ufeffa cat\na dog\n".encode())
-    assert read(path).captions == ("a cat", "a dog")
+    jsonl.write_bytes('\ufeff"a cat"\n"a dog"\n'.encode())
+    assert read(path).captions == read(jsonl).captions == ("a cat", "a dog")
+
+
+def test_prompts_need_not_be_utf_8() -> None:
+    assert prompted(["a cat", "half \udcff of one"]) == ("a cat", "half \ufffd of one")
 
 
 def test_jsonl_and_parquet_hold_what_no_line_of_text_can(tmp_path: Path) -> None:
@@ -52,10 +57,11 @@ def test_jsonl_and_parquet_hold_what_no_line_of_text_can(tmp_path: Path) -> None
     jsonl.write_text("".join(json.dumps({"caption": text, "url": "x"}) + "\n" for text in odd))
     whole = [*odd[:-1], "half a pair \ufffd of surrogates"]
     pyarrow.parquet.write_table(pyarrow.table({"n": range(len(odd)), "caption": whole}), parquet)
-    for path in (jsonl, parquet):
+    for path, mended in ((jsonl, {len(odd) - 1}), (parquet, set())):
         found = read(path)
         assert found.captions == tuple(whole)
-        assert found.num_mended == 1
+        # U+FFFD that somebody wrote is a character like any other.
+        assert found.mended == mended
 
 
 def test_jsonl_may_hold_bare_texts_and_another_column(tmp_path: Path) -> None:
@@ -98,6 +104,9 @@ def test_a_file_at_a_url(tmp_path: Path) -> None:
         ("captions.jsonl", b'"a"\n{"caption"\n', {}, "line 2 of .* is no JSON"),
         ("captions.jsonl", b'{"text": "a", "url": 1}\n', {}, r"line 1 .*'caption' \(there: 'text', 'url'\)"),
         ("captions.jsonl", b'{"caption": 3}\n', {}, "line 1 of .* holds no text"),
+        ("captions.jsonl", b"[" * 100_000 + b"\n", {}, "line 1 of .* is nested too deeply"),
+        ("captions.txt", "a cat\n".encode("utf-16"), {}, "is written in UTF-16: save it as UTF-8"),
+        ("~nobody-of-this-name/captions.txt", None, {}, "names a home that is not here"),
         ("captions.jsonl", b"[1]\n", {}, r"holds no text under 'caption' \(there: list\)"),
         ("captions.parquet", b"PAR1 it is not", {}, "is no Parquet file"),
     ],
@@ -105,19 +114,34 @@ def test_a_file_at_a_url(tmp_path: Path) -> None:
 def test_refuses_files_that_are_none(
     tmp_path: Path, name: str, content: bytes | None, settings: dict[str, str], message: str
 ) -> None:
-    path = tmp_path / name
+    path = Path(name) if name.startswith("~") else tmp_path / name
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(Refused, match=message):
         read(path, **settings)
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path, column = tmp_path / "captions.parquet", pyarrow.array(["a"])
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([column, column], ["caption", "caption"]), path)
+    with pytest.raises(Refused, match="has 2 columns 'caption'"):
+        read(path)
+
+
+def test_dictionaries_of_texts_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "captions.parquet"
+    column = pyarrow.array(["a cat", "a dog", "a cat"]).dictionary_encode()
+    pyarrow.parquet.write_table(pyarrow.table({"caption": column}), path)
+    assert read(path).captions == ("a cat", "a dog", "a cat")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
         ({"text": ["a"]}, "has no column 'caption'; captions.column names one of 'text'"),
-        ({"caption": ["a", None]}, "row 1 of .* has no caption"),
-        ({"caption": [1, 2]}, "no Parquet file with texts under 'caption'"),
+        ({"caption": ["a", None]}, "row 2 of .* has no caption"),
+        ({"caption": [1, 2]}, "the column 'caption' of .* holds int64, not texts"),
+        ({"caption": [b"PNG", b"PNG"]}, "the column 'caption' of .* holds binary, not texts"),
     ],
 )
 def test_refuses_tables_without_captions(
@@ -172,3 +196,12 @@ def test_captions_of_digits_ask_for_each_digit_alike_often() -> None:
             assert digit_of(caption) == NAMES.index(words[-1])
         assert set(words) <= set(digits_words())
     assert read("digits").captions == captions
+
+
+def test_an_encoder_that_ships_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever works in `runs` has a folder of that name there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "mine"):
+        (tmp_path / name).mkdir()
+    assert CaptionsConfig(encoder="digits").with_whole_paths().encoder == "digits"
+    assert CaptionsConfig(encoder="mine").with_whole_paths().encoder == str(tmp_path / "mine")

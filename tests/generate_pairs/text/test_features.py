@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from generate_pairs.text import features
 from generate_pairs.text.encoder import Encoded, TextEncoder
 from generate_pairs.text.features import BLOCK_SIZE, EncoderSpec, TextFeatures
-from shards.errors import Failed
+from shards.errors import Failed, Refused
+from shards.locations import location
+from shards.storage import commit_bytes, list_names
 
 SPEC = EncoderSpec("letters", "0" * 64, "float32", max_tokens=5, dim=3)
 
@@ -119,3 +123,55 @@ def test_of_two_that_encode_at_once_the_first_stays(tmp_path: Path) -> None:
 
     condition = texts(tmp_path, ["a"], Rival())(torch.tensor([0]))
     assert torch.equal(condition.features_BTE[0], expected("a"))
+
+
+def test_every_number_of_a_file_is_held_against_its_sum(tmp_path: Path) -> None:
+    texts(tmp_path, ["a", "abc"], Letters())(torch.tensor([0]))
+    (path,) = tmp_path.iterdir()
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    assert tensors["num_tokens"].tolist() == [2, 4]
+    save_file(tensors | {"num_tokens": torch.tensor([4, 2])}, path, metadata)
+    with pytest.raises(Failed, match="its checksum is another"):
+        texts(tmp_path, ["a", "abc"], None)(torch.tensor([0]))
+
+
+def test_what_was_cut_is_counted_without_the_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts(tmp_path, CAPTIONS, Letters())(torch.tensor([0]))
+    monkeypatch.setattr(features, "_sum_of", lambda *_: pytest.fail("features are read"))
+    assert texts(tmp_path, CAPTIONS, None).num_cut() == 4
+    assert texts(tmp_path / "nothing yet", CAPTIONS, None).num_cut() == 0
+
+
+def test_a_folder_at_a_url_gets_its_features_whatever_this_host_holds(home: Path) -> None:
+    pytest.importorskip("upath")
+    texts(features.default_folder(), ["a"], Letters())(torch.tensor([0]))
+    there = location(f"memory://{home.name}/text_features")
+    encoder = Letters()
+    texts(there, ["a"], encoder)(torch.tensor([0]))
+    assert encoder.seen == ["a"]
+    assert len(list_names(there, ".safetensors")) == 1
+    # Kept on this host once they were read, and not counted from far away.
+    assert torch.equal(texts(there, ["a"], None)(torch.tensor([0])).features_BTE[0], expected("a"))
+    assert texts(there, ["a"], None).num_cut() is None
+
+
+def test_features_of_pairs_that_are_only_read_are_kept_on_this_host(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit(path: Path, *arguments: object, **options: object) -> bool:
+        if tmp_path in path.parents and home not in path.parents:
+            raise Refused(f"cannot write {path}")
+        return bool(commit_bytes(path, *arguments, **options))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(features, "commit_bytes", commit)
+    pairs = tmp_path / "pairs"
+    assert torch.equal(texts(pairs, ["a"], Letters())(torch.tensor([0])).features_BTE[0], expected("a"))
+    assert not pairs.exists()
+    texts(pairs, ["a"], None)(torch.tensor([0]))
+    # Another data set's are its own.
+    encoder = Letters()
+    texts(tmp_path / "others", ["a"], encoder)(torch.tensor([0]))
+    assert encoder.seen == ["a"]

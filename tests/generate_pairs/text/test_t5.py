@@ -148,3 +148,29 @@ def test_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(Refused, match=r"pip install 'onestep\[text\]'"):
         load(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_refused_when_planning(folder: Path, tmp_path: Path) -> None:
+    """Added later, it would change the encoder's sha256, and the data set with it."""
+    other = Path(shutil.copytree(folder, tmp_path / "t5"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
+        (other / name).unlink(missing_ok=True)
+    with pytest.raises(Refused, match=f"{other} holds no tokenizer"):
+        describe(str(other))
+
+
+@pytest.mark.parametrize("width", [None, "x"])
+def test_a_config_without_its_width_is_refused(folder: Path, tmp_path: Path, width: object) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "t5"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"d_model": width}))
+    with pytest.raises(Refused, match=r"for d_model, which should be a whole number"):
+        describe(str(other))
+
+
+def test_weights_of_another_shape_are_named(folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "t5"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"d_ff": 32}))
+    with pytest.raises(Refused, match=r"another shape of encoder\.block\.0\.layer\.1\."):
+        load(other)
