@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distill.clip_score import ClipScore
+from distill.clip_score import ClipScore, refuse_missing
 from generate_pairs.text.pretrained import folder_sha256
 from shards.errors import Refused
 
@@ -337,6 +337,20 @@ def test_refuses_weights_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     weights |= {"text_projection.weight": projection, "head.weight": torch.zeros(2)}
     save_file(weights, less / "model.safetensors", {"format": "pt"})
     refused(less, "do not fit its config.json: unknown head.weight")
+    del weights["head.weight"]
+    save_file(
+        weights | {"text_projection.weight": torch.zeros(3, 16)}, less / "model.safetensors", {"format": "pt"}
+    )
+    refused(less, "do not fit its config.json: another shape of text_projection.weight")
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "preprocessor_config.json"])
+def test_what_is_missing_is_told_before_any_work(folder: Path, tmp_path: Path, name: str) -> None:
+    refuse_missing(str(folder))
+    part = changed(folder, tmp_path / "part")
+    (part / name).unlink()
+    with pytest.raises(Refused, match=r"holds no tokenizer|it has no preprocessor_config\.json"):
+        refuse_missing(str(part))
 
 
 def test_refuses_a_tokenizer_of_another_model(folder: Path, tmp_path: Path) -> None:

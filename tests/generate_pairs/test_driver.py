@@ -180,16 +180,18 @@ def test_old_temporary_files_are_cleared_away_and_young_ones_stay(
     old, young = time.time() - STALE_SECONDS - 60, time.time()
     left = {
         pairs_root / folder / f".{name}.tmp": age
-        for folder in ("", "shards", "manifest")
+        for folder in ("", "shards", "manifest", "text_features")
         for name, age in (("old", old), ("young", young))
     }
     for path, age in left.items():
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half of")
         os.utime(path, (age, age))
     generate(generate_config(teacher_path), pairs_root, workers=0, report=REPORT, should_stop=NEVER)
     assert {path for path in left if path.exists()} == {path for path in left if path.name == ".young.tmp"}
     for path in left:
         path.unlink(missing_ok=True)
+    (pairs_root / "text_features").rmdir()
 
 
 def test_planning_writes_nothing(teacher_path: Path, generate_config: Configs, tmp_path: Path) -> None:
