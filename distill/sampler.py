@@ -124,7 +124,7 @@ def check_labels(labels: npt.NDArray[np.int64], num_classes: int) -> None:
     """
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
-        raise Refused(f"label {outside[0]}: this student has classes 0 to {num_classes - 1}")
+        raise Refused(f"label {outside[0]}: this student knows labels 0 to {num_classes - 1}")
 
 
 def check_timesteps(timesteps: Sequence[int], student: Student) -> None:

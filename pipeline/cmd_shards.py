@@ -244,7 +244,8 @@ def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | 
 def export(pairs: Location, out: Path, size: int | None) -> None:
     """Write training pairs into one Parquet file, a row a pair.
 
-    Columns: pair_index, label, noise (float16 numbers as bytes), tokens (a list). The held-out pairs stay out.
+    Columns: pair_index, label, noise (float16 numbers as bytes), tokens (a list), and caption where there are captions.
+    The held-out pairs stay out.
     What dataset.json says stands in the file's metadata, under onestep.dataset.
     """
     if out.suffix != ".parquet":

@@ -37,11 +37,11 @@ def preview_grid(
     """
     unknown = [label for label in labels if not 0 <= label < manifest.spec.num_classes]
     if unknown:
-        raise Refused(f"there is no class {unknown[0]}: they are 0 .. {manifest.spec.num_classes - 1}")
+        raise Refused(f"there is no label {unknown[0]}: they are 0 .. {manifest.spec.num_classes - 1}")
     tokens = first_tokens(manifest, labels, columns)
     absent = [label for label, rows in tokens.items() if not rows]
     if absent:
-        raise Refused(f"{manifest.root} holds no pair of class {absent[0]} yet")
+        raise Refused(f"{manifest.root} holds no pair of label {absent[0]} yet")
     captions = None if manifest.spec.captions is None else load_captions(manifest.root, manifest.spec)
     names = {
         label: str(label) if captions is None else f"{label}: {_short(captions[label])}" for label in tokens

@@ -80,7 +80,7 @@ def test_timesteps_that_do_not_ascend_inside_the_steps_are_refused(
 
 
 def test_labels_outside_the_classes_are_refused(student: Student) -> None:
-    with pytest.raises(Refused, match="label 10: this student has classes 0 to 9"):
+    with pytest.raises(Refused, match="label 10: this student knows labels 0 to 9"):
         next(iter(sample_images(student, np.array([3, 10]), 0, (0,))))
 
 

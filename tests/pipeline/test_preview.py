@@ -48,7 +48,7 @@ def test_the_first_pairs_of_each_class_are_shown(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--labels", "10"], "there is no class 10: they are 0 .. 9"),
+        (["--labels", "10"], "there is no label 10: they are 0 .. 9"),
         (["--out", "grid.jpg"], "grid.jpg must end in .png"),
         (["--teacher", "digits"], "digits is not the teacher that made"),
     ],

@@ -209,7 +209,7 @@ def test_a_dry_run_tells_what_would_be_made_and_writes_nothing(
         (["--method", "teacher", "--teacher", "digits-var"], "not by digits-var"),
         (["--method", "teacher", "--teacher", "nobody"], "--teacher NAME-OR-FILE tells where it is"),
         (["--labels", "one"], "'one' is not whole numbers separated by commas, as in 0,5"),
-        (["--labels", "3,10"], "label 10: this student has classes 0 to 9"),
+        (["--labels", "3,10"], "label 10: this student knows labels 0 to 9"),
         (["--num-images", 0], "0 is not in the range x>=1"),
         (["--batch-size", 0], "0 is not in the range x>=1"),
         (["--seed", 2**63], "9223372036854775808 is not in the range 0<=x<=9223372036854775807"),
