@@ -24,6 +24,10 @@ from generate_pairs.driver import generate
 from generate_pairs.teachers.checkpoints import save_teacher
 from generate_pairs.teachers.families import build_teacher, family_of
 
+# Tests run side by side, a process for each core: more threads would only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 TOKENIZERS = {
     "llamagen": {
         "vocab_size": 24,
