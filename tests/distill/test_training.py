@@ -106,6 +106,9 @@ trainer.train(config, sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), size=96
 """
 
 
+@pytest.mark.parametrize(
+    "family", ["llamagen", pytest.param("var", marks=pytest.mark.slow)], indirect=True, scope="session"
+)
 @pytest.mark.parametrize("when", [0, 1, 3])
 def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(
     uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, when: int

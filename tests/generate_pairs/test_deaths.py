@@ -129,6 +129,7 @@ def assert_completes(
         assert generation.begun() == begun + len(clean) - len(before)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(generation: Generation, clean: dict[str, bytes]) -> None:
     process = generation.start("--workers", 2, sabotage=SLOW)
     wait_until(lambda: generation.begun() >= 2, process)
@@ -181,6 +182,7 @@ def test_a_full_disk_ends_the_work_at_once(generation: Generation, clean: dict[s
     assert_completes(generation, clean, "--workers", 1)
 
 
+@pytest.mark.slow
 def test_two_drivers_at_once_make_one_data_set(generation: Generation, clean: dict[str, bytes]) -> None:
     both = [generation.start("--workers", 1, sabotage=SLOW) for _ in range(2)]
     for process in both:

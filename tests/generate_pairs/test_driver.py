@@ -98,7 +98,11 @@ def test_asked_to_stop_it_keeps_what_is_done_and_goes_on(
 
 @pytest.mark.parametrize(
     ("family", "workers"),
-    [("llamagen", 0), pytest.param("llamagen", 2, marks=pytest.mark.slow), ("var", 0)],
+    [
+        ("llamagen", 0),
+        pytest.param("llamagen", 2, marks=pytest.mark.slow),
+        pytest.param("var", 0, marks=pytest.mark.slow),
+    ],
     indirect=["family"],
 )
 def test_killed_at_any_moment_it_completes_what_is_missing(
@@ -429,6 +433,7 @@ def test_repair_refuses_another_teacher(pairs_root: Path, teacher_path: Path, tm
     assert row_files(pairs_root) == rows
 
 
+@pytest.mark.slow
 @LLAMAGEN
 def test_ctrl_c_in_a_terminal_stops_in_order(teacher_path: Path, tmp_path: Path) -> None:
     """SIGINT reaches the whole process group, workers too; the command ends by itself and says how to go on."""

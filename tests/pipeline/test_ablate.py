@@ -243,8 +243,13 @@ def test_what_is_finished_never_runs_again(ablate: Ablate, ablation: Path, monke
     ("options", "sizes", "added"),
     [
         (("--seeds", 2), "32,64,96", ["size-96_timesteps-0-2_seed-0", "size-96_timesteps-0-2_seed-1"]),
-        (("--seeds", 3), "32", ["size-32_timesteps-0-2_seed-2"]),
-        (("--timesteps", "0,2", "--timesteps", "0,8"), "32", ["size-32_timesteps-0-8_seed-0"]),
+        pytest.param(("--seeds", 3), "32", ["size-32_timesteps-0-2_seed-2"], marks=pytest.mark.slow),
+        pytest.param(
+            ("--timesteps", "0,2", "--timesteps", "0,8"),
+            "32",
+            ["size-32_timesteps-0-8_seed-0"],
+            marks=pytest.mark.slow,
+        ),
         (
             ("--grid", "train.learning_rate=1e-3,3e-3"),
             "32",
@@ -298,6 +303,7 @@ def test_as_many_passes_are_as_many_epochs_in_the_table(ablate: Ablate, tmp_path
     assert (refused.exit_code, "pairs.num_pairs: there 96, asked 64" in refused.output) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_failed_cell_leaves_the_others_alone_and_is_tried_again(
     ablate: Ablate, whole: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -564,6 +570,7 @@ def test_killed_and_run_again_it_ends_in_the_same_bytes(
     assert (out / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_workers_come_to_the_same_bytes_after_a_failure(
     preset: Path, pairs: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -130,6 +130,12 @@ def test_both_stages_and_the_evaluation_are_made(whole: Path, preset: str) -> No
         assert (whole / name).is_file()
 
 
+@pytest.mark.parametrize(
+    "preset",
+    ["llamagen-t2i", *(pytest.param(name, marks=pytest.mark.slow) for name in ("var-d16", "llamagen-l"))],
+    indirect=True,
+    scope="module",
+)
 def test_killed_in_the_middle_a_run_ends_with_the_same_bytes(
     whole: Path, preset: str, told: tuple[str, ...], tmp_path: Path
 ) -> None:
