@@ -187,6 +187,8 @@ def _local_cluster(workers: int, device: str) -> Iterator[Any]:
     quiet = {
         "distributed.worker.daemon": True,
         "distributed.comm.timeouts.connect": "60s",
+        # Dask gives a worker up for good that is not there this long after it died, even one that is just starting again.
+        "distributed.deploy.lost-worker-timeout": "365 days",
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     }
     options = {

@@ -79,6 +79,8 @@ def environment(sabotage: dict[str, object] | None = None) -> dict[str, str]:
         "PYTHONPATH": f"{SABOTAGE}:{REPOSITORY}",
         "SABOTAGE": json.dumps(sabotage or {}),
         "OMP_NUM_THREADS": "1",
+        # As on a machine where workers take long to start: Dask would have given them up by then.
+        "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "10ms",
     }
 
 
