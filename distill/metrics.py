@@ -16,6 +16,7 @@ import pyarrow.parquet
 from torch import Tensor
 
 from shards.errors import Refused
+from shards.parquet import read_parquet
 from shards.storage import commit_bytes, list_names, read_bytes
 
 COLUMNS = (
@@ -110,9 +111,7 @@ def join_metrics(folder: Path, path: Path) -> None:
 
 def _read_part(path: Path) -> pyarrow.Table:
     try:
-        data = io.BytesIO(read_bytes(path))
-        # Without threads: a pool still at work when the process ends can abort it.
-        table = pyarrow.parquet.read_table(data, use_threads=False, pre_buffer=False)
+        table = read_parquet(read_bytes(path))
         return table.cast(_schema(table.column_names))
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, ValueError, OSError) as error:
         raise Refused(

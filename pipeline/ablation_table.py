@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.report import NOTHING, Table
 from shards.errors import Refused
+from shards.parquet import read_parquet
 from shards.storage import read_bytes
 
 if TYPE_CHECKING:
@@ -144,13 +145,11 @@ def read_table(path: Path) -> pyarrow.Table:
         Failed: it is missing, or cannot be read.
     """
     import pyarrow
-    import pyarrow.parquet
 
     way_out = "delete it; `onestep ablate` collects it again from the cells"
     data = read_bytes(path)
     try:
-        # Without pyarrow's thread pools: one that still runs can abort the process at its exit.
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data), use_threads=False, pre_buffer=False)
+        table = read_parquet(data)
     except (pyarrow.ArrowException, OSError) as error:
         raise Refused(f"{path} is damaged: {way_out}") from error
     if missing := [name for name in COLUMNS if name not in table.column_names]:

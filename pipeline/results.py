@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.run_dir import RunDir
 from shards.errors import Refused
 from shards.manifest import Manifest, dataset_exists
+from shards.parquet import read_parquet
 from shards.record import label
 from shards.storage import commit_bytes, read_bytes
 
@@ -121,13 +122,9 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
     if not path.is_file():
         return {}
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        # Without pyarrow's thread pools: one that still runs can abort the process at its exit.
-        table = pyarrow.parquet.read_table(
-            pyarrow.BufferReader(read_bytes(path)), use_threads=False, pre_buffer=False
-        )
+        table = read_parquet(read_bytes(path))
     except (pyarrow.ArrowException, OSError) as error:
         raise Refused(
             f"{path} is damaged: delete it; `onestep run` joins it again from student/metrics"

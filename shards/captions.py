@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from shards.errors import Failed
 from shards.locations import Location, location
+from shards.parquet import read_parquet
 from shards.record import PairSpec
 from shards.storage import commit_bytes, read_each
 
@@ -52,15 +53,13 @@ def load_captions(root: Location | str, spec: PairSpec) -> list[str]:
         Failed: the file is missing or damaged, or holds other captions; tells the remedy.
     """
     import pyarrow
-    import pyarrow.parquet
 
     path = location(root) / CAPTIONS_FILE
     (data,) = read_each([path])
     if data is None:
         raise Failed(f"{path} is missing; {_REMEDY}")
     try:
-        reader = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=True)
-        captions: list[str] = reader.read(columns=[_COLUMN], use_threads=False)[_COLUMN].to_pylist()
+        captions: list[str] = read_parquet(data, [_COLUMN], verify_checksums=True)[_COLUMN].to_pylist()
         found = captions_sha256(captions)
     except (pyarrow.ArrowException, OSError, KeyError, AttributeError, UnicodeError) as error:
         raise Failed(f"{path} is damaged ({error}); delete it, and {_REMEDY}") from error

@@ -14,6 +14,7 @@ from typing import Any
 
 from shards.errors import Failed
 from shards.locations import Location, location
+from shards.parquet import read_parquet
 from shards.record import PairSpec
 from shards.storage import commit_bytes, read_bytes, read_each, remove
 
@@ -241,13 +242,11 @@ def _to_parquet(rows: Sequence[ManifestRow]) -> bytes:
 
 def _from_parquet(path: Location, data: bytes) -> list[ManifestRow]:
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        # Without threads: a pool still at work when the process ends can abort it.
-        reader = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=True)
-        schema = _schema(later=not _LATER.isdisjoint(reader.schema_arrow.names))
-        table = reader.read(columns=schema.names, use_threads=False).select(schema.names)
+        table = read_parquet(data, verify_checksums=True)
+        schema = _schema(later=not _LATER.isdisjoint(table.column_names))
+        table = table.select(schema.names)
         # Types are in the footer, which no checksum covers.
         if not table.schema.equals(schema):
             raise ValueError("a column is of another type")
