@@ -146,7 +146,10 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise Failed(f"the processes of this training cannot be joined: {error}") from error
-    yield Ranks(dist.get_rank(), dist.get_world_size(), chosen, on_host)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), chosen, on_host)
+    # Who is refused leaves at once, and takes the meeting place along: not before all have met.
+    ranks.wait()
+    yield ranks
     # Not where the block failed: the others may never come.
     dist.destroy_process_group()
 
