@@ -78,7 +78,8 @@ def commit_file(path: Path, write: Callable[[Path], object]) -> None:
 
     Args:
         path: the final name; what stands there is replaced.
-        write: is called with a temporary name, and must leave a file there.
+        write: is called with the name of an empty file, and must leave its own there; whatever mode that has, the
+            file is as readable to others as any new one.
 
     Raises:
         Refused, Failed: as `commit_bytes`.
@@ -87,8 +88,13 @@ def commit_file(path: Path, write: Callable[[Path], object]) -> None:
     with _explained("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            with open(temporary, "xb") as file:
+                mode = os.fstat(file.fileno()).st_mode
             write(temporary)
             with open(temporary, "rb") as file:
+                # safetensors makes files that nobody else may read.
+                if os.fstat(file.fileno()).st_mode != mode:
+                    os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             _sync_folder(path.parent)

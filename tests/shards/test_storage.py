@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from shards import Failed, Refused
 from shards.storage import (
     commit_bytes,
+    commit_file,
     holds,
     list_names,
     read_bytes,
@@ -97,6 +99,25 @@ def test_interrupting_a_commit_leaves_no_temporary(tmp_path, monkeypatch) -> Non
     with pytest.raises(KeyboardInterrupt):
         commit_bytes(tmp_path / "file", b"new")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_a_file_that_something_else_writes_is_as_readable_as_any_new_one(
+    tmp_path: Path, umask: int, expected: int
+) -> None:
+    def write(temporary: Path) -> None:
+        temporary.unlink()
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(b"content")
+
+    before = os.umask(umask)
+    try:
+        commit_file(tmp_path / "file", write)
+        commit_bytes(tmp_path / "other", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").read_bytes() == b"content"
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "other")] == [expected] * 2
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path) -> None:
