@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from shards.settings import FREE
 
 SEED = "train.seed"
 NOTHING = ""
+JUDGING = {"num_images": "--num-images", "seed": "--seed", "repeats": "--repeats"}
+"""Options of `onestep evaluate`, by the settings that they stand for."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,18 @@ def changes(before: RunConfig, after: RunConfig) -> dict[str, Any]:
     return {key: asked[key] for key, mark in marks.items() if there[key] != asked[key] and mark != FREE}
 
 
-def command_of(preset: str, run: Judged) -> str:
-    """The command that makes a run."""
+def commands_of(preset: str, run: Judged) -> Iterator[str]:
+    """The command that makes a run, and the one that judged it again with other noise or more images, if one did."""
     words = ["onestep", "run", preset, "--out", str(run.run_dir.root)]
     for key, value in changes(compose(preset), run.config).items():
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         words += ["--set", f"{key}={text}"]
-    return shlex.join(words)
+    yield shlex.join(words)
+    asked, judged = run.config.evaluation.model_dump(), {"repeats": 1, **run.evaluation}
+    again = [(option, judged[key]) for key, option in JUDGING.items() if judged[key] != asked[key]]
+    if again:
+        options = [word for option, value in again for word in (option, str(value))]
+        yield shlex.join(["onestep", "evaluate", str(run.run_dir.root), *options])
 
 
 def table(runs: Sequence[Judged]) -> tuple[list[str], list[list[str]]]:
@@ -162,7 +169,7 @@ def page(preset: str, runs: Sequence[Judged]) -> list[str]:
     folders = shlex.join([str(run.run_dir.root) for run in runs])
     return [
         "```",
-        *(command_of(preset, run) for run in runs),
+        *(command for run in runs for command in commands_of(preset, run)),
         f"python benchmarks/results_table.py {preset} {folders}",
         "```",
         "",

@@ -89,6 +89,16 @@ def test_the_page_names_the_commands_and_the_protocol(make_run: MakeRun) -> None
     assert sum(line.startswith("| ") for line in lines) == 2 + 3
 
 
+def test_a_run_that_was_judged_again_has_that_command_too(make_run: MakeRun) -> None:
+    run = make_run("run", 0, 0.2, repeats=3, num_images=500)
+    lines = page("digits", [Judged.read(run)])
+    assert lines[1:3] == [
+        f"onestep run digits --out {run}",
+        f"onestep evaluate {run} --num-images 500 --repeats 3",
+    ]
+    assert any(line.startswith("Protocol digits, 500 images, noise seeds 0 to 2;") for line in lines)
+
+
 def test_of_one_run_there_is_no_error(make_run: MakeRun) -> None:
     lines = page("digits", [Judged.read(make_run("run", 0, 0.2))])
     assert "±" not in "\n".join(lines)
