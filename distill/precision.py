@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from shards.errors import Refused
+
 Precision = Literal["float32", "bfloat16", "float64"]
 
 
@@ -28,7 +30,10 @@ def weight_dtype(precision: Precision) -> torch.dtype:
 def determinism(asked: bool) -> Iterator[None]:
     """Compute with kernels that give the same bytes again while the block lasts, if that is asked for.
 
-    On a CPU all of a student's are; on a GPU others are faster.
+    On a CPU all of a student's are; on a GPU others are faster, and some operations have no other.
+
+    Raises:
+        Refused: it is asked for, and an operation in the block has no such kernel.
     """
     if not asked:
         yield
@@ -39,5 +44,13 @@ def determinism(asked: bool) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         yield
+    except RuntimeError as error:
+        operation, is_missing, _ = str(error).partition(" does not have a deterministic implementation")
+        if not is_missing:
+            raise
+        raise Refused(
+            f"train.deterministic: {operation} has no deterministic kernel on this device: set it to false, or leave "
+            "out what needs the operation (train.image_weight above 0 goes back through the decoder)"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before)

@@ -15,6 +15,7 @@ from distill.metrics import read_metrics
 from distill.precision import determinism
 from distill.student import Student
 from distill.trainer import train
+from shards.errors import Refused
 
 
 def run(out: Path, teacher: Path, pairs: Path, **train_settings: object) -> np.ndarray:
@@ -110,3 +111,23 @@ def test_a_deterministic_training_is_the_same_on_a_cpu(
     ]
     assert (losses[0] == losses[1]).all()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operation_without_a_deterministic_kernel_is_refused_by_its_name() -> None:
+    numbers = torch.zeros(3)
+
+    def put() -> None:
+        numbers.put_(torch.tensor([1, 1]), torch.tensor([1.0, 2.0]))
+
+    with determinism(False):
+        put()
+    with (
+        pytest.raises(
+            Refused, match=r"^train\.deterministic: put_ has no .* on this device: set it to false"
+        ),
+        determinism(True),
+    ):
+        put()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="another"), determinism(True):
+        raise RuntimeError("another")
