@@ -34,11 +34,10 @@ class StudentConfig(Settings):
         description="tokens of AR steps below it come from the token head, the rest from the continuous head, "
         "which needs train.embedding_weight",
     )
-    noise_weight: float = Field(
+    noise_weight: float | tuple[float, ...] = Field(
         0.0,
-        ge=0,
-        description="of a position's own noise when the token head chooses its token; 0 takes the likeliest, as the "
-        "official sampler does",
+        description="of a position's own noise when the token head chooses its token, one for all passes or one for each "
+        "of timesteps; 0 takes the likeliest, as the official sampler does",
     )
     initialise: str = Field("teacher", pattern="^(teacher|random)$", description="where the weights start")
 
@@ -50,6 +49,16 @@ class StudentConfig(Settings):
                 f"timesteps must ascend from 0 without repeats, as in 0,5; got {list(timesteps)}"
             )
         return timesteps
+
+    @field_validator("noise_weight")
+    @classmethod
+    def _not_below_zero(cls, weight: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        weights = weight if isinstance(weight, tuple) else (weight,)
+        if not weights or min(weights) < 0:
+            raise ValueError(
+                f"it is one number for each of timesteps or one for all, at least 0; got {weight}"
+            )
+        return weights if len(weights) > 1 else weights[0]
 
 
 class TrainConfig(Settings):

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -18,6 +18,7 @@ from shards.errors import Refused
 from shards.storage import read_bytes, sha256_bytes
 
 SCHEMA_VERSION = 2
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 CONFIG_FILE = "config.json"
 EXPORT_FILES = (CONFIG_FILE, "student.safetensors", "tokenizer.safetensors")
 
@@ -28,7 +29,8 @@ class ExportConfig(BaseModel):
     Attributes:
         network: the student's architecture.
         tokenizer: the tokenizer's.
-        noise_weight: of a position's own noise in the choice of its token; see `Student.chosen`.
+        noise_weight: of a position's own noise in the choice of its token, one for all passes or one for each of
+            `timesteps`; see `Student.chosen`.
         fingerprint: of the pairs that the student learned from; None where they are not known, as of published ones.
         num_pairs: how many of them, the first training pairs; None where they are not known.
         lineage: of those pairs, as their data set records it: the teacher and its settings, the flow map. None where it
@@ -45,12 +47,18 @@ class ExportConfig(BaseModel):
     tokens_per_step: tuple[int, ...] = Field(min_length=1)
     timesteps: tuple[int, ...] = Field(min_length=1)
     split: int = Field(ge=0)
-    noise_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
+    noise_weight: Weight | tuple[Weight, ...] = 0.0
     fingerprint: str | None
     num_pairs: int | None = Field(gt=0)
     lineage: dict[str, Any] | None = None
     student_sha256: str
     tokenizer_sha256: str
+
+    @model_validator(mode="after")
+    def _one_weight_a_timestep(self) -> Self:
+        if isinstance(self.noise_weight, tuple) and len(self.noise_weight) != len(self.timesteps):
+            raise ValueError("noise_weight holds another number of weights than there are timesteps")
+        return self
 
     def to_bytes(self) -> bytes:
         """The content of config.json: sorted, so that the same export is the same bytes."""

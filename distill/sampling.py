@@ -98,7 +98,7 @@ def sample_request(
     labels: Sequence[int],
     seed: int,
     num_images: int,
-    noise_weight: float,
+    noise_weight: float | tuple[float, ...],
     captions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """All that determines the images of a job but for rounding, as JSON; neither batch size nor device do.
@@ -112,12 +112,17 @@ def sample_request(
         "tokenizer_sha256": config.tokenizer_sha256,
         "method": method.name,
         "timesteps": None if method.timesteps is None else list(method.timesteps),
-        "noise_weight": None if method.name.startswith("teacher") else noise_weight,
+        "noise_weight": None if method.name.startswith("teacher") else _as_json(noise_weight),
         "lineage": None if lineage is None else without_names(lineage),
         "seed": seed,
         "labels": labels_in_words(labels),
         "num_images": num_images,
     }
+
+
+def _as_json(weight: float | tuple[float, ...]) -> float | list[float]:
+    """A weight of the noise as it comes back from JSON."""
+    return list(weight) if isinstance(weight, tuple) else weight
 
 
 def labels_in_words(labels: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ positions are data, how the two heads' answers become one sequence, and the expo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ class Student(nn.Module):
         fingerprint: str | None,
         num_pairs: int | None,
         lineage: Mapping[str, Any] | None = None,
-        noise_weight: float = 0.0,
+        noise_weight: float | tuple[float, ...] = 0.0,
     ) -> None:
         super().__init__()
         self.family = family
@@ -167,7 +168,7 @@ class Student(nn.Module):
         start, split, end = (
             self.layout.starts[step] for step in (timestep, self.split, self.layout.num_steps)
         )
-        tokens_BL = self.chosen(logits_BLV, states_BLC)
+        tokens_BL = self.chosen(logits_BLV, states_BLC, timestep)
         if start == 0 and split == end:
             return Sequence(self.tokenizer.embed(tokens_BL), tokens_BL)
         embeddings_BLC = torch.cat([states_BLC[:, :start], embeddings_BLC[:, start:]], dim=1)
@@ -176,19 +177,27 @@ class Student(nn.Module):
         rows_BLC = self.tokenizer.embed(tokens_BL)
         return Sequence(torch.cat([rows_BLC[:, :split], embeddings_BLC[:, split:]], dim=1), tokens_BL)
 
-    def chosen(self, logits_BLV: Tensor, noise_BLC: Tensor) -> Tensor:
+    def noise_weight_at(self, timestep: int) -> float:
+        """The noise's weight in a pass from a timestep: of several that of the last trained one up to it."""
+        if not isinstance(self.noise_weight, tuple):
+            return self.noise_weight
+        return self.noise_weight[bisect_right(self.timesteps, timestep) - 1]
+
+    def chosen(self, logits_BLV: Tensor, noise_BLC: Tensor, timestep: int = 0) -> Tensor:
         """The token head's choice at each position, (B, L): the likeliest token, as far as its noise does not object.
 
         Where the head is unsure, its likeliest token is the same for much noise that the teacher maps to others, and
         variety is lost. In the map from noise to tokens (see `generate_pairs.flow_map`) the logarithm of a row's weight
         at the state (1 - t) noise of time t is the logit and t / (1 - t) <noise, row>, but for a term without noise. So
-        that product is added here, times `noise_weight` over the rows' spread. At weight 0 this is the official argmax.
+        that product is added here, times the pass's `noise_weight` over the rows' spread. At weight 0 this is the
+        official argmax.
         """
-        if not self.noise_weight:
+        weight = self.noise_weight_at(timestep)
+        if not weight:
             return logits_BLV.argmax(-1)
         codebook_VC = self.tokenizer.codebook_VC
         spread = (codebook_VC - codebook_VC.mean(0)).square().sum(1).mean().sqrt()
-        return (logits_BLV + self.noise_weight / spread * (noise_BLC @ codebook_VC.T)).argmax(-1)
+        return (logits_BLV + weight / spread * (noise_BLC @ codebook_VC.T)).argmax(-1)
 
     def export(self, folder: Path) -> None:
         """Write what sampling needs: student.safetensors, tokenizer.safetensors and config.json, in that order."""
@@ -327,7 +336,7 @@ class Student(nn.Module):
         *,
         initialise: bool,
         lineage: Mapping[str, Any] | None = None,
-        noise_weight: float = 0.0,
+        noise_weight: float | tuple[float, ...] = 0.0,
     ) -> Student:
         """A student for a teacher, ready to be trained; the tokenizer is the teacher's own, frozen.
 

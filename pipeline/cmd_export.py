@@ -52,9 +52,11 @@ def command(student: Path, layout: str, out: Path) -> None:
             f"{student} draws images for captions: no official layout of such a student was published"
         )
     export_official(loaded, out)
-    if loaded.noise_weight:
+    weights = [loaded.noise_weight_at(timestep) for timestep in loaded.timesteps]
+    if any(weights):
+        told = ", ".join(f"{weight:g}" for weight in dict.fromkeys(weights))
         click.echo(
-            f"note: this student's noise has a say in the choice of tokens (noise_weight {loaded.noise_weight:g}); the "
+            f"note: this student's noise has a say in the choice of tokens (noise_weight {told}); the "
             "official code takes the likeliest ones",
             err=True,
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from pipeline.options import MAX_SEED, StudentPath, comma_separated, dry_run_option
+from pipeline.options import MAX_SEED, StudentPath, comma_separated, dry_run_option, weights
 
 if TYPE_CHECKING:
     from distill.image_store import ImageStore, Request
@@ -111,9 +111,10 @@ def labels_in_turn(ctx: click.Context, parameter: click.Parameter, text: str | N
 )
 @click.option(
     "--noise-weight",
-    type=click.FloatRange(min=0),
+    callback=weights,
     metavar="W",
-    help="Of a position's own noise in the choice of its token; 0 is the official sampler.  [default: the student's]",
+    help="Of a position's own noise in the choice of its token, or W,W of each timestep's pass; 0 is the official "
+    "sampler.  [default: the student's]",
 )
 @click.option(
     "--batch-size",
@@ -145,7 +146,7 @@ def command(
     text_encoder: str | None,
     num_images: int | None,
     seed: int,
-    noise_weight: float | None,
+    noise_weight: float | tuple[float, ...] | None,
     batch_size: int | None,
     device: str,
     out: Path,
@@ -206,6 +207,12 @@ def command(
     labels_N = np.resize(np.array(cycle, dtype=np.int64), num_images or labels.images_of_each * len(cycle))
     check_labels(labels_N, shape.num_classes)
     config = read_export_config(export_folder(student, (CONFIG_FILE,)))
+    if isinstance(noise_weight, tuple) and len(noise_weight) != len(config.timesteps):
+        raise click.BadParameter(
+            f"{len(noise_weight)} numbers for a student of {len(config.timesteps)} timesteps: give one for each, or "
+            "one for all",
+            param_hint="--noise-weight",
+        )
     weight = config.noise_weight if noise_weight is None else noise_weight
     request = sample_request(config, chosen, cycle, seed, len(labels_N), weight, listed)
     store = open_store(out, request, len(cycle))

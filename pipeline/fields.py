@@ -79,8 +79,9 @@ def describe_errors(error: ValidationError, model: type[BaseModel] | None = None
     for found in error.errors(include_url=False):
         path = [str(part) for part in found["loc"]]
         key = ".".join(path)
-        # Members of a tuple are errors of the tuple's key.
-        owner = next((candidate for candidate in (key, ".".join(path[:-1])) if candidate in fields), None)
+        # Members of a tuple, and the types that a key may have, are errors of the key.
+        starts = (".".join(path[:length]) for length in range(len(path), 0, -1))
+        owner = next((start for start in starts if start in fields), None)
         value = repr(found["input"])
         if found["type"] == "extra_forbidden":
             lines.append(unknown_key(key, list(fields)))

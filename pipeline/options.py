@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,23 @@ def number_of_workers(asked: int | None, device: str = "auto") -> int:
     from generate_pairs.devices import default_workers
 
     return default_workers(device)
+
+
+def weights(
+    ctx: click.Context, parameter: click.Parameter, text: str | None
+) -> float | tuple[float, ...] | None:
+    """A click callback: `0.6` as a number, `0.6,1` as several; none below 0."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is not a number or numbers separated by commas, as in 0.6,1"
+        ) from error
+    if not all(0 <= number < math.inf for number in numbers):
+        raise click.BadParameter(f"{text} is not in the range x>=0")
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def comma_separated(

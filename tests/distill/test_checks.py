@@ -16,8 +16,11 @@ from shards.manifest import Manifest
 LAYOUT = TokenLayout((1, 4, 16))
 
 
-def config(timesteps: tuple[int, ...] = (0,), split: int = 3, **train: object) -> DistillConfig:
-    return DistillConfig.model_validate({"student": {"timesteps": timesteps, "split": split}, "train": train})
+def config(
+    timesteps: tuple[int, ...] = (0,), split: int = 3, noise: object = 0, **train: object
+) -> DistillConfig:
+    student = {"timesteps": timesteps, "split": split, "noise_weight": noise}
+    return DistillConfig.model_validate({"student": student, "train": train})
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,7 @@ def config(timesteps: tuple[int, ...] = (0,), split: int = 3, **train: object) -
     [
         config(),
         config(timesteps=(0, 1, 2)),
+        config(timesteps=(0, 1, 2), noise=(0.5, 0, 1)),
         config(split=1, embedding_weight=0.5),
         config(split=0, token_weight=0, embedding_weight=0.5),
         config(split=3, token_weight=0, image_weight=0.5),
@@ -38,6 +42,10 @@ def test_every_head_that_makes_tokens_learns(accepted: DistillConfig) -> None:
     ("refused", "message"),
     [
         (config(timesteps=(0, 3)), r"student\.timesteps: 3 is not below 3, the teacher's AR steps"),
+        (
+            config(noise=(0.5, 1)),
+            r"noise_weight holds 2 numbers for 1 timesteps: give one for each of student\.t",
+        ),
         (config(split=4, embedding_weight=1), r"student\.split: 4 is more than 3, the teacher's AR steps"),
         (config(split=0), r"student\.split is 0, so the continuous head .* set student\.split to 3, or"),
         (config(split=2, image_weight=1), "the continuous head makes the AR steps from there to 3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,28 @@ def test_the_weight_is_kept_in_the_export(student: Student, tmp_path: Path) -> N
     assert Student.from_pretrained(tmp_path).noise_weight == 0.25
 
 
-def weighing(student: Student, noise_weight: float) -> Student:
+def test_every_pass_has_the_weight_of_its_timestep(student: Student, tmp_path: Path) -> None:
+    assert student.timesteps == (0, 2)
+    several = weighing(student, (0.5, 2.0))
+    assert [several.noise_weight_at(timestep) for timestep in (0, 1, 2, 3)] == [0.5, 0.5, 2.0, 2.0]
+    noise_BLC = torch.randn(4, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(1))
+    labels_B = torch.zeros(4, dtype=torch.int64)
+    one, other = weighing(student, 0.5), weighing(student, 2.0)
+    first = one.finish(noise_BLC, 0, labels_B)
+    start = student.layout.starts[2]
+    states_BLC = torch.cat([first.embeddings_BLC[:, :start], noise_BLC[:, start:]], dim=1)
+    expected = other.finish(states_BLC, 2, labels_B).tokens_BL
+    assert not torch.equal(expected, one.finish(states_BLC, 2, labels_B).tokens_BL)
+    assert torch.equal(sample_sequence(several, noise_BLC, labels_B, (0, 2)).tokens_BL, expected)
+    several.export(tmp_path)
+    assert Student.from_pretrained(tmp_path).noise_weight == (0.5, 2.0)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"noise_weight": [1.0, 1.0, 1.0]}))
+    with pytest.raises(Refused, match="another number of weights than there are timesteps"):
+        Student.from_pretrained(tmp_path)
+
+
+def weighing(student: Student, noise_weight: float | tuple[float, ...]) -> Student:
     """The same student with another weight of the noise."""
     other = copy.copy(student)
     other.noise_weight = noise_weight

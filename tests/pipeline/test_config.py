@@ -55,6 +55,8 @@ def test_a_whole_number_is_a_number() -> None:
 def test_one_number_is_a_list_where_a_list_is_wanted() -> None:
     assert compose("digits", ["student.timesteps=0"]).student.timesteps == (0,)
     assert compose("digits", ["train.timestep_weights=2"]).train.timestep_weights == (2.0,)
+    assert compose("digits", ["student.noise_weight=2"]).student.noise_weight == 2.0
+    assert compose("digits", ["student.noise_weight=2,0.5"]).student.noise_weight == (2.0, 0.5)
 
 
 def test_toml_holds_the_whole_configuration() -> None:
@@ -90,6 +92,11 @@ def test_a_preset_may_be_a_file_with_defaults_for_what_it_leaves_out(tmp_path: P
         ),
         ("pairs.num_pairs=true", "pairs.num_pairs: it cannot be true: true and false are"),
         ("pairs.num_pairs=1979-05-27", "pairs.num_pairs cannot be datetime.date(1979, 5, 27): it is a whole"),
+        (
+            'student.noise_weight=1,"much"',
+            "student.noise_weight cannot be 'much': it is a number or numbers separated by commas",
+        ),
+        ("student.noise_weight=1,-1", "one for all, at least 0; got (1.0, -1.0)"),
         ("teacher.guidance_scale=inf", "teacher.guidance_scale cannot be inf: it is a number, at least 0"),
         ("train.learning_rate=nan", "train.learning_rate cannot be nan: it is a number, above 0"),
         ("train.betas=0.9,inf", "train.betas cannot be inf: it is 2 numbers separated by commas"),

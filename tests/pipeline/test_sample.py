@@ -535,3 +535,19 @@ def test_another_weight_of_the_noise_is_another_request(
     assert onestep(*arguments[:-1], tmp_path / "plain").exit_code == 0
     pixels = [(tmp_path / folder / "000000.png").read_bytes() for folder in ("images", "plain")]
     assert pixels[0] != pixels[1]
+
+
+def test_each_pass_may_have_a_weight_of_its_own(onestep: Command, student: Path, tmp_path: Path) -> None:
+    arguments = ("sample", student, "--steps", 2, "--labels", "1,2", "--out", tmp_path / "images")
+    assert onestep(*arguments, "--noise-weight", "0.5,2").exit_code == 0
+    again = onestep(*arguments, "--noise-weight", "0.5,2")
+    assert (again.exit_code, "are there already" in again.output) == (0, True)
+    for wrong, message in (
+        ("0.5,1,2", "3 numbers for a student of 2 timesteps"),
+        ("-1", "-1 is not in the range x>=0"),
+        ("0.5,nan", "0.5,nan is not in the range x>=0"),
+        ("much", "'much' is not a number or numbers separated by commas"),
+    ):
+        refused = onestep(*arguments, "--noise-weight", wrong)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
