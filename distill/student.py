@@ -41,7 +41,10 @@ ENTRY_POINTS = "onestep.students"
 
 
 class Network(Protocol):
-    """A family's student network, an `nn.Module` too: what official LlamaGen-DD and VAR-DD have in common."""
+    """A family's student network, an `nn.Module` too: what official LlamaGen-DD and VAR-DD have in common.
+
+    One that has a method `logits` of the same arguments is asked for these alone where nobody wants embeddings.
+    """
 
     config: Any
     """Has `num_classes`; the frozen dataclass that the teacher's transformer is built from."""
@@ -151,10 +154,12 @@ class Student(nn.Module):
         Raises:
             ValueError: the teacher is conditioned on text, and nobody told the student captions.
         """
-        condition = labels_B if self.texts is None else self.texts(labels_B)
+        return self.network(states_BLC, self.starts[timestep_B], self._condition(labels_B))
+
+    def _condition(self, labels_B: Tensor) -> Tensor | TextCondition:
         if self.is_text_conditional and self.texts is None:
             raise ValueError("this student draws images for captions: set its `texts` first")
-        return self.network(states_BLC, self.starts[timestep_B], condition)
+        return labels_B if self.texts is None else self.texts(labels_B)
 
     def finish(self, states_BLC: Tensor, timestep: int, labels_B: Tensor) -> Sequence:
         """The final sequence in one pass.
@@ -163,14 +168,19 @@ class Student(nn.Module):
         takes the codebook row of the token head's choice in AR steps below the split, and the continuous head's answer
         after it, as in the official sampler.
         """
-        timestep_B = torch.full((len(states_BLC),), timestep, dtype=torch.int64, device=states_BLC.device)
-        logits_BLV, embeddings_BLC = self(states_BLC, timestep_B, labels_B)
         start, split, end = (
             self.layout.starts[step] for step in (timestep, self.split, self.layout.num_steps)
         )
-        tokens_BL = self.chosen(logits_BLV, states_BLC, timestep)
+        data_tokens_B = torch.full((len(states_BLC),), start, dtype=torch.int64, device=states_BLC.device)
+        inputs = states_BLC, data_tokens_B, self._condition(labels_B)
         if start == 0 and split == end:
+            logits_BLV = (
+                self.network.logits(*inputs) if hasattr(self.network, "logits") else self.network(*inputs)[0]
+            )
+            tokens_BL = self.chosen(logits_BLV, states_BLC, timestep)
             return Sequence(self.tokenizer.embed(tokens_BL), tokens_BL)
+        logits_BLV, embeddings_BLC = self.network(*inputs)
+        tokens_BL = self.chosen(logits_BLV, states_BLC, timestep)
         embeddings_BLC = torch.cat([states_BLC[:, :start], embeddings_BLC[:, start:]], dim=1)
         for span in (slice(0, start), slice(max(start, split), end)):
             tokens_BL[:, span] = nearest_rows(embeddings_BLC[:, span], self.tokenizer.codebook_VC)
@@ -196,8 +206,8 @@ class Student(nn.Module):
         if not weight:
             return logits_BLV.argmax(-1)
         codebook_VC = self.tokenizer.codebook_VC
-        spread = (codebook_VC - codebook_VC.mean(0)).square().sum(1).mean().sqrt()
-        return (logits_BLV + weight / spread * (noise_BLC @ codebook_VC.T)).argmax(-1)
+        spread = codebook_VC.var(0, correction=0).sum().sqrt()
+        return (logits_BLV + noise_BLC @ (codebook_VC * (weight / spread)).T).argmax(-1)
 
     def export(self, folder: Path) -> None:
         """Write what sampling needs: student.safetensors, tokenizer.safetensors and config.json, in that order."""

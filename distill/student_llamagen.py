@@ -77,6 +77,20 @@ class LlamaGenStudent(nn.Module):
         Returns:
             logits (B, L, V) and embeddings (B, L, C), both at least float32.
         """
+        h_BLD, pooled_B1D = self._hidden(x_BLC, data_tokens_B, condition)
+        return self._logits(h_BLD), at_least_float32(self.final_layer_conti(h_BLD, pooled_B1D))
+
+    def logits(self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition) -> Tensor:
+        """The logits of `forward` alone."""
+        return self._logits(self._hidden(x_BLC, data_tokens_B, condition)[0])
+
+    def _logits(self, h_BLD: Tensor) -> Tensor:
+        return at_least_float32(self.output(self.norm(h_BLD)))
+
+    def _hidden(
+        self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states of the tokens (B, L, D), and the mean of the condition's tokens (B, 1, D)."""
         if isinstance(condition, TextCondition):
             condition_BTD = self.cls_embedding.of(condition)
             mask = caption_mask(condition.seen_BT, self.config.num_tokens)
@@ -90,9 +104,7 @@ class LlamaGenStudent(nn.Module):
         rotation = self.rotation[self.config.num_condition_tokens - num_condition :].to(x_BPD.device)
         for layer in self.layers:
             x_BPD = layer(x_BPD, rotation, mask=mask)
-        h_BLD = x_BPD[:, num_condition:]
-        logits_BLV = self.output(self.norm(h_BLD))
-        return at_least_float32(logits_BLV), at_least_float32(self.final_layer_conti(h_BLD, pooled_B1D))
+        return x_BPD[:, num_condition:], pooled_B1D
 
     @torch.no_grad()
     def initialise_from_teacher(self, teacher: LlamaGenTeacher, least_squares: bool = True) -> None:

@@ -59,6 +59,19 @@ class VarStudent(VarBackbone):
         Returns:
             logits (B, L, V) and embeddings (B, L, C), both at least float32.
         """
+        h_BLD, condition_BD = self._hidden(x_BLC, data_tokens_B, labels_B)
+        embeddings_BLC = self.final_layer_conti(h_BLD, condition_BD[:, None])
+        return self._logits(h_BLD, condition_BD), at_least_float32(embeddings_BLC)
+
+    def logits(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> Tensor:
+        """The logits of `forward` alone."""
+        return self._logits(*self._hidden(x_BLC, data_tokens_B, labels_B))
+
+    def _logits(self, h_BLD: Tensor, condition_BD: Tensor) -> Tensor:
+        return at_least_float32(self.head(self.head_nm(h_BLD, condition_BD)))
+
+    def _hidden(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states of the tokens (B, L, D), and the condition (B, D)."""
         condition_BD = self.class_emb(labels_B)
         condition_B1D = condition_BD[:, None]
         positions_P = torch.arange(len(self.level_L), device=data_tokens_B.device)
@@ -72,9 +85,7 @@ class VarStudent(VarBackbone):
         for block, modulation, table_2D in parts:
             kind_BPD = F.embedding(is_data_BP, table_2D)
             x_BPD = block(x_BPD, modulation, self.mask_LL, between_BLD=kind_BPD)
-        h_BLD = (x_BPD + F.embedding(is_data_BP, last_table_2D))[:, 1:]
-        logits_BLV = self.head(self.head_nm(h_BLD, condition_BD))
-        return at_least_float32(logits_BLV), at_least_float32(self.final_layer_conti(h_BLD, condition_B1D))
+        return (x_BPD + F.embedding(is_data_BP, last_table_2D))[:, 1:], condition_BD
 
     @torch.no_grad()
     def initialise_from_teacher(self, teacher: VarTeacher) -> None:

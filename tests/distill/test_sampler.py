@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from distill.sampler import sample_images, sample_sequence
 from distill.student import Sequence, Student
@@ -117,6 +118,32 @@ def test_an_export_tells_the_lineage_of_its_pairs(student: Student, tmp_path: Pa
     assert (shape.num_classes, shape.layout, shape.timesteps) == (10, student.layout, (0, 2))
     one, other = (tmp_path / name / "student.safetensors" for name in ("known", "unknown"))
     assert one.read_bytes() == other.read_bytes()
+
+
+class WithoutLogits(nn.Module):
+    """A network that always answers with both heads, as those of other packages may."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.config = network, network.config
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.network(*inputs)
+
+
+def test_embeddings_that_nobody_reads_are_not_computed(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise_BLC = torch.randn(4, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(1))
+    labels_B = torch.arange(4)
+    whole = copy.copy(student)
+    whole.split = student.layout.num_steps
+    other = copy.copy(whole)
+    other._modules = {**whole._modules, "network": WithoutLogits(student.network)}
+    expected = other.finish(noise_BLC, 0, labels_B).tokens_BL
+    head = student.network.final_layer_conti
+    monkeypatch.setattr(head, "forward", lambda *_: pytest.fail("the continuous head was asked"))
+    assert torch.equal(whole.finish(noise_BLC, 0, labels_B).tokens_BL, expected)
 
 
 def test_without_a_weight_noise_has_no_say(student: Student) -> None:
