@@ -18,6 +18,9 @@ DEFAULT_IMAGES = {"digits": 2_000, "samples": 64, "adm": 50_000, "dd": 50_000, "
 MOST_CURVE_IMAGES = 5_000
 """So many images a look of an ablation scores at most unless told otherwise, as figures 7 and 8 of arXiv 2412.17153."""
 
+NoiseWeight = float | tuple[float, ...]
+"""Of a position's own noise in the choice of its token: one for all passes, or one for each of a student's timesteps."""
+
 REFERENCE_FREE = ("digits", "samples")
 """Protocols that bring their own real images, or need none."""
 
@@ -34,7 +37,7 @@ class StudentConfig(Settings):
         description="tokens of AR steps below it come from the token head, the rest from the continuous head, "
         "which needs train.embedding_weight",
     )
-    noise_weight: float | tuple[float, ...] = Field(
+    noise_weight: NoiseWeight = Field(
         0.0,
         description="of a position's own noise when the token head chooses its token, one for all passes or one for each "
         "of timesteps; 0 takes the likeliest, as the official sampler does",
@@ -52,7 +55,7 @@ class StudentConfig(Settings):
 
     @field_validator("noise_weight")
     @classmethod
-    def _not_below_zero(cls, weight: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    def _not_below_zero(cls, weight: NoiseWeight) -> NoiseWeight:
         weights = weight if isinstance(weight, tuple) else (weight,)
         if not weights or min(weights) < 0:
             raise ValueError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.checks import load_teacher_of
+from distill.config import NoiseWeight
 from distill.export import ExportConfig
 from distill.image_store import ImageStore
 from distill.methods import Methods
@@ -98,7 +99,7 @@ def sample_request(
     labels: Sequence[int],
     seed: int,
     num_images: int,
-    noise_weight: float | tuple[float, ...],
+    noise_weight: NoiseWeight,
     captions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """All that determines the images of a job but for rounding, as JSON; neither batch size nor device do.
@@ -120,7 +121,7 @@ def sample_request(
     }
 
 
-def _as_json(weight: float | tuple[float, ...]) -> float | list[float]:
+def _as_json(weight: NoiseWeight) -> float | list[float]:
     """A weight of the noise as it comes back from JSON."""
     return list(weight) if isinstance(weight, tuple) else weight
 

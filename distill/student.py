@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from distill.config import NoiseWeight
 from distill.export import (
     CONFIG_FILE,
     SCHEMA_VERSION,
@@ -111,7 +112,7 @@ class Student(nn.Module):
         fingerprint: str | None,
         num_pairs: int | None,
         lineage: Mapping[str, Any] | None = None,
-        noise_weight: float | tuple[float, ...] = 0.0,
+        noise_weight: NoiseWeight = 0.0,
     ) -> None:
         super().__init__()
         self.family = family
@@ -346,7 +347,7 @@ class Student(nn.Module):
         *,
         initialise: bool,
         lineage: Mapping[str, Any] | None = None,
-        noise_weight: float | tuple[float, ...] = 0.0,
+        noise_weight: NoiseWeight = 0.0,
     ) -> Student:
         """A student for a teacher, ready to be trained; the tokenizer is the teacher's own, frozen.
 
