@@ -102,7 +102,7 @@ def commands_of(preset: str, run: Judged) -> Iterator[str]:
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         words += ["--set", f"{key}={text}"]
     yield shlex.join(words)
-    asked, judged = run.config.evaluation.model_dump(), {"repeats": 1, **run.evaluation}
+    asked, judged = run.config.evaluation.asked, {"repeats": 1, **run.evaluation}
     again = [(option, judged[key]) for key, option in JUDGING.items() if judged[key] != asked[key]]
     if again:
         options = [word for option, value in again for word in (option, str(value))]

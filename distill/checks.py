@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from distill.config import DistillConfig
+from distill.config import DistillConfig, misfit
 from distill.student import Student
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
@@ -38,12 +38,8 @@ def check_distillation(config: DistillConfig, layout: TokenLayout, heldout: int)
             f"train.timestep_weights holds {len(weights)} numbers for {len(student.timesteps)} timesteps: "
             "give one for each of student.timesteps"
         )
-    noise = student.noise_weight
-    if isinstance(noise, tuple) and len(noise) != len(student.timesteps):
-        raise Refused(
-            f"student.noise_weight holds {len(noise)} numbers for {len(student.timesteps)} timesteps: give one for each "
-            "of student.timesteps, or one for all"
-        )
+    if wrong := misfit(student.noise_weight, student.timesteps):
+        raise Refused(f"student.noise_weight holds {wrong}")
     if student.split > num_steps:
         raise Refused(f"student.split: {student.split} is more than {num_steps}, the teacher's AR steps")
     if student.split > 0 and not train.token_weight and not train.image_weight:

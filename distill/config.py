@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from shards.settings import FREE, UPWARD, Settings
 
@@ -18,11 +19,32 @@ DEFAULT_IMAGES = {"digits": 2_000, "samples": 64, "adm": 50_000, "dd": 50_000, "
 MOST_CURVE_IMAGES = 5_000
 """So many images a look of an ablation scores at most unless told otherwise, as figures 7 and 8 of arXiv 2412.17153."""
 
-NoiseWeight = float | tuple[float, ...]
-"""Of a position's own noise in the choice of its token: one for all passes, or one for each of a student's timesteps."""
-
 REFERENCE_FREE = ("digits", "samples")
 """Protocols that bring their own real images, or need none."""
+
+
+def checked_weight(weight: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """A weight of the noise; one of a single number is that number.
+
+    Raises:
+        ValueError: there is none, or one that is below 0 or not finite.
+    """
+    weights = weight if isinstance(weight, tuple) else (weight,)
+    if not weights or not all(0 <= each < math.inf for each in weights):
+        got = ", ".join(f"{each:g}" for each in weights) or "none"
+        raise ValueError(f"it is one number for each timestep or one for all, at least 0; got {got}")
+    return weights if len(weights) > 1 else weights[0]
+
+
+NoiseWeight = Annotated[float | tuple[float, ...], AfterValidator(checked_weight)]
+"""Of a position's own noise in the choice of its token: one for all passes, or one for each of a student's timesteps."""
+
+
+def misfit(weight: NoiseWeight, timesteps: Sequence[int]) -> str | None:
+    """What is wrong with a weight of the noise for these timesteps, None where nothing is."""
+    if not isinstance(weight, tuple) or len(weight) == len(timesteps):
+        return None
+    return f"{len(weight)} numbers for {len(timesteps)} timesteps: give one for each of them, or one for all"
 
 
 class StudentConfig(Settings):
@@ -52,16 +74,6 @@ class StudentConfig(Settings):
                 f"timesteps must ascend from 0 without repeats, as in 0,5; got {list(timesteps)}"
             )
         return timesteps
-
-    @field_validator("noise_weight")
-    @classmethod
-    def _not_below_zero(cls, weight: NoiseWeight) -> NoiseWeight:
-        weights = weight if isinstance(weight, tuple) else (weight,)
-        if not weights or min(weights) < 0:
-            raise ValueError(
-                f"it is one number for each of timesteps or one for all, at least 0; got {weight}"
-            )
-        return weights if len(weights) > 1 else weights[0]
 
 
 class TrainConfig(Settings):

@@ -6,19 +6,19 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from distill.config import NoiseWeight, misfit
 from generate_pairs.teachers.hub import HUB, hub_folder
 from shards.errors import Refused
 from shards.storage import read_bytes, sha256_bytes
 
 SCHEMA_VERSION = 2
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 CONFIG_FILE = "config.json"
 EXPORT_FILES = (CONFIG_FILE, "student.safetensors", "tokenizer.safetensors")
 
@@ -47,7 +47,7 @@ class ExportConfig(BaseModel):
     tokens_per_step: tuple[int, ...] = Field(min_length=1)
     timesteps: tuple[int, ...] = Field(min_length=1)
     split: int = Field(ge=0)
-    noise_weight: Weight | tuple[Weight, ...] = 0.0
+    noise_weight: NoiseWeight = 0.0
     fingerprint: str | None
     num_pairs: int | None = Field(gt=0)
     lineage: dict[str, Any] | None = None
@@ -56,8 +56,8 @@ class ExportConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_weight_a_timestep(self) -> Self:
-        if isinstance(self.noise_weight, tuple) and len(self.noise_weight) != len(self.timesteps):
-            raise ValueError("noise_weight holds another number of weights than there are timesteps")
+        if wrong := misfit(self.noise_weight, self.timesteps):
+            raise ValueError(f"noise_weight holds {wrong}")
         return self
 
     def to_bytes(self) -> bytes:

@@ -10,6 +10,7 @@ import click
 from pipeline.options import MAX_SEED, StudentPath, comma_separated, dry_run_option, weights
 
 if TYPE_CHECKING:
+    from distill.config import NoiseWeight
     from distill.image_store import ImageStore, Request
     from distill.sampling import Method
     from distill.student import Student
@@ -146,7 +147,7 @@ def command(
     text_encoder: str | None,
     num_images: int | None,
     seed: int,
-    noise_weight: float | tuple[float, ...] | None,
+    noise_weight: NoiseWeight | None,
     batch_size: int | None,
     device: str,
     out: Path,
@@ -174,6 +175,7 @@ def command(
         refuse_missing_export(student)
     import numpy as np
 
+    from distill.config import misfit
     from distill.export import CONFIG_FILE, export_folder, read_export_config
     from distill.sampler import check_labels, most_at_once
     from distill.sampling import make_images, open_method, sample_request, teacher_for, tell_captions
@@ -207,13 +209,9 @@ def command(
     labels_N = np.resize(np.array(cycle, dtype=np.int64), num_images or labels.images_of_each * len(cycle))
     check_labels(labels_N, shape.num_classes)
     config = read_export_config(export_folder(student, (CONFIG_FILE,)))
-    if isinstance(noise_weight, tuple) and len(noise_weight) != len(config.timesteps):
-        raise click.BadParameter(
-            f"{len(noise_weight)} numbers for a student of {len(config.timesteps)} timesteps: give one for each, or "
-            "one for all",
-            param_hint="--noise-weight",
-        )
     weight = config.noise_weight if noise_weight is None else noise_weight
+    if wrong := misfit(weight, config.timesteps):
+        raise click.BadParameter(wrong, param_hint="--noise-weight")
     request = sample_request(config, chosen, cycle, seed, len(labels_N), weight, listed)
     store = open_store(out, request, len(cycle))
     where = chosen_device(device, "--device")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,15 +124,18 @@ def weights(
     """A click callback: `0.6` as a number, `0.6,1` as several; none below 0."""
     if text is None:
         return None
+    from distill.config import checked_weight
+
     try:
-        numbers = tuple(float(part) for part in text.split(","))
+        numbers = tuple(map(float, text.split(",")))
     except ValueError as error:
         raise click.BadParameter(
             f"{text!r} is not a number or numbers separated by commas, as in 0.6,1"
         ) from error
-    if not all(0 <= number < math.inf for number in numbers):
-        raise click.BadParameter(f"{text} is not in the range x>=0")
-    return numbers if len(numbers) > 1 else numbers[0]
+    try:
+        return checked_weight(numbers)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def comma_separated(

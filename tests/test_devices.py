@@ -1,4 +1,4 @@
-"""No computation leaves the device that it was begun on: found on a pretended one, where there is no GPU."""
+"""Networks, losses, optimizers and sampling stay on the device they were begun on: seen on a pretended one."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_every_head_that_makes_tokens_learns(accepted: DistillConfig) -> None:
         (config(timesteps=(0, 3)), r"student\.timesteps: 3 is not below 3, the teacher's AR steps"),
         (
             config(noise=(0.5, 1)),
-            r"noise_weight holds 2 numbers for 1 timesteps: give one for each of student\.t",
+            r"noise_weight holds 2 numbers for 1 timesteps: give one for each of them, or",
         ),
         (config(split=4, embedding_weight=1), r"student\.split: 4 is more than 3, the teacher's AR steps"),
         (config(split=0), r"student\.split is 0, so the continuous head .* set student\.split to 3, or"),

@@ -203,7 +203,7 @@ def test_every_pass_has_the_weight_of_its_timestep(student: Student, tmp_path: P
     assert Student.from_pretrained(tmp_path).noise_weight == (0.5, 2.0)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"noise_weight": [1.0, 1.0, 1.0]}))
-    with pytest.raises(Refused, match="another number of weights than there are timesteps"):
+    with pytest.raises(Refused, match="holds 3 numbers for 2 timesteps"):
         Student.from_pretrained(tmp_path)
 
 

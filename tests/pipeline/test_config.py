@@ -96,7 +96,7 @@ def test_a_preset_may_be_a_file_with_defaults_for_what_it_leaves_out(tmp_path: P
             'student.noise_weight=1,"much"',
             "student.noise_weight cannot be 'much': it is a number or numbers separated by commas",
         ),
-        ("student.noise_weight=1,-1", "one for all, at least 0; got (1.0, -1.0)"),
+        ("student.noise_weight=1,-1", "one for all, at least 0; got 1, -1"),
         ("teacher.guidance_scale=inf", "teacher.guidance_scale cannot be inf: it is a number, at least 0"),
         ("train.learning_rate=nan", "train.learning_rate cannot be nan: it is a number, above 0"),
         ("train.betas=0.9,inf", "train.betas cannot be inf: it is 2 numbers separated by commas"),

@@ -543,9 +543,9 @@ def test_each_pass_may_have_a_weight_of_its_own(onestep: Command, student: Path,
     again = onestep(*arguments, "--noise-weight", "0.5,2")
     assert (again.exit_code, "are there already" in again.output) == (0, True)
     for wrong, message in (
-        ("0.5,1,2", "3 numbers for a student of 2 timesteps"),
-        ("-1", "-1 is not in the range x>=0"),
-        ("0.5,nan", "0.5,nan is not in the range x>=0"),
+        ("0.5,1,2", "3 numbers for 2 timesteps: give one for each of them, or one for all"),
+        ("-1", "one for all, at least 0; got -1"),
+        ("0.5,nan", "one for all, at least 0; got 0.5, nan"),
         ("much", "'much' is not a number or numbers separated by commas"),
     ):
         refused = onestep(*arguments, "--noise-weight", wrong)
