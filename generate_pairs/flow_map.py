@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ from generate_pairs.candidates import (
     gather_rows,
     gather_support,
 )
+from generate_pairs.full_float32 import full_float32
 
 # A row stops when the tokens that lose hold less than this share of what they held before the flow.
 STOP_SHARE = 0.05
@@ -131,7 +131,7 @@ class FlowMap:
         peak_N1 = self._checked(noise_NC, log_probs_NV)
         tokens_N = torch.empty(len(noise_NC), dtype=torch.int64, device=self.device)
         num_evaluations_N = torch.empty_like(tokens_N)
-        with _full_float32_products():
+        with full_float32():
             for rows_M, support_size in self._batches(log_probs_NV):
                 log_p_MV = log_probs_NV[rows_M] - peak_N1[rows_M]
                 noise_MC = noise_NC[rows_M].float()
@@ -340,14 +340,3 @@ def _standardised(codebook_VC: Tensor) -> Tensor:
 def _refuse_first(bad_N: Tensor, what: str) -> None:
     if bool(bad_N.any()):
         raise ValueError(f"row {int(bad_N.nonzero()[0])}: {what}")
-
-
-@contextmanager
-def _full_float32_products() -> Iterator[None]:
-    """Switches reduced precision off for a while: TF32 alone changes one token in 250."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

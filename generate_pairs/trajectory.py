@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from generate_pairs.flow_map import FlowMap
+from generate_pairs.full_float32 import full_float32
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 
@@ -78,6 +79,7 @@ class Force:
 
 
 @torch.inference_mode()
+@full_float32()
 def walk(
     teacher: Teacher,
     labels_B: Tensor,

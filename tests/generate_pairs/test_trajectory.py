@@ -55,6 +55,29 @@ def test_every_step_sees_the_tokens_before_it(teacher: Teacher) -> None:
     torch.testing.assert_close(torch.cat(seen, dim=1), expected_BLV, atol=2e-5, rtol=0)
 
 
+def test_it_computes_in_full_float32_and_gives_the_settings_back(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU would round to TF32, convolutions by default."""
+    tokens_BL, seen = torch.zeros(1, teacher.layout.num_tokens, dtype=torch.int64), set()
+
+    def settings() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    def choose(log_probs_BsV: torch.Tensor, span: slice) -> torch.Tensor:
+        seen.add(settings())
+        return tokens_BL[:, span]
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        walk(teacher, torch.arange(1), SETTINGS, choose)
+        assert (seen, settings()) == ({("highest", False)}, ("high", True))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_the_map_is_a_function_of_the_noise(teacher: Teacher) -> None:
     flow_map, labels_B = FlowMap(teacher.codebook_VC, 32), torch.arange(10)
     noise_BLC = noise(teacher, 10)
