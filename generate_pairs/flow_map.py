@@ -7,8 +7,13 @@ w = x / (1 - t) the flow is dw/du = D(w; u) from w(0) = noise: there is no first
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -33,6 +38,10 @@ CLAMPED_SCORE = math.log(LEAST_WEIGHT) - 1
 # Gathering pays where at most one codebook row in so many is possible, and only in codebooks of some size.
 GATHER_SHARE = 8
 GATHER_MIN_VOCAB = 1024
+
+# Numbers in a working array: 8 and 256 MiB.
+CPU_NUMBERS = 2**21
+GPU_NUMBERS = 2**26
 
 
 def denoiser(x_NC: Tensor, t: float | Tensor, p_NV: Tensor, codebook_VC: Tensor) -> Tensor:
@@ -64,6 +73,19 @@ def default_num_steps(codebook_dim: int) -> int:
     return 64 if codebook_dim <= 4 else 32
 
 
+@lru_cache(maxsize=1)
+def kernel_is_possible() -> bool:
+    """Whether a GPU can map rows by one kernel; warns once where it cannot, and has to take some twenty times as long."""
+    missing = None
+    if find_spec("triton") is None:
+        missing = "the package triton"
+    elif not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        missing = "a C compiler, which triton builds with"
+    if missing:
+        warnings.warn(f"the flow map is slow on a GPU without {missing}: install it", stacklevel=2)
+    return missing is None
+
+
 @dataclass(frozen=True)
 class MappedTokens:
     """Where the noise went: the token of each row, and how many evaluations of D it took (both int64)."""
@@ -78,6 +100,8 @@ class FlowMap:
     Deterministic, in float32, every row by itself. The codebook is centred and scaled once: the map is
     invariant to both, and float32 then resolves codebook rows down to about a thousandth of its extent. Rows
     closer together than that count as one point, and the likelier takes all.
+
+    On a GPU one kernel takes all steps (`generate_pairs.fused_map`) where triton is installed.
     """
 
     def __init__(self, codebook_VC: Tensor, num_steps: int) -> None:
@@ -99,8 +123,14 @@ class FlowMap:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         self.num_steps = num_steps
         self.vocab_size, self.codebook_dim = codebook_VC.shape
-        self._predictor, self._corrector = (table.tolist() for table in adams_coefficients(num_steps))
-        self._codebook = WholeCodebook.of(_standardised(codebook_VC)).to(codebook_VC.device)
+        tables = adams_coefficients(num_steps)
+        self._predictor, self._corrector = (table.tolist() for table in tables)
+        self._tables: tuple[Tensor, Tensor] = (
+            torch.tensor(tables[0], dtype=torch.float32),
+            torch.tensor(tables[1], dtype=torch.float32),
+        )
+        self._codebook = WholeCodebook.of(_standardised(codebook_VC))
+        self.to(codebook_VC.device)
 
     @property
     def device(self) -> torch.device:
@@ -110,6 +140,8 @@ class FlowMap:
     def to(self, device: torch.device | str) -> FlowMap:
         """Moves the map to a device, in place, and returns it."""
         self._codebook = self._codebook.to(device)
+        predictor_S3, corrector_S4 = self._tables
+        self._tables = predictor_S3.to(device), corrector_S4.to(device)
         return self
 
     @torch.no_grad()
@@ -129,6 +161,8 @@ class FlowMap:
                 +inf log-probabilities, or with no possible token: the message names the row.
         """
         peak_N1 = self._checked(noise_NC, log_probs_NV)
+        if self.device.type == "cuda" and kernel_is_possible():
+            return self._fused(noise_NC.float(), log_probs_NV, peak_N1, stop)
         tokens_N = torch.empty(len(noise_NC), dtype=torch.int64, device=self.device)
         num_evaluations_N = torch.empty_like(tokens_N)
         with full_float32():
@@ -146,6 +180,32 @@ class FlowMap:
                 num_evaluations_N[rows_M] = mapped.num_evaluations_N
         return MappedTokens(tokens_N, num_evaluations_N)
 
+    def _fused(self, noise_NC: Tensor, log_probs_NV: Tensor, peak_N1: Tensor, stop: bool) -> MappedTokens:
+        """Maps rows by one kernel, which takes all steps of a row."""
+        # Only here: it imports triton.
+        from generate_pairs.fused_map import map_rows
+
+        share_at_stop = STOP_SHARE if stop else 0.0
+        narrow_size = self.vocab_size // GATHER_SHARE if self.vocab_size >= GATHER_MIN_VOCAB else 0
+        given, at_once = (noise_NC, log_probs_NV, peak_N1), max(1, GPU_NUMBERS // self.vocab_size)
+        parts = [
+            map_rows(
+                noise_MC,
+                log_probs_MV,
+                peak_M1,
+                self._codebook.codebook_VC,
+                *self._tables,
+                stop_share=share_at_stop,
+                least_weight=LEAST_WEIGHT,
+                narrow_size=narrow_size,
+            )
+            for noise_MC, log_probs_MV, peak_M1 in zip(
+                *(tensor.split(at_once) for tensor in given), strict=True
+            )
+        ]
+        tokens_N, num_evaluations_N = map(torch.cat, zip(*parts, strict=True))
+        return MappedTokens(tokens_N, num_evaluations_N)
+
     def _checked(self, noise_NC: Tensor, log_probs_NV: Tensor) -> Tensor:
         """Refuses what cannot be mapped; returns the largest log-probability of each row, (N, 1)."""
         num_rows = noise_NC.shape[0] if noise_NC.ndim else 0
@@ -160,14 +220,21 @@ class FlowMap:
             if tensor.device != self.device:
                 raise ValueError(f"{name} lies on {tensor.device}, the flow map on {self.device}")
         peak_N1 = log_probs_NV.amax(dim=1, keepdim=True)
-        _refuse_first(~torch.isfinite(noise_NC).all(dim=1), "noise holds NaN or infinite numbers")
-        _refuse_first(peak_N1.squeeze(1) == -torch.inf, "log_probs leaves no token possible (all are -inf)")
-        _refuse_first(~torch.isfinite(peak_N1).squeeze(1), "log_probs holds NaN or +inf")
+        peak_N = peak_N1.squeeze(1)
+        wrong = {
+            "noise holds NaN or infinite numbers": ~torch.isfinite(noise_NC).all(dim=1),
+            "log_probs leaves no token possible (all are -inf)": peak_N == -torch.inf,
+            "log_probs holds NaN or +inf": ~torch.isfinite(peak_N),
+        }
+        # One question for all: a GPU has to be waited for.
+        if bool(torch.stack(list(wrong.values())).any()):
+            for what, bad_N in wrong.items():
+                _refuse_first(bad_N, what)
         return peak_N1
 
     def _batches(self, log_probs_NV: Tensor) -> Iterator[tuple[Tensor, int | None]]:
         """Cuts the rows into batches: their indices, and how many codebook rows each gathers (None: all)."""
-        budget = 2**21 if self.device.type == "cpu" else 2**26  # numbers in a working array: 8 or 256 MiB
+        budget = CPU_NUMBERS if self.device.type == "cpu" else GPU_NUMBERS
         every_N = torch.arange(len(log_probs_NV), device=self.device)
         if self.vocab_size < GATHER_MIN_VOCAB:
             wide_M, narrow_M, sizes = every_N, every_N[:0], []

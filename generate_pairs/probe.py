@@ -107,7 +107,7 @@ def measure(
         num_batches=num_batches,
         num_pairs=num_pairs,
         seconds=seconds,
-        versions=software_versions(),
+        versions=software_versions(device),
     )
 
 

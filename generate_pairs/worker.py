@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from generate_pairs.config import TeacherConfig
-from generate_pairs.flow_map import FlowMap
+from generate_pairs.flow_map import FlowMap, kernel_is_possible
 from generate_pairs.plan import WorkUnit
 from generate_pairs.teachers.base import Teacher, Texts
 from generate_pairs.teachers.checkpoints import load_teacher
@@ -134,7 +134,7 @@ def make_shard(
             "host": socket.gethostname(),
             "device": device_name(device),
             "batch_size": unit.batch_size,
-            "versions": software_versions(),
+            "versions": software_versions(device),
         }
         pairs = Pairs.concatenate(batches)
         if unit.replaces:
@@ -152,9 +152,14 @@ def dask_setup(worker: object) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def software_versions() -> str:
-    """What pairs are made with, in words, as the manifest records it."""
-    return f"onestep {version('onestep')}, torch {torch.__version__}, numpy {np.__version__}"
+def software_versions(device: str) -> str:
+    """What pairs are made with on a device, in words, as the manifest records it."""
+    words = [f"onestep {version('onestep')}", f"torch {torch.__version__}", f"numpy {np.__version__}"]
+    if device.startswith("cuda") and kernel_is_possible():
+        import triton
+
+        words.append(f"triton {triton.__version__}")
+    return ", ".join(words)
 
 
 def device_name(device: str) -> str:

@@ -28,6 +28,13 @@ from generate_pairs.teachers.families import build_teacher, family_of
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests compute alike everywhere, and so on the CPU: where there are GPUs, they are hidden from all but their own."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 TOKENIZERS = {
     "llamagen": {
         "vocab_size": 24,

@@ -407,7 +407,8 @@ def test_golden_tokens():
     ]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 def test_a_gpu_gives_the_same_tokens(log_probs_of_perplexity):
     for vocab_size, top_k in ((64, 0), (4096, 900), (4096, 300)):
         log_p = filter_var(log_probs_of_perplexity(4_000, vocab_size, 1.2, 0.9 * vocab_size, 82), top_k, 0.0)
