@@ -24,8 +24,10 @@ from shards.errors import Refused
 USABLE = 0.9
 """Of the free memory: the rest is for what nobody counted, as the room between blocks."""
 
-BFLOAT16_SHARE = 0.6
-"""What bfloat16 keeps of a pair, of what float32 keeps: norms and losses stay float32 (measured on both families)."""
+BFLOAT16_SHARE = {False: 0.68, True: 0.9}
+"""What bfloat16 keeps of a pair, of what float32 keeps, without and with checkpointed activations: norms, losses and what
+goes from layer to layer stay float32 (measured on both families, on an H100; see docs/benchmarks.md).
+"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class MemoryNeed:
 
     Attributes:
         num_parameters: that are trained.
-        state: weights, gradients, averages, optimizer.
+        state: weights, gradients, averages, optimizer; and the weights in bfloat16, where that is computed with.
         tokenizer: codebook and decoder.
         per_pair: what the gradient of one pair keeps of its forward pass.
     """
@@ -70,8 +72,13 @@ class MemoryNeed:
             kept += kept_bytes_of_images(decoder, length, channels)
         # What the gradient of the logits is written to.
         kept += length * len(teacher.tokenizer.codebook_VC) * 4
-        kept = int(kept * BFLOAT16_SHARE) if config.precision == "bfloat16" else kept * width // 4
-        return cls(count, count * width * 6, tokenizer, kept)
+        state = count * width * 6
+        if config.precision == "bfloat16":
+            state += count * 2
+            kept = int(kept * BFLOAT16_SHARE[config.checkpoint_activations])
+        else:
+            kept = kept * width // 4
+        return cls(count, state, tokenizer, kept)
 
     def total(self, pairs: int) -> int:
         """With so many pairs at once."""
