@@ -28,6 +28,8 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "warmup_steps": 5,
         "checkpoint_interval": 10,
         "log_interval": 5,
+        # Trials run where there is no GPU, too, and processors often only imitate bfloat16.
+        "precision": "float32",
     },
     # Images of noise are not to be scored.
     "evaluation": {"protocol": "samples", "num_images": 16},
