@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -194,6 +195,11 @@ class Student(nn.Module):
             return self.noise_weight
         return self.noise_weight[bisect_right(self.timesteps, timestep) - 1]
 
+    @cached_property
+    def spread(self) -> float:
+        """How far codebook rows are from their mean, root mean square; the codebook never changes."""
+        return self.tokenizer.codebook_VC.var(0, correction=0).sum().sqrt().item()
+
     def chosen(self, logits_BLV: Tensor, noise_BLC: Tensor, timestep: int = 0) -> Tensor:
         """The token head's choice at each position, (B, L): the likeliest token, as far as its noise does not object.
 
@@ -206,9 +212,8 @@ class Student(nn.Module):
         weight = self.noise_weight_at(timestep)
         if not weight:
             return logits_BLV.argmax(-1)
-        codebook_VC = self.tokenizer.codebook_VC
-        spread = codebook_VC.var(0, correction=0).sum().sqrt()
-        return (logits_BLV + noise_BLC @ (codebook_VC * (weight / spread)).T).argmax(-1)
+        agreement_BLV = noise_BLC @ self.tokenizer.codebook_VC.T
+        return torch.add(logits_BLV, agreement_BLV, alpha=weight / self.spread).argmax(-1)
 
     def export(self, folder: Path) -> None:
         """Write what sampling needs: student.safetensors, tokenizer.safetensors and config.json, in that order."""

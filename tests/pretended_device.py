@@ -84,6 +84,8 @@ def computations(loaded: LoadedTeacher, device: torch.device) -> dict[str, Calla
         ),
         device,
     )
+    # Read off the codebook once, which holds no numbers here.
+    student.spread = 1.0
     if teacher.is_text_conditional:
         teacher.texts = student.texts = PretendedTexts(teacher.transformer.config.caption_dim, device)
     noise_BLC = torch.rand(B, L, C, device=device)
