@@ -1,0 +1,301 @@
+"""What one GPU makes of published shapes with random weights: pairs, training and samples a second, and memory.
+
+The flow map is timed as one kernel and by single operations, on random logits. Pairs are made as a worker of stage one
+makes them, with the preset's guidance and filters; the walk with multinomial draws beside it tells what the map adds. A
+training takes its steps on such pairs as `onestep distill` does. Samples are token sequences; decoding is timed beside
+them. Embedded presets are sampled with their own teachers.
+
+    python benchmarks/on_gpu.py --work gpu --presets var-d16,llamagen-b
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import click
+import torch
+from official_code import randomised
+from script import Script, markdown
+from torch import Tensor
+
+from distill.config import DistillConfig
+from distill.memory import MemoryNeed
+from distill.ranks import Ranks
+from distill.sampler import most_at_once, sample_sequence
+from distill.student import Student
+from distill.training import Training
+from generate_pairs.config import TeacherConfig
+from generate_pairs.driver import generate, pair_spec
+from generate_pairs.flow_map import FlowMap, default_num_steps
+from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, save_teacher
+from generate_pairs.teachers.families import build_teacher
+from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.teachers.official import TEACHERS
+from generate_pairs.trajectory import Draw, walk
+from generate_pairs.worker import PairMaker
+from pipeline.config import RunConfig, compose
+from pipeline.options import comma_separated
+from shards.errors import Refused
+
+WARM_UP_STEPS = 4
+WAYS_TO_TRAIN = {
+    "float32": {},
+    "bfloat16": {"precision": "bfloat16"},
+    "bfloat16, checkpointed": {"precision": "bfloat16", "checkpoint_activations": True},
+    "bfloat16, compiled": {"precision": "bfloat16", "compile": True},
+}
+NUM_PAIRS = 128
+
+Table = tuple[Sequence[str], list[list[str]]]
+
+
+class Clock:
+    """Seconds until all that was asked of the device is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def median(self, work: Callable[[], object], repeats: int) -> float:
+        """Of so many turns, after one that does not count."""
+        work()
+        times = []
+        for _ in range(repeats):
+            began = self()
+            work()
+            times.append(self() - began)
+        return statistics.median(times)
+
+    def forget_peak(self) -> None:
+        """Count memory from here on."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self) -> int:
+        """Bytes that were allocated at most."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
+
+
+def with_file(teacher: TeacherConfig, work: Path) -> TeacherConfig:
+    """A teacher whose file is there: of a published one a file of its shape with random weights."""
+    if teacher.name not in TEACHERS:
+        return teacher
+    path = work / f"{teacher.name}.safetensors"
+    if not path.exists():
+        published = TEACHERS[teacher.name]
+        torch.manual_seed(0)
+        parts = (asdict(part.config) for part in (published.transformer, published.tokenizer))
+        made = build_teacher(published.family, *parts)
+        randomised(made.transformer)
+        save_teacher(made, published.family, path, {"weights": "random"}, torch.float32)
+    return teacher.model_copy(update={"name": str(path)})
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One preset on one device; `config` names a teacher whose file is there."""
+
+    name: str
+    config: RunConfig
+    work: Path
+    clock: Clock
+    repeats: int
+
+    @property
+    def settings(self) -> SamplingSettings:
+        return SamplingSettings.of(self.config.teacher.model_dump())
+
+    def loaded(self, dtype: str = "float32") -> LoadedTeacher:
+        return load_teacher(self.config.teacher.name, str(self.clock.device), getattr(torch, dtype))
+
+    def labels(self, count: int) -> Tensor:
+        """Classes (B,)."""
+        return torch.arange(count, device=self.clock.device) % 10
+
+    def draws(self, count: int, num_tokens: int) -> Draw:
+        return Draw(torch.rand(count, num_tokens, dtype=torch.float64, device=self.clock.device))
+
+
+def tell(cells: Sequence[str]) -> list[str]:
+    """A row, told at once: the table may be long in coming."""
+    click.echo(" ".join(cells), err=True)
+    return list(cells)
+
+
+def pairs_table(bench: Bench) -> Table:
+    """Pairs a second of one worker, by batch size and the teacher's arithmetic."""
+    rows, usual = [], bench.config.pairs.batch_size
+    for dtype in ("float32", "bfloat16"):
+        loaded = bench.loaded(dtype)
+        spec = pair_spec(bench.config.generate, loaded)
+        flow_map = FlowMap(loaded.teacher.codebook_VC.float(), spec.lineage["flow_map"]["solver_steps"])
+        maker = PairMaker(loaded.teacher, flow_map, bench.settings)
+        for size in (usual, 2 * usual):
+            choose = bench.draws(size, spec.num_tokens)
+            walking = partial(walk, loaded.teacher, bench.labels(size), bench.settings, choose)
+            drawn = bench.clock.median(walking, bench.repeats)
+            mapped = bench.clock.median(partial(maker.make, spec, range(size)), bench.repeats)
+            cells = f"{size / mapped:.1f}", f"{size / drawn:.1f}", f"{100 * (mapped / drawn - 1):+.0f} %"
+            rows.append(tell([bench.name, dtype, str(size), *cells]))
+    return ("preset", "teacher", "batch", "pairs/s", "draws/s", "flow map adds"), rows
+
+
+def map_table(bench: Bench) -> Table:
+    """Milliseconds of the flow map for one AR step, as one kernel and by torch's operations one after the other."""
+    rows, loaded, device = [], bench.loaded(), bench.clock.device
+    teacher, most = loaded.teacher, max(loaded.teacher.layout.tokens_per_step)
+    flow_map = FlowMap(teacher.codebook_VC.float(), default_num_steps(teacher.codebook_dim))
+    for temperature in (1.0, 0.25):
+        count = bench.config.pairs.batch_size * most
+        noise_NC = torch.randn(count, teacher.codebook_dim, device=device)
+        logits_NV = torch.randn(count, teacher.vocab_size, device=device) / temperature
+        mapping = partial(flow_map, noise_NC, teacher.filter(logits_NV, bench.settings))
+        kernel, tokens = bench.clock.median(mapping, bench.repeats), mapping().tokens_N
+        with patch("generate_pairs.flow_map.kernel_is_possible", return_value=False):
+            apart, expected = bench.clock.median(mapping, bench.repeats), mapping().tokens_N
+        differing = f"{int((tokens != expected).sum())} of {count}"
+        cells = f"{temperature:g}", str(count), f"{1000 * kernel:.3g}", f"{1000 * apart:.3g}", differing
+        rows.append(tell([bench.name, *cells]))
+    return ("preset", "temperature", "rows", "kernel ms", "operations ms", "other tokens"), rows
+
+
+def training_table(bench: Bench, batch: int, num_steps: int) -> Table:
+    """Images a second of a training, and its peak memory beside what was reckoned before it began."""
+    root, config, clock = bench.work / f"{bench.name}-pairs", bench.config, bench.clock
+    sizes = {"num_pairs": NUM_PAIRS, "num_heldout": NUM_PAIRS // 2, "pairs_per_shard": NUM_PAIRS // 2}
+    # How well they are mapped is of no interest to a training's pace.
+    pairs = config.pairs.model_copy(update={**sizes, "solver_steps": 8})
+    asked = config.generate.model_copy(update={"pairs": pairs})
+    generate(asked, root, workers=0, report=lambda *_: None, should_stop=lambda: False)
+    rows = []
+    for way, changes in WAYS_TO_TRAIN.items():
+        train = config.train.model_copy(update={"batch_size": batch, "num_workers": 2, **changes})
+        need = MemoryNeed.of(load_teacher(config.teacher.name), train)
+        clock.forget_peak()
+        distill = DistillConfig(student=config.student, train=train)
+        training = Training(distill, config.teacher.name, root, None, Ranks(device=clock.device))
+        with closing(training.stream):
+            first = training.update()["loss"].item()
+            for _ in range(WARM_UP_STEPS):
+                training.update()
+            began, waited = clock(), training.waited_seconds
+            for _ in range(num_steps):
+                last = training.update()["loss"]
+            seconds, waited = clock() - began, training.waited_seconds - waited
+        pace = f"{batch * num_steps / seconds:.1f}", f"{100 * waited / seconds:.1f} %"
+        reckoned = need.total(training.gradients.device_batch_size)
+        memory = f"{clock.peak() / 1e9:.1f} GB", f"{reckoned / 1e9:.1f} GB"
+        rows.append(tell([bench.name, way, str(batch), *pace, *memory, f"{first:.4f}", f"{last.item():.4f}"]))
+        del training
+    header = "preset", "training", "batch", "images/s", "waits", "peak", "reckoned", "first loss", "last loss"
+    return header, rows
+
+
+def sampling_table(bench: Bench, sizes: Sequence[int]) -> Table:
+    """Milliseconds an image of the teacher's walk with draws and of the student's passes, and how many times as fast."""
+    loaded, config, clock, rows = bench.loaded(), bench.config, bench.clock, []
+    asked = config.student
+    student = Student.from_teacher(
+        loaded, asked.timesteps, asked.split, "", 0, initialise=False, noise_weight=asked.noise_weight
+    )
+    student.to(clock.device).eval().requires_grad_(False)
+    L, C = loaded.teacher.layout.num_tokens, loaded.teacher.codebook_dim
+    for size in sizes:
+        labels_B, noise_BLC = bench.labels(size), torch.randn(size, L, C, device=clock.device)
+        at_once = min(size, most_at_once(student.tokenizer.image_shape))
+        walking = partial(walk, loaded.teacher, labels_B, bench.settings, bench.draws(size, L))
+        teacher = clock.median(walking, bench.repeats) / size
+        one, two = (
+            clock.median(partial(sample_sequence, student, noise_BLC, labels_B, passes), 10 * bench.repeats)
+            / size
+            for passes in (asked.timesteps[:1], asked.timesteps[:2])
+        )
+        with torch.inference_mode():
+            decoding = clock.median(
+                partial(loaded.teacher.tokenizer.decode, noise_BLC[:at_once]), bench.repeats
+            )
+        decoding /= at_once
+        cells = [f"{1000 * seconds:.3g}" for seconds in (teacher, one, two, decoding)]
+        steps = loaded.teacher.layout.num_steps
+        ratios = f"{teacher / one:.1f} of {steps}", f"{(teacher + decoding) / (one + decoding):.1f}"
+        rows.append(tell([bench.name, str(size), *cells, *ratios]))
+    header = "preset", "batch", "teacher ms", "1 step ms", "2 steps ms", "decoding ms", "faster", "decoded"
+    return header, rows
+
+
+@click.command(cls=Script)
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder of teachers and pairs.")
+@click.option("--presets", default="var-d16,llamagen-b", show_default=True, metavar="A,B", help="Which.")
+@click.option(
+    "--parts", default="map,pairs,training,sampling", show_default=True, metavar="A,B", help="What."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Of a training.")
+@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Of a training.")
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="The median counts."
+)
+@click.option(
+    "--sizes",
+    callback=comma_separated,
+    default="1,64",
+    show_default=True,
+    metavar="1,64",
+    help="Images at once.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of the presets."
+)
+@click.option(
+    "--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Where."
+)
+def main(
+    work: Path,
+    presets: str,
+    parts: str,
+    batch: int,
+    steps: int,
+    repeats: int,
+    sizes: tuple[int, ...],
+    overrides: tuple[str, ...],
+    device: str,
+) -> None:
+    """Time presets of full size on a GPU; prints tables."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Refused(
+            "this torch finds no GPU: --device cpu tries the program out, with --set as small as you like"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    clock, tables = Clock(torch.device(device)), dict[str, list[Table]]()
+    for name in presets.split(","):
+        config = compose(name, (*overrides, f"cluster.device={device}"))
+        config = config.model_copy(update={"teacher": with_file(config.teacher, work)})
+        bench = Bench(name, config, work, clock, repeats)
+        made: dict[str, Callable[[], Table]] = {
+            "map": partial(map_table, bench),
+            "pairs": partial(pairs_table, bench),
+            "training": partial(training_table, bench, batch, steps),
+            "sampling": partial(sampling_table, bench, sizes),
+        }
+        for part in parts.split(","):
+            tables.setdefault(part, []).append(made[part]())
+    where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    click.echo(f"torch {torch.__version__}, {where}, random weights, {date.today()}\n")
+    for of_presets in tables.values():
+        click.echo(markdown(of_presets[0][0], [row for _, rows in of_presets for row in rows]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
