@@ -71,8 +71,8 @@ GPUS: Mapping[str, Device] = {
     "h100": _gpu(989, 67, 3.35),
     "h200": _gpu(989, 67, 4.8),
 }
-"""The SXM cards: peak dense products and memory, from their data sheets. Two presets on an H100 took 0.70 and 1.07 times as
-long as this reckons (docs/benchmarks.md); the others were not measured.
+"""The SXM cards: peak dense products and memory, from their data sheets. On an H100 two presets took 0.70 and 1.07 times
+as long as this reckons (docs/benchmarks.md); the others were not measured.
 """
 
 CPU = "cpu"

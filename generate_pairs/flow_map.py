@@ -27,6 +27,7 @@ from generate_pairs.candidates import (
     gather_support,
 )
 from generate_pairs.full_float32 import full_float32
+from shards.errors import Failed
 
 # A row stops when the tokens that lose hold less than this share of what they held before the flow.
 STOP_SHARE = 0.05
@@ -42,6 +43,10 @@ GATHER_MIN_VOCAB = 1024
 # Numbers in a working array: 8 and 256 MiB.
 CPU_NUMBERS = 2**21
 GPU_NUMBERS = 2**26
+
+# Of the rows that a GPU's kernel is checked with, rounding may turn so many.
+CHECKED_ROWS = 64
+MOST_DIFFERING = 2
 
 
 def denoiser(x_NC: Tensor, t: float | Tensor, p_NV: Tensor, codebook_VC: Tensor) -> Tensor:
@@ -75,7 +80,7 @@ def default_num_steps(codebook_dim: int) -> int:
 
 @lru_cache(maxsize=1)
 def kernel_is_possible() -> bool:
-    """Whether a GPU can map rows by one kernel; warns once where it cannot, and has to take some twenty times as long."""
+    """Whether a GPU can map rows by one kernel; warns once where it cannot and will be slow."""
     missing = None
     if find_spec("triton") is None:
         missing = "the package triton"
@@ -130,6 +135,7 @@ class FlowMap:
             torch.tensor(tables[1], dtype=torch.float32),
         )
         self._codebook = WholeCodebook.of(_standardised(codebook_VC))
+        self._is_kernel_checked = False
         self.to(codebook_VC.device)
 
     @property
@@ -159,16 +165,21 @@ class FlowMap:
         Raises:
             ValueError: On a wrong shape, dtype or device; on a row with NaN or infinite noise, with NaN or
                 +inf log-probabilities, or with no possible token: the message names the row.
+            Failed: A GPU's kernel does not do what it should.
         """
         peak_N1 = self._checked(noise_NC, log_probs_NV)
+        rows = noise_NC.float(), log_probs_NV, peak_N1
         if self.device.type == "cuda" and kernel_is_possible():
-            return self._fused(noise_NC.float(), log_probs_NV, peak_N1, stop)
+            return self._by_checked_kernel(*rows, stop)
+        return self._by_steps(*rows, stop)
+
+    def _by_steps(self, noise_NC: Tensor, log_probs_NV: Tensor, peak_N1: Tensor, stop: bool) -> MappedTokens:
+        """Maps rows, all of a batch taking a step at a time."""
         tokens_N = torch.empty(len(noise_NC), dtype=torch.int64, device=self.device)
         num_evaluations_N = torch.empty_like(tokens_N)
         with full_float32():
             for rows_M, support_size in self._batches(log_probs_NV):
-                log_p_MV = log_probs_NV[rows_M] - peak_N1[rows_M]
-                noise_MC = noise_NC[rows_M].float()
+                log_p_MV, noise_MC = log_probs_NV[rows_M] - peak_N1[rows_M], noise_NC[rows_M]
                 if support_size is None:
                     mapped = self._solve(self._codebook, log_p_MV, noise_MC, stop)
                     tokens_N[rows_M] = mapped.tokens_N
@@ -180,7 +191,25 @@ class FlowMap:
                 num_evaluations_N[rows_M] = mapped.num_evaluations_N
         return MappedTokens(tokens_N, num_evaluations_N)
 
-    def _fused(self, noise_NC: Tensor, log_probs_NV: Tensor, peak_N1: Tensor, stop: bool) -> MappedTokens:
+    def _by_checked_kernel(
+        self, noise_NC: Tensor, log_probs_NV: Tensor, peak_N1: Tensor, stop: bool
+    ) -> MappedTokens:
+        """Maps rows by the kernel; the first ones this map sees also step by step, since compilers err."""
+        mapped = self._by_kernel(noise_NC, log_probs_NV, peak_N1, stop)
+        if not self._is_kernel_checked and len(noise_NC) > 0:
+            some = slice(CHECKED_ROWS)
+            expected = self._by_steps(noise_NC[some], log_probs_NV[some], peak_N1[some], stop)
+            differing = int((mapped.tokens_N[some] != expected.tokens_N).sum())
+            if differing > MOST_DIFFERING:
+                raise Failed(
+                    f"the flow map's kernel takes other tokens than its single steps in {differing} of the first "
+                    f"{len(expected.tokens_N)} rows: this version of triton compiles it wrongly. Install another one, or "
+                    "none, which is slower"
+                )
+            self._is_kernel_checked = True
+        return mapped
+
+    def _by_kernel(self, noise_NC: Tensor, log_probs_NV: Tensor, peak_N1: Tensor, stop: bool) -> MappedTokens:
         """Maps rows by one kernel, which takes all steps of a row."""
         # Only here: it imports triton.
         from generate_pairs.fused_map import map_rows

@@ -70,7 +70,7 @@ def main() -> None:
     for name, ((codebook_VC, noise_NC, log_p_NV), stop) in CASES.items():
         flow_map = FlowMap(codebook_VC, STEPS)
         expected = flow_map(noise_NC, log_p_NV, stop)
-        fused = flow_map._fused(noise_NC, log_p_NV, log_p_NV.amax(dim=1, keepdim=True), stop)
+        fused = flow_map._by_kernel(noise_NC, log_p_NV, log_p_NV.amax(dim=1, keepdim=True), stop)
         found[name] = {
             "tokens": int((fused.tokens_N != expected.tokens_N).sum()),
             "evaluations": int((fused.num_evaluations_N != expected.num_evaluations_N).sum()),

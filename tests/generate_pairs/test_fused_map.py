@@ -13,8 +13,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
-from generate_pairs import flow_map
+from generate_pairs import flow_map as module
+from generate_pairs.flow_map import FlowMap, MappedTokens
+from shards.errors import Failed
 
 HERE = Path(__file__).resolve().parent
 OLDEST = (3, 7)
@@ -29,16 +32,40 @@ def test_what_the_kernel_needs_and_is_missing_is_told_once(
     monkeypatch: pytest.MonkeyPatch, has_triton: bool, compiler: str | None, missing: str | None
 ) -> None:
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(flow_map, "find_spec", lambda _: "there" if has_triton else None)
+    monkeypatch.setattr(module, "find_spec", lambda _: "there" if has_triton else None)
     monkeypatch.setattr("shutil.which", lambda name: name if name == compiler else None)
-    flow_map.kernel_is_possible.cache_clear()
+    module.kernel_is_possible.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            assert [flow_map.kernel_is_possible() for _ in range(2)] == [missing is None] * 2
+            assert [module.kernel_is_possible() for _ in range(2)] == [missing is None] * 2
         assert [missing in str(each.message) for each in told] == [True] * bool(missing)
     finally:
-        flow_map.kernel_is_possible.cache_clear()
+        module.kernel_is_possible.cache_clear()
+
+
+def test_a_kernel_that_is_compiled_wrongly_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by triton 3.6, before the kernel was written around its fault: 40 of 100 tokens were others."""
+    generator = torch.Generator().manual_seed(0)
+    flow_map = FlowMap(torch.randn(40, 3, generator=generator), 8)
+    noise_NC, log_p_NV = torch.randn(100, 3, generator=generator), torch.randn(100, 40, generator=generator)
+    rows = noise_NC, log_p_NV, log_p_NV.amax(dim=1, keepdim=True), True
+    right = flow_map._by_steps(*rows)
+
+    def compiled(wrong: int) -> None:
+        tokens_N = torch.cat([(right.tokens_N[:wrong] + 1) % 40, right.tokens_N[wrong:]])
+        monkeypatch.setattr(
+            flow_map, "_by_kernel", lambda *_: MappedTokens(tokens_N, right.num_evaluations_N)
+        )
+
+    compiled(wrong=3)
+    for _ in range(2):
+        with pytest.raises(Failed, match="other tokens than its single steps in 3 of the first 64 rows"):
+            flow_map._by_checked_kernel(*rows)
+    compiled(wrong=2)
+    assert (flow_map._by_checked_kernel(*rows).tokens_N != right.tokens_N).sum() == 2
+    monkeypatch.setattr(flow_map, "_by_steps", lambda *_: pytest.fail("checked once"))
+    flow_map._by_checked_kernel(*rows)
 
 
 def test_the_kernel_takes_the_same_tokens_in_as_many_steps() -> None:
