@@ -94,7 +94,7 @@ def _map_row(
     support_K, packed_K = support_NV + row * V, packed_NV + row * V
     K = _pack(log_probs_NV + row * V, tl.load(peak_N1 + row), support_K, packed_K, V, BLOCK_K)
 
-    # What is known before the flow, see `_start` of flow_map.py.
+    # What is known before the flow, see `_start` of flow_steps.py.
     none_C = tl.zeros([BLOCK_C], tl.float32)
     top = _likeliest(support_K, packed_K, K, codebook_VC, none_C, none_C, 0.0, C, BLOCK_C, BLOCK_K)
     top_C = _row(support_K, top, codebook_VC, c, C)
