@@ -25,8 +25,9 @@ USABLE = 0.9
 """Of the free memory: the rest is for what nobody counted, as the room between blocks."""
 
 BFLOAT16_SHARE = {False: 0.68, True: 0.9}
-"""What bfloat16 keeps of a pair, of what float32 keeps, without and with checkpointed activations: norms, losses and what
-goes from layer to layer stay float32 (measured on both families, on an H100; see docs/benchmarks.md).
+"""What a pair takes in bfloat16, of what float32 keeps, without and with checkpointed activations: norms, losses and what
+goes from layer to layer stay float32. It is a tenth more than autograd keeps: with it, no peak on an H100
+was more than 5 % above what is reckoned (docs/benchmarks.md).
 """
 
 

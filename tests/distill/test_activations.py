@@ -77,7 +77,9 @@ def test_what_a_pair_is_said_to_keep_is_what_autograd_keeps(
     config = TrainConfig(embedding_weight=0.1, image_weight=image_weight, precision=precision)
     student.to(dtype=weight_dtype(precision))
     said = MemoryNeed.of(loaded, config).per_pair
-    assert 0.97 * marginal(student, config) < said < 1.09 * marginal(student, config)
+    # In bfloat16 a GPU was seen to need more on the way back than is kept for it.
+    most = 1.25 if precision == "bfloat16" else 1.09
+    assert 0.97 * marginal(student, config) < said < most * marginal(student, config)
 
 
 def test_a_layer_that_is_checkpointed_keeps_its_input_alone(loaded: LoadedTeacher, student: Student) -> None:
