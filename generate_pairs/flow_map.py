@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,13 +28,17 @@ from shards.errors import Failed
 GATHER_SHARE = 8
 GATHER_MIN_VOCAB = 1024
 
-# Numbers in a working array: 8 and 256 MiB.
+# Numbers in a working array: 8 and 256 MiB; there are several.
 CPU_NUMBERS = 2**21
 GPU_NUMBERS = 2**26
 
-# Of the rows that a GPU's kernel is checked with, rounding may turn so many.
-CHECKED_ROWS = 64
-MOST_DIFFERING = 2
+# A GPU's kernel is checked with so many rows that leave a choice; of their tokens rounding may turn so many.
+CHECKED_ROWS = 512
+MOST_DIFFERING = 3
+
+OTHER_TRITON = (
+    "Another version of triton may do, or none: without it the map takes single steps, which is slower"
+)
 
 
 def denoiser(x_NC: Tensor, t: float | Tensor, p_NV: Tensor, codebook_VC: Tensor) -> Tensor:
@@ -72,6 +78,8 @@ def kernel_is_possible() -> bool:
         missing = "the package triton"
     elif not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         missing = "a C compiler, which triton builds with"
+    elif not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        missing = "Python's headers (python3-dev or the like), which triton builds with"
     if missing:
         warnings.warn(f"the flow map is slow on a GPU without {missing}: install it", stacklevel=2)
     return missing is None
@@ -84,7 +92,7 @@ class FlowMap:
     invariant to both, and float32 then resolves codebook rows down to about a thousandth of its extent. Rows
     closer together than that count as one point, and the likelier takes all.
 
-    On a GPU one kernel takes all steps (`generate_pairs.fused_map`) where triton is installed.
+    On a GPU one kernel takes all steps (`generate_pairs.fused_map`), where there is what it needs.
     """
 
     def __init__(self, codebook_VC: Tensor, num_steps: int) -> None:
@@ -107,10 +115,9 @@ class FlowMap:
         self.num_steps = num_steps
         self.vocab_size, self.codebook_dim = codebook_VC.shape
         predictor, corrector = adams_coefficients(num_steps)
-        self._weights = predictor.tolist(), corrector.tolist()
-        self._tables = torch.from_numpy(predictor).float(), torch.from_numpy(corrector).float()
+        self._coefficients = predictor.tolist(), corrector.tolist()
+        self._coefficient_tables = torch.from_numpy(predictor).float(), torch.from_numpy(corrector).float()
         self._codebook = WholeCodebook.of(_standardised(codebook_VC))
-        self._is_kernel_checked = False
         self.to(codebook_VC.device)
 
     @property
@@ -120,9 +127,10 @@ class FlowMap:
 
     def to(self, device: torch.device | str) -> FlowMap:
         """Moves the map to a device, in place, and returns it."""
+        self._num_checked, self._num_differing = 0, 0
         self._codebook = self._codebook.to(device)
-        predictor_S3, corrector_S4 = self._tables
-        self._tables = predictor_S3.to(device), corrector_S4.to(device)
+        predictor_S3, corrector_S4 = self._coefficient_tables
+        self._coefficient_tables = predictor_S3.to(device), corrector_S4.to(device)
         return self
 
     @torch.no_grad()
@@ -145,7 +153,9 @@ class FlowMap:
         peak_N1 = self._checked(noise_NC, log_probs_NV)
         rows = noise_NC.float(), log_probs_NV, peak_N1
         if self.device.type == "cuda" and kernel_is_possible():
-            return self._by_checked_kernel(*rows, stop)
+            # Where a kernel runs is the current device's matter.
+            with torch.cuda.device(self.device):
+                return self._by_checked_kernel(*rows, stop)
         return self._by_steps(*rows, stop)
 
     def _by_steps(self, noise_NC: Tensor, log_probs_NV: Tensor, peak_N1: Tensor, stop: bool) -> MappedTokens:
@@ -156,12 +166,12 @@ class FlowMap:
             for rows_M, support_size in self._batches(log_probs_NV):
                 log_p_MV, noise_MC = log_probs_NV[rows_M] - peak_N1[rows_M], noise_NC[rows_M]
                 if support_size is None:
-                    mapped = solve(self._codebook, log_p_MV, noise_MC, *self._weights, stop)
+                    mapped = solve(self._codebook, log_p_MV, noise_MC, *self._coefficients, stop)
                     tokens_N[rows_M] = mapped.tokens_N
                 else:
                     support_MK, log_p_MK = gather_support(log_p_MV, support_size)
                     gathered = gather_rows(self._codebook.codebook_VC, support_MK, log_p_MK)
-                    mapped = solve(gathered, log_p_MK, noise_MC, *self._weights, stop)
+                    mapped = solve(gathered, log_p_MK, noise_MC, *self._coefficients, stop)
                     tokens_N[rows_M] = support_MK.gather(1, mapped.tokens_N[:, None]).squeeze(1)
                 num_evaluations_N[rows_M] = mapped.num_evaluations_N
         return MappedTokens(tokens_N, num_evaluations_N)
@@ -169,19 +179,30 @@ class FlowMap:
     def _by_checked_kernel(
         self, noise_NC: Tensor, log_probs_NV: Tensor, peak_N1: Tensor, stop: bool
     ) -> MappedTokens:
-        """Maps rows by the kernel; the first ones this map sees also step by step, since compilers err."""
-        mapped = self._by_kernel(noise_NC, log_probs_NV, peak_N1, stop)
-        if not self._is_kernel_checked and len(noise_NC) > 0:
-            some = slice(CHECKED_ROWS)
-            expected = self._by_steps(noise_NC[some], log_probs_NV[some], peak_N1[some], stop)
-            differing = int((mapped.tokens_N[some] != expected.tokens_N).sum())
-            if differing > MOST_DIFFERING:
-                raise Failed(
-                    f"the flow map's kernel takes other tokens than its single steps in {differing} of the first "
-                    f"{len(expected.tokens_N)} rows: this version of triton compiles it wrongly. Install another one, or "
-                    "none, which is slower"
-                )
-            self._is_kernel_checked = True
+        """Maps rows by the kernel; the first ones that this map sees also step by step, since compilers err.
+
+        Raises:
+            Failed: the kernel cannot be built, or takes other tokens.
+        """
+        rows = noise_NC, log_probs_NV, peak_N1
+        if self._num_checked >= CHECKED_ROWS:
+            return self._by_kernel(*rows, stop)
+        try:
+            mapped = self._by_kernel(*rows, stop)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise Failed(f"the flow map's kernel cannot be built ({reason}). {OTHER_TRITON}") from error
+        some = slice(CHECKED_ROWS - self._num_checked)
+        expected = self._by_steps(noise_NC[some], log_probs_NV[some], peak_N1[some], stop)
+        self._num_differing += int((mapped.tokens_N[some] != expected.tokens_N).sum())
+        self._num_checked += int((expected.num_evaluations_N > 0).sum())
+        if self._num_differing > MOST_DIFFERING:
+            raise Failed(
+                f"the flow map's kernel takes other tokens than its single steps, {self._num_differing} in the first "
+                f"{self._num_checked}: triton compiles it wrongly. {OTHER_TRITON}"
+            )
         return mapped
 
     def _by_kernel(self, noise_NC: Tensor, log_probs_NV: Tensor, peak_N1: Tensor, stop: bool) -> MappedTokens:
@@ -198,7 +219,7 @@ class FlowMap:
                 log_probs_MV,
                 peak_M1,
                 self._codebook.codebook_VC,
-                *self._tables,
+                *self._coefficient_tables,
                 stop_share=share_at_stop,
                 least_weight=LEAST_WEIGHT,
                 narrow_size=narrow_size,

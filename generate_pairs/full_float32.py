@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -15,7 +16,13 @@ def full_float32() -> Iterator[None]:
     A GPU may round them to TF32 first: products where somebody asked for it, convolutions by default. In the flow map
     that alone changes one token in 250.
     """
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        # Somebody has set them by torch's newer names, which do not go together with the older ones.
+        with _by_newer_names():
+            yield
+        return
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -23,3 +30,15 @@ def full_float32() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def _by_newer_names() -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    matmul, conv = torch.backends.cuda.matmul, cudnn.conv
+    products, convolutions = matmul.fp32_precision, conv.fp32_precision
+    matmul.fp32_precision = conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = products, convolutions

@@ -1,8 +1,8 @@
 """The flow map as one GPU kernel: a program for every position, from its noise to its token.
 
 Step by step, as `FlowMap` takes them on a CPU, it is a thousand small kernels for one AR step, and a GPU waits for their
-launches nine tenths of the time. The mathematics is that of `generate_pairs.flow_map`; only rounding differs. Needs
-triton, which comes with torch's builds for GPUs on Linux.
+launches nine tenths of the time. The mathematics is that of `generate_pairs.flow_steps`; only rounding differs. Needs
+triton, which comes with torch's builds for GPUs on Linux, and what triton builds with: a C compiler, Python's headers.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def _map_row(
             BLOCK_K,
         )
         mean3_C, mean2_C, mean1_C = mean2_C, mean1_C, mean0_C
-        mean0_C = (first_C + _row(support_K, top, codebook_VC, c, C) - origin_C) / (1 + total) / scale
+        # Subtracted first, which keeps the digits of close rows.
+        top_C = _row(support_K, top, codebook_VC, c, C) - origin_C
+        mean0_C = (first_C + top_C) / (1 + total) / scale
         weights = corrector_S4 + 4 * step
         position_C += tl.load(weights) * mean0_C + tl.load(weights + 1) * mean1_C
         position_C += tl.load(weights + 2) * mean2_C + tl.load(weights + 3) * mean3_C

@@ -25,9 +25,9 @@ from distill.trainer import train
 from distill.training import Training
 from generate_pairs.config import GenerateConfig
 from generate_pairs.driver import generate
-from generate_pairs.flow_map import FlowMap
+from generate_pairs.flow_map import FlowMap, kernel_is_possible
 from generate_pairs.teachers.checkpoints import load_teacher
-from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.teachers.filtering import SamplingSettings, filter_var
 from generate_pairs.trajectory import Force, MapNoise, walk
 from pipeline.config import compose
 from shards.errors import Refused, Stopped
@@ -136,6 +136,25 @@ def test_a_teacher_has_the_same_logits(name: str) -> None:
         walk(teacher, LABELS.to(device), SamplingSettings(guidance_scale=1.5), choose)
     for here, there in zip(*logits.values(), strict=True):
         assert (here - there).abs().max() < 2e-5 * here.abs().max()
+
+
+@pytest.mark.parametrize("stop", [True, False])
+@pytest.mark.parametrize(("vocab_size", "top_k"), [(300, 0), (4096, 0), (4096, 900), (4096, 100)])
+def test_the_kernel_takes_the_tokens_of_single_steps_in_as_many_of_them(
+    vocab_size: int, top_k: int, stop: bool
+) -> None:
+    assert kernel_is_possible()
+    generator = torch.Generator("cuda").manual_seed(0)
+    codebook_VC, noise_NC, logits_NV = (
+        torch.randn(shape, generator=generator, device="cuda")
+        for shape in ((vocab_size, 8), (1_000, 8), (1_000, vocab_size))
+    )
+    flow_map, log_p_NV = FlowMap(codebook_VC, 32), filter_var(3 * logits_NV, top_k, 0.0)
+    rows = noise_NC, log_p_NV, log_p_NV.amax(dim=1, keepdim=True)
+    fused, single = flow_map._by_kernel(*rows, stop), flow_map._by_steps(*rows, stop)
+    assert (fused.tokens_N != single.tokens_N).sum() <= 1
+    assert (fused.num_evaluations_N != single.num_evaluations_N).sum() <= 10
+    assert stop or (single.num_evaluations_N == 32).all()
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-64", "digits-var"])

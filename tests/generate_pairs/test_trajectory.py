@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,27 @@ def test_it_computes_in_full_float32_and_gives_the_settings_back(
         assert (seen, settings()) == ({("highest", False)}, ("high", True))
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+NEWER_NAMES = """
+import torch
+from generate_pairs.full_float32 import full_float32
+matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+matmul.fp32_precision, conv.fp32_precision = "tf32", "ieee"
+try:
+    print(torch.backends.cudnn.allow_tf32)
+except RuntimeError:
+    print("mixed")
+with full_float32():
+    print(matmul.fp32_precision, conv.fp32_precision)
+print(matmul.fp32_precision, conv.fp32_precision)
+"""
+
+
+def test_full_float32_goes_together_with_torchs_newer_names() -> None:
+    """In a process of its own: from then on, torch refuses the older names."""
+    ended = subprocess.run([sys.executable, "-c", NEWER_NAMES], capture_output=True, text=True)
+    assert ended.stdout.splitlines() == ["mixed", "ieee ieee", "tf32 ieee"], ended.stderr
 
 
 def test_the_map_is_a_function_of_the_noise(teacher: Teacher) -> None:
