@@ -1,7 +1,8 @@
 """Whether a training fits the memory of a device, computed before anything is allocated for it.
 
 Every process holds the whole student: float32 weights, their gradients, averages and two moments of AdamW are 20 bytes a
-parameter, the gradient of another part 4 more. On 80 GB that is meant for up to about a billion parameters.
+parameter, the gradient of another part 4 more, bfloat16's copy of the weights 2. On 80 GB that is meant for up to about a
+billion parameters.
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ class MemoryNeed:
         state: weights, gradients, averages, optimizer; and the weights in bfloat16, where that is computed with.
         tokenizer: codebook and decoder.
         per_pair: what the gradient of one pair keeps of its forward pass.
+        savers: settings that would take less.
     """
 
     num_parameters: int
     state: int
     tokenizer: int
     per_pair: int
+    savers: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, loaded: LoadedTeacher, config: TrainConfig) -> MemoryNeed:
@@ -79,7 +82,7 @@ class MemoryNeed:
             kept = int(kept * BFLOAT16_SHARE[config.checkpoint_activations])
         else:
             kept = kept * width // 4
-        return cls(count, state, tokenizer, kept)
+        return cls(count, state, tokenizer, kept, _savers(config))
 
     def total(self, pairs: int) -> int:
         """With so many pairs at once."""
@@ -124,14 +127,22 @@ def device_batch_size(need: MemoryNeed, pairs: int, asked: int | str, free: int)
     fits = need.fitting(pairs, free)
     at_once = fits if asked == "auto" else min(int(asked), pairs)
     if fits == 0 or need.total(at_once) > free * USABLE:
-        ways = "train.precision=bfloat16 or train.checkpoint_activations=true take less"
-        if fits:
-            ways = f"train.device_batch_size={fits} fits, and {ways}"
+        fitting = [f"train.device_batch_size={fits} fits"] if fits else []
+        saving = [f"less is taken with {' or '.join(need.savers)}"] if need.savers else []
+        ways = ", and ".join(fitting + saving) or "no other setting takes less"
         raise Refused(
             f"this training does not fit: it needs {need.in_words(max(at_once, 1))}; "
-            f"{_gigabytes(int(free * USABLE))} can be used here. {ways}"
+            f"{_gigabytes(int(free * USABLE))} can be used here: {ways}"
         )
     return at_once
+
+
+def _savers(config: TrainConfig) -> tuple[str, ...]:
+    """Settings that take less than these; where activations are checkpointed, bfloat16 takes no less than float32."""
+    if config.checkpoint_activations:
+        return ("train.precision=float32",) if config.precision == "float64" else ()
+    precision = () if config.precision == "bfloat16" else ("train.precision=bfloat16",)
+    return (*precision, "train.checkpoint_activations=true")
 
 
 def _gigabytes(count: int) -> str:

@@ -78,7 +78,7 @@ def test_what_a_pair_is_said_to_keep_is_what_autograd_keeps(
     student.to(dtype=weight_dtype(precision))
     said = MemoryNeed.of(loaded, config).per_pair
     # In bfloat16 a GPU was seen to need more on the way back than is kept for it.
-    most = 1.25 if precision == "bfloat16" else 1.09
+    most = 1.2 if precision == "bfloat16" else 1.09
     assert 0.97 * marginal(student, config) < said < most * marginal(student, config)
 
 
@@ -90,8 +90,11 @@ def test_a_layer_that_is_checkpointed_keeps_its_input_alone(loaded: LoadedTeache
     assert between < 0.2 * plain
     # While a layer's gradient is computed, all of it is there besides: of two layers, half.
     expected = between + (plain - between) / len(layers_of(student.network))
-    said = MemoryNeed.of(loaded, config.model_copy(update={"checkpoint_activations": True})).per_pair
+    checkpointed = config.model_copy(update={"checkpoint_activations": True})
+    said = MemoryNeed.of(loaded, checkpointed).per_pair
     assert 0.97 * expected < said < 1.12 * expected
+    half = MemoryNeed.of(loaded, checkpointed.model_copy(update={"precision": "bfloat16"})).per_pair
+    assert half == int(0.9 * said)
 
 
 def test_no_gradient_changes_where_layers_are_checkpointed(student: Student) -> None:

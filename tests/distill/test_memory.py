@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from generate_pairs.teachers.checkpoints import load_teacher
 from shards.errors import Refused, Stopped
 
 GB = 10**9
-NEED = MemoryNeed(num_parameters=GB, state=24 * GB, tokenizer=6 * GB, per_pair=GB)
+SAVERS = ("train.precision=bfloat16", "train.checkpoint_activations=true")
+NEED = MemoryNeed(GB, state=24 * GB, tokenizer=6 * GB, per_pair=GB, savers=SAVERS)
 
 
 def free(usable: float) -> int:
@@ -53,8 +55,8 @@ def test_more_than_fits_is_refused_with_what_fits_and_ways_to_need_less() -> Non
     assert str(refused.value) == (
         "this training does not fit: it needs 54.0 GB a process: 24.0 GB for weights, gradients, averages and optimizer "
         "of 1,000,000,000 parameters, 6.0 GB for the tokenizer, about 24.0 GB for 24 pairs at once; 45.0 GB can be used "
-        "here. train.device_batch_size=12 fits, and train.precision=bfloat16 or train.checkpoint_activations=true take "
-        "less"
+        "here: train.device_batch_size=12 fits, and less is taken with train.precision=bfloat16 or "
+        "train.checkpoint_activations=true"
     )
 
 
@@ -64,8 +66,35 @@ def test_where_not_even_one_pair_fits_the_numbers_are_of_one() -> None:
     assert str(refused.value) == (
         "this training does not fit: it needs 31.0 GB a process: 24.0 GB for weights, gradients, averages and optimizer "
         "of 1,000,000,000 parameters, 6.0 GB for the tokenizer, about 1.0 GB for 1 pairs at once; 20.0 GB can be used "
-        "here. train.precision=bfloat16 or train.checkpoint_activations=true take less"
+        "here: less is taken with train.precision=bfloat16 or train.checkpoint_activations=true"
     )
+
+
+def test_where_nothing_takes_less_none_is_named() -> None:
+    with pytest.raises(Refused, match=r"20\.0 GB can be used here: no other setting takes less$"):
+        device_batch_size(replace(NEED, savers=()), 24, "auto", free(20))
+
+
+@pytest.mark.parametrize(
+    ("settings", "savers"),
+    [
+        ({}, SAVERS),
+        ({"precision": "bfloat16"}, SAVERS[1:]),
+        ({"checkpoint_activations": True}, ()),
+        ({"checkpoint_activations": True, "precision": "bfloat16"}, ()),
+        ({"checkpoint_activations": True, "precision": "float64"}, ("train.precision=float32",)),
+    ],
+)
+def test_what_takes_less_is_what_is_not_set_yet_and_does(
+    teacher_path: Path, settings: dict[str, object], savers: tuple[str, ...]
+) -> None:
+    loaded = load_teacher(str(teacher_path))
+    need = MemoryNeed.of(loaded, TrainConfig(**settings))
+    assert need.savers == savers
+    for saver in savers:
+        key, _, value = saver.removeprefix("train.").partition("=")
+        other = MemoryNeed.of(loaded, TrainConfig(**{**settings, key: value}))
+        assert other.total(8) < need.total(8), saver
 
 
 def test_the_kind_of_number_decides_what_a_parameter_and_a_pair_take(teacher_path: Path) -> None:
@@ -80,7 +109,7 @@ def test_the_kind_of_number_decides_what_a_parameter_and_a_pair_take(teacher_pat
     assert half.tokenizer == single.tokenizer
     assert half.per_pair < 0.7 * single.per_pair
     assert double == MemoryNeed(
-        single.num_parameters, 2 * single.state, 2 * single.tokenizer, 2 * single.per_pair
+        single.num_parameters, 2 * single.state, 2 * single.tokenizer, 2 * single.per_pair, double.savers
     )
 
 
