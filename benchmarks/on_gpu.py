@@ -301,6 +301,8 @@ def main(
             "training": partial(training_table, bench, batch, steps),
             "sampling": partial(sampling_table, bench, sizes),
         }
+        if unknown := set(parts.split(",")) - made.keys():
+            raise Refused(f"--parts {parts}: there is no {', '.join(sorted(unknown))}, but {', '.join(made)}")
         for part in parts.split(","):
             tables.setdefault(part, []).append(made[part]())
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"

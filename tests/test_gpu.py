@@ -101,7 +101,7 @@ def left_in(out: Path) -> dict[str, object]:
     files = [
         out / "student.safetensors",
         out / "config.json",
-        *(out / "checkpoints").glob("step-000012.safetensors"),
+        out / "checkpoints" / "step-000012.safetensors",
     ]
     log = read_metrics(out / "metrics").drop_columns(list(CLOCK_COLUMNS))
     return {path.name: path.read_bytes() for path in files} | {"log": log.to_pydict()}
