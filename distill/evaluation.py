@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from distill.protocols import (
 )
 from distill.sampler import most_at_once
 from distill.student import Student
+from distill.teacher_images import TeacherImages
 from distill.timing import BATCH_SIZES, time_methods
 from distill.unfinished import FOLDER, Piece, Unfinished
 from generate_pairs.flow_map import FlowMap
@@ -96,6 +97,7 @@ def evaluate(
             **config.asked,
             "device": config.device,
             **(judge.facts if judge else {}),
+            **({"teacher_images": len(methods.taught)} if judge and methods.taught else {}),
             **({"clip_sha256": clip.sha256} if clip else {}),
             "student_sha256": sha256_file(student_folder / "student.safetensors"),
             "noise_weight": student.noise_weight,
@@ -147,6 +149,10 @@ def judge_all(
     known = 2 if split and judge else 0
     total = known + len(methods.names) * config.repeats
     rows: list[Row] = []
+    if judge and methods.taught:
+        judge = beside_teacher(
+            judge, methods.taught, unfinished, lambda note: report(0, total, note), should_stop
+        )
     if split and judge:
         for name, real_images, real_labels in known_images(split, methods.teacher.tokenizer):
             report(len(rows), total, name)
@@ -184,6 +190,31 @@ def judge_all(
         rows.append(_row(method, over_repeats([piece.numbers for piece in made]), **facts))
     report(total, total, "")
     return rows, {method: made[0].images_BIHW for method, made in pieces.items()}
+
+
+def beside_teacher(
+    judge: Judge,
+    taught: TeacherImages,
+    unfinished: Unfinished,
+    tell: Callable[[str], None],
+    should_stop: ShouldStop,
+) -> Judge:
+    """A judge who has seen the teacher's images, too.
+
+    Raises:
+        Stopped: `should_stop` said so.
+    """
+
+    def seen() -> Iterator[Tensor]:
+        done = 0
+        for images_BIHW in taught.batches():
+            if should_stop():
+                raise Stopped("in the middle of the teacher's images, and no method is done yet")
+            tell(f"{done:,} of the teacher's {len(taught):,} images")
+            done += len(images_BIHW)
+            yield images_BIHW
+
+    return judge.beside_teacher(unfinished.moments(lambda: judge.moments(seen())))
 
 
 def judge_method(
@@ -303,6 +334,7 @@ def open_methods(
         student,
         frequencies,
         seed,
+        TeacherImages.beside(manifest, teacher.tokenizer, num_images),
     )
 
 

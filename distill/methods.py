@@ -5,7 +5,6 @@ All methods of one evaluation start from the same noise, image by image, where t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from distill.baselines import TokenFrequencies, sample_onestep_star, sample_skip_n
 from distill.sampler import sample_sequence, sampling_noise
 from distill.student import Student
+from distill.teacher_images import TeacherImages, pairs_of
 from distill.teacher_involved import PreTrained, sample_teacher_involved, usual_methods
 from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, to_unit_range
@@ -22,7 +22,6 @@ from generate_pairs.trajectory import Draw, MapNoise, walk
 from shards.locations import Location
 from shards.manifest import View
 from shards.noise import uniform_numbers
-from shards.reader import read_shard
 
 PAPERS_SKIPS = {10: (1, 2), 256: (106, 156)}
 """What Distilled Decoding 1 skips of VAR's 10 scales and of LlamaGen's 256 tokens."""
@@ -44,7 +43,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Methods:
-    """A teacher, its student and its token frequencies, and all that can be made with them."""
+    """A teacher, its student and its token frequencies, and all that can be made with them.
+
+    `taught` are the teacher's images that all are held against, None where nothing is.
+    """
 
     teacher: Teacher
     settings: SamplingSettings
@@ -52,6 +54,7 @@ class Methods:
     student: Student
     frequencies_KLV: Tensor
     seed: int
+    taught: TeacherImages | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -161,14 +164,6 @@ def count_tokens(root: Location, view: View, num_labels: int) -> Tensor:
     classes = min(num_labels, total)
     rest = classes < total
     frequencies = TokenFrequencies(classes + rest, spec.num_tokens, spec.vocab_size)
-    for tokens_BL, labels_B in _pairs(root, view):
+    for tokens_BL, labels_B in pairs_of(root, view):
         frequencies.add(tokens_BL, labels_B.clamp(max=classes - 1 + rest))
     return frequencies.probabilities()[:classes]
-
-
-def _pairs(root: Location, view: View) -> Iterable[tuple[Tensor, Tensor]]:
-    for row in view.rows:
-        pairs = read_shard(root, view.spec, row)
-        inside = (pairs.index_B >= view.first) & (pairs.index_B < view.first + view.size)
-        kept = pairs.take(inside)
-        yield torch.from_numpy(kept.tokens_BL.astype("int64")), torch.from_numpy(kept.label_B)

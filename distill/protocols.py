@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +33,15 @@ from shards.storage import sha256_file
 
 DIGITS_SHAPE = (1, 8, 8)
 """Channels, height and width of the real digits."""
-SCORES = ("frechet_distance", "inception_score", "precision", "recall", "class_accuracy")
-"""What needs real images."""
+SCORES = (
+    "frechet_distance",
+    "teacher_distance",
+    "inception_score",
+    "precision",
+    "recall",
+    "class_accuracy",
+)
+"""What needs features; all but `teacher_distance` need real images, too."""
 CLIP_SCORE = "clip_score"
 """What needs captions, and a CLIP, in whatever protocol."""
 ADM_SPLIT = 5_000
@@ -56,6 +63,7 @@ class Judge:
         rounded: look at images rounded to 8 bits a channel, as files hold them.
         batch_size: images whose features are computed at once.
         facts: what else its numbers depend on, for the record.
+        teacher: moments of the features of the teacher's own images; None where nobody holds images against them.
     """
 
     extractor: FeatureExtractor
@@ -66,6 +74,7 @@ class Judge:
     rounded: bool = True
     batch_size: int = INCEPTION_AT_ONCE
     facts: dict[str, Any] = field(default_factory=dict)
+    teacher: Moments | None = None
 
     @classmethod
     def digits(cls, images: Tensor, device: str = "cpu") -> Judge:
@@ -81,6 +90,17 @@ class Judge:
             batch_size=DIGITS_AT_ONCE,
         )
 
+    def moments(self, batches: Iterable[Tensor]) -> Moments:
+        """Moments of the features of images in [0, 1], looked at as all others are."""
+        seen = Seen(self.extractor, self.batch_size, rounded=self.rounded)
+        for images_BIHW in batches:
+            seen.add(images_BIHW)
+        return Moments.of(seen.features_NF())
+
+    def beside_teacher(self, teacher: Moments) -> Judge:
+        """The same judge, who also tells how far images are from the teacher's."""
+        return replace(self, teacher=teacher)
+
     def begin(self) -> Seen:
         """What it will keep of images to come."""
         pixels, balls = self.points == "pixels", self.real is not None
@@ -91,13 +111,16 @@ class Judge:
         return self.scores_of(self.begin().add(images), classes)
 
     def scores_of(self, seen: Seen, classes: Tensor | None) -> dict[str, float | None]:
-        """Frechet distance, inception score, precision, recall and class accuracy; None where one does not apply.
+        """The `SCORES`, None where one does not apply; `teacher_distance` is the Frechet distance to `teacher`.
 
         `classes` are those that were asked for, None where nobody knows.
         """
         features_NF = seen.features_NF()
         scores: dict[str, float | None] = dict.fromkeys(SCORES)
-        scores["frechet_distance"] = frechet_distance(self.reference, Moments.of(features_NF))
+        moments = Moments.of(features_NF)
+        scores["frechet_distance"] = frechet_distance(self.reference, moments)
+        if self.teacher is not None:
+            scores["teacher_distance"] = frechet_distance(self.teacher, moments)
         with torch.inference_mode():
             probabilities_NK = self.extractor.probabilities(features_NF)
         if probabilities_NK is not None:

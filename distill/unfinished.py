@@ -1,4 +1,5 @@
 """What an interrupted evaluation keeps: one committed file for each method and noise seed, until the whole is written.
+Beside them the times, and the moments of the teacher's images.
 
 An evaluation of 50,000 images takes hours. What is kept belongs to one identity, everything that the numbers depend on;
 of another one it is thrown away.
@@ -6,24 +7,29 @@ of another one it is thrown away.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from distill.frechet import Moments
 from shards.errors import Refused
 from shards.storage import commit_bytes, read_bytes
 
 FOLDER = ".evaluation"
 IDENTITY_FILE = "identity.json"
 TIMES_FILE = "times.json"
+MOMENTS_FILE = "teacher.npz"
 
 Times = dict[str, dict[str, float]]
 
@@ -74,6 +80,25 @@ class Unfinished:
         try:
             return dict(json.loads(read_bytes(file)))
         except ValueError as error:
+            raise Refused(self._damaged(file)) from error
+
+    def moments(self, measure: Callable[[], Moments]) -> Moments:
+        """The moments of the teacher's images, as `times` has the times.
+
+        Raises:
+            Refused: their file is damaged.
+        """
+        if self.folder is None:
+            return measure()
+        file = self.folder / MOMENTS_FILE
+        if not file.is_file():
+            found, buffer = measure(), io.BytesIO()
+            np.savez(buffer, mean_F=found.mean_F, covariance_FF=found.covariance_FF)
+            commit_bytes(file, buffer.getvalue())
+        try:
+            with np.load(io.BytesIO(read_bytes(file)), allow_pickle=False) as stored:
+                return Moments(stored["mean_F"], stored["covariance_FF"])
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise Refused(self._damaged(file)) from error
 
     def piece(self, method: str, seed: int) -> Piece | None:

@@ -10,10 +10,16 @@ from pipeline.published import Published, published_rows, published_source
 from pipeline.results import Row, judged_words, seconds_per_image, speedup, steady_batch
 
 HEADER = (
-    *("method", "steps", "parameters", "Frechet", "inception", "precision", "recall"),
+    *("method", "steps", "parameters", "Frechet", "to teacher", "inception", "precision", "recall"),
     *("s/image", "speed-up"),
 )
-SCORES = (("frechet_distance", 3), ("inception_score", 2), ("precision", 3), ("recall", 3))
+SCORES = (
+    ("frechet_distance", 3),
+    ("teacher_distance", 4),
+    ("inception_score", 2),
+    ("precision", 3),
+    ("recall", 3),
+)
 NOTHING = "-"
 
 
@@ -97,7 +103,7 @@ def _published_cells(one: Published, method: str) -> tuple[str, ...]:
         f"{method}  published: {one.name}" if method else f"  published: {one.name}",
         _whole(one.num_steps),
         short_parameters(one.num_parameters),
-        *(NOTHING if (value := getattr(one, key)) is None else f"{value:g}" for key, _ in SCORES),
+        *(NOTHING if (value := getattr(one, key, None)) is None else f"{value:g}" for key, _ in SCORES),
         _seconds(one.seconds_per_image),
         _times(one.speedup),
     )
@@ -114,6 +120,8 @@ def _notes(evaluation: Mapping[str, Any], batch: int | None, published: Sequence
             f"s/image: steady state in batches of {batch} on {evaluation.get('device', 'cpu')}, without decoding{after}; "
             "speed-up over the teacher."
         )
+    if "teacher_images" in evaluation:
+        yield f"to teacher: Frechet distance to {evaluation['teacher_images']:,} images of the pairs."
     if evaluation.get("repeats", 1) > 1:
         yield "Mean and sample standard deviation over the noise seeds."
     if fits := [

@@ -24,6 +24,7 @@ SHOWN_CHARACTERS = 200
 """Of a caption."""
 MEASURES = (
     ("frechet_distance", "Fréchet distance", 3),
+    ("teacher_distance", "distance to teacher", 4),
     ("inception_score", "inception score", 2),
     ("precision", "precision", 3),
     ("recall", "recall", 3),

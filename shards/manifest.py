@@ -167,6 +167,11 @@ class Manifest:
         done = {row.shard for row in self.rows}
         return tuple(index for index in range(num_shards) if shard_name(index) not in done)
 
+    @property
+    def num_available(self) -> int:
+        """Training pairs that a view can hold: those before the first missing shard."""
+        return max(0, self._first_gap() - self.spec.num_heldout)
+
     def view(self, size: int | None = None) -> View:
         """The first `size` training pairs, all of them where `size` is None.
 
@@ -174,8 +179,7 @@ class Manifest:
             Refused: there are fewer, or a shard in between is missing.
         """
         first = self.spec.num_heldout
-        gap = self._first_gap()
-        available = max(0, gap - first)
+        gap, available = self._first_gap(), self.num_available
         beyond = any(row.first_pair >= gap for row in self.rows)
         if size is None and beyond:
             missing = shard_name(gap // self.spec.pairs_per_shard)

@@ -369,7 +369,10 @@ def test_without_real_images_everything_but_scores_is_as_with_them(
     assert list(rows) == [method for method in result if method not in ("real", "reconstruction")]
     for method, row in rows.items():
         assert row == {**result[method], **dict.fromkeys(SCORES)}
-    assert SCORES == ("frechet_distance", "inception_score", "precision", "recall", "class_accuracy")
+    assert (
+        *("frechet_distance", "teacher_distance", "inception_score"),
+        *("precision", "recall", "class_accuracy"),
+    ) == SCORES
     grids = {path.stem for path in (tmp_path / "samples").iterdir()}
     assert grids == {method.replace("*", "-star") for method in rows} | {"comparison"}
 

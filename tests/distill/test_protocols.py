@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill import inception
 from distill.config import EvaluationConfig
-from distill.features import DigitsClassifier
+from distill.features import DigitsClassifier, extract, load_digits_classifier
 from distill.frechet import Manifold, Moments, frechet_distance, inception_score, precision_recall
 from distill.protocols import SCORES, Judge, Seen, check_evaluation, open_judge
 from generate_pairs.teachers.base import to_unit_range
@@ -185,6 +185,24 @@ def test_a_folder_of_digits_is_seen_through_the_digits_classifier(image_folder: 
     found = judge.scores(fake, load_digits_split().test_labels[:110])
     assert found["frechet_distance"] < 2
     assert found["class_accuracy"] > 0.95
+
+
+def test_a_judge_beside_the_teacher_tells_how_far_images_are_from_its_own(
+    image_folder: Path, real: Tensor, fake: Tensor
+) -> None:
+    config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="digits")
+    alone = open_judge(config, SHAPE)
+    assert alone is not None
+    assert alone.scores(fake, None)["teacher_distance"] is None
+    # They come in batches of any size, and are rounded as files hold them, like all that is judged.
+    taught = torch.cat([real[:60], fake[:40]]) - 0.001
+    judge = alone.beside_teacher(alone.moments(taught.split(33)))
+    found = judge.scores(fake, None)
+    classifier = load_digits_classifier()
+    theirs, ours = (Moments.of(extract(classifier, rounded(images))) for images in (taught, fake))
+    assert found["teacher_distance"] == pytest.approx(frechet_distance(theirs, ours), rel=1e-6)
+    assert {**found, "teacher_distance": None} == alone.scores(fake, None)
+    assert judge.scores(taught, None)["teacher_distance"] == pytest.approx(0, abs=1e-9)
 
 
 def test_images_that_come_in_parts_are_judged_as_those_that_come_at_once(fake: Tensor) -> None:

@@ -155,6 +155,7 @@ class Stages:
             "student_sha256": json.loads((student / "config.json").read_text())["student_sha256"],
             **config.asked,
             "device": config.device,
+            "teacher_images": 20_000,
             "rows": EVALUATION_ROWS,
         }
         (out / name).write_text(json.dumps(judged))
@@ -177,6 +178,7 @@ EVALUATION_ROWS = [
         "num_parameters": 1_000_000,
         "frechet_distance": 1.25,
         "frechet_distance_std": 0.05,
+        "teacher_distance": 0.0125,
         "inception_score": 8.5,
         "precision": 0.9,
         "recall": 0.8,

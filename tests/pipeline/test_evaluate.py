@@ -119,11 +119,12 @@ def test_the_table_is_printed_and_nothing_is_judged(onestep: Command, stages: An
     assert stages.calls == []
     assert result.stdout.splitlines() == [
         "Protocol digits, 2,000 images, noise seed 0",
-        "method     steps  parameters        Frechet  inception  precision  recall  s/image  speed-up",
-        "teacher       16          1M  1.250 ± 0.050       8.50      0.900   0.800    0.004      1.0x",
-        "student-1      1        1.1M          3.500       8.10      0.850   0.750    0.001      4.0x",
+        "method     steps  parameters        Frechet  to teacher  inception  precision  recall  s/image  speed-up",
+        "teacher       16          1M  1.250 ± 0.050      0.0125       8.50      0.900   0.800    0.004      1.0x",
+        "student-1      1        1.1M          3.500           -       8.10      0.850   0.750    0.001      4.0x",
         "s/image: steady state in batches of 64 on cpu, without decoding, which takes 0.0005 s more; speed-up over "
         "the teacher.",
+        "to teacher: Frechet distance to 20,000 images of the pairs.",
     ]
     page = onestep("evaluate", run, "--markdown").stdout.splitlines()
     assert page[2] == f"| {' | '.join(HEADER)} |"
@@ -190,7 +191,7 @@ def test_the_teacher_of_a_paper_has_published_rows_beside_its_own() -> None:
         *("student-1", "  published: VAR-d16-DD", "  published: VAR-d16, DD2"),
     ]
     assert table.rows[3] == (
-        *("  published: VAR-d16-DD", "1", "327M", "9.94", "193.6", "0.8", "0.37", "0.021", "6.3x"),
+        *("  published: VAR-d16-DD", "1", "327M", "9.94", "-", "193.6", "0.8", "0.37", "0.021", "6.3x"),
     )
     # What was not measured here stands at the end.
     assert table.rows[-1][:4] == ("skip-2  published: VAR", "8", "310M", "40.09")

@@ -164,6 +164,16 @@ def test_training_views_begin_after_the_held_out_pairs(make_spec, make_dataset) 
     assert (held_out.first, held_out.size, held_out.rows) == (0, 8, manifest.rows[:1])
 
 
+def test_pairs_after_a_missing_shard_are_not_available(make_spec, make_dataset) -> None:
+    root = make_dataset(make_spec(), 4).root
+    assert Manifest.open(root).num_available == Manifest.open(root).view().size == 24
+    row_path(root, "pairs-000002").unlink()
+    assert Manifest.open(root).num_available == 8
+    assert Manifest.open(root).view(8).sizes == (8,)
+    row_path(root, "pairs-000000").unlink()
+    assert Manifest.open(root).num_available == 0
+
+
 def test_held_out_pairs_need_not_fill_their_shard(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(num_heldout=3), 2)
     assert manifest.view().sizes == (5, 8)
