@@ -132,8 +132,9 @@ class LlamaGenStudent(nn.Module):
     def _kind(self, data_tokens_B: Tensor, num_condition: int) -> Tensor:
         """What marks the T + L positions as data (the condition always is) or noise: (B, T + L, D)."""
         noise_D, data_D = self.n_d_embed.weight.unbind()
-        positions_P = torch.arange(num_condition + self.config.num_tokens, device=data_tokens_B.device)
-        is_data_BP1 = (positions_P < num_condition + data_tokens_B[:, None])[..., None]
+        # The condition stands before position 0.
+        positions_P = torch.arange(-num_condition, self.config.num_tokens, device=data_tokens_B.device)
+        is_data_BP1 = (positions_P < data_tokens_B[:, None])[..., None]
         return torch.where(is_data_BP1, data_D, noise_D)
 
 
