@@ -16,14 +16,13 @@ from PIL import Image
 from pydantic import ValidationError
 
 from distill import inception
+from distill.comparison import compared, save_samples
 from distill.config import DistillConfig, EvaluationConfig
 from distill.evaluation import (
-    compared,
     evaluate,
     judge_all,
     make_batches,
     open_methods,
-    save_samples,
 )
 from distill.features import extract, load_digits_classifier
 from distill.frechet import Moments
