@@ -83,6 +83,12 @@ def refuse_other_runs(runs: Sequence[Judged]) -> None:
                 f"{run.run_dir.root} was judged by {judged_words(run.evaluation)}, {first.run_dir.root} by "
                 f"{judged_words(first.evaluation)}"
             )
+        counts = [one.evaluation.get("teacher_images") for one in (first, run)]
+        if counts[0] != counts[1]:
+            raise Refused(
+                f"{run.run_dir.root} was held against {counts[1]} images of the teacher, {first.run_dir.root} against "
+                f"{counts[0]}"
+            )
         methods = [[row["method"] for row in one.rows] for one in (first, run)]
         if methods[0] != methods[1]:
             raise Refused(f"{run.run_dir.root} and {first.run_dir.root} were judged with different methods")

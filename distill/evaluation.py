@@ -107,6 +107,7 @@ def evaluate(
             **facts,
             "export": sha256_file(student_folder / "config.json"),
             "fingerprint": student.fingerprint,
+            "first_teacher_image": methods.taught.view.first if judge and methods.taught else None,
             "torch": torch.__version__,
         }
         unfinished = Unfinished.open(out / FOLDER / Path(name).stem, identity)

@@ -5,7 +5,7 @@
 | digits | the shipped classifier | the 1,297 training digits | all; precision and recall in pixels |
 | samples | - | - | none |
 | adm | Inception, TensorFlow's resize | a batch of guided-diffusion | all but class accuracy |
-| dd | Inception, pytorch-fid's resize | the official code's statistics | Frechet distance |
+| dd | Inception, pytorch-fid's resize | the official code's statistics | Frechet distances |
 | folder | any | a folder of images | all that the features allow |
 """
 

@@ -118,6 +118,7 @@ def test_values_that_a_run_lacks_are_left_out() -> None:
         (1, ["train.learning_rate=1e-3"], {}, "differs from .* in train.learning_rate"),
         (1, [], {"num_images": 500}, "was judged by digits, 500 images, noise seed 0, .* by digits, 2,000"),
         (1, [], {"student_sha256": "another"}, "its student is not judged; `onestep evaluate"),
+        (1, [], {"teacher_images": 50}, "was held against 50 images of the teacher, .* against None"),
         (1, [], {"rows": [{"method": "real"}]}, "were judged with different methods"),
     ],
 )
