@@ -34,7 +34,7 @@ from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.teachers.var_tokenizer import VarTokenizerConfig
 from generate_pairs.teachers.var_transformer import VarConfig, official_var
 from pipeline.options import FolderPath, comma_separated
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 TOLERANCE = 1e-4
 """Of the largest number. Rounding stays well below it; a wrong operation does not."""

@@ -31,8 +31,8 @@ from killable_run import committed_rows, refuse_touched
 from script import Script, markdown
 
 from pipeline.options import FolderPath
-from shards.errors import Failed, Refused
-from shards.verify import verify
+from shards.core.errors import Failed, Refused
+from shards.dataset.verify import verify
 
 MAX_WORKERS = 3
 FAULT_RATE = 0.03

@@ -25,12 +25,12 @@ from planting import Copy, Originals, make_originals
 from resealing import FOUND_ONLY, RESEALED, UNKNOWABLE
 from script import Script, markdown
 
-from shards.errors import Failed, Refused
-from shards.manifest import Manifest
-from shards.record import NOISE_MODES
-from shards.rows import JOINED_FILE
-from shards.stream import PairBatch, PairStream
-from shards.verify import verify
+from shards.core.errors import Failed, Refused
+from shards.dataset.manifest import Manifest
+from shards.dataset.manifest_row import JOINED_FILE
+from shards.dataset.verify import verify
+from shards.format.spec import NOISE_MODES
+from shards.streaming.stream import PairBatch, PairStream
 
 BATCH_SIZE = 5
 EPOCHS = 2

@@ -15,9 +15,8 @@ import pyarrow
 from planting import NUM_SHARDS, Copy
 
 from shards import Manifest
-from shards.layout import Member
-from shards.manifest import DATASET_FILE
-from shards.rows import (
+from shards.dataset.manifest import DATASET_FILE
+from shards.dataset.manifest_row import (
     JOINED_FILE,
     ROW_FOLDER,
     SHARD_FOLDER,
@@ -26,6 +25,7 @@ from shards.rows import (
     shard_name,
     shard_path,
 )
+from shards.format.tar_layout import Member
 
 WRITER_VERSION = f" {pyarrow.__version__}".encode()
 

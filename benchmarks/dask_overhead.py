@@ -25,8 +25,8 @@ from generate_pairs.hand_out import HandOut
 from generate_pairs.making import Job, run_unit
 from generate_pairs.plan import WorkUnit, work_unit
 from pipeline.config import RunConfig, compose
-from shards.errors import Failed
-from shards.manifest import create_dataset
+from shards.core.errors import Failed
+from shards.dataset.manifest import create_dataset
 
 ALLOWED = {1: 1.05, 2: 1.10}
 """Wall time with Dask over wall time without, by workers."""

@@ -26,9 +26,9 @@ from faults import Faults
 
 from generate_pairs.teachers.checkpoints import load_teacher
 from pipeline.cli import main as onestep
-from shards.manifest import DATASET_FILE, Manifest
-from shards.rows import SHARD_FOLDER
-from shards.storage import TEMPORARY_SUFFIX, list_names, sha256_file
+from shards.dataset.manifest import DATASET_FILE, Manifest
+from shards.dataset.manifest_row import SHARD_FOLDER
+from shards.storage.files import TEMPORARY_SUFFIX, list_names, sha256_file
 
 TEACHER = "digits"
 SETTINGS = ("num_pairs=80", "pairs_per_shard=16", "batch_size=8", "solver_steps=8", "seed=3")

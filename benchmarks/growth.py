@@ -20,7 +20,7 @@ from typing import Any
 import click
 from script import Script, markdown
 
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 PAIRS_PER_SHARD = 16
 BATCH_SIZE = 64
@@ -54,8 +54,8 @@ def simulate(root: Path, num_shards: int) -> None:
     """Founds a data set and commits rows of shards that are not there."""
     from generate_pairs.driver import pair_spec
     from generate_pairs.teachers.checkpoints import load_teacher
-    from shards.manifest import create_dataset
-    from shards.rows import ManifestRow, shard_name, write_row
+    from shards.dataset.manifest import create_dataset
+    from shards.dataset.manifest_row import ManifestRow, shard_name, write_row
 
     config = settings(num_shards)
     spec = pair_spec(config, load_teacher(config.teacher.name))
@@ -72,11 +72,11 @@ def make_first_window(root: Path) -> None:
     """Makes the shards that the first batch of a stream reads, of tokens that are all 0."""
     import numpy as np
 
-    from shards.manifest import Manifest
-    from shards.mending import mend_shard
-    from shards.noise import gaussian_noise
-    from shards.order import Order
-    from shards.record import Pairs, label
+    from shards.dataset.manifest import Manifest
+    from shards.dataset.replace_shard import mend_shard
+    from shards.format.noise import gaussian_noise
+    from shards.format.pairs import Pairs, label
+    from shards.streaming.order import Order
 
     manifest = Manifest.open(root)
     spec, view = manifest.spec, manifest.view()
@@ -91,7 +91,7 @@ def make_first_window(root: Path) -> None:
 
 def opening(root: Path, num_shards: int) -> float:
     """Seconds to open the manifest."""
-    from shards.manifest import Manifest
+    from shards.dataset.manifest import Manifest
 
     began = time.monotonic()
     rows = Manifest.open(root).rows
@@ -106,7 +106,7 @@ def going_on(root: Path, num_shards: int) -> float:
     What the command asks before it calls the driver is timed as well.
     """
     from generate_pairs.driver import generate, refuse_fewer_pairs
-    from shards.rows import row_path, shard_name, shard_path
+    from shards.dataset.manifest_row import row_path, shard_name, shard_path
 
     config = settings(num_shards + 1)
     told: list[tuple[float, int]] = []
@@ -145,8 +145,8 @@ def importing(root: Path, num_shards: int) -> float:
 
 def streaming(root: Path, num_shards: int) -> float:
     """Seconds to open the manifest, cut the view and read the first batch."""
-    from shards.manifest import Manifest
-    from shards.stream import PairStream
+    from shards.dataset.manifest import Manifest
+    from shards.streaming.stream import PairStream
 
     began = time.monotonic()
     next(PairStream(root, Manifest.open(root).view(), BATCH_SIZE, SEED))
@@ -181,8 +181,8 @@ def in_a_fresh_process(
 
 def prepare(goal: Goal, root: Path) -> None:
     """Puts the joined table there, or takes it away."""
-    from shards.manifest import Manifest
-    from shards.rows import JOINED_FILE
+    from shards.dataset.manifest import Manifest
+    from shards.dataset.manifest_row import JOINED_FILE
 
     (root / JOINED_FILE).unlink(missing_ok=True)
     if goal.with_joined:

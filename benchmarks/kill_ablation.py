@@ -19,7 +19,7 @@ from killable_run import started
 from script import Script, markdown
 
 from pipeline.options import FolderPath, num_steps_option, preset_argument, set_option
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 WORKERS = (0, 2)
 LONGEST_SECONDS = 1.5

@@ -24,7 +24,7 @@ from distill.metrics import CLOCK_COLUMNS
 from pipeline.config import compose
 from pipeline.options import FolderPath, preset_argument, set_option
 from pipeline.run_dir import RunDir
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 WORKERS = (0, 1, 2)
 HEADER = ("kill", "phase", "workers", "seconds in", "seconds lived", "rows", "steps kept")

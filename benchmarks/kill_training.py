@@ -29,8 +29,8 @@ from script import Script, markdown
 
 from distill.metrics import CLOCK_COLUMNS, read_metrics
 from pipeline.options import FolderPath, num_steps_option, preset_argument, set_option
-from shards.errors import Failed, Refused
-from shards.storage import list_names, sha256_file
+from shards.core.errors import Failed, Refused
+from shards.storage.files import list_names, sha256_file
 
 HEADER = ("kill", "died", "after step", "seconds later", "checkpoint kept", "seconds lived")
 LONGEST_SECONDS = 1.0

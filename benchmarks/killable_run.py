@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.run_dir import RunDir
-from shards.errors import Failed
-from shards.rows import ROW_FOLDER, SHARD_FOLDER
-from shards.storage import list_names, sha256_file
+from shards.core.errors import Failed
+from shards.dataset.manifest_row import ROW_FOLDER, SHARD_FOLDER
+from shards.storage.files import list_names, sha256_file
 
 PHASES = ("pairs", "student", "evaluation", "done")
 EXPORT = ("student.safetensors", "tokenizer.safetensors", "config.json")

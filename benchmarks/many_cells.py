@@ -23,7 +23,7 @@ from pipeline.ablation import Ablation, claim_ablation, refuse_ablation
 from pipeline.config import compose, to_toml
 from pipeline.grid import Axes, make_cells
 from pipeline.options import FolderPath, preset_argument
-from shards.errors import Failed
+from shards.core.errors import Failed
 
 ALLOWED_SECONDS = 5.0
 LOOKS = 10

@@ -24,7 +24,7 @@ from torch import Tensor
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.llamagen_transformer import LlamaGenConfig
 from generate_pairs.teachers.var_transformer import VarConfig
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 TOKENIZER_CH = 32
 """Channels of VAR's tokenizer: sampling tokens needs its codebook and its phi only, and those do not depend on it."""

@@ -43,7 +43,7 @@ from generate_pairs.trajectory import Draw, walk
 from generate_pairs.worker import PairMaker, pair_maker
 from pipeline.config import RunConfig, compose
 from pipeline.options import comma_separated
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 WARM_UP_STEPS = 4
 WAYS_TO_TRAIN = {

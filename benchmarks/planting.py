@@ -11,10 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from shards import Manifest, Pairs, PairSpec, commit_shard, create_dataset, gaussian_noise, label
-from shards.layout import Layout, Member, layout_of
-from shards.record import Array
-from shards.rows import JOINED_FILE, ManifestRow, read_row, replace_row, shard_name, shard_path
-from shards.storage import sha256_bytes, xxh3_bytes
+from shards.dataset.manifest_row import (
+    JOINED_FILE,
+    ManifestRow,
+    read_row,
+    replace_row,
+    shard_name,
+    shard_path,
+)
+from shards.format.spec import Array
+from shards.format.tar_layout import Layout, Member, layout_of
+from shards.storage.files import sha256_bytes, xxh3_bytes
 
 NUM_SHARDS = 6
 ROW_EXTRAS = {"seconds": 1.5, "host": "here", "device": "cpu", "batch_size": 4, "versions": "numpy 2"}

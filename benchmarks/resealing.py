@@ -11,8 +11,8 @@ import numpy as np
 from damage import Plant
 from planting import Copy
 
-from shards.layout import Layout
-from shards.record import Array
+from shards.format.spec import Array
+from shards.format.tar_layout import Layout
 
 Change = Callable[[Copy, Layout, Array], None]
 

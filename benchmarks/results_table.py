@@ -24,9 +24,9 @@ from pipeline.options import FolderPath, preset_argument
 from pipeline.report import MEASURES
 from pipeline.results import Row, judged_words, same_student, seconds_per_image, speedup, steady_batch
 from pipeline.run_dir import RunDir
-from shards.dotted import flat
-from shards.errors import Refused
-from shards.settings import FREE
+from shards.core.errors import Refused
+from shards.core.mismatch import flat
+from shards.core.settings import FREE
 
 SEED = "train.seed"
 NOTHING = ""

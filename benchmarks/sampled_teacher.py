@@ -18,7 +18,7 @@ from generate_pairs.teachers.embedded.digits import DigitsSplit
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Choice, Draw, MapNoise, walk
 from pipeline.config import RunConfig
-from shards.noise import uniform_numbers
+from shards.format.noise import uniform_numbers
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 
 class Script(click.Command):

@@ -24,8 +24,8 @@ BATCH_SIZE = 256
 
 def ours(folder: Path) -> Iterator[int]:
     """Two epochs in their exact order; the first holds every shard against its sha256."""
-    from shards.manifest import Manifest
-    from shards.stream import PairStream
+    from shards.dataset.manifest import Manifest
+    from shards.streaming.stream import PairStream
 
     manifest = Manifest.open(folder / "pairs")
     view = manifest.view()
@@ -113,7 +113,7 @@ READERS: dict[str, Callable[[Path], Iterator[int]]] = {
 }
 WRITERS = {"write-mosaicml": write_mosaicml, "write-litdata": write_litdata}
 MODULES = {
-    "ours": ("numpy.random", "pyarrow.parquet", "shards.stream"),
+    "ours": ("numpy.random", "pyarrow.parquet", "shards.streaming.stream"),
     "webdataset": ("webdataset",),
     "mosaicml": ("streaming",),
     "litdata": ("litdata",),

@@ -23,8 +23,8 @@ import numpy as np
 from script import Script, markdown
 
 from shards import Pairs, PairSpec, commit_shard, create_dataset, gaussian_noise, label
-from shards.errors import Failed
-from shards.manifest import join
+from shards.core.errors import Failed
+from shards.dataset.manifest import join
 
 PROGRAM = Path(__file__).with_name("stream_readers.py")
 PEERS = (

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from generate_pairs.teachers.base import TextCondition, Tokenizer, takes_text
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 def layers_of(network: nn.Module) -> nn.ModuleList:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.trajectory import draw
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 class TokenFrequencies:

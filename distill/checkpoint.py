@@ -16,8 +16,8 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from shards.errors import Refused
-from shards.storage import commit_bytes, list_names, read_bytes, remove, sha256_bytes
+from shards.core.errors import Refused
+from shards.storage.files import commit_bytes, list_names, read_bytes, remove, sha256_bytes
 
 SCHEMA_VERSION = 2
 MARK_NAME = re.compile(r"step-(\d{6}|[1-9]\d{6,})\.json")

@@ -11,8 +11,8 @@ from distill.config import DistillConfig, misfit
 from distill.student import Student
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
-from shards.errors import Refused
-from shards.manifest import Manifest
+from shards.core.errors import Refused
+from shards.dataset.manifest import Manifest
 
 
 def check_distillation(config: DistillConfig, layout: TokenLayout, heldout: int) -> None:

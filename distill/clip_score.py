@@ -31,8 +31,8 @@ from generate_pairs.text.pretrained import (
     quiet_transformers,
     refuse_misfits,
 )
-from shards.errors import Refused
-from shards.storage import read_bytes
+from shards.core.errors import Refused
+from shards.storage.files import read_bytes
 
 KEY = "evaluation.clip"
 MODEL_TYPES = ("clip",)

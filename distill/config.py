@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from shards.settings import FREE, UPWARD, Settings
+from shards.core.settings import FREE, UPWARD, Settings
 
 FEWEST_SCORED = 100
 """Images below which a Frechet distance says nothing."""

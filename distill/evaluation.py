@@ -43,11 +43,11 @@ from generate_pairs.teachers.embedded.digits import DigitsSplit, load_digits_spl
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.text.opening import texts_of_pairs
-from shards.errors import Refused, Stopped
-from shards.locations import Location
-from shards.manifest import Manifest
-from shards.reporting import Report, ShouldStop
-from shards.storage import commit_bytes, sha256_file
+from shards.core.callbacks import Report, ShouldStop
+from shards.core.errors import Refused, Stopped
+from shards.dataset.manifest import Manifest
+from shards.storage.files import commit_bytes, sha256_file
+from shards.storage.paths import Location
 
 SCHEMA_VERSION = 1
 EVALUATION_FILE = "evaluation.json"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from distill.config import NoiseWeight, misfit
 from generate_pairs.teachers.hub import HUB, hub_folder
-from shards.errors import Refused
-from shards.storage import read_bytes, sha256_bytes
+from shards.core.errors import Refused
+from shards.storage.files import read_bytes, sha256_bytes
 
 SCHEMA_VERSION = 2
 CONFIG_FILE = "config.json"

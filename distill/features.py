@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.embedded.digits import NUM_CLASSES, augmented, load_digits_split
-from shards.errors import Failed
-from shards.storage import commit_bytes
+from shards.core.errors import Failed
+from shards.storage.files import commit_bytes
 
 WEIGHTS = Path(__file__).parent / "weights" / "digits-classifier.safetensors"
 ENTRY_POINTS = "onestep.features"

@@ -23,9 +23,16 @@ import torch
 from torch import Tensor
 
 from distill.images import byte_images, image_grid, save_images, save_png
-from shards.dotted import flat
-from shards.errors import Failed, Refused
-from shards.storage import commit_bytes, commit_file, list_names, read_bytes, remove, remove_stale_temporaries
+from shards.core.errors import Failed, Refused
+from shards.core.mismatch import flat
+from shards.storage.files import (
+    commit_bytes,
+    commit_file,
+    list_names,
+    read_bytes,
+    remove,
+    remove_stale_temporaries,
+)
 
 REQUEST_FILE = "sample.json"
 STALE_SECONDS = 3600.0

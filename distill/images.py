@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from shards.storage import commit_bytes
+from shards.storage.files import commit_bytes
 
 BACKGROUND = 255
 INK = 0

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import load_strictly
 from generate_pairs.teachers.importing import read_checkpoint
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 DIM = 2048
 """Numbers in an image's features: the network's last pool."""

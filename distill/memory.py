@@ -20,7 +20,7 @@ from distill.student import build_network
 from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import LoadedTeacher
 from generate_pairs.teachers.families import build_tokenizer
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 USABLE = 0.9
 """Of the free memory: the rest is for what nobody counted, as the room between blocks."""

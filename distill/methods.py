@@ -19,9 +19,9 @@ from generate_pairs.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Draw, MapNoise, walk
-from shards.locations import Location
-from shards.manifest import View
-from shards.noise import uniform_numbers
+from shards.dataset.manifest import View
+from shards.format.noise import uniform_numbers
+from shards.storage.paths import Location
 
 PAPERS_SKIPS = {10: (1, 2), 256: (106, 156)}
 """What Distilled Decoding 1 skips of VAR's 10 scales and of LlamaGen's 256 tokens."""

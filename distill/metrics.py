@@ -15,9 +15,9 @@ import pyarrow
 import pyarrow.parquet
 from torch import Tensor
 
-from shards.errors import Refused
-from shards.parquet import read_parquet
-from shards.storage import commit_bytes, list_names, read_bytes
+from shards.core.errors import Refused
+from shards.storage.files import commit_bytes, list_names, read_bytes
+from shards.storage.parquet import read_parquet
 
 COLUMNS = (
     "loss",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.config import TrainConfig
 from distill.losses import ImageDistance, squared_distance
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 
 def image_distance(config: TrainConfig, device: torch.device) -> ImageDistance:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 Precision = Literal["float32", "bfloat16", "float64"]
 

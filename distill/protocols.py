@@ -28,8 +28,8 @@ from generate_pairs.teachers.base import Texts, to_unit_range
 from generate_pairs.teachers.embedded.digits import load_digits_split
 from generate_pairs.teachers.families import plugin
 from generate_pairs.text.digits import digit_of
-from shards.errors import Refused
-from shards.storage import sha256_file
+from shards.core.errors import Refused
+from shards.storage.files import sha256_file
 
 DIGITS_SHAPE = (1, 8, 8)
 """Channels, height and width of the real digits."""

@@ -21,8 +21,8 @@ from generate_pairs.teachers.families import family_of
 from generate_pairs.teachers.importing import load_parts, teacher_networks, two_files
 from generate_pairs.teachers.official import TEACHERS, HubFile, Part
 from generate_pairs.teachers.var_transformer import IGNORED_BUFFERS as VAR_BUFFERS
-from shards.errors import Refused
-from shards.storage import commit_file
+from shards.core.errors import Refused
+from shards.storage.files import commit_file
 
 REPOSITORY = "microsoft/distilled_decoding"
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 BUCKET_BYTES = 32 * 2**20
 """Gradients that are summed in one message."""

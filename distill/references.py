@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distill.frechet import Moments
 from generate_pairs.teachers.importing import read_checkpoint
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 STATISTIC_FILE = "statistic.pth"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}

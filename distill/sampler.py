@@ -16,8 +16,8 @@ from torch import Tensor
 from distill.student import Sequence as TokenSequence
 from distill.student import Student
 from generate_pairs.teachers.base import to_unit_range
-from shards.errors import Refused
-from shards.noise import gaussian_noise
+from shards.core.errors import Refused
+from shards.format.noise import gaussian_noise
 
 SAMPLING_STREAM = 1
 """Noise for sampling comes from another stream than the pairs', so an image is never a training pair by its seed."""

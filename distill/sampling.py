@@ -27,11 +27,11 @@ from generate_pairs.teachers.checkpoints import LoadedTeacher
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.text.features import default_folder
 from generate_pairs.text.opening import ENCODER_KEY, recorded_encoder, texts_of
-from shards.captions import captions_sha256
-from shards.errors import Refused, Stopped
-from shards.record import without_names
-from shards.reporting import Report, ShouldStop
-from shards.storage import sha256_bytes
+from shards.core.callbacks import Report, ShouldStop
+from shards.core.errors import Refused, Stopped
+from shards.dataset.captions import captions_sha256
+from shards.format.spec import without_names
+from shards.storage.files import sha256_bytes
 
 LABELS_IN_WORDS = 20
 """More labels than these are told by their number and sha256."""

@@ -35,8 +35,8 @@ from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_strictly
 from generate_pairs.teachers.families import build_tokenizer, plugin, transformer_config
 from generate_pairs.teachers.packing import pack_linears
-from shards.errors import Refused
-from shards.storage import commit_bytes, sha256_bytes
+from shards.core.errors import Refused
+from shards.storage.files import commit_bytes, sha256_bytes
 
 ENTRY_POINTS = "onestep.students"
 """Other packages bring the student of their family by an entry point of this group, named like the family."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from distill.sampler import most_at_once
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
-from shards.locations import Location
-from shards.manifest import Manifest, View
-from shards.reader import read_shard
+from shards.dataset.manifest import Manifest, View
+from shards.dataset.reader import read_shard
+from shards.storage.paths import Location
 
 MOST = 50_000
 TIMES_AS_MANY = 10

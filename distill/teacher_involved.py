@@ -20,7 +20,7 @@ from distill.student import Sequence, Student
 from generate_pairs.teachers.base import Teacher, TokenLayout
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Choice, walk
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 @dataclass(frozen=True)

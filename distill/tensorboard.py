@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distill.metrics import Board
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 @contextmanager

@@ -35,11 +35,11 @@ from distill.training import Training, training_identity
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher
 from generate_pairs.teachers.threads import computing_threads
-from shards.errors import Failed, OtherStopped, Stopped
-from shards.locations import Location
-from shards.manifest import Manifest
-from shards.reporting import Report, ShouldStop, Tell
-from shards.storage import commit_bytes, remove
+from shards.core.callbacks import Report, ShouldStop, Tell
+from shards.core.errors import Failed, OtherStopped, Stopped
+from shards.dataset.manifest import Manifest
+from shards.storage.files import commit_bytes, remove
+from shards.storage.paths import Location
 
 
 @dataclass(frozen=True)

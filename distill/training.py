@@ -30,11 +30,11 @@ from distill.student import Student
 from distill.targets import draw_timesteps, trajectory_states
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.text.opening import texts_of_pairs
-from shards.errors import Failed
-from shards.locations import Location
-from shards.manifest import Manifest, View
-from shards.settings import FREE, UPWARD
-from shards.stream import PairBatch, PairStream
+from shards.core.errors import Failed
+from shards.core.settings import FREE, UPWARD
+from shards.dataset.manifest import Manifest, View
+from shards.storage.paths import Location
+from shards.streaming.stream import PairBatch, PairStream
 
 WATCHED_PAIRS = 1_000
 """Of the held-out pairs, and of those that are learned from, how many are looked at during training."""

@@ -23,8 +23,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.frechet import Moments
-from shards.errors import Refused
-from shards.storage import commit_bytes, read_bytes
+from shards.core.errors import Refused
+from shards.storage.files import commit_bytes, read_bytes
 
 FOLDER = ".evaluation"
 IDENTITY_FILE = "identity.json"

@@ -17,8 +17,8 @@ import dask
 from generate_pairs.config import ClusterConfig
 from generate_pairs.devices import worker_environment
 from generate_pairs.hand_out import HandOut
-from shards.errors import Failed, Refused
-from shards.reporting import Tell
+from shards.core.callbacks import Tell
+from shards.core.errors import Failed, Refused
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 30.0

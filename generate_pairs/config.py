@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from shards.locations import Location, expanded
-from shards.settings import FREE, UPWARD, Settings
+from shards.core.settings import FREE, UPWARD, Settings
+from shards.storage.paths import Location, expanded
 
 TINY = "tiny-random/"
 """Begins the names of teachers and text encoders that are made small and random."""

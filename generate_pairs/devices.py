@@ -7,8 +7,8 @@ import socket
 
 import torch
 
-from shards.errors import Refused
-from shards.verify import available_cores
+from shards.core.errors import Refused
+from shards.core.host import available_cores
 
 
 def chosen_device(asked: str, option: str = "cluster.device") -> str:

@@ -22,10 +22,10 @@ from generate_pairs.text.captions import CaptionList, read_captions
 from generate_pairs.text.features import FOLDER as FEATURES_FOLDER
 from generate_pairs.text.features import EncoderSpec
 from generate_pairs.text.opening import ENCODER_KEY, asked_encoder, recorded_encoder
-from shards.captions import captions_sha256, commit_captions, load_captions
-from shards.errors import Refused
-from shards.locations import Location
-from shards.manifest import (
+from shards.core.callbacks import Report, ShouldStop, Tell
+from shards.core.errors import Refused
+from shards.dataset.captions import captions_sha256, commit_captions, load_captions
+from shards.dataset.manifest import (
     Manifest,
     committed_names,
     create_dataset,
@@ -34,10 +34,11 @@ from shards.manifest import (
     read_spec,
     refuse_other_spec,
 )
-from shards.record import PairSpec
-from shards.reporting import Report, ShouldStop, Tell
-from shards.rows import ROW_FOLDER, SHARD_FOLDER, read_joined
-from shards.storage import remove_stale_temporaries, sha256_bytes
+from shards.dataset.manifest_row import ROW_FOLDER, SHARD_FOLDER, read_joined
+from shards.format.spec import PairSpec
+from shards.format.tar_layout import bytes_per_pair
+from shards.storage.files import remove_stale_temporaries, sha256_bytes
+from shards.storage.paths import Location
 
 STALE_SECONDS = 3600.0
 """A temporary file this old belongs to a writer that was killed: a living one takes seconds."""
@@ -76,12 +77,12 @@ class GenerationPlan:
 
     def lines(self) -> list[str]:
         """The plan as people read it."""
-        size = self.num_pairs * self.spec.bytes_per_pair
+        size = self.num_pairs * bytes_per_pair(self.spec)
         done = self.num_shards - len(self.missing)
         return [
             f"{self.num_training_pairs:,} training pairs and {self.spec.num_heldout:,} held out, "
             f"in {self.num_shards:,} shards of {self.spec.pairs_per_shard:,}",
-            f"{self.spec.bytes_per_pair:,} bytes a pair, {size / 1e6:,.1f} MB in all",
+            f"{bytes_per_pair(self.spec):,} bytes a pair, {size / 1e6:,.1f} MB in all",
             *(self.captions.lines() if self.captions else []),
             *self._feature_lines(),
             f"{done:,} shards are done, {len(self.missing):,} to make",

@@ -22,7 +22,7 @@ from generate_pairs.adams import adams_coefficients
 from generate_pairs.candidates import WholeCodebook, gather_rows, gather_support
 from generate_pairs.flow_steps import LEAST_WEIGHT, STOP_SHARE, MappedTokens, solve
 from generate_pairs.full_float32 import full_float32
-from shards.errors import Failed
+from shards.core.errors import Failed
 
 # Gathering pays where at most one codebook row in so many is possible, and only in codebooks of some size.
 GATHER_SHARE = 8

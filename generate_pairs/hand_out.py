@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from shards.reporting import ShouldStop
+from shards.core.callbacks import ShouldStop
 
 Unit = TypeVar("Unit")
 """What is handed out: a work unit of stage one, a cell of an ablation."""

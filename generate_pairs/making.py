@@ -18,12 +18,12 @@ from generate_pairs.hand_out import HandOut
 from generate_pairs.plan import WorkUnit
 from generate_pairs.worker import make_shard
 from generate_pairs.worker_log import last_words, logged
-from shards.errors import Failed, OutOfTime, Refused, Stopped
-from shards.locations import Location
-from shards.mending import Mended
-from shards.record import PairSpec
-from shards.reporting import Report, ShouldStop, Tell
-from shards.rows import shard_name
+from shards.core.callbacks import Report, ShouldStop, Tell
+from shards.core.errors import Failed, OutOfTime, Refused, Stopped
+from shards.dataset.manifest_row import shard_name
+from shards.dataset.replace_shard import Mended
+from shards.format.spec import PairSpec
+from shards.storage.paths import Location
 
 LISTED_FAILURES = 5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shards.rows import ManifestRow
+from shards.dataset.manifest_row import ManifestRow
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.text.features import default_folder
 from generate_pairs.text.opening import recorded_encoder, texts_of
 from generate_pairs.worker import NUM_THREADS, device_name, pair_maker, software_versions
-from shards.errors import Refused
-from shards.record import PairSpec
-from shards.reporting import Report
-from shards.storage import commit_bytes, list_names, read_bytes
+from shards.core.callbacks import Report
+from shards.core.errors import Refused
+from shards.format.spec import PairSpec
+from shards.storage.files import commit_bytes, list_names, read_bytes
 
 NUM_BATCHES = 3
 MOST_SECONDS = 60.0

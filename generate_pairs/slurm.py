@@ -12,7 +12,7 @@ from typing import Any
 
 from generate_pairs.cluster import dashboard_options
 from generate_pairs.config import ClusterConfig, walltime_seconds
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 SPARE_SECONDS = 60
 SPARE_SHARE = 0.05

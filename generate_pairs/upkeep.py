@@ -13,12 +13,10 @@ from generate_pairs.driver import generate, join_when_complete, refuse_fewer_pai
 from generate_pairs.making import GenerationSummary, make_shards
 from generate_pairs.plan import work_unit
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, refuse_unknown
-from shards.errors import Failed, Refused
-from shards.locations import Location, refuse_web
-from shards.manifest import read_spec
-from shards.record import PairSpec
-from shards.reporting import Report, ShouldStop
-from shards.rows import (
+from shards.core.callbacks import Report, ShouldStop
+from shards.core.errors import Failed, Refused
+from shards.dataset.manifest import read_spec
+from shards.dataset.manifest_row import (
     JOINED_FILE,
     ROW_FOLDER,
     ManifestRow,
@@ -29,8 +27,10 @@ from shards.rows import (
     shard_index,
     shard_name,
 )
-from shards.storage import list_names, remove
-from shards.verify import Finding, verify
+from shards.dataset.verify import Finding, verify
+from shards.format.spec import PairSpec
+from shards.storage.files import list_names, remove
+from shards.storage.paths import Location, refuse_web
 
 
 def repair(
@@ -45,7 +45,7 @@ def repair(
     """Make again every shard that `verify` finds missing or broken, from the settings in dataset.json.
 
     A damaged shard stays as it is until the new one is made: stopped half-way, the damage is still found. Where
-    a row says what was committed, equal bytes are proof, and the row stays; see `shards/mending.py`.
+    a row says what was committed, equal bytes are proof, and the row stays; see `shards/dataset/replace_shard.py`.
 
     Args:
         root: the data set's folder.

@@ -26,15 +26,16 @@ from generate_pairs.teachers.threads import computing_threads
 from generate_pairs.text.features import FOLDER, EncoderSpec
 from generate_pairs.text.opening import recorded_encoder, texts_of
 from generate_pairs.trajectory import MapNoise, walk
-from shards.captions import load_captions
-from shards.errors import Failed
-from shards.locations import Location
-from shards.manifest import read_spec
-from shards.mending import Mended, mend_shard
-from shards.noise import gaussian_noise
-from shards.record import Pairs, PairSpec, label
-from shards.rows import ManifestRow, shard_name
-from shards.writer import commit_shard, committed_row
+from shards.core.errors import Failed
+from shards.dataset.captions import load_captions
+from shards.dataset.manifest import read_spec
+from shards.dataset.manifest_row import ManifestRow, shard_name
+from shards.dataset.replace_shard import Mended, mend_shard
+from shards.dataset.writer import commit_shard, committed_row
+from shards.format.noise import gaussian_noise
+from shards.format.pairs import Pairs, label
+from shards.format.spec import PairSpec
+from shards.storage.paths import Location
 
 NUM_THREADS = 1
 """Of every worker: sums split over another number of threads round differently, and bytes must not depend on it."""

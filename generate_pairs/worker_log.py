@@ -16,8 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
-from shards.errors import Failed, Refused
-from shards.storage import is_forbidden
+from shards.core.errors import Failed, Refused
+from shards.storage.files import is_forbidden
 
 QUOTED_LINES = 6
 

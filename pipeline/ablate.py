@@ -15,9 +15,9 @@ from pipeline.ablation import Ablation, claim_ablation
 from pipeline.cell import run_cell
 from pipeline.gather import write_table
 from pipeline.grid import Cell, look_interval
-from shards.errors import Stopped
-from shards.locations import Location
-from shards.reporting import Report, ShouldStop, Tell
+from shards.core.callbacks import Report, ShouldStop, Tell
+from shards.core.errors import Stopped
+from shards.storage.paths import Location
 
 _ONE_AT_A_TIME = threading.Lock()
 """A training seeds the process's generator and sets its threads: threads of a worker take turns."""

@@ -20,12 +20,12 @@ from pipeline.config import RunConfig, to_toml
 from pipeline.fields import leaves
 from pipeline.grid import Cell, Match, look_interval
 from pipeline.run_dir import RunDir, check
-from shards.dotted import flat
-from shards.errors import Refused
-from shards.locations import Location
-from shards.manifest import Manifest
-from shards.settings import FREE
-from shards.storage import commit_bytes
+from shards.core.errors import Refused
+from shards.core.mismatch import flat
+from shards.core.settings import FREE
+from shards.dataset.manifest import Manifest
+from shards.storage.files import commit_bytes
+from shards.storage.paths import Location
 
 SCHEMA_VERSION = 1
 

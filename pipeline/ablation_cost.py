@@ -16,8 +16,8 @@ from pipeline.cell import Look
 from pipeline.config import RunConfig
 from pipeline.grid import Cell
 from pipeline.progress import duration
-from shards.locations import Location
-from shards.reporting import Report
+from shards.core.callbacks import Report
+from shards.storage.paths import Location
 
 WARM_STEPS = 3
 TIMED_STEPS = 20

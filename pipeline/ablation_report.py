@@ -34,7 +34,7 @@ from pipeline.figures import (
     metric_against_size,
 )
 from pipeline.report import fill
-from shards.storage import commit_bytes, list_names, remove
+from shards.storage.files import commit_bytes, list_names, remove
 
 if TYPE_CHECKING:
     import pyarrow

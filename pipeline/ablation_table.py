@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.report import NOTHING, Table
-from shards.errors import Refused
-from shards.parquet import read_parquet
-from shards.storage import read_bytes
+from shards.core.errors import Refused
+from shards.storage.files import read_bytes
+from shards.storage.parquet import read_parquet
 
 if TYPE_CHECKING:
     import pyarrow

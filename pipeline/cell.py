@@ -20,10 +20,10 @@ from pipeline.config import RunConfig
 from pipeline.progress import teller
 from pipeline.report import write_report
 from pipeline.run_dir import RunDir, check, claim
-from shards.errors import Refused
-from shards.locations import Location
-from shards.reporting import Report, ShouldStop
-from shards.storage import commit_bytes, list_names, read_bytes
+from shards.core.callbacks import Report, ShouldStop
+from shards.core.errors import Refused
+from shards.storage.files import commit_bytes, list_names, read_bytes
+from shards.storage.paths import Location
 
 Number = Mapping[str, Any]
 """One number of a curve: `method` (None for what is measured on pairs), `metric`, `value` and `protocol`."""

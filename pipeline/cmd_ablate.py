@@ -23,7 +23,7 @@ from pipeline.options import (
 
 if TYPE_CHECKING:
     from pipeline.grid import Match
-    from shards.locations import Location
+    from shards.storage.paths import Location
 
 
 @click.command("ablate")
@@ -116,8 +116,8 @@ def command(
     from pipeline.grid import Axes, make_cells, parse_sizes, parse_sweep
     from pipeline.progress import progress
     from pipeline.signals import stopping
-    from shards.errors import Failed, Refused
-    from shards.manifest import Manifest
+    from shards.core.errors import Failed, Refused
+    from shards.dataset.manifest import Manifest
 
     flags = {"captions.file": captions, "train.num_steps": num_steps, "cluster.scheduler": cluster}
     base = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
@@ -175,7 +175,7 @@ def _workers(asked: int | None, threads: int) -> int:
     """As many trainings side by side as the cores have threads for; one alone needs no process of its own."""
     if asked is not None:
         return asked
-    from shards.verify import available_cores
+    from shards.core.host import available_cores
 
     side_by_side = available_cores() // threads
     return side_by_side if side_by_side > 1 else 0

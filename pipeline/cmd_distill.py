@@ -20,7 +20,7 @@ from pipeline.options import (
 )
 
 if TYPE_CHECKING:
-    from shards.locations import Location
+    from shards.storage.paths import Location
 
 
 @click.command("distill")
@@ -86,8 +86,8 @@ def command(
     from pipeline.config import compose, to_toml
     from pipeline.progress import duration, progress, teller
     from pipeline.signals import stopping
-    from shards.errors import Refused
-    from shards.manifest import Manifest
+    from shards.core.errors import Refused
+    from shards.dataset.manifest import Manifest
 
     flags = {
         "captions.file": captions,

@@ -38,7 +38,7 @@ def command(student: Path, layout: str, out: Path) -> None:
     from distill.export import read_export_config
     from distill.published import export_official, official_suffix
     from distill.student import Student
-    from shards.errors import Refused
+    from shards.core.errors import Refused
 
     family = read_export_config(student).family
     suffix = official_suffix(family)

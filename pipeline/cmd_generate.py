@@ -24,7 +24,7 @@ from pipeline.options import (
 if TYPE_CHECKING:
     from generate_pairs.plan import Task
     from pipeline.config import RunConfig
-    from shards.locations import Location
+    from shards.storage.paths import Location
 
 
 @click.command("generate")
@@ -103,7 +103,7 @@ def command(
     from pipeline.results import PairStatistics
     from pipeline.signals import stopping
     from pipeline.summary import pairs_line
-    from shards.manifest import Manifest
+    from shards.dataset.manifest import Manifest
 
     flags = {
         "captions.file": None if captions is None else as_text(captions),
@@ -158,7 +158,7 @@ def _task(config: RunConfig, index: int | None, count: int | None, workers: int 
         Refused: options that exclude each other, or one that needs another.
     """
     from generate_pairs.plan import Task
-    from shards.errors import Refused
+    from shards.core.errors import Refused
 
     scheduler = config.cluster.scheduler
     if workers is not None and scheduler != "local":
@@ -193,7 +193,7 @@ def _seconds(time_limit: str) -> int:
     import re
 
     from generate_pairs.config import WALLTIME, walltime_seconds
-    from shards.errors import Refused
+    from shards.core.errors import Refused
 
     if not re.match(WALLTIME, time_limit):
         raise Refused(f"--time-limit is {time_limit!r}: write H:MM:SS, as in 3:50:00, or D-H:MM:SS")
@@ -207,7 +207,7 @@ def _job_script(config: RunConfig, out: Location) -> str:
         Refused: the cluster is another one.
     """
     from generate_pairs.slurm import job_script
-    from shards.errors import Refused
+    from shards.core.errors import Refused
 
     if config.cluster.scheduler != "slurm":
         raise Refused("--print-job-script shows a Slurm job: give --cluster slurm")

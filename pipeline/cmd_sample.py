@@ -185,7 +185,7 @@ def command(
     from generate_pairs.text.opening import described
     from pipeline.progress import progress
     from pipeline.signals import stopping
-    from shards.errors import Refused
+    from shards.core.errors import Refused
 
     shape = Student.shape_of(student)
     listed = captions_of(shape, prompts, captions, column)
@@ -255,7 +255,7 @@ def captions_of(
     """
     from generate_pairs.config import CaptionsConfig
     from generate_pairs.text.captions import prompted, read_captions
-    from shards.errors import Refused
+    from shards.core.errors import Refused
 
     if not student.is_text_conditional:
         if prompts or file is not None or column is not None:
@@ -338,7 +338,7 @@ def refuse_missing_export(folder: Path) -> None:
     Raises:
         Refused: no export there; a run's folder is told apart.
     """
-    from shards.errors import Refused
+    from shards.core.errors import Refused
 
     if (folder / "config.json").is_file():
         return

@@ -22,7 +22,7 @@ teacher_option = click.option(
 )
 
 if TYPE_CHECKING:
-    from shards.locations import Location
+    from shards.storage.paths import Location
 
 
 @click.group("shards")
@@ -46,8 +46,9 @@ def info(pairs: Location) -> None:
     """Show totals, classes, bytes, rate and lineage of the data set PAIRS."""
     from pipeline.results import PairStatistics
     from pipeline.summary import pairs_line
-    from shards.dotted import flat
-    from shards.manifest import Manifest
+    from shards.core.mismatch import flat
+    from shards.dataset.manifest import Manifest
+    from shards.format.tar_layout import bytes_per_pair
 
     manifest = Manifest.open(pairs)
     spec, totals = manifest.spec, PairStatistics.of(manifest)
@@ -68,7 +69,7 @@ def info(pairs: Location) -> None:
         "pairs": pairs_line(totals),
         "fingerprint": spec.fingerprint,
         **labels,
-        "bytes": f"{totals.num_bytes:,}, {spec.bytes_per_pair:,} a pair",
+        "bytes": f"{totals.num_bytes:,}, {bytes_per_pair(spec):,} a pair",
         "rate": f"{totals.pairs_per_second:,.1f} pairs/s a worker, {totals.worker_seconds / 3600:,.3f} device-hours",
         "sequence": f"{spec.num_tokens} tokens in {len(spec.tokens_per_step)} AR steps",
         "codebook": f"{spec.vocab_size:,} rows of {spec.codebook_dim}",
@@ -110,9 +111,10 @@ def verify(pairs: Location, num_sampled: int | None, seed: int | None, workers: 
     import secrets
 
     from pipeline.progress import progress
-    from shards.errors import Failed
-    from shards.verify import Sample, available_cores
-    from shards.verify import verify as findings_of
+    from shards.core.errors import Failed
+    from shards.core.host import available_cores
+    from shards.dataset.verify import Sample
+    from shards.dataset.verify import verify as findings_of
 
     if seed is not None and num_sampled is None:
         raise click.UsageError("--seed says which shards --sample reads: give both, or neither")
@@ -155,8 +157,8 @@ def repair(pairs: Location, teacher: str | None, workers: int | None) -> None:
     from pipeline.progress import progress
     from pipeline.signals import stopping
     from pipeline.summary import mended_lines
-    from shards.verify import available_cores
-    from shards.verify import verify as findings_of
+    from shards.core.host import available_cores
+    from shards.dataset.verify import verify as findings_of
 
     with progress("verify", "shards") as report:
         findings = findings_of(pairs, report, workers=available_cores() if workers is None else workers)
@@ -182,8 +184,8 @@ def join(pairs: Location) -> None:
     That file opens a large data set faster, and is what a web server, which lists no folder, needs to serve one.
     `generate` and `repair` write it when every shard is there.
     """
-    from shards.manifest import join as join_rows
-    from shards.rows import JOINED_FILE
+    from shards.dataset.manifest import join as join_rows
+    from shards.dataset.manifest_row import JOINED_FILE
 
     joined = join_rows(pairs)
     click.echo(f"{joined.root / JOINED_FILE}: {len(joined.rows):,} shards")
@@ -210,7 +212,7 @@ def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | 
     from pipeline.results import PairStatistics
     from pipeline.signals import stopping
     from pipeline.summary import pairs_line
-    from shards.manifest import Manifest
+    from shards.dataset.manifest import Manifest
 
     with stopping() as should_stop, progress("pairs", "pairs") as report:
         made = make_more(
@@ -252,8 +254,8 @@ def export(pairs: Location, out: Path, size: int | None) -> None:
         raise click.BadParameter(f"{out} must end in .parquet", param_hint="--to")
     from pipeline.progress import progress
     from pipeline.signals import all_or_nothing
-    from shards.export import export_parquet
-    from shards.manifest import Manifest
+    from shards.dataset.manifest import Manifest
+    from shards.dataset.parquet_export import export_parquet
 
     with all_or_nothing(), progress("export", "shards") as report:
         view = export_parquet(Manifest.open(pairs), out, size, report)
@@ -293,7 +295,7 @@ def preview(
     from distill.images import save_png
     from generate_pairs.upkeep import recorded_teacher
     from pipeline.preview import preview_grid
-    from shards.manifest import Manifest
+    from shards.dataset.manifest import Manifest
 
     manifest = Manifest.open(pairs)
     _, loaded = recorded_teacher(pairs, manifest.spec, teacher, "preview")

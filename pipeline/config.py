@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError
 from distill.config import DistillConfig, EvaluationConfig, StudentConfig, TrainConfig
 from generate_pairs.config import CaptionsConfig, ClusterConfig, GenerateConfig, PairsConfig, TeacherConfig
 from pipeline.fields import describe_errors, is_list, leaves, nearest
-from shards.errors import Refused
-from shards.settings import FREE, Settings
+from shards.core.errors import Refused
+from shards.core.settings import FREE, Settings
 
 
 class RunConfig(Settings):

@@ -33,7 +33,7 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
     from pydantic import ValidationError
 
     from pipeline.signals import StoppedBySignal
-    from shards.errors import Failed, Refused
+    from shards.core.errors import Failed, Refused
 
     if isinstance(error, StoppedBySignal):
         way = "Go on with" if error.resumable else "Begin again with"

@@ -14,9 +14,9 @@ from generate_pairs.probe import Probe, measure, store, stored
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import is_known_by_table_only, load_teacher, shape_of_teacher
 from generate_pairs.work import batch_work
-from shards.layout import archive_size
-from shards.record import NOISE_MODES, PairSpec
-from shards.reporting import Report
+from shards.core.callbacks import Report
+from shards.format.spec import NOISE_MODES, PairSpec
+from shards.format.tar_layout import archive_size, bytes_per_pair
 
 
 def plan_lines(config: GenerateConfig, devices: Sequence[str]) -> list[str]:
@@ -53,9 +53,9 @@ def probe_lines(config: GenerateConfig, plan: GenerationPlan, report: Report) ->
 def _byte_lines(spec: PairSpec, num_shards: int) -> Iterator[str]:
     for noise in NOISE_MODES:
         kept = replace(spec, noise=noise)
-        size = num_shards * archive_size(spec.pairs_per_shard * kept.bytes_per_pair)
+        size = num_shards * archive_size(spec.pairs_per_shard * bytes_per_pair(kept))
         asked = " (as the settings have it)" if noise == spec.noise else ""
-        yield f'pairs.noise = "{noise}": {kept.bytes_per_pair:,} bytes a pair, {_bytes(size)} in all{asked}'
+        yield f'pairs.noise = "{noise}": {bytes_per_pair(kept):,} bytes a pair, {_bytes(size)} in all{asked}'
 
 
 def _feature_lines(teacher: Teacher) -> Iterator[str]:

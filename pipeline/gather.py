@@ -13,9 +13,9 @@ from pipeline.ablation import Ablation, differing_keys
 from pipeline.cell import CellDir
 from pipeline.config import RunConfig
 from pipeline.grid import Cell, swept_values
-from shards.dotted import flat
-from shards.errors import Refused
-from shards.storage import commit_bytes
+from shards.core.errors import Refused
+from shards.core.mismatch import flat
+from shards.storage.files import commit_bytes
 
 
 def write_table(ablation: Ablation) -> None:

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from pipeline.config import RunConfig, changed, parse_value
 from pipeline.fields import is_list, leaves, unknown_key
-from shards.dotted import flat
-from shards.errors import Refused
-from shards.settings import FREE
+from shards.core.errors import Refused
+from shards.core.mismatch import flat
+from shards.core.settings import FREE
 
 LOOKS = 10
 """How often a cell is looked at on its way, where nobody says otherwise."""

@@ -13,8 +13,8 @@ from pipeline.config import RunConfig, compose_onto
 from pipeline.method_table import MethodTable, method_table
 from pipeline.results import same_student
 from pipeline.run_dir import RunDir
-from shards.errors import Refused
-from shards.storage import list_names
+from shards.core.errors import Refused
+from shards.storage.files import list_names
 
 SECTION = "evaluation."
 KEPT = ("seed", "inception_weights", "device")

@@ -31,8 +31,8 @@ class PairsLocation(LocalFolder):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "://" in value:
-            from shards.errors import Refused
-            from shards.locations import location
+            from shards.core.errors import Refused
+            from shards.storage.paths import location
 
             try:
                 return location(value)

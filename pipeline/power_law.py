@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.record import Array
+from shards.format.spec import Array
 
 MIN_SIZES = 5
 """Distinct sizes without which nothing is fitted: three parameters, and two numbers to see their error by."""

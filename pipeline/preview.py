@@ -10,11 +10,11 @@ from PIL import Image
 
 from distill.images import captioned_grid
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
-from shards.captions import load_captions
-from shards.errors import Refused
-from shards.manifest import Manifest
-from shards.reader import read_shard
-from shards.record import Array
+from shards.core.errors import Refused
+from shards.dataset.captions import load_captions
+from shards.dataset.manifest import Manifest
+from shards.dataset.reader import read_shard
+from shards.format.spec import Array
 
 SHOWN_CHARACTERS = 40
 """Of a caption."""

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from shards.reporting import Report, Tell
+from shards.core.callbacks import Report, Tell
 
 FIRST_LINE_SECONDS = 5.0
 LINE_INTERVAL_SECONDS = 10.0

@@ -17,7 +17,7 @@ from pipeline.published import published_rows
 from pipeline.results import Results, Row, judged_words, read_results, seconds_per_image, speedup
 from pipeline.run_dir import RunDir
 from pipeline.summary import took
-from shards.storage import commit_bytes
+from shards.storage.files import commit_bytes
 
 NOTHING = "–"
 SHOWN_CHARACTERS = 200

@@ -13,11 +13,11 @@ import numpy as np
 
 from pipeline.config import RunConfig
 from pipeline.run_dir import RunDir
-from shards.errors import Refused
-from shards.manifest import Manifest, dataset_exists
-from shards.parquet import read_parquet
-from shards.record import label
-from shards.storage import commit_bytes, read_bytes
+from shards.core.errors import Refused
+from shards.dataset.manifest import Manifest, dataset_exists
+from shards.format.pairs import label
+from shards.storage.files import commit_bytes, read_bytes
+from shards.storage.parquet import read_parquet
 
 Row = Mapping[str, Any]
 

@@ -24,8 +24,8 @@ from pipeline.results import add_seconds, read_results, same_student
 from pipeline.run_dir import RunDir, check, claim
 from pipeline.signals import stopping
 from pipeline.summary import summary_lines
-from shards.errors import Failed, Refused
-from shards.reporting import Report, ShouldStop
+from shards.core.callbacks import Report, ShouldStop
+from shards.core.errors import Failed, Refused
 
 
 def plan(config: RunConfig, out: Path) -> list[str]:

@@ -16,11 +16,11 @@ from typing import Any
 from pipeline.config import RunConfig, parse_toml, to_toml, validated
 from pipeline.fields import leaves
 from pipeline.installation import version
-from shards.dotted import flat
-from shards.errors import Refused
-from shards.locations import Location, location
-from shards.settings import FREE, UPWARD
-from shards.storage import commit_bytes, read_bytes
+from shards.core.errors import Refused
+from shards.core.mismatch import flat
+from shards.core.settings import FREE, UPWARD
+from shards.storage.files import commit_bytes, read_bytes
+from shards.storage.paths import Location, location
 
 RECORDED_PACKAGES = (
     "torch",

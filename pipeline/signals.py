@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from shards.errors import OtherStopped, OutOfTime, Stopped
-from shards.reporting import ShouldStop
+from shards.core.callbacks import ShouldStop
+from shards.core.errors import OtherStopped, OutOfTime, Stopped
 
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from pipeline.progress import duration
 from pipeline.results import PairStatistics, Results, Row, judged_words, seconds_per_image, speedup
-from shards.mending import Mended
+from shards.dataset.replace_shard import Mended
 
 SCORES = (
     ("frechet_distance", "Frechet"),

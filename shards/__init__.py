@@ -1,17 +1,18 @@
 """The pair store: what a pair is, on disk and in flight.
 
-Nothing here needs torch; batches for training are in `shards.stream`.
+Nothing here needs torch; batches for training are in `shards.streaming.stream`.
 """
 
-from shards.errors import Failed, Refused
-from shards.manifest import Manifest, View, create_dataset
-from shards.noise import gaussian_noise
-from shards.order import Order
-from shards.reader import read_shard
-from shards.record import SCHEMA_VERSION, Pairs, PairSpec, label
-from shards.rows import ManifestRow, shard_name
-from shards.verify import Finding, verify
-from shards.writer import commit_shard, shard_bytes
+from shards.core.errors import Failed, Refused
+from shards.dataset.manifest import Manifest, View, create_dataset
+from shards.dataset.manifest_row import ManifestRow, shard_name
+from shards.dataset.reader import read_shard
+from shards.dataset.verify import Finding, verify
+from shards.dataset.writer import commit_shard, shard_bytes
+from shards.format.noise import gaussian_noise
+from shards.format.pairs import Pairs, label
+from shards.format.spec import SCHEMA_VERSION, PairSpec
+from shards.streaming.order import Order
 
 __all__ = [
     "SCHEMA_VERSION",

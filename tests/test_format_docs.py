@@ -191,7 +191,7 @@ def test_the_other_program_makes_the_same_shards(
 @pytest.mark.parametrize("noise", ["stored", "counter"])
 def test_the_other_program_makes_the_same_shards_of_captions(noise: str) -> None:
     from shards import Pairs, PairSpec, gaussian_noise, label, shard_bytes
-    from shards import captions as ours
+    from shards.dataset import captions as ours
 
     captions = ["a cat", "", "an emoji 🦘", "قطة", "x" * 512, "two\nlines " * 100]
     told = {"name": "captions.txt", "sha256": captions_sha256(captions)}
@@ -244,7 +244,7 @@ def test_the_page_names_the_columns_and_keys_that_are_written(
     example: dict[str, Any], tmp_path: Path
 ) -> None:
     from shards import ManifestRow, PairSpec, create_dataset
-    from shards.rows import row_path, write_row
+    from shards.dataset.manifest_row import row_path, write_row
 
     spec = PairSpec.from_json(example)
     create_dataset(tmp_path, spec)
@@ -284,7 +284,9 @@ def test_the_page_tells_every_presets_bytes(home: Callable[..., object]) -> None
         config = compose(name).generate
         spec = spec_by_shape(config, shape_of_teacher(config.teacher.name)[1])
         num_tokens, codebook_dim = spec.noise_shape
-        sizes = [replace(spec, noise=noise).bytes_per_pair for noise in ("stored", "counter")]
+        from shards.format.tar_layout import bytes_per_pair
+
+        sizes = [bytes_per_pair(replace(spec, noise=noise)) for noise in ("stored", "counter")]
         assert cells == [
             f"{num_tokens} x {codebook_dim}",
             f"{2 * num_tokens * codebook_dim:,}",

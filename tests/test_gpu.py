@@ -30,10 +30,10 @@ from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings, filter_var
 from generate_pairs.trajectory import Force, MapNoise, walk
 from pipeline.config import compose
-from shards.errors import Refused, Stopped
-from shards.manifest import Manifest
-from shards.reader import read_shard
-from shards.record import Pairs
+from shards.core.errors import Refused, Stopped
+from shards.dataset.manifest import Manifest
+from shards.dataset.reader import read_shard
+from shards.format.pairs import Pairs
 
 pytestmark = [
     pytest.mark.gpu,

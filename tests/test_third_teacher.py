@@ -24,9 +24,9 @@ from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.trajectory import Force, walk
 from pipeline.config import compose
 from pipeline.run import run
-from shards.errors import Refused
-from shards.manifest import Manifest
-from shards.verify import verify
+from shards.core.errors import Refused
+from shards.dataset.manifest import Manifest
+from shards.dataset.verify import verify
 
 PAGE = Path(__file__).parents[1] / "docs" / "teachers.md"
 BLOCK = re.compile(r"^\*\*(?P<name>[\w.]+)\*\*(?:(?!^\*\*).)*?^```\w*\n(?P<text>.*?)^```$", re.M | re.S)

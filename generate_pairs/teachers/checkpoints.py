@@ -27,8 +27,8 @@ from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.families import build_teacher
 from generate_pairs.teachers.official import TEACHERS
 from generate_pairs.teachers.tiny import tiny_teacher
-from shards.errors import Refused
-from shards.storage import commit_file, sha256_bytes, sha256_file
+from shards.core.errors import Refused
+from shards.storage.files import commit_file, sha256_bytes, sha256_file
 
 EMBEDDED = Path(__file__).parent / "embedded"
 HEADER = "onestep_teacher"

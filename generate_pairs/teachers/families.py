@@ -15,7 +15,7 @@ from generate_pairs.teachers.llamagen import LlamaGenConfig, LlamaGenTeacher, Ll
 from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
 from generate_pairs.teachers.var import VarConfig, VarTeacher, VarTransformer
 from generate_pairs.teachers.var_tokenizer import VarTokenizer, VarTokenizerConfig
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 ENTRY_POINTS = "onestep.teachers"
 

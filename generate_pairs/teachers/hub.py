@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 HUB = "hf://"
 

@@ -32,8 +32,8 @@ from generate_pairs.teachers.checkpoints import (
 from generate_pairs.teachers.families import build_teacher, family_of
 from generate_pairs.teachers.hub import HUB, hub_file
 from generate_pairs.teachers.official import TEACHERS, VQ8, Container, HubFile, Part
-from shards.errors import Refused
-from shards.storage import sha256_file
+from shards.core.errors import Refused
+from shards.storage.files import sha256_file
 
 SAFETENSORS = ".safetensors"
 

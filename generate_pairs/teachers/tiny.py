@@ -19,7 +19,7 @@ from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.families import build_teacher
 from generate_pairs.teachers.official import TEACHERS
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 VOCAB_SIZE = 1024
 WIDTH = 64

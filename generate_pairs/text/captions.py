@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 from generate_pairs.config import CaptionsConfig
 from generate_pairs.text.digits import digits_captions
-from shards.errors import Refused
-from shards.locations import expanded, location
-from shards.storage import read_each
+from shards.core.errors import Refused
+from shards.storage.files import read_each
+from shards.storage.paths import expanded, location
 
 EMBEDDED = "digits"
 """The captions that ship, see `generate_pairs.text.digits`."""

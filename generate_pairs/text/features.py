@@ -24,9 +24,9 @@ from torch import Tensor
 
 from generate_pairs.teachers.base import TextCondition, Texts
 from generate_pairs.text.encoder import Encoded, TextEncoder
-from shards.errors import Failed, Refused
-from shards.locations import Location
-from shards.storage import commit_bytes, read_each, sha256_bytes, xxh3_bytes
+from shards.core.errors import Failed, Refused
+from shards.storage.files import commit_bytes, read_each, sha256_bytes, xxh3_bytes
+from shards.storage.paths import Location
 
 BLOCK_SIZE = 250
 """Captions in a file: four of them go into a shard of 1,000 pairs."""

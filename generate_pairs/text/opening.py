@@ -14,10 +14,10 @@ from generate_pairs.teachers.base import Teacher
 from generate_pairs.text import small_encoder, t5
 from generate_pairs.text.encoder import TextEncoder
 from generate_pairs.text.features import FOLDER, EncoderSpec, TextFeatures
-from shards.captions import load_captions
-from shards.errors import Refused
-from shards.locations import Location
-from shards.record import PairSpec
+from shards.core.errors import Refused
+from shards.dataset.captions import load_captions
+from shards.format.spec import PairSpec
+from shards.storage.paths import Location
 
 ENCODER_KEY = "text_encoder"
 """Of a lineage: the record of the encoder."""

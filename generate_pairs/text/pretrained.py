@@ -11,9 +11,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from generate_pairs.teachers.hub import HUB, hub_folder
-from shards.errors import Refused
-from shards.locations import expanded
-from shards.storage import read_bytes, sha256_bytes, sha256_file
+from shards.core.errors import Refused
+from shards.storage.files import read_bytes, sha256_bytes, sha256_file
+from shards.storage.paths import expanded
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = (

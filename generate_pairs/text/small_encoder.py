@@ -19,9 +19,9 @@ from generate_pairs.teachers.checkpoints import load_strictly
 from generate_pairs.teachers.tiny import drawn
 from generate_pairs.text.encoder import Encoded, TextEncoder
 from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, padded
-from shards.errors import Failed, Refused
-from shards.locations import expanded
-from shards.storage import commit_file, sha256_bytes, sha256_file
+from shards.core.errors import Failed, Refused
+from shards.storage.files import commit_file, sha256_bytes, sha256_file
+from shards.storage.paths import expanded
 
 HEADER = "onestep_text_encoder"
 

@@ -22,7 +22,7 @@ from generate_pairs.text.pretrained import (
     quiet_transformers,
     refuse_misfits,
 )
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 KEY = "captions.encoder"
 MODEL_TYPES = ("t5",)

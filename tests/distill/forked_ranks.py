@@ -24,9 +24,9 @@ import distill.trainer  # noqa: F401
 import pipeline.config  # noqa: F401
 from distill.training import Training
 from pipeline.cli import main
-from shards.batches import PairBatch
-from shards.errors import Failed
-from shards.stream import PairStream
+from shards.core.errors import Failed
+from shards.streaming.batches import PairBatch
+from shards.streaming.stream import PairStream
 
 PATIENCE_SECONDS = 60.0
 HUNG = -1

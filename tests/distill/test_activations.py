@@ -18,7 +18,7 @@ from distill.ranks import Ranks
 from distill.student import Student
 from distill.targets import trajectory_states
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 CPU = torch.device("cpu")
 

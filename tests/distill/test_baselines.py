@@ -14,7 +14,7 @@ from distill.baselines import (
 )
 from generate_pairs.teachers.base import Teacher, Tokenizer, TokenLayout
 from generate_pairs.teachers.var_tokenizer import VarTokenizer, VarTokenizerConfig
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 def seeded(seed: int) -> torch.Generator:

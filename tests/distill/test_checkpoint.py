@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill.checkpoint import Checkpoint, newest_checkpoint, refuse_other_training, save_checkpoint
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 IDENTITY = {"pairs": 96, "seed": 0}
 

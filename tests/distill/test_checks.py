@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from distill.checks import check_distillation, load_maker
 from distill.config import DistillConfig
 from generate_pairs.teachers.base import TokenLayout
-from shards.errors import Refused
-from shards.manifest import Manifest
+from shards.core.errors import Refused
+from shards.dataset.manifest import Manifest
 
 LAYOUT = TokenLayout((1, 4, 16))
 

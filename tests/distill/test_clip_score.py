@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distill.clip_score import ClipScore, refuse_missing
 from generate_pairs.text.pretrained import folder_sha256
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import shards.reader
+import shards.dataset.reader
 from distill.config import DistillConfig
 from distill.sampler import sample_images
 from distill.student import Student
@@ -17,7 +17,7 @@ from distill.trainer import train
 from generate_pairs.config import GenerateConfig
 from generate_pairs.driver import generate
 from shards import Manifest, gaussian_noise, read_shard, verify
-from shards.errors import Failed
+from shards.core.errors import Failed
 
 QUIETLY = {"report": lambda *_: None, "should_stop": lambda: False}
 CONFIG = DistillConfig.model_validate(
@@ -76,7 +76,7 @@ def test_noise_of_another_platform_is_never_trained_on(
             noise_BLC.view(np.uint16)[pair_index - first, -1, -1] ^= 1
         return noise_BLC
 
-    monkeypatch.setattr(shards.reader, "gaussian_noise", elsewhere)
+    monkeypatch.setattr(shards.dataset.reader, "gaussian_noise", elsewhere)
     with pytest.raises(Failed, match=rf"the noise of pair {pair_index} regenerated from its counter"):
         train(CONFIG, str(teacher_path), counter_root, tmp_path / "student", size=96, **QUIETLY)
     assert list((tmp_path / "student").rglob("*.safetensors")) == []

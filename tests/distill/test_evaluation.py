@@ -35,9 +35,9 @@ from distill.trainer import train
 from distill.unfinished import Unfinished
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.embedded.digits import load_digits_split
-from shards.errors import Refused, Stopped
-from shards.manifest import Manifest
-from shards.reader import read_shard
+from shards.core.errors import Refused, Stopped
+from shards.dataset.manifest import Manifest
+from shards.dataset.reader import read_shard
 
 NUM_PAIRS = 40
 

@@ -18,7 +18,7 @@ from distill.features import (
 from distill.frechet import Moments, frechet_distance, inception_score
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.embedded.digits import load_digits_split
-from shards.errors import Failed
+from shards.core.errors import Failed
 
 
 @pytest.fixture(scope="module")

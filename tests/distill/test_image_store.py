@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distill.image_store import ImageFolder, ImageStore, NpzFile
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 LABELS = np.arange(20, dtype=np.int64) % 7
 

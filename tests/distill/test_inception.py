@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill import inception
 from distill.inception import DIM, load_inception, local_weights, prepared
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 OPTIONAL = "not installed: pip install 'onestep[evaluation]'"
 

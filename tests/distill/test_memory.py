@@ -14,7 +14,7 @@ from distill.memory import USABLE, MemoryNeed, device_batch_size
 from distill.metrics import read_metrics
 from distill.trainer import train
 from generate_pairs.teachers.checkpoints import load_teacher
-from shards.errors import Refused, Stopped
+from shards.core.errors import Refused, Stopped
 
 GB = 10**9
 SAVERS = ("train.precision=bfloat16", "train.checkpoint_activations=true")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distill.metrics import CLOCK_COLUMNS, COLUMNS, MetricsLog, join_metrics, newest_values, read_metrics
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 def test_numbers_of_one_step_are_one_line_and_parts_are_one_table(tmp_path: Path) -> None:

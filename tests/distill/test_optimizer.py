@@ -10,7 +10,7 @@ from torch import nn
 
 from distill.config import TrainConfig
 from distill.optimizer import Optimizer, build_optimizers, ema_decay, learning_rate, update_ema
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 CONFIG = TrainConfig(num_steps=1000, warmup_steps=100, learning_rate=2e-3, ema_decay=0.99, weight_decay=0.1)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill.config import TrainConfig
 from distill.losses import squared_distance
 from distill.perceptual import image_distance
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 CPU = torch.device("cpu")
 ASKED = TrainConfig(image_weight=1.0, image_distance="lpips")

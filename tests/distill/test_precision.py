@@ -15,7 +15,7 @@ from distill.metrics import read_metrics
 from distill.precision import determinism
 from distill.student import Student
 from distill.trainer import train
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 def run(out: Path, teacher: Path, pairs: Path, **train_settings: object) -> np.ndarray:

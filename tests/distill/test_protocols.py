@@ -20,7 +20,7 @@ from distill.frechet import Manifold, Moments, frechet_distance, inception_score
 from distill.protocols import SCORES, Judge, Seen, check_evaluation, open_judge
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.embedded.digits import load_digits_split
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 DIM = 6
 SHAPE = (1, 8, 8)

@@ -26,7 +26,7 @@ from distill.student_var import VarStudent
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.importing import inspect
 from generate_pairs.teachers.official import TEACHERS
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 TABLES = {
     "var-dd-d16": "var_dd_d16",

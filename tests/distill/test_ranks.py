@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from distill.ranks import BUCKET_BYTES, Ranks, buckets, joined_ranks
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 QUARTER = BUCKET_BYTES // 4 // 4
 """Numbers of float32 in a quarter of a bucket."""

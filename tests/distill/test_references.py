@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from distill.references import Batch, Folder, read_statistic, statistic_file
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 DIM = 5
 

@@ -14,7 +14,7 @@ from torch import nn
 from distill.sampler import sample_images, sample_sequence
 from distill.student import Sequence, Student
 from generate_pairs.teachers.checkpoints import load_teacher
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from distill.checkpoint import newest_checkpoint
 from distill.config import DistillConfig
 from distill.metrics import read_metrics
 from distill.trainer import train
-from shards.errors import Failed
-from shards.manifest import Manifest
-from shards.stream import PairStream
+from shards.core.errors import Failed
+from shards.dataset.manifest import Manifest
+from shards.streaming.stream import PairStream
 
 pytestmark = pytest.mark.parametrize("family", ["llamagen"], indirect=True)
 

@@ -22,9 +22,9 @@ from distill.unfinished import MOMENTS_FILE, Unfinished
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.embedded.digits import load_digits_split
-from shards.errors import Refused, Stopped
-from shards.manifest import Manifest
-from shards.reader import read_shard
+from shards.core.errors import Refused, Stopped
+from shards.dataset.manifest import Manifest
+from shards.dataset.reader import read_shard
 
 LEARNED = 40
 TRAINING = {"num_steps": 1, "batch_size": 8}

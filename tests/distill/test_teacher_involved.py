@@ -15,7 +15,7 @@ from generate_pairs.teachers.base import Teacher, TokenLayout
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Draw, Force, MapNoise, walk
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 VAR = TokenLayout(tuple(side**2 for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)))
 LLAMAGEN = TokenLayout((1,) * 256)

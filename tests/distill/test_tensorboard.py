@@ -12,7 +12,7 @@ from distill.config import DistillConfig
 from distill.metrics import read_metrics
 from distill.tensorboard import tensorboard
 from distill.trainer import train
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 one_family = pytest.mark.parametrize("family", ["llamagen"], indirect=True)
 

@@ -17,8 +17,8 @@ from distill.config import DistillConfig
 from distill.metrics import CLOCK_COLUMNS, read_metrics
 from distill.student import Student
 from distill.trainer import refuse_unwritable, train
-from shards.errors import Refused, Stopped
-from shards.manifest import Manifest
+from shards.core.errors import Refused, Stopped
+from shards.dataset.manifest import Manifest
 
 REPORT = lambda *_: None  # noqa: E731
 NEVER = lambda: False  # noqa: E731

@@ -12,7 +12,7 @@ import pytest
 from generate_pairs.cluster import Census, OnDask
 from generate_pairs.hand_out import HandOut
 from generate_pairs.plan import WorkUnit, work_unit
-from shards.errors import Failed
+from shards.core.errors import Failed
 
 
 class Scheduler:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shards.verify import verify
+from shards.dataset.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SABOTAGE = Path(__file__).with_name("sabotage")

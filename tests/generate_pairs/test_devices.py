@@ -11,7 +11,7 @@ import torch
 from generate_pairs.cluster import pool
 from generate_pairs.config import ClusterConfig
 from generate_pairs.devices import chosen_device, default_workers, visible_gpus, worker_environment
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from generate_pairs.driver import STALE_SECONDS, generate, plan_generation, refu
 from generate_pairs.plan import work_unit
 from generate_pairs.teachers.checkpoints import load_teacher, save_teacher
 from generate_pairs.upkeep import repair
-from shards.errors import Failed, Refused, Stopped
-from shards.manifest import Manifest
-from shards.verify import verify
+from shards.core.errors import Failed, Refused, Stopped
+from shards.dataset.manifest import Manifest
+from shards.dataset.verify import verify
 
 REPORT = lambda *_: None  # noqa: E731
 NEVER = lambda: False  # noqa: E731

@@ -17,7 +17,7 @@ import torch
 
 from generate_pairs import flow_map as module
 from generate_pairs.flow_map import FlowMap, MappedTokens
-from shards.errors import Failed
+from shards.core.errors import Failed
 
 HERE = Path(__file__).resolve().parent
 OLDEST = (3, 7)

@@ -8,13 +8,13 @@ from pathlib import Path
 import growth
 import pytest
 
-import shards.manifest
+import shards.dataset.manifest
 from generate_pairs import making
 from generate_pairs.driver import generate, refuse_fewer_pairs
-from shards.errors import Refused
-from shards.manifest import Manifest
-from shards.rows import read_rows, row_path, shard_name
-from shards.stream import PairStream
+from shards.core.errors import Refused
+from shards.dataset.manifest import Manifest
+from shards.dataset.manifest_row import read_rows, row_path, shard_name
+from shards.streaming.stream import PairStream
 
 NUM_SHARDS = 500
 
@@ -41,7 +41,7 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.extend(names)
         return read_rows(root, names)
 
-    monkeypatch.setattr(shards.manifest, "read_rows", counting)
+    monkeypatch.setattr(shards.dataset.manifest, "read_rows", counting)
     return read
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from generate_pairs.teachers.importing import import_teacher
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 SOME = {"var": "blocks.0.attn.proj.weight", "llamagen": "layers.0.attention.wo.weight"}
 """A square matrix of each family."""

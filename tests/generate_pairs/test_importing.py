@@ -23,8 +23,8 @@ from generate_pairs.teachers.importing import (
     read_checkpoint,
 )
 from generate_pairs.teachers.official import TEACHERS
-from shards.errors import Failed, Refused
-from shards.storage import sha256_file
+from shards.core.errors import Failed, Refused
+from shards.storage.files import sha256_file
 
 TRANSFORMER_PLACES = [
     ("var", ()),

@@ -14,7 +14,7 @@ from generate_pairs.teachers.importing import (
     teacher_networks,
 )
 from generate_pairs.teachers.official import TEACHERS
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 def test_a_file_is_recognised_by_its_tensors(published: Any) -> None:

@@ -10,12 +10,12 @@ import pytest
 from generate_pairs.config import GenerateConfig
 from generate_pairs.driver import generate
 from generate_pairs.upkeep import repair
-from shards.errors import Failed, Stopped
-from shards.locations import Location, location
-from shards.manifest import Manifest
-from shards.rows import read_joined
-from shards.storage import list_names, read_bytes, remove
-from shards.verify import verify
+from shards.core.errors import Failed, Stopped
+from shards.dataset.manifest import Manifest
+from shards.dataset.manifest_row import read_joined
+from shards.dataset.verify import verify
+from shards.storage.files import list_names, read_bytes, remove
+from shards.storage.paths import Location, location
 
 pytestmark = pytest.mark.parametrize("family", ["llamagen"], indirect=True)
 

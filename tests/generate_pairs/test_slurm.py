@@ -9,7 +9,7 @@ import pytest
 
 from generate_pairs.config import ClusterConfig, walltime_seconds
 from generate_pairs.slurm import job_script, slurm_cluster
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from generate_pairs.teachers.checkpoints import load_teacher, refuse_unknown
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.official import TEACHERS
 from generate_pairs.teachers.tiny import NUM_CLASSES, VOCAB_SIZE
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 SQUARES_256 = tuple(side * side for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 SQUARES_512 = tuple(side * side for side in (1, 2, 3, 4, 6, 9, 13, 18, 24, 32))

@@ -10,7 +10,7 @@ import torch
 
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.embedded import train
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-64", "digits-text", "digits-var"])

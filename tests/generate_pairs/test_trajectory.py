@@ -16,7 +16,7 @@ from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Draw, Force, MapNoise, draw, walk
-from shards.noise import uniform_numbers
+from shards.format.noise import uniform_numbers
 
 SETTINGS = SamplingSettings(guidance_scale=1.5)
 

@@ -13,9 +13,10 @@ from generate_pairs import worker
 from generate_pairs.config import GenerateConfig
 from generate_pairs.driver import generate
 from generate_pairs.upkeep import extend, repair
-from shards import gaussian_noise, reader, verify
-from shards.errors import Refused
-from shards.manifest import Manifest
+from shards import gaussian_noise, verify
+from shards.core.errors import Refused
+from shards.dataset import reader
+from shards.dataset.manifest import Manifest
 
 pytestmark = pytest.mark.parametrize("family", ["llamagen"], indirect=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from generate_pairs.worker_log import last_words, logged
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 
 def test_a_log_tells_what_began_ended_and_failed(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from shards import Pairs, PairSpec, commit_shard, create_dataset, gaussian_noise
-from shards.errors import Refused, Stopped
-from shards.manifest import refuse_other_spec
+from shards.core.errors import Refused, Stopped
+from shards.dataset.manifest import refuse_other_spec
 
 LENGTH, DIM = 16, 2
 ROW_FACTS = {"seconds": 0.5, "host": "here", "device": "cpu", "batch_size": 5, "versions": "none"}

@@ -28,7 +28,7 @@ from distill.training import Training
 from pipeline.cell import CellDir
 from pipeline.cli import main
 from pipeline.config import changed, compose
-from shards.errors import Failed
+from shards.core.errors import Failed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRESET = """

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.ablation_report import write_answers
 from pipeline.ablation_table import final_numbers, to_csv, to_markdown
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 MakeTable = Callable[..., Any]
 ABOUT: dict[str, Any] = {

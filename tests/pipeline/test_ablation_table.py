@@ -27,7 +27,7 @@ from pipeline.ablation_table import (
     to_markdown,
     values_by_size,
 )
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 BOTH = Setting("0,8")
 LOSS, SEEN = "heldout_token_loss", "train_token_loss"

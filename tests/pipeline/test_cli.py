@@ -19,7 +19,7 @@ from pipeline.cli import COMMANDS, main
 from pipeline.failures import explain
 from pipeline.installation import PACKAGES, foreign_packages
 from pipeline.signals import StoppedBySignal
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from shards.manifest import Manifest
-from shards.mending import Mended
+from shards.dataset.manifest import Manifest
+from shards.dataset.replace_shard import Mended
 
 Command = Callable[..., Result]
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import RunConfig, compose, parse_value, run_name, to_toml
 from pipeline.fields import leaves, nearest
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pipeline.config import compose
 from pipeline.judging import asked_evaluation
 from pipeline.method_table import HEADER, method_table, short_parameters
 from pipeline.published import published_rows
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 Command = Callable[..., Result]
 

@@ -17,7 +17,7 @@ from pipeline.grid import (
     parse_sweep,
     swept_values,
 )
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 
 @pytest.fixture(scope="module")

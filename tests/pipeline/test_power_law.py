@@ -21,7 +21,7 @@ from pipeline.power_law import (
     doubling_sentence,
     fit_power_law,
 )
-from shards.record import Array
+from shards.format.spec import Array
 
 pytestmark = pytest.mark.filterwarnings("error")
 

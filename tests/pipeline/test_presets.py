@@ -15,7 +15,7 @@ from generate_pairs.driver import refuse_unknown_sampling
 from generate_pairs.teachers.checkpoints import embedded_names, load_teacher
 from generate_pairs.teachers.official import TEACHERS
 from pipeline.config import compose, presets
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 Command = Callable[..., Result]
 

@@ -15,8 +15,8 @@ from PIL import Image
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.checkpoints import load_teacher
 from pipeline.preview import first_tokens
-from shards.manifest import Manifest
-from shards.reader import read_shard
+from shards.dataset.manifest import Manifest
+from shards.dataset.reader import read_shard
 
 
 def test_the_first_pairs_of_each_class_are_shown(

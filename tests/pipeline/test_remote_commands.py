@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from shards.locations import location
-from shards.storage import remove
+from shards.storage.files import remove
+from shards.storage.paths import location
 
 Command = Callable[..., Result]
 

@@ -13,7 +13,7 @@ from results_table import Judged, main, page, table, with_error
 
 from pipeline.config import compose
 from pipeline.run_dir import claim
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 MakeRun = Callable[..., Path]
 

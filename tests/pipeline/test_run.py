@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 
 from distill.checkpoint import Checkpoint, save_checkpoint
-from shards.errors import Failed
+from shards.core.errors import Failed
 
 Command = Callable[..., Result]
 REPOSITORY = Path(__file__).parents[2]
@@ -226,7 +226,7 @@ def test_a_file_in_the_folders_place_is_refused(onestep: Command, stages: Any, t
 STAGE_THAT_WAITS = """
 import os, sys, time
 from types import ModuleType
-from shards.errors import Stopped
+from shards.core.errors import Stopped
 
 def generate(config, root, *, workers, report, should_stop, **more):
     os.kill(os.getpid(), {number})

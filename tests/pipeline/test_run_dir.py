@@ -10,8 +10,8 @@ import pytest
 from pipeline.config import RunConfig, compose, to_toml
 from pipeline.results import read_metrics
 from pipeline.run_dir import RunDir, check, claim, environment
-from shards.errors import Refused
-from shards.storage import commit_bytes
+from shards.core.errors import Refused
+from shards.storage.files import commit_bytes
 
 SIZES = ["pairs.num_pairs=20000", "train.num_steps=2000"]
 

@@ -27,7 +27,7 @@ from generate_pairs.config import GenerateConfig
 from generate_pairs.driver import pair_spec
 from generate_pairs.teachers.checkpoints import load_teacher, resolve
 from generate_pairs.teachers.threads import computing_threads
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 Command = Callable[..., Result]
 REPOSITORY = Path(__file__).resolve().parents[2]

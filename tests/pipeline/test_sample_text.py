@@ -18,7 +18,7 @@ from generate_pairs.config import GenerateConfig
 from generate_pairs.driver import asked_pairs
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.threads import computing_threads
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 Command = Callable[..., Result]
 ODD = ('a "quoted" three, isn\'t it', "an emoji 🦘", "قطة على سجادة", "long " * 2_000, "", "a three")

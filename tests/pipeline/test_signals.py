@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from pipeline.signals import StoppedBySignal, stopping
-from shards.errors import OtherStopped, OutOfTime, Stopped
+from shards.core.errors import OtherStopped, OutOfTime, Stopped
 
 
 def a_phase_that_is_sent(*numbers: signal.Signals) -> None:

@@ -17,7 +17,7 @@ from distill.clip_score import ClipScore
 from distill.sampling import tell_captions
 from generate_pairs.text.digits import digits_captions
 from pipeline.cli import main
-from shards.captions import commit_captions
+from shards.dataset.captions import commit_captions
 
 Command = Callable[..., Result]
 SMALL = [

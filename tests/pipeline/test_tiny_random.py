@@ -24,8 +24,8 @@ from distill.training import Training
 from pipeline.cli import main
 from pipeline.config import RunConfig, compose, to_toml
 from pipeline.tiny import SIZES
-from shards.errors import Refused
-from shards.noise import gaussian_noise
+from shards.core.errors import Refused
+from shards.format.noise import gaussian_noise
 
 Command = Callable[..., Result]
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.verify import verify
+from shards.dataset.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START = Path(__file__).with_name("start.sh")

@@ -29,8 +29,8 @@ from generate_pairs.teachers.var_tokenizer import VarTokenizer
 from generate_pairs.text.digits import digits_captions, digits_words
 from generate_pairs.text.small_encoder import save_encoder
 from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, padded
-from shards.errors import Refused
-from shards.reporting import Report
+from shards.core.callbacks import Report
+from shards.core.errors import Refused
 
 VQTokenizer = LlamaGenTokenizer | VarTokenizer
 

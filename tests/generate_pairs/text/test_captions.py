@@ -13,7 +13,7 @@ import pytest
 from generate_pairs.config import CaptionsConfig
 from generate_pairs.text.captions import CaptionList, prompted, read_captions
 from generate_pairs.text.digits import NAMES, digit_of, digits_captions, digits_words
-from shards.errors import Refused
+from shards.core.errors import Refused
 
 ODD = (
     'a "quoted" caption, with a comma',

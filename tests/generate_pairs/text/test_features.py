@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from generate_pairs.text import features
 from generate_pairs.text.encoder import Encoded, TextEncoder
 from generate_pairs.text.features import BLOCK_SIZE, EncoderSpec, TextFeatures
-from shards.errors import Failed, Refused
-from shards.locations import location
-from shards.storage import commit_bytes, list_names
+from shards.core.errors import Failed, Refused
+from shards.storage.files import commit_bytes, list_names
+from shards.storage.paths import location
 
 SPEC = EncoderSpec("letters", "0" * 64, "float32", max_tokens=5, dim=3)
 

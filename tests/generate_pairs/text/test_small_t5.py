@@ -15,7 +15,7 @@ from generate_pairs.text.small_encoder import (
     tiny_random,
 )
 from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, distance_buckets, padded
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 CONFIG = SmallT5Config(width=24, depth=3, num_heads=3, head_dim=5, ffn_width=40)
 WORDS = SmallT5Config(width=8, depth=1, num_heads=2, head_dim=4, ffn_width=8, words=("a", "three", "!"))

@@ -13,7 +13,7 @@ import torch
 
 from generate_pairs.text.pretrained import folder_sha256
 from generate_pairs.text.t5 import T5Encoder, describe
-from shards.errors import Failed, Refused
+from shards.core.errors import Failed, Refused
 
 transformers = pytest.importorskip("transformers")
 

@@ -1,0 +1,1 @@
+"""What all four packages stand on: errors, callbacks, the settings base class, facts about this host."""

@@ -1,0 +1,1 @@
+"""A set of shards and its manifest: written, read, verified, repaired."""

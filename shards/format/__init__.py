@@ -1,0 +1,1 @@
+"""What the bytes of a pair mean; nothing here reads or writes files."""

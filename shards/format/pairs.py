@@ -1,0 +1,135 @@
+"""Pairs by columns, and one pair encoded as a WebDataset sample."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+
+from shards.core.errors import Failed
+from shards.format.spec import Array, PairSpec
+
+KEY_DIGITS = 9
+PairIndex = TypeVar("PairIndex", int, Array)
+
+
+def label(pair_index: PairIndex, num_classes: int) -> PairIndex:
+    """Class label of a pair (or of an array of them): any `num_classes` neighbours hold each class once."""
+    return pair_index % num_classes
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of pairs by columns.
+
+    Attributes:
+        index_B: pair_index, int64.
+        noise_BLC: float16.
+        tokens_BL: the spec's token_dtype.
+        label_B: int64.
+        text_B: captions, str as objects; None where there are none, or nobody read them.
+    """
+
+    index_B: Array
+    noise_BLC: Array
+    tokens_BL: Array
+    label_B: Array
+    text_B: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.index_B)
+
+    def take(self, indices: Array | slice) -> Pairs:
+        """The pairs at these places of the batch (positions, a mask or a slice)."""
+        return Pairs(**{name: column[indices] for name, column in self._columns().items()})
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[Pairs]) -> Pairs:
+        """One batch out of several, in their order."""
+        columns = [batch._columns() for batch in batches]
+        return cls(**{name: np.concatenate([each[name] for each in columns]) for name in columns[0]})
+
+    def _columns(self) -> dict[str, Array]:
+        """Those that are there, by name."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in columns.items() if column is not None}
+
+
+def check_pairs(spec: PairSpec, pairs: Pairs) -> None:
+    """Holds a batch against its spec before anything is written.
+
+    Raises:
+        Failed: naming the first column whose shape, dtype or range is not the spec's.
+    """
+    count = len(pairs)
+    expected = {
+        "index_B": ((count,), np.dtype(np.int64)),
+        "noise_BLC": ((count, *spec.noise_shape), np.dtype(np.float16)),
+        "tokens_BL": ((count, spec.num_tokens), spec.token_dtype),
+        "label_B": ((count,), np.dtype(np.int64)),
+    }
+    for name, (shape, dtype) in expected.items():
+        column = getattr(pairs, name)
+        if column.shape != shape or column.dtype != dtype:
+            raise Failed(f"{name} is {column.dtype} {column.shape}: the data set holds {dtype} {shape}")
+    if (pairs.text_B is None) != (spec.captions is None):
+        raise Failed(
+            f"text_B is {'missing' if pairs.text_B is None else 'there'}: the data set holds "
+            f"{'classes' if spec.captions is None else 'captions'}"
+        )
+    if not np.isfinite(pairs.noise_BLC).all():
+        raise Failed("noise_BLC holds numbers that are not finite")
+    for name, limit in (
+        ("index_B", 10**KEY_DIGITS),
+        ("tokens_BL", spec.vocab_size),
+        ("label_B", spec.num_classes),
+    ):
+        column = getattr(pairs, name)
+        if count and (column.min() < 0 or column.max() >= limit):
+            raise Failed(
+                f"{name} runs over {column.min()} .. {column.max()}: it must lie in 0 .. {limit - 1}"
+            )
+
+
+def checksum(noise_LC: Array) -> int:
+    """CRC-32 of the bytes of one pair's float16 noise."""
+    return zlib.crc32(noise_LC.astype("<f2", copy=False).tobytes())
+
+
+def encode_pair(
+    spec: PairSpec,
+    pair_index: int,
+    noise_LC: Array,
+    tokens_L: Array,
+    pair_label: int,
+    text: str | None = None,
+) -> dict[str, str | bytes]:
+    """One pair as a WebDataset sample.
+
+    Returns:
+        `__key__` and the bytes of each member by extension: "cls" (ASCII), "tokens.npy", and "noise.npy" or,
+        where noise comes from its counter, "crc" (uint32, little-endian); "txt" (UTF-8) where there are captions.
+    """
+    sample: dict[str, str | bytes] = {
+        "__key__": f"{pair_index:0{KEY_DIGITS}d}",
+        "cls": str(pair_label).encode("ascii"),
+        "tokens.npy": _npy(tokens_L),
+    }
+    if spec.noise == "counter":
+        sample["crc"] = checksum(noise_LC).to_bytes(4, "little")
+    else:
+        sample["noise.npy"] = _npy(noise_LC)
+    if text is not None:
+        sample["txt"] = text.encode()
+    return sample
+
+
+def _npy(array: Array) -> bytes:
+    buffer = io.BytesIO()
+    little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    np.lib.format.write_array(buffer, little_endian, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()

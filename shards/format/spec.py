@@ -1,0 +1,191 @@
+"""What a pair is: the PairSpec of a data set, pairs by columns, and one pair as a WebDataset sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.core.errors import Refused
+
+SCHEMA_VERSION = 1
+NOISE_MODES = ("stored", "counter")
+
+Array = npt.NDArray[Any]
+
+
+def without_names(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """A lineage without its keys `name`, at any depth: all of it that determines a pair."""
+    return {
+        key: without_names(value) if isinstance(value, Mapping) else value
+        for key, value in lineage.items()
+        if key != "name"
+    }
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """Everything that the pairs of one data set have in common.
+
+    Attributes:
+        lineage: JSON-able record of all that determines a pair besides its index and the fields below
+            (weights, settings, flow map, dtype). What it holds under a key `name` is for people: it determines
+            nothing.
+        tokens_per_step: tokens that each AR step makes; their sum is L.
+        vocab_size: V, rows of the codebook.
+        codebook_dim: C, numbers in a row.
+        num_classes: labels run over 0 .. num_classes - 1.
+        num_heldout: H, the first pairs, which no training ever sees.
+        pairs_per_shard: pairs in every shard.
+        seed: seed of the noise, 0 <= seed < 2**64.
+        noise: "stored" in every sample, or regenerated from its "counter" and held against a checksum.
+        captions: of a data set whose labels are numbers of captions, what determines their list: at least its
+            `sha256`, see `shards.dataset.captions`. None where labels are classes.
+    """
+
+    lineage: dict[str, Any]
+    tokens_per_step: tuple[int, ...]
+    vocab_size: int
+    codebook_dim: int
+    num_classes: int
+    num_heldout: int
+    pairs_per_shard: int
+    seed: int
+    noise: str
+    captions: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tokens_per_step:
+            raise Refused("tokens_per_step is empty: a pair needs at least one AR step")
+        sizes = {
+            "tokens_per_step": min(self.tokens_per_step),
+            "vocab_size": self.vocab_size,
+            "codebook_dim": self.codebook_dim,
+            "num_classes": self.num_classes,
+            "pairs_per_shard": self.pairs_per_shard,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise Refused(f"{name} holds {value}: it must be at least 1")
+        if self.num_heldout < 0:
+            raise Refused(f"num_heldout is {self.num_heldout}: it must be 0 or more")
+        if not 0 <= self.seed < 2**64:
+            raise Refused(f"seed is {self.seed}: it must lie in 0 .. 2**64 - 1")
+        if self.noise not in NOISE_MODES:
+            raise Refused(f"noise is {self.noise!r}: it must be one of {', '.join(NOISE_MODES)}")
+        if self.captions is not None and not re.fullmatch("[0-9a-f]{64}", str(self.captions.get("sha256"))):
+            raise Refused("captions holds no sha256 of 64 hexadecimal digits")
+
+    @property
+    def num_tokens(self) -> int:
+        """L, tokens of one sequence."""
+        return sum(self.tokens_per_step)
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """(L, C), the shape of one pair's noise."""
+        return self.num_tokens, self.codebook_dim
+
+    @property
+    def token_dtype(self) -> np.dtype[Any]:
+        """uint16 where the codebook's indices fit, else int32."""
+        return np.dtype(np.uint16 if self.vocab_size <= 65536 else np.int32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all that determines a pair; data sets of different fingerprints never mix.
+
+        How pairs are kept (num_heldout, pairs_per_shard, noise) is not part of it, nor is any name in the
+        lineage: the same weights under another name make the same pairs.
+        """
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "lineage": without_names(self.lineage),
+            "seed": self.seed,
+            "tokens_per_step": self.tokens_per_step,
+            "V": self.vocab_size,
+            "C": self.codebook_dim,
+            "num_classes": self.num_classes,
+        }
+        if self.captions is not None:
+            content["captions"] = without_names(self.captions)
+        return _sha256_json(content)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of dataset.json; `sha256` is of all the rest, and so of what no fingerprint covers."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": self.fingerprint,
+            "lineage": self.lineage,
+            "tokens_per_step": list(self.tokens_per_step),
+            "V": self.vocab_size,
+            "C": self.codebook_dim,
+            "num_classes": self.num_classes,
+            "num_heldout": self.num_heldout,
+            "pairs_per_shard": self.pairs_per_shard,
+            "seed": self.seed,
+            "noise": self.noise,
+        }
+        if self.captions is not None:
+            content["captions"] = self.captions
+        return content | {"sha256": _sha256_json(content)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PairSpec:
+        """The spec that `to_json` wrote.
+
+        Raises:
+            Refused: another schema version, a missing, unknown or malformed key, or a hash of another content.
+        """
+        version = content.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise Refused(f"schema_version is {version!r}: this version of onestep reads {SCHEMA_VERSION}")
+        try:
+            spec = cls(
+                lineage=dict(content["lineage"]),
+                tokens_per_step=tuple(int(count) for count in content["tokens_per_step"]),
+                vocab_size=int(content["V"]),
+                codebook_dim=int(content["C"]),
+                num_classes=int(content["num_classes"]),
+                num_heldout=int(content["num_heldout"]),
+                pairs_per_shard=int(content["pairs_per_shard"]),
+                seed=int(content["seed"]),
+                noise=str(content["noise"]),
+                captions=None if content.get("captions") is None else dict(content["captions"]),
+            )
+            recorded = content["fingerprint"]
+        except KeyError as error:
+            raise Refused(f"the key {error.args[0]!r} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise Refused(f"a key holds a value of the wrong kind: {error}") from error
+        if recorded != spec.fingerprint:
+            raise Refused(
+                f"fingerprint is {recorded}, but that of the content is {spec.fingerprint}: it was edited; "
+                "put back what was changed"
+            )
+        if unknown := content.keys() - spec.to_json().keys():
+            raise Refused(f"the key {min(unknown)!r} is none that this version of onestep knows")
+        # Data sets founded before there was this key have none.
+        rest = {key: value for key, value in content.items() if key != "sha256"}
+        if content.get("sha256", digest := _sha256_json(rest)) != digest:
+            raise Refused(
+                f"sha256 is {content['sha256']}, but that of the rest is {digest}: it was edited; "
+                "put back what was changed"
+            )
+        return spec
+
+
+def _sha256_json(content: Mapping[str, Any]) -> str:
+    """sha256 (hex) of JSON in its canonical form: keys sorted, no blanks, ASCII."""
+    try:
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Refused(f"lineage cannot be written as JSON: {error}") from error
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()

@@ -1,0 +1,1 @@
+"""Files on disk or behind a URL, written whole or not at all."""

@@ -1,0 +1,87 @@
+"""One process's batches by their number: pure, so that any process may make any of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from shards.dataset.manifest import View
+from shards.format.pairs import Pairs
+from shards.format.spec import Array
+from shards.streaming.order import Order, rank_slice
+from shards.streaming.shard_source import ShardSource
+from shards.streaming.shard_window import LoadedShards
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A batch on the CPU.
+
+    Attributes:
+        index_B: pair_index, int64.
+        epoch_B: how often the view had been gone through before, int64.
+        noise_BLC: float16, as it is stored: a GPU gets half the bytes, and widens them itself.
+        tokens_BL: int64.
+        label_B: int64.
+    """
+
+    index_B: torch.Tensor
+    epoch_B: torch.Tensor
+    noise_BLC: torch.Tensor
+    tokens_BL: torch.Tensor
+    label_B: torch.Tensor
+
+    def pin_memory(self) -> PairBatch:
+        """The same batch in memory that a GPU can copy from while the CPU goes on."""
+        return PairBatch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class PairBatches(Dataset[PairBatch]):
+    """A map from the number of a global batch to one rank's share of it.
+
+    Attributes:
+        source: of the shards' bytes.
+        view: which pairs.
+        order: in which order.
+        batch_size: of the global batch, all ranks together.
+        rank: which share of it.
+        world_size: into how many shares it is cut.
+    """
+
+    source: ShardSource
+    view: View
+    order: Order
+    batch_size: int
+    rank: int
+    world_size: int
+
+    def __getitem__(self, number: int) -> PairBatch:
+        start, stop = rank_slice(number, self.batch_size, self.rank, self.world_size)
+        # A window at a time: no more shards than that are needed at once, however large the batch.
+        parts = [
+            self._loaded.gather(self.view.first + places_B) for places_B in self.order.pieces(start, stop)
+        ]
+        pairs = parts[0] if len(parts) == 1 else Pairs.concatenate(parts)
+        return PairBatch(
+            index_B=torch.from_numpy(pairs.index_B),
+            epoch_B=torch.from_numpy(np.arange(start, stop, dtype=np.int64) // self.order.epoch_size),
+            noise_BLC=torch.from_numpy(pairs.noise_BLC),
+            tokens_BL=torch.from_numpy(pairs.tokens_BL.astype(np.int64)),
+            label_B=torch.from_numpy(pairs.label_B),
+        )
+
+    def places(self, start: int, stop: int) -> tuple[Array, Array]:
+        """pair_index and epoch, int64, at positions `start` .. `stop - 1` of the endless sequence."""
+        epoch_B = np.arange(start, stop, dtype=np.int64) // self.order.epoch_size
+        return self.view.first + self.order.indices(start, stop), epoch_B
+
+    @cached_property
+    def _loaded(self) -> LoadedShards:
+        """Made in the process that reads, so that nothing of it is ever handed to another one."""
+        # A batch may end one window and begin the next.
+        return LoadedShards(self.source, self.view, min(2 * self.order.window, len(self.view.rows)))

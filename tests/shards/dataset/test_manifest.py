@@ -1,0 +1,217 @@
+"""Founding a data set, its table of shards, and the views cut out of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from shards import Failed, Manifest, Refused, create_dataset, shard_name
+from shards.dataset.manifest import dataset_exists, read_spec, refuse_other_spec
+from shards.dataset.manifest_row import forget, row_path, write_row
+
+
+def test_shard_name() -> None:
+    assert shard_name(42) == "pairs-000042"
+
+
+def test_founding_twice_is_the_same(tmp_path, make_spec) -> None:
+    create_dataset(tmp_path, make_spec())
+    before = (tmp_path / "dataset.json").read_bytes()
+    create_dataset(tmp_path, make_spec())
+    assert (tmp_path / "dataset.json").read_bytes() == before
+    assert read_spec(tmp_path) == make_spec()
+
+
+def test_founding_other_pairs_names_every_difference(tmp_path, make_spec) -> None:
+    create_dataset(tmp_path, make_spec())
+    lineage = {"teacher": {"name": "small", "top_k": 9}, "dtype": "float32", "solver_steps": 32}
+    with pytest.raises(Refused) as caught:
+        create_dataset(tmp_path, make_spec(lineage=lineage, num_heldout=16))
+    message = str(caught.value)
+    assert "lineage.teacher.top_k: 5 -> 9" in message
+    assert "lineage.solver_steps: 'nothing' -> 32" in message
+    assert "num_heldout: 8 -> 16" in message
+    assert message.count(" -> ") == 4  # the legend and three keys
+    assert read_spec(tmp_path) == make_spec()
+
+
+def test_a_data_set_keeps_the_name_it_was_founded_with(tmp_path, make_spec) -> None:
+    create_dataset(tmp_path, make_spec())
+    create_dataset(
+        tmp_path, make_spec(lineage={"teacher": {"name": "renamed", "top_k": 5}, "dtype": "float32"})
+    )
+    assert read_spec(tmp_path) == make_spec()
+
+
+def test_asking_whether_a_data_set_is_there_writes_nothing(tmp_path, make_spec) -> None:
+    root = tmp_path / "pairs"
+    assert not dataset_exists(root)
+    assert not root.exists()
+    create_dataset(root, make_spec())
+    assert dataset_exists(root)
+    refuse_other_spec(root, make_spec())
+    with pytest.raises(Refused, match="seed: 7 -> 8"):
+        refuse_other_spec(root, make_spec(seed=8))
+
+
+def test_a_lineage_of_tuples_is_the_lineage_of_lists_that_is_read_back(tmp_path, make_spec) -> None:
+    spec = make_spec(lineage={"scales": (1, 2, 4)})
+    create_dataset(tmp_path, spec)
+    create_dataset(tmp_path, spec)
+    assert read_spec(tmp_path).fingerprint == spec.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "is not JSON"), ("[]", "JSON object"), ("{}", "schema_version is None")]
+)
+def test_a_broken_dataset_file_is_refused(tmp_path, content, message) -> None:
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(Refused, match=message):
+        Manifest.open(tmp_path)
+
+
+def test_a_folder_without_a_data_set_is_refused(tmp_path) -> None:
+    with pytest.raises(Refused, match="not a pair data set"):
+        Manifest.open(tmp_path)
+
+
+def test_rows_come_sorted_and_gaps_are_known(make_spec, make_dataset) -> None:
+    root = make_dataset(make_spec(), 4).root
+    forget(root, "pairs-000002")
+    manifest = Manifest.open(root)
+    assert [row.first_pair for row in manifest.rows] == [0, 8, 24]
+    assert manifest.num_pairs == 24
+    assert manifest.missing(6) == (2, 4, 5)
+
+
+def test_the_joined_table_says_the_same(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 3)
+    assert manifest.write_joined() == manifest.root / "manifest.parquet"
+    assert Manifest.open(manifest.root) == manifest
+
+
+def test_rows_later_than_the_joined_table_count(make_spec, make_dataset) -> None:
+    make_dataset(make_spec(), 2).write_joined()
+    assert [row.first_pair for row in make_dataset(make_spec(), 3).rows] == [0, 8, 16]
+
+
+def test_forgetting_a_shard_outlives_the_joined_table(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 3)
+    manifest.write_joined()
+    forget(manifest.root, "pairs-000001")
+    assert Manifest.open(manifest.root).missing(3) == (1,)
+
+
+def test_a_row_without_a_file_of_its_own_does_not_count(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 3)
+    manifest.write_joined()
+    row_path(manifest.root, "pairs-000001").unlink()
+    assert Manifest.open(manifest.root).missing(3) == (1,)
+
+
+def test_the_first_row_wins(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 1)
+    assert not write_row(manifest.root, replace(manifest.rows[0], host="elsewhere"))
+    assert Manifest.open(manifest.root) == manifest
+
+
+def test_a_foreign_row_is_refused_by_name(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 2)
+    row = manifest.rows[1]
+    forget(manifest.root, row.shard)
+    write_row(manifest.root, replace(row, fingerprint="0" * 64))
+    with pytest.raises(Refused, match=r"pairs-000001\.parquet: its shard belongs to other pairs"):
+        Manifest.open(manifest.root)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"num_pairs": 7}, "num_pairs is 7"), ({"first_pair": 16}, "first_pair is 16")]
+)
+def test_an_inconsistent_row_fails_by_name(make_spec, make_dataset, change, message) -> None:
+    manifest = make_dataset(make_spec(), 2)
+    row = manifest.rows[1]
+    forget(manifest.root, row.shard)
+    write_row(manifest.root, replace(row, **change))
+    with pytest.raises(Failed, match=message):
+        Manifest.open(manifest.root)
+
+
+def test_an_unreadable_row_fails_by_name(make_spec, make_dataset) -> None:
+    root = make_dataset(make_spec(), 2).root
+    path = row_path(root, "pairs-000001")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(Failed, match=r"pairs-000001\.parquet .*onestep shards repair"):
+        Manifest.open(root)
+
+
+def test_a_row_under_another_name_fails(make_spec, make_dataset) -> None:
+    root = make_dataset(make_spec(), 2).root
+    row_path(root, "pairs-000000").replace(row_path(root, "pairs-000001"))
+    with pytest.raises(Failed, match="does not hold the one row of pairs-000001"):
+        Manifest.open(root)
+
+
+def test_training_views_begin_after_the_held_out_pairs(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 4)
+    whole = manifest.view()
+    assert (whole.first, whole.size, whole.sizes) == (8, 24, (8, 8, 8))
+    part = manifest.view(11)
+    assert (part.first, part.size, part.sizes) == (8, 11, (8, 3))
+    assert part.rows == manifest.rows[1:3]
+    held_out = manifest.heldout()
+    assert (held_out.first, held_out.size, held_out.rows) == (0, 8, manifest.rows[:1])
+
+
+def test_pairs_after_a_missing_shard_are_not_available(make_spec, make_dataset) -> None:
+    root = make_dataset(make_spec(), 4).root
+    assert Manifest.open(root).num_available == Manifest.open(root).view().size == 24
+    row_path(root, "pairs-000002").unlink()
+    assert Manifest.open(root).num_available == 8
+    assert Manifest.open(root).view(8).sizes == (8,)
+    row_path(root, "pairs-000000").unlink()
+    assert Manifest.open(root).num_available == 0
+
+
+def test_held_out_pairs_need_not_fill_their_shard(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(num_heldout=3), 2)
+    assert manifest.view().sizes == (5, 8)
+    assert manifest.view(2).sizes == (2,)
+    assert manifest.heldout().sizes == (3,)
+
+
+def test_a_view_larger_than_the_data_is_refused(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 3)
+    with pytest.raises(Refused, match=r"holds 16 of them.*--num-pairs 17"):
+        manifest.view(17)
+    with pytest.raises(Refused, match="holds 16"):
+        manifest.view(0)
+    assert manifest.view(16).size == 16
+
+
+def test_a_view_over_a_gap_is_refused(make_spec, make_dataset) -> None:
+    root = make_dataset(make_spec(), 4).root
+    forget(root, "pairs-000002")
+    manifest = Manifest.open(root)
+    assert manifest.view(8).size == 8
+    with pytest.raises(Refused, match="holds 8 of them"):
+        manifest.view(9)
+    with pytest.raises(Refused, match="pairs-000002 is not there"):
+        manifest.view()
+
+
+def test_an_unfinished_data_set_has_no_views(make_spec, make_dataset) -> None:
+    manifest = make_dataset(make_spec(), 0)
+    assert manifest.rows == ()
+    with pytest.raises(Refused, match="holds 0 of them"):
+        manifest.view()
+    with pytest.raises(Refused, match="held out"):
+        manifest.heldout()
+
+
+def test_dataset_file_is_readable_by_people(tmp_path, make_spec) -> None:
+    create_dataset(tmp_path, make_spec())
+    text = (tmp_path / "dataset.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(make_spec().to_json()))
+    assert '\n  "num_heldout": 8,\n' in text

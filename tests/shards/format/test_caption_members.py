@@ -1,0 +1,297 @@
+"""Captions in the store: exactly as they were given, framed as strictly as all else, and never those of another list."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import webdataset
+
+from shards import (
+    Failed,
+    Manifest,
+    Pairs,
+    PairSpec,
+    Refused,
+    commit_shard,
+    create_dataset,
+    read_shard,
+    verify,
+)
+from shards.dataset.captions import CAPTIONS_FILE, captions_sha256, commit_captions, load_captions
+from shards.dataset.manifest import refuse_other_spec
+from shards.dataset.manifest_row import shard_path
+from shards.dataset.parquet_export import export_parquet
+from shards.dataset.reader import decode_shard
+from shards.dataset.replace_shard import mend_shard
+from shards.dataset.writer import shard_and_row, shard_bytes
+from shards.format.pairs import label
+from shards.format.tar_layout import bytes_per_pair, layout_of
+from shards.streaming.stream import PairStream
+
+ODD = (
+    "a cat",
+    "",
+    "quotes \"double\", 'single', a comma",
+    "an emoji 🦘 and a flag 🇦🇺",
+    "قطة على سجادة \u200f",
+    "two\nlines, a tab\t and a nul \x00",
+    "x" * 512,
+    "y" * 513,
+    "é" * 5_000,
+    "  blanks around  ",
+)
+EXTRAS = {"seconds": 1.5, "host": "here", "device": "cpu", "batch_size": 4, "versions": "numpy 2"}
+
+
+def told(spec: PairSpec, captions: Sequence[str] = ODD) -> PairSpec:
+    about = {"sha256": captions_sha256(captions), "name": "odd.txt"}
+    return replace(spec, num_classes=len(captions), captions=about)
+
+
+@pytest.fixture
+def spec(make_spec) -> PairSpec:
+    return told(make_spec())
+
+
+@pytest.fixture
+def texts(make_pairs):
+    """Pairs of a shard, with the captions of their labels."""
+
+    def make(spec: PairSpec, shard_index: int, captions: Sequence[str] = ODD) -> Pairs:
+        pairs = make_pairs(spec, shard_index)
+        text_B = np.array([captions[one] for one in label(pairs.index_B, len(captions))], dtype=object)
+        return replace(pairs, text_B=text_B)
+
+    return make
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, texts):
+    def make(spec: PairSpec, num_shards: int) -> Manifest:
+        root = tmp_path / "pairs"
+        commit_captions(root, ODD)
+        create_dataset(root, spec)
+        for index in range(num_shards):
+            commit_shard(root, spec, index, texts(spec, index), EXTRAS)
+        return Manifest.open(root)
+
+    return make
+
+
+def test_webdataset_reads_the_captions(spec, dataset) -> None:
+    manifest = dataset(spec, 2)
+    urls = [str(shard_path(manifest.root, row.shard)) for row in manifest.rows]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in samples] == [f"{index:09d}" for index in range(16)]
+    assert [sample["txt"] for sample in samples] == [ODD[index % 10] for index in range(16)]
+    assert [sample["cls"] for sample in samples] == [index % 10 for index in range(16)]
+
+
+@pytest.mark.parametrize("noise", ["stored", "counter"])
+def test_round_trip(spec, texts, columns_equal, noise) -> None:
+    spec = replace(spec, noise=noise)
+    for shard_index in (0, 1, 7):
+        pairs = texts(spec, shard_index)
+        data, row = shard_and_row(spec, shard_index, pairs, EXTRAS)
+        found = decode_shard(spec, row, data)
+        assert columns_equal(found, pairs)
+        assert found.text_B is not None
+        assert found.text_B.tolist() == pairs.text_B.tolist()
+
+
+def test_a_sample_is_laid_out_as_documented(spec, texts) -> None:
+    pairs = texts(spec, 0)
+    data, start = shard_bytes(spec, pairs), 0
+    for index, text in enumerate(pairs.text_B):
+        content = text.encode()
+        at = start + layout_of(spec).stride
+        assert data[at:].startswith(f"{index:09d}.txt\0".encode())
+        assert int(data[at + 124 : at + 135], 8) == len(content)
+        assert data[at + 512 : at + 512 + len(content)] == content
+        start = at + 512 + -(-len(content) // 512) * 512
+    assert not any(data[start:])
+    assert len(data) % 10_240 == 0
+    assert bytes_per_pair(spec) == layout_of(spec).stride + 1_024
+
+
+@pytest.mark.parametrize("noise", ["stored", "counter"])
+def test_streams_the_same_pairs(spec, dataset, noise) -> None:
+    spec = replace(spec, noise=noise)
+    manifest = dataset(spec, 5)
+    shards = {row.first_pair: read_shard(manifest.root, spec, row) for row in manifest.rows}
+    stream = PairStream(manifest.root, manifest.view(), batch_size=8, seed=3, window=2)
+    seen = []
+    for _ in range(8):
+        batch = next(stream)
+        for place, index in enumerate(batch.index_B.tolist()):
+            whole = shards[index // 8 * 8]
+            at = index % 8
+            assert batch.noise_BLC[place].numpy().tobytes() == whole.noise_BLC[at].tobytes()
+            assert batch.tokens_BL[place].tolist() == whole.tokens_BL[at].tolist()
+            assert int(batch.label_B[place]) == index % 10
+        seen += batch.index_B.tolist()
+    assert sorted(seen) == sorted([*range(8, 40)] * 2)
+
+
+def test_every_damaged_byte_is_found(spec, texts) -> None:
+    """By what frames it or, within a payload, by the hash alone: then it is told apart by what changed."""
+    pairs = texts(spec, 0)
+    data, row = shard_and_row(spec, 0, pairs, EXTRAS)
+    choice, stride = random.Random(5), layout_of(spec).stride
+    first_text = slice(stride, stride + 1_024)
+    places = [*range(first_text.start, first_text.stop), *(choice.randrange(len(data)) for _ in range(2_000))]
+    for place in places:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << choice.randrange(8)
+        try:
+            found = decode_shard(spec, row, bytes(damaged))
+        except Failed:
+            continue
+        same = (
+            found.noise_BLC.tobytes() == pairs.noise_BLC.tobytes(),
+            found.tokens_BL.tobytes() == pairs.tokens_BL.tobytes(),
+            found.label_B.tolist() == pairs.label_B.tolist(),
+            found.text_B.tolist() == pairs.text_B.tolist(),
+        )
+        assert same.count(False) == 1, place
+
+
+@pytest.mark.parametrize("keep", [0, 100, 512, 3_000, 5_000, 10_240, -10_240, -512, -1])
+def test_a_file_that_was_cut_short_is_told(spec, texts, keep) -> None:
+    data, row = shard_and_row(spec, 0, texts(spec, 0), EXTRAS)
+    with pytest.raises(Failed):
+        decode_shard(spec, row, data[:keep])
+
+
+@pytest.mark.parametrize(
+    "size", [b"77777777777", b"0000000000x", b"\x80\0\0\0\0\0\0\0\0\0\0", b"           "]
+)
+def test_a_size_that_is_none_is_told(spec, texts, size) -> None:
+    data, row = shard_and_row(spec, 0, texts(spec, 0), EXTRAS)
+    at = layout_of(spec).stride + 124
+    with pytest.raises(Failed):
+        decode_shard(spec, row, data[:at] + size + data[at + 11 :])
+
+
+def test_text_that_is_no_utf8_is_told(spec, texts) -> None:
+    data, row = shard_and_row(spec, 0, texts(spec, 0), EXTRAS)
+    at = layout_of(spec).stride + 512
+    with pytest.raises(Failed, match="the caption of pair 0 is no UTF-8"):
+        decode_shard(spec, row, data[:at] + b"\xff" + data[at + 1 :])
+
+
+def test_captions_are_there_exactly_where_they_belong(spec, make_spec, texts, make_pairs) -> None:
+    with pytest.raises(Failed, match="text_B is missing: the data set holds captions"):
+        shard_bytes(spec, make_pairs(spec, 0))
+    with pytest.raises(Failed, match="text_B is there: the data set holds classes"):
+        shard_bytes(make_spec(), texts(spec, 0))
+
+
+def test_pairs_keep_their_captions_when_they_are_taken_and_joined(spec, texts) -> None:
+    joined = Pairs.concatenate([texts(spec, 0), texts(spec, 1)])
+    assert joined.take(np.array([15, 3])).text_B.tolist() == [ODD[5], ODD[3]]
+
+
+def test_the_list_comes_back(tmp_path, spec) -> None:
+    assert commit_captions(tmp_path, ODD)
+    assert load_captions(tmp_path, spec) == list(ODD)
+    first = (tmp_path / CAPTIONS_FILE).read_bytes()
+    assert not commit_captions(tmp_path, ODD[:3])
+    assert (tmp_path / CAPTIONS_FILE).read_bytes() == first
+
+
+def test_a_list_that_is_missing_damaged_or_anothers_is_told(tmp_path, spec) -> None:
+    with pytest.raises(
+        Failed, match=r"captions\.parquet is missing; `onestep generate` with the same captions"
+    ):
+        load_captions(tmp_path, spec)
+    commit_captions(tmp_path, ODD)
+    whole = (tmp_path / CAPTIONS_FILE).read_bytes()
+    choice = random.Random(1)
+    for place in choice.sample(range(len(whole)), 60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x20
+        (tmp_path / CAPTIONS_FILE).write_bytes(damaged)
+        # What no checksum covers, as the writer's name, changes no caption.
+        try:
+            found = load_captions(tmp_path, spec)
+        except Failed as error:
+            found, told_by = None, str(error)
+        assert found == list(ODD) if found is not None else "delete it" in told_by
+    (tmp_path / CAPTIONS_FILE).write_bytes(whole)
+    with pytest.raises(Failed, match="and the pairs were made for"):
+        load_captions(tmp_path, told(spec, ("a dog",)))
+
+
+def test_a_million_captions_are_written_and_read_in_seconds(tmp_path, spec) -> None:
+    captions = [f"a photograph of thing number {number} on a table" for number in range(1_000_000)]
+    began = time.monotonic()
+    commit_captions(tmp_path, captions)
+    assert load_captions(tmp_path, told(spec, captions)) == captions
+    assert time.monotonic() - began < 60
+
+
+def test_captions_are_part_of_the_fingerprint_and_their_name_is_not(make_spec) -> None:
+    plain, odd = make_spec(), told(make_spec())
+    assert PairSpec.from_json(odd.to_json()) == odd
+    assert "captions" not in plain.to_json()
+    renamed = replace(odd, captions={**odd.captions, "name": "another.txt"})
+    other = replace(odd, captions={"sha256": captions_sha256(["a dog"])})
+    fingerprints = [spec.fingerprint for spec in (plain, odd, renamed, other)]
+    assert fingerprints[1] == fingerprints[2]
+    assert len(set(fingerprints)) == 3
+    # Lengths are part of the sum: other cuts of one text are other lists.
+    assert len({captions_sha256(cut) for cut in (["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""])}) == 4
+    with pytest.raises(Refused, match="captions holds no sha256"):
+        replace(odd, captions={"name": "odd.txt"})
+
+
+def test_two_lists_never_mix(spec, dataset, texts) -> None:
+    manifest = dataset(spec, 1)
+    other = told(spec, [*ODD[:-1], "another"])
+    with pytest.raises(Refused, match=r"captions\.sha256: '.*' -> '.*'"):
+        refuse_other_spec(manifest.root, other)
+    with pytest.raises(Refused, match="already holds pairs-000000"):
+        commit_shard(manifest.root, other, 0, texts(other, 0), EXTRAS)
+
+
+def test_verify_reads_captions_too(spec, dataset, texts) -> None:
+    manifest = dataset(spec, 2)
+    assert verify(manifest.root) == []
+    swapped = texts(spec, 1, ODD[::-1])
+    mend_shard(manifest.root, spec, 1, swapped, EXTRAS, None)
+    (finding,) = verify(manifest.root)
+    assert (finding.kind, finding.where) == ("captions", str(shard_path(manifest.root, "pairs-000001")))
+    assert finding.message == "8 pairs, the first of them 8, hold a caption that is not their label's"
+    (manifest.root / CAPTIONS_FILE).unlink()
+    (finding,) = verify(manifest.root)
+    assert (finding.kind, finding.where) == ("captions", str(manifest.root / CAPTIONS_FILE))
+
+
+def test_mending_compares_what_is_left(spec, dataset, texts) -> None:
+    manifest = dataset(spec, 1)
+    path, pairs = shard_path(manifest.root, "pairs-000000"), texts(spec, 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    mended = mend_shard(manifest.root, spec, 0, pairs, EXTRAS, manifest.rows[0])
+    assert mended.is_equal
+    assert path.read_bytes() == whole
+    tokens_BL = pairs.tokens_BL.copy()
+    tokens_BL[2, 0] ^= 1
+    mended = mend_shard(manifest.root, spec, 0, replace(pairs, tokens_BL=tokens_BL), EXTRAS, None)
+    assert (mended.is_equal, mended.num_compared, mended.num_differing) == (False, 48, 1)
+
+
+def test_a_table_holds_the_captions(spec, dataset, tmp_path) -> None:
+    manifest = dataset(spec, 3)
+    export_parquet(manifest, tmp_path / "pairs.parquet", 10)
+    table = pyarrow.parquet.read_table(tmp_path / "pairs.parquet")
+    assert table["caption"].to_pylist() == [ODD[index % 10] for index in range(8, 18)]

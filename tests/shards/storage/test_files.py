@@ -1,0 +1,151 @@
+"""Files appear whole or not at all, and leave nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shards import Failed, Refused
+from shards.storage.files import (
+    commit_bytes,
+    commit_file,
+    holds,
+    list_names,
+    read_bytes,
+    remove,
+    remove_stale_temporaries,
+    sha256_bytes,
+    sha256_file,
+    take_away,
+)
+
+
+def test_commit_makes_the_folder_and_replaces(tmp_path) -> None:
+    path = tmp_path / "deep" / "file"
+    assert commit_bytes(path, b"one")
+    assert commit_bytes(path, b"two")
+    assert read_bytes(path) == b"two"
+    assert sha256_file(path) == hashlib.sha256(b"two").hexdigest()
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_exclusive_commit_leaves_what_is_there(tmp_path) -> None:
+    path = tmp_path / "file"
+    assert commit_bytes(path, b"one", exclusive=True)
+    assert not commit_bytes(path, b"two", exclusive=True)
+    assert read_bytes(path) == b"one"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_taken_away_is_handed_over_once(tmp_path) -> None:
+    path = tmp_path / "file"
+    commit_bytes(path, b"one")
+    assert holds(path, sha256_bytes(b"one"))
+    assert not holds(path, sha256_bytes(b"two"))
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda _: take_away(path), range(40)))
+    assert sorted(taken, key=lambda data: data is None)[:2] == [b"one", None]
+    assert not holds(path, sha256_bytes(b"one"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_of_many_exclusive_writers_one_wins(tmp_path) -> None:
+    path = tmp_path / "file"
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: commit_bytes(path, b"%d" % number, exclusive=True), range(40)))
+    assert sum(won) == 1
+    assert read_bytes(path) == b"%d" % won.index(True)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        (errno.ENOSPC, Failed, "no space left"),
+        (errno.EACCES, Refused, "Permission denied"),
+        (errno.EIO, Failed, "error"),
+    ],
+)
+def test_a_failed_commit_leaves_the_old_file_and_no_temporary(
+    tmp_path, monkeypatch, step, code, kind, message
+) -> None:
+    path = tmp_path / "file"
+    commit_bytes(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(kind, match=message) as caught:
+        commit_bytes(path, b"new")
+    assert str(path) in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_interrupting_a_commit_leaves_no_temporary(tmp_path, monkeypatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        commit_bytes(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_a_file_that_something_else_writes_is_as_readable_as_any_new_one(
+    tmp_path: Path, umask: int, expected: int
+) -> None:
+    def write(temporary: Path) -> None:
+        temporary.unlink()
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(b"content")
+
+    before = os.umask(umask)
+    try:
+        commit_file(tmp_path / "file", write)
+        commit_bytes(tmp_path / "other", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").read_bytes() == b"content"
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "other")] == [expected] * 2
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(Refused, match="cannot write"):
+        commit_bytes(tmp_path / "file" / "inside", b"")
+
+
+def test_what_is_missing_is_named(tmp_path) -> None:
+    for read in (read_bytes, sha256_file):
+        with pytest.raises(Failed, match=r"nothing: it is missing"):
+            read(tmp_path / "nothing")
+    assert not remove(tmp_path / "nothing")
+    assert list_names(tmp_path / "nothing", ".tar") == []
+
+
+def test_lists_committed_files_only(tmp_path) -> None:
+    for name in ("b.tar", "a.tar", ".c.tar", ".a.tar.1.ab.tmp", "d.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert list_names(tmp_path, ".tar") == ["a.tar", "b.tar"]
+    assert remove(tmp_path / "a.tar")
+    assert list_names(tmp_path, ".tar") == ["b.tar"]
+
+
+def test_only_old_temporaries_are_stale(tmp_path) -> None:
+    old, young, other = (Path(tmp_path, name) for name in (".a.1.aa.tmp", ".a.2.bb.tmp", ".hidden"))
+    for path in (old, young, other):
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - 1000, time.time() - 1000 * (path != young)))
+    assert remove_stale_temporaries(tmp_path, older_than_seconds=500) == 1
+    assert sorted(os.listdir(tmp_path)) == [".a.2.bb.tmp", ".hidden"]

@@ -1,0 +1,259 @@
+"""Objects appear whole or not at all, on S3, in memory, and where uploads break."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from shards import Failed, Manifest, Refused, commit_shard, create_dataset, verify
+from shards.storage.files import (
+    commit_bytes,
+    holds,
+    is_file,
+    is_folder,
+    list_names,
+    read_bytes,
+    read_each,
+    remove,
+    remove_stale_temporaries,
+    sha256_bytes,
+    sha256_file,
+    take_away,
+)
+from shards.storage.paths import Location, location
+
+MISHAPS = ["breaks before", "breaks half-way", "truncates silently", "breaks after"]
+
+
+@pytest.fixture
+def memory() -> Iterator[Location]:
+    yield location("memory://pairs")
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture(params=["memory", "bucket"])
+def place(request: pytest.FixtureRequest) -> Location:
+    return location(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def faulty() -> Any:
+    """The class FaultyFileSystem of the file beside this one, registered."""
+    path = Path(__file__).with_name("faulty.py")
+    spec = importlib.util.spec_from_file_location("faulty", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    fsspec.register_implementation("faulty", module.FaultyFileSystem, clobber=True)
+    return module.FaultyFileSystem
+
+
+def everything(place: Location) -> list[str]:
+    """Names of all objects below a place, temporary ones too."""
+    return sorted(name.rpartition("/")[2] for name in fsspec.filesystem(place.protocol).find(place.path))
+
+
+def test_commit_replaces_and_leaves_no_temporary(place: Location) -> None:
+    path = place / "deep" / "file"
+    assert commit_bytes(path, b"one")
+    assert commit_bytes(path, b"two")
+    assert read_bytes(path) == b"two"
+    assert sha256_file(path) == sha256_bytes(b"two")
+    assert everything(place) == ["file"]
+
+
+def test_exclusive_commit_leaves_what_is_there(place: Location) -> None:
+    path = place / "file"
+    assert commit_bytes(path, b"one", exclusive=True)
+    assert not commit_bytes(path, b"two", exclusive=True)
+    assert read_bytes(path) == b"one"
+    assert everything(place) == ["file"]
+
+
+def test_what_another_process_did_is_seen_at_once(place: Location) -> None:
+    other = fsspec.filesystem(place.protocol, use_listings_cache=False, skip_instance_cache=True)
+    commit_bytes(place / "a.tar", b"one")
+    assert list_names(place, ".tar") == ["a.tar"]
+    other.pipe_file((place / "b.tar").path, b"two")
+    assert list_names(place, ".tar") == ["a.tar", "b.tar"]
+    other.rm_file((place / "a.tar").path)
+    assert list_names(place, ".tar") == ["b.tar"]
+    assert not is_file(place / "a.tar")
+
+
+def test_of_many_exclusive_writers_on_s3_one_wins(bucket: str) -> None:
+    path = location(bucket) / "file"
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: commit_bytes(path, b"%d" % number, exclusive=True), range(40)))
+    assert sum(won) == 1
+    assert read_bytes(path) == b"%d" % won.index(True)
+    assert everything(location(bucket)) == ["file"]
+
+
+def test_a_name_that_is_taken_meanwhile_on_s3_stays(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shards.storage import objects as object_storage
+
+    path = location(bucket) / "file"
+    commit_bytes(path, b"theirs")
+    # As if it had not been there yet when it was looked for.
+    monkeypatch.setattr(object_storage, "_is_file", lambda path: False)
+    assert not commit_bytes(path, b"ours", exclusive=True)
+    assert read_bytes(path) == b"theirs"
+    system = fsspec.filesystem("s3", use_listings_cache=False)
+    assert system.list_multipart_uploads(bucket.removeprefix("s3://")) == []
+
+
+def test_looking_listing_and_taking_away(place: Location) -> None:
+    assert not is_folder(place / "a")
+    assert list_names(place / "a", ".tar") == []
+    for name in ("b.tar", "a.tar", "d.txt", "below/c.tar"):
+        commit_bytes(place / "a" / name, name.encode())
+    assert is_folder(place / "a")
+    assert not is_folder(place / "a" / "a.tar")
+    assert not is_file(place / "a")
+    assert list_names(place / "a", ".tar") == ["a.tar", "b.tar"]
+    paths = [place / "a" / name for name in ("b.tar", "nothing", "a.tar")]
+    assert list(read_each(paths)) == [b"b.tar", None, b"a.tar"]
+    assert holds(paths[0], sha256_bytes(b"b.tar"))
+    assert not holds(paths[0], sha256_bytes(b"other"))
+    assert not holds(paths[1], sha256_bytes(b"b.tar"))
+    assert take_away(paths[0]) == b"b.tar"
+    assert take_away(paths[0]) is None
+    assert remove(paths[2])
+    assert not remove(paths[2])
+    assert list_names(place / "a", ".tar") == []
+
+
+def test_what_is_missing_is_named(place: Location) -> None:
+    for read in (read_bytes, sha256_file):
+        with pytest.raises(Failed, match=r"nothing: it is missing"):
+            read(place / "nothing")
+
+
+def test_only_old_temporaries_are_stale(place: Location) -> None:
+    system = fsspec.filesystem(place.protocol)
+    for name in (".a.1.aa.tmp", ".hidden", "a.tar"):
+        system.pipe_file((place / name).path, b"")
+    assert remove_stale_temporaries(place, older_than_seconds=500) == 0
+    assert remove_stale_temporaries(place, older_than_seconds=-500) == 1
+    assert everything(place) == [".hidden", "a.tar"]
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("mishap", MISHAPS)
+def test_a_broken_upload_publishes_nothing(faulty: Any, mishap: str, exclusive: bool) -> None:
+    place = location("faulty://pairs")
+    path = place / f"{mishap} {exclusive}"
+    faulty.mishaps[:] = [mishap]
+    with pytest.raises(Failed, match=r"the line broke|is not what was sent") as caught:
+        commit_bytes(path, b"a whole content", exclusive=exclusive)
+    assert str(path) in str(caught.value)
+    assert faulty.store == {}
+    assert commit_bytes(path, b"a whole content", exclusive=exclusive)
+    assert read_bytes(path) == b"a whole content"
+    assert len(faulty.store) == 1
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_broken_upload_keeps_what_was_there(faulty: Any, exclusive: bool) -> None:
+    path = location("faulty://pairs/file")
+    commit_bytes(path, b"old")
+    faulty.mishaps[:] = ["truncates silently"]
+    if exclusive:
+        assert not commit_bytes(path, b"a whole content", exclusive=True)
+    else:
+        with pytest.raises(Failed, match="is not what was sent"):
+            commit_bytes(path, b"a whole content")
+    assert read_bytes(path) == b"old"
+    assert len(faulty.store) == 1
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_truncated_upload_to_s3_publishes_nothing(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, exclusive: bool
+) -> None:
+    from s3fs import S3FileSystem
+
+    system = fsspec.filesystem("s3", use_listings_cache=False)
+    whole = system.pipe_file
+    monkeypatch.setattr(system, "pipe_file", lambda name, data: whole(name, data[:-1]))
+    monkeypatch.setattr(S3FileSystem, "_cache", {system._fs_token: system})
+    with pytest.raises(Failed, match="is not what was sent"):
+        commit_bytes(location(bucket) / "file", b"a whole content", exclusive=exclusive)
+    assert everything(location(bucket)) == []
+
+
+@pytest.mark.parametrize("mishap", MISHAPS)
+@pytest.mark.parametrize("upload", range(5))
+def test_a_data_set_is_completed_by_the_same_calls(
+    faulty: Any, make_spec, make_pairs, make_dataset, row_extras, upload: int, mishap: str
+) -> None:
+    """The n-th upload breaks: dataset.json, a tar, its row, the second tar, or its row."""
+    spec, root = make_spec(), location("faulty://pairs")
+
+    def make() -> None:
+        create_dataset(root, spec)
+        for index in range(2):
+            commit_shard(root, spec, index, make_pairs(spec, index), row_extras)
+
+    faulty.mishaps[:] = [""] * upload + [mishap]
+    with pytest.raises(Failed):
+        make()
+    if is_folder(root):
+        assert {finding.kind for finding in verify(root)} <= {"uncommitted"}
+    make()
+    assert verify(root) == []
+    local = make_dataset(spec, 2)
+    assert Manifest.open(root).rows == local.rows
+    for row in local.rows:
+        assert (
+            read_bytes(root / "shards" / f"{row.shard}.tar")
+            == (local.root / "shards" / f"{row.shard}.tar").read_bytes()
+        )
+    assert len(faulty.store) == 5
+
+
+CALLS: dict[str, Callable[[Location], object]] = {
+    "is_file": is_file,
+    "is_folder": is_folder,
+    "read": read_bytes,
+    "remove": remove,
+    "take_away": take_away,
+    "list": lambda path: list_names(path, ""),
+    "commit": lambda path: commit_bytes(path, b""),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_missing_bucket_is_refused(s3_server: str, call: str) -> None:
+    with pytest.raises(Refused, match="s3://no-such-bucket/file: there is no such bucket"):
+        CALLS[call](location("s3://no-such-bucket/file"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (PermissionError("Forbidden"), Refused, r"access is refused \(Forbidden\)"),
+        (type("NoCredentialsError", (Exception,), {})("none found"), Refused, r"no credentials .*none found"),
+        (type("EndpointConnectionError", (Exception,), {})("at x"), Failed, "its host cannot be reached"),
+        (OSError("odd"), Failed, "OSError: odd"),
+        (ValueError(), Failed, "ValueError: ValueError"),
+    ],
+)
+def test_what_stores_raise_becomes_one_message(
+    memory: Location, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", fail)
+    with pytest.raises(kind, match=f"cannot write memory://pairs/file: .*{message}"):
+        commit_bytes(memory / "file", b"")
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", fail)
+    with pytest.raises(kind, match=f"cannot read memory://pairs/file: .*{message}"):
+        read_bytes(memory / "file")

@@ -1,0 +1,61 @@
+"""Places as people write them: paths stay paths, URLs are opened by fsspec, the rest is refused in words."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+from upath import UPath
+
+from shards.core.errors import Refused
+from shards.storage.paths import is_web, location
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [("pairs", "pairs"), ("/a/pairs", "/a/pairs"), ("file:///a/pairs", "/a/pairs"), ("a:/b", "a:/b")],
+)
+def test_a_path_is_a_path(text: str, path: str) -> None:
+    assert location(text) == Path(path)
+    assert type(location(text)) is type(Path(path))
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/pairs", "memory://pairs", "http://host/pairs"])
+def test_a_url_keeps_its_text_and_goes_to_workers(text: str) -> None:
+    place = location(text)
+    assert isinstance(place, UPath)
+    assert not isinstance(place, Path)
+    assert (str(place), str(place / "shards" / "a.tar")) == (text, f"{text}/shards/a.tar")
+    assert pickle.loads(pickle.dumps(place)) == place
+    assert is_web(place) == text.startswith("http")
+
+
+def test_a_location_is_one_already() -> None:
+    for place in (Path("pairs"), location("memory://pairs")):
+        assert location(place) is place
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nope://bucket/pairs", "nope:// is no kind of address"),
+        ("s3:///pairs", "names no bucket: write it after s3://"),
+        ("http://", "names no host"),
+        ("simplecache::s3://bucket/pairs", "chains several URLs"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused(text: str, message: str) -> None:
+    with pytest.raises(Refused, match=message) as caught:
+        location(text)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(("module", "text", "extra"), [("upath", "s3", "remote"), ("gcsfs", "gs", "gs")])
+def test_a_missing_library_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, module: str, text: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(Refused, match=rf"`pip install 'onestep\[{extra}\]'`"):
+        location(f"{text}://bucket/pairs")
