@@ -25,14 +25,14 @@ from same_weights import LLAMAGEN_CODEBOOK_DIM, Config, our_teacher, students, t
 from script import Script, markdown
 from torch import Tensor, nn
 
-from generate_pairs.flow_map import default_num_steps
+from generate_pairs.compute.packed_linear import pack_linears
+from generate_pairs.compute.threads import computing_threads
+from generate_pairs.flow_map.closed_form import default_num_steps
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.teachers.llamagen_transformer import OFFICIAL_SIZES, LlamaGenConfig
-from generate_pairs.teachers.packing import pack_linears
-from generate_pairs.teachers.threads import computing_threads
-from generate_pairs.teachers.var_tokenizer import VarTokenizerConfig
-from generate_pairs.teachers.var_transformer import VarConfig, official_var
+from generate_pairs.teachers.llamagen.transformer import OFFICIAL_SIZES, LlamaGenConfig
+from generate_pairs.teachers.var.tokenizer import VarTokenizerConfig
+from generate_pairs.teachers.var.transformer import VarConfig, official_var
 from pipeline.options import FolderPath, comma_separated
 from shards.core.errors import Failed, Refused
 

@@ -12,7 +12,7 @@ import torch
 from official_code import Enough, OfficialStudent, OfficialTeacher
 from torch import Tensor
 
-from generate_pairs.flow_map import FlowMap
+from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Choice, Draw, MapNoise, walk

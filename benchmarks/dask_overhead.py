@@ -19,11 +19,11 @@ from pathlib import Path
 import click
 from script import Script, markdown
 
-from generate_pairs.cluster import pool
-from generate_pairs.driver import plan_generation
-from generate_pairs.hand_out import HandOut
-from generate_pairs.making import Job, run_unit
-from generate_pairs.plan import WorkUnit, work_unit
+from generate_pairs.cluster.open_pool import pool
+from generate_pairs.cluster.work_queue import HandOut
+from generate_pairs.generation.plan import plan_generation
+from generate_pairs.generation.shard_jobs import Job, run_unit
+from generate_pairs.generation.work_units import WorkUnit, work_unit
 from pipeline.config import RunConfig, compose
 from shards.core.errors import Failed
 from shards.dataset.manifest import create_dataset

@@ -52,7 +52,7 @@ def settings(num_shards: int) -> Any:
 
 def simulate(root: Path, num_shards: int) -> None:
     """Founds a data set and commits rows of shards that are not there."""
-    from generate_pairs.driver import pair_spec
+    from generate_pairs.generation.plan import pair_spec
     from generate_pairs.teachers.checkpoints import load_teacher
     from shards.dataset.manifest import create_dataset
     from shards.dataset.manifest_row import ManifestRow, shard_name, write_row
@@ -105,7 +105,8 @@ def going_on(root: Path, num_shards: int) -> float:
 
     What the command asks before it calls the driver is timed as well.
     """
-    from generate_pairs.driver import generate, refuse_fewer_pairs
+    from generate_pairs.generation.generate import generate
+    from generate_pairs.generation.plan import refuse_fewer_pairs
     from shards.dataset.manifest_row import row_path, shard_name, shard_path
 
     config = settings(num_shards + 1)
@@ -138,7 +139,7 @@ def loading(root: Path, num_shards: int) -> float:
 def importing(root: Path, num_shards: int) -> float:
     """Seconds to import what `generate` needs, torch above all, on top of all the others."""
     began = time.monotonic()
-    import generate_pairs.driver  # noqa: F401
+    import generate_pairs.generation.generate  # noqa: F401
 
     return time.monotonic() - began
 

@@ -22,7 +22,7 @@ from scipy.stats import chi2, chi2_contingency
 from script import Script, markdown
 from torch import Tensor
 
-from generate_pairs.teachers.embedded.digits import load_digits_split
+from generate_pairs.digits.dataset import load_digits_split
 from pipeline.config import compose
 from pipeline.options import preset_argument, set_option
 from pipeline.progress import progress

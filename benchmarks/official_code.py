@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.teachers.llamagen_transformer import LlamaGenConfig
-from generate_pairs.teachers.var_transformer import VarConfig
+from generate_pairs.teachers.llamagen.transformer import LlamaGenConfig
+from generate_pairs.teachers.var.transformer import VarConfig
 from shards.core.errors import Refused
 
 TOKENIZER_CH = 32

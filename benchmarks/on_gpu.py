@@ -33,14 +33,16 @@ from distill.sampler import most_at_once, sample_sequence
 from distill.student import Student
 from distill.training import Training
 from generate_pairs.config import TeacherConfig
-from generate_pairs.driver import generate, pair_spec
-from generate_pairs.flow_map import FlowMap, default_num_steps
+from generate_pairs.flow_map.closed_form import default_num_steps
+from generate_pairs.flow_map.flow_map import FlowMap
+from generate_pairs.generation.generate import generate
+from generate_pairs.generation.plan import pair_spec
+from generate_pairs.generation.worker import PairMaker, pair_maker
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, save_teacher
-from generate_pairs.teachers.families import build_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.teachers.official import TEACHERS
+from generate_pairs.teachers.published import TEACHERS
+from generate_pairs.teachers.registry import build_teacher
 from generate_pairs.trajectory import Draw, walk
-from generate_pairs.worker import PairMaker, pair_maker
 from pipeline.config import RunConfig, compose
 from pipeline.options import comma_separated
 from shards.core.errors import Refused
@@ -164,7 +166,7 @@ def map_table(bench: Bench) -> Table:
         logits_NV = torch.randn(count, teacher.vocab_size, device=device) / temperature
         mapping = partial(flow_map, noise_NC, teacher.filter(logits_NV, bench.settings))
         kernel, mapped = bench.clock.median(mapping, bench.repeats), mapping()
-        with patch("generate_pairs.flow_map.kernel_is_possible", return_value=False):
+        with patch("generate_pairs.flow_map.flow_map.kernel_is_possible", return_value=False):
             apart, expected = bench.clock.median(mapping, bench.repeats), mapping()
         tokens = int((mapped.tokens_N != expected.tokens_N).sum())
         steps = int((mapped.num_evaluations_N != expected.num_evaluations_N).sum())

@@ -16,14 +16,14 @@ from torch import nn
 from distill.student_llamagen import LlamaGenStudent
 from distill.student_var import VarStudent
 from generate_pairs.teachers.base import Teacher
-from generate_pairs.teachers.llamagen import LlamaGenTeacher
-from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
-from generate_pairs.teachers.llamagen_transformer import LlamaGenConfig, LlamaGenTransformer
-from generate_pairs.teachers.var import VarTeacher
-from generate_pairs.teachers.var_tokenizer import IGNORED_BUFFERS as TOKENIZER_BUFFERS
-from generate_pairs.teachers.var_tokenizer import VarTokenizer, VarTokenizerConfig
-from generate_pairs.teachers.var_transformer import IGNORED_BUFFERS as VAR_BUFFERS
-from generate_pairs.teachers.var_transformer import VarConfig, VarTransformer
+from generate_pairs.teachers.llamagen.teacher import LlamaGenTeacher
+from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
+from generate_pairs.teachers.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
+from generate_pairs.teachers.var.teacher import VarTeacher
+from generate_pairs.teachers.var.tokenizer import IGNORED_BUFFERS as TOKENIZER_BUFFERS
+from generate_pairs.teachers.var.tokenizer import VarTokenizer, VarTokenizerConfig
+from generate_pairs.teachers.var.transformer import IGNORED_BUFFERS as VAR_BUFFERS
+from generate_pairs.teachers.var.transformer import VarConfig, VarTransformer
 
 Config = LlamaGenConfig | VarConfig
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from distill.methods import TEACHER_STREAM
 from distill.protocols import Judge
 from distill.sampler import BATCH_SIZE, sampling_noise
-from generate_pairs.flow_map import FlowMap, default_num_steps
+from generate_pairs.digits.dataset import DigitsSplit
+from generate_pairs.flow_map.closed_form import default_num_steps
+from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.checkpoints import load_teacher
-from generate_pairs.teachers.embedded.digits import DigitsSplit
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Choice, Draw, MapNoise, walk
 from pipeline.config import RunConfig

@@ -16,8 +16,8 @@ import torch
 from sampled_teacher import SampledTeacher, digits_judge
 from script import Script, markdown
 
+from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
-from generate_pairs.teachers.embedded.digits import load_digits_split
 from pipeline.config import compose
 from pipeline.options import preset_argument, set_option
 from pipeline.progress import progress

@@ -37,12 +37,12 @@ from distill.student import Student
 from distill.teacher_images import TeacherImages
 from distill.timing import BATCH_SIZES, time_methods
 from distill.unfinished import FOLDER, Piece, Unfinished
-from generate_pairs.flow_map import FlowMap
+from generate_pairs.compute.threads import computing_threads
+from generate_pairs.digits.dataset import DigitsSplit, load_digits_split
+from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
-from generate_pairs.teachers.embedded.digits import DigitsSplit, load_digits_split
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.teachers.threads import computing_threads
-from generate_pairs.text.opening import texts_of_pairs
+from generate_pairs.text.encoders import texts_of_pairs
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Refused, Stopped
 from shards.dataset.manifest import Manifest

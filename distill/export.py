@@ -14,7 +14,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from distill.config import NoiseWeight, misfit
-from generate_pairs.teachers.hub import HUB, hub_folder
+from generate_pairs.teachers.importing.hub import HUB, hub_folder
 from shards.core.errors import Refused
 from shards.storage.files import read_bytes, sha256_bytes
 

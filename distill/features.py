@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from generate_pairs.digits.dataset import NUM_CLASSES, augmented, load_digits_split
 from generate_pairs.teachers.base import to_unit_range
-from generate_pairs.teachers.blank import blank
-from generate_pairs.teachers.embedded.digits import NUM_CLASSES, augmented, load_digits_split
+from generate_pairs.teachers.meta_device import blank
 from shards.core.errors import Failed
 from shards.storage.files import commit_bytes
 

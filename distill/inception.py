@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import load_strictly
-from generate_pairs.teachers.importing import read_checkpoint
+from generate_pairs.teachers.importing.checkpoint_file import read_checkpoint
+from generate_pairs.teachers.meta_device import blank
 from shards.core.errors import Refused
 
 DIM = 2048

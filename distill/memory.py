@@ -17,9 +17,9 @@ from distill.config import TrainConfig
 from distill.precision import weight_dtype
 from distill.ranks import Ranks
 from distill.student import build_network
-from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import LoadedTeacher
-from generate_pairs.teachers.families import build_tokenizer
+from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.registry import build_tokenizer
 from shards.core.errors import Refused
 
 USABLE = 0.9

@@ -15,7 +15,7 @@ from distill.sampler import sample_sequence, sampling_noise
 from distill.student import Student
 from distill.teacher_images import TeacherImages, pairs_of
 from distill.teacher_involved import PreTrained, sample_teacher_involved, usual_methods
-from generate_pairs.flow_map import FlowMap
+from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Draw, MapNoise, walk

@@ -24,10 +24,10 @@ from distill.config import REFERENCE_FREE, EvaluationConfig
 from distill.features import ENTRY_POINTS, FeatureExtractor, load_digits_classifier
 from distill.frechet import Manifold, Moments, frechet_distance, inception_score, precision_recall
 from distill.references import Batch, Folder, read_statistic, statistic_file
+from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import Texts, to_unit_range
-from generate_pairs.teachers.embedded.digits import load_digits_split
-from generate_pairs.teachers.families import plugin
-from generate_pairs.text.digits import digit_of
+from generate_pairs.teachers.registry import plugin
+from generate_pairs.text.digit_captions import digit_of
 from shards.core.errors import Refused
 from shards.storage.files import sha256_file
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from distill.export import CONFIG_FILE
 from distill.student import Student, build_network
 from distill.student_var import VarStudent
-from generate_pairs.teachers.blank import blank
-from generate_pairs.teachers.families import family_of
-from generate_pairs.teachers.importing import load_parts, teacher_networks, two_files
-from generate_pairs.teachers.official import TEACHERS, HubFile, Part
-from generate_pairs.teachers.var_transformer import IGNORED_BUFFERS as VAR_BUFFERS
+from generate_pairs.teachers.importing.checkpoint_file import load_parts, two_files
+from generate_pairs.teachers.importing.inspect import teacher_networks
+from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.published import TEACHERS, HubFile, Part
+from generate_pairs.teachers.registry import family_of
+from generate_pairs.teachers.var.transformer import IGNORED_BUFFERS as VAR_BUFFERS
 from shards.core.errors import Refused
 from shards.storage.files import commit_file
 

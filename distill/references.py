@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from distill.frechet import Moments
-from generate_pairs.teachers.importing import read_checkpoint
+from generate_pairs.teachers.importing.checkpoint_file import read_checkpoint
 from shards.core.errors import Refused
 
 STATISTIC_FILE = "statistic.pth"

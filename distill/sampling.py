@@ -21,12 +21,12 @@ from distill.methods import Methods
 from distill.sampler import first_timesteps, student_images
 from distill.student import Student
 from distill.teacher_involved import PreTrained
-from generate_pairs.flow_map import FlowMap
+from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.text.features import default_folder
-from generate_pairs.text.opening import ENCODER_KEY, recorded_encoder, texts_of
+from generate_pairs.text.encoders import ENCODER_KEY, recorded_encoder, texts_of
+from generate_pairs.text.feature_store import default_folder
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Refused, Stopped
 from shards.dataset.captions import captions_sha256

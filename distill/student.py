@@ -30,11 +30,11 @@ from distill.export import (
 )
 from distill.student_llamagen import LlamaGenStudent
 from distill.student_var import VarStudent
+from generate_pairs.compute.packed_linear import pack_linears
 from generate_pairs.teachers.base import TextCondition, Texts, Tokenizer, TokenLayout, takes_text
-from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_strictly
-from generate_pairs.teachers.families import build_tokenizer, plugin, transformer_config
-from generate_pairs.teachers.packing import pack_linears
+from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.registry import build_tokenizer, plugin, transformer_config
 from shards.core.errors import Refused
 from shards.storage.files import commit_bytes, sha256_bytes
 
@@ -204,7 +204,7 @@ class Student(nn.Module):
         """The token head's choice at each position, (B, L): the likeliest token, as far as its noise does not object.
 
         Where the head is unsure, its likeliest token is the same for much noise that the teacher maps to others, and
-        variety is lost. In the map from noise to tokens (see `generate_pairs.flow_map`) the logarithm of a row's weight
+        variety is lost. In the map from noise to tokens (`generate_pairs.flow_map`) the logarithm of a row's weight
         at the state (1 - t) noise of time t is the logit and t / (1 - t) <noise, row>, but for a term without noise. So
         that product is added here, times the pass's `noise_weight` over the rows' spread. At weight 0 this is the
         official argmax.

@@ -14,19 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generate_pairs.compute.float32 import at_least_float32
+from generate_pairs.compute.packed_linear import Projection
 from generate_pairs.teachers.base import TextCondition
-from generate_pairs.teachers.blank import normal_rows
-from generate_pairs.teachers.llamagen import LlamaGenTeacher
-from generate_pairs.teachers.llamagen_transformer import (
+from generate_pairs.teachers.llamagen.teacher import LlamaGenTeacher
+from generate_pairs.teachers.llamagen.transformer import (
     Layer,
     LlamaGenConfig,
-    at_least_float32,
     caption_mask,
     condition_embedding,
     initialise,
     rotary_2d,
 )
-from generate_pairs.teachers.packing import Projection
+from generate_pairs.teachers.meta_device import normal_rows
 
 
 class EmbeddingHead(nn.Module):

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.student_llamagen import EmbeddingHead
-from generate_pairs.teachers.llamagen_transformer import at_least_float32
-from generate_pairs.teachers.var import VarTeacher
-from generate_pairs.teachers.var_transformer import VarBackbone, VarConfig, linear
+from generate_pairs.compute.float32 import at_least_float32
+from generate_pairs.teachers.var.teacher import VarTeacher
+from generate_pairs.teachers.var.transformer import VarBackbone, VarConfig, linear
 
 
 class VarStudent(VarBackbone):

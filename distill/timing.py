@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from distill.methods import Methods
-from generate_pairs.teachers.threads import computing_threads
+from generate_pairs.compute.threads import computing_threads
 
 BATCH_SIZES = (1, 64)
 ROUNDS = 20

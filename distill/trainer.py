@@ -32,9 +32,9 @@ from distill.sampler import sample_images
 from distill.student import student_of
 from distill.tensorboard import tensorboard
 from distill.training import Training, training_identity
+from generate_pairs.compute.threads import computing_threads
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher
-from generate_pairs.teachers.threads import computing_threads
 from shards.core.callbacks import Report, ShouldStop, Tell
 from shards.core.errors import Failed, OtherStopped, Stopped
 from shards.dataset.manifest import Manifest

@@ -29,7 +29,7 @@ from distill.ranks import Ranks
 from distill.student import Student
 from distill.targets import draw_timesteps, trajectory_states
 from generate_pairs.teachers.base import TokenLayout
-from generate_pairs.text.opening import texts_of_pairs
+from generate_pairs.text.encoders import texts_of_pairs
 from shards.core.errors import Failed
 from shards.core.settings import FREE, UPWARD
 from shards.dataset.manifest import Manifest, View

@@ -13,7 +13,7 @@ from shards.storage.paths import Location, expanded
 TINY = "tiny-random/"
 """Begins the names of teachers and text encoders that are made small and random."""
 
-ENCODERS = Path(__file__).parent / "text" / "embedded"
+ENCODERS = Path(__file__).parent / "text" / "weights"
 """The folder of the text encoders that ship."""
 
 WALLTIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from generate_pairs.flow_map import FlowMap
-from generate_pairs.full_float32 import full_float32
+from generate_pairs.compute.float32 import full_float32
+from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 

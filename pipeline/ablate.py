@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from generate_pairs.cluster import InProcess, Pool, pool
-from generate_pairs.hand_out import HandOut
+from generate_pairs.cluster.base import InProcess, Pool
+from generate_pairs.cluster.open_pool import pool
+from generate_pairs.cluster.work_queue import HandOut
 from pipeline.ablation import Ablation, claim_ablation
 from pipeline.cell import run_cell
 from pipeline.gather import write_table

@@ -13,8 +13,8 @@ from distill.checks import check_distillation
 from distill.protocols import check_evaluation
 from distill.student import build_network
 from generate_pairs.teachers.base import TokenLayout
-from generate_pairs.teachers.blank import blank
 from generate_pairs.teachers.checkpoints import LoadedTeacher
+from generate_pairs.teachers.meta_device import blank
 from pipeline.cell import CellDir
 from pipeline.config import RunConfig, to_toml
 from pipeline.fields import leaves

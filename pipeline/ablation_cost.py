@@ -10,7 +10,7 @@ from typing import Any
 from distill.checkpoint import refuse_other_training
 from distill.ranks import joined_ranks
 from distill.training import Training
-from generate_pairs.teachers.threads import computing_threads
+from generate_pairs.compute.threads import computing_threads
 from pipeline.ablation import Ablation
 from pipeline.cell import Look
 from pipeline.config import RunConfig

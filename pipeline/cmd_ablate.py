@@ -137,8 +137,8 @@ def command(
     axes = Axes(parse_sizes(sizes, Manifest.open(pairs).view().size), seeds, timesteps, swept)
     cells = tuple(make_cells(base, axes, match))
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
-    from generate_pairs.driver import refuse_other_pairs
-    from generate_pairs.making import listed
+    from generate_pairs.generation.plan import refuse_other_pairs
+    from generate_pairs.generation.shard_jobs import listed
     from generate_pairs.teachers.checkpoints import load_teacher
     from pipeline.ablate import run_ablation
     from pipeline.ablation import Ablation, refuse_ablation

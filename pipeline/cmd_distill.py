@@ -108,7 +108,7 @@ def command(
     view = Manifest.open(pairs).view(size)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from distill.trainer import refuse_training, train, training_plan
-    from generate_pairs.driver import refuse_other_pairs
+    from generate_pairs.generation.plan import refuse_other_pairs
     from generate_pairs.teachers.checkpoints import load_teacher
 
     loaded = load_teacher(config.teacher.name)

@@ -22,7 +22,7 @@ from pipeline.options import (
 )
 
 if TYPE_CHECKING:
-    from generate_pairs.plan import Task
+    from generate_pairs.generation.work_units import Task
     from pipeline.config import RunConfig
     from shards.storage.paths import Location
 
@@ -117,7 +117,8 @@ def command(
         click.echo(_job_script(config, out))
         return
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
-    from generate_pairs.driver import generate, plan_generation, refuse_fewer_pairs
+    from generate_pairs.generation.generate import generate
+    from generate_pairs.generation.plan import plan_generation, refuse_fewer_pairs
 
     refuse_fewer_pairs(config.generate, out)
     if dry_run:
@@ -157,7 +158,7 @@ def _task(config: RunConfig, index: int | None, count: int | None, workers: int 
     Raises:
         Refused: options that exclude each other, or one that needs another.
     """
-    from generate_pairs.plan import Task
+    from generate_pairs.generation.work_units import Task
     from shards.core.errors import Refused
 
     scheduler = config.cluster.scheduler
@@ -206,7 +207,7 @@ def _job_script(config: RunConfig, out: Location) -> str:
     Raises:
         Refused: the cluster is another one.
     """
-    from generate_pairs.slurm import job_script
+    from generate_pairs.cluster.slurm import job_script
     from shards.core.errors import Refused
 
     if config.cluster.scheduler != "slurm":

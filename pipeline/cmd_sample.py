@@ -181,8 +181,8 @@ def command(
     from distill.sampling import make_images, open_method, sample_request, teacher_for, tell_captions
     from distill.student import Student
     from distill.trainer import refuse_unwritable
-    from generate_pairs.devices import chosen_device
-    from generate_pairs.text.opening import described
+    from generate_pairs.compute.devices import chosen_device
+    from generate_pairs.text.encoders import described
     from pipeline.progress import progress
     from pipeline.signals import stopping
     from shards.core.errors import Refused
@@ -254,7 +254,7 @@ def captions_of(
         Refused: captions for a student of classes, none or two kinds of them for one of captions, or a bad file.
     """
     from generate_pairs.config import CaptionsConfig
-    from generate_pairs.text.captions import prompted, read_captions
+    from generate_pairs.text.caption_lists import prompted, read_captions
     from shards.core.errors import Refused
 
     if not student.is_text_conditional:

@@ -56,7 +56,7 @@ def info(pairs: Location) -> None:
     each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
     labels: dict[str, object] = {"classes": spec.num_classes, "pairs/class": each}
     if spec.captions is not None:
-        from generate_pairs.text.opening import texts_of_pairs
+        from generate_pairs.text.encoders import texts_of_pairs
 
         sha256 = spec.captions["sha256"][:12]
         cut, most = texts_of_pairs(pairs, spec).num_cut(), spec.lineage["text_encoder"]["max_tokens"]
@@ -153,7 +153,7 @@ def repair(pairs: Location, teacher: str | None, workers: int | None) -> None:
     software and kind of device every byte comes out as it was, which the manifest's hash proves. Elsewhere it is
     told how many tokens differ from those that can still be read, and the new shard gets a row of its own.
     """
-    from generate_pairs.upkeep import repair as make_again
+    from generate_pairs.generation.repair import repair as make_again
     from pipeline.progress import progress
     from pipeline.signals import stopping
     from pipeline.summary import mended_lines
@@ -207,7 +207,7 @@ def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | 
 
     The bytes are those of `onestep generate` with this number of pairs.
     """
-    from generate_pairs.upkeep import extend as make_more
+    from generate_pairs.generation.repair import extend as make_more
     from pipeline.progress import progress
     from pipeline.results import PairStatistics
     from pipeline.signals import stopping
@@ -293,7 +293,7 @@ def preview(
     if out.suffix != ".png":
         raise click.BadParameter(f"{out} must end in .png", param_hint="--out")
     from distill.images import save_png
-    from generate_pairs.upkeep import recorded_teacher
+    from generate_pairs.generation.repair import recorded_teacher
     from pipeline.preview import preview_grid
     from shards.dataset.manifest import Manifest
 

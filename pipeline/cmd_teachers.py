@@ -33,8 +33,8 @@ def list_teachers() -> None:
         imported_names,
         load_teacher,
     )
-    from generate_pairs.teachers.importing import num_parameters, published_transformer
-    from generate_pairs.teachers.official import TEACHERS
+    from generate_pairs.teachers.importing.inspect import num_parameters, published_transformer
+    from generate_pairs.teachers.published import TEACHERS
 
     here = imported_names()
     for name in embedded_names():
@@ -76,7 +76,7 @@ def import_teacher(files: tuple[str, ...], name: str) -> None:
       onestep teachers import --as llamagen-b-256
     """
     from generate_pairs.teachers.checkpoints import read_about
-    from generate_pairs.teachers.importing import import_teacher as bring_in
+    from generate_pairs.teachers.importing.import_teacher import import_teacher as bring_in
 
     path = bring_in(files, name)
     about = read_about(path)
@@ -97,7 +97,8 @@ def inspect_file(file: str) -> None:
     Exit code 1 where it fits none.
     """
     from distill.published import networks
-    from generate_pairs.teachers.importing import in_words, inspect, local_file
+    from generate_pairs.teachers.importing.checkpoint_file import local_file
+    from generate_pairs.teachers.importing.inspect import in_words, inspect
 
     fits = inspect(local_file(file), networks())
     click.echo("\n".join(f"{file} {line}" if "fits" in line else line for line in in_words(fits)))
@@ -130,7 +131,7 @@ def train_teacher(name: str, out: Path, seed: int) -> None:
     if out.suffix != ".safetensors":
         raise click.BadParameter(f"{out} must end in .safetensors", param_hint="--out")
     from distill.trainer import refuse_unwritable
-    from generate_pairs.teachers.embedded.train import train_teacher as train
+    from generate_pairs.digits.train_teachers import train_teacher as train
     from pipeline.progress import progress
     from pipeline.signals import all_or_nothing
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from generate_pairs.compute.devices import chosen_device
 from generate_pairs.config import GenerateConfig
-from generate_pairs.devices import chosen_device
-from generate_pairs.driver import GenerationPlan, asked_pairs, spec_by_shape
-from generate_pairs.estimate import batch_seconds, device_rates
-from generate_pairs.flow_map import default_num_steps
-from generate_pairs.probe import Probe, measure, store, stored
+from generate_pairs.cost.device_rates import batch_seconds, device_rates
+from generate_pairs.cost.operation_counts import batch_work
+from generate_pairs.cost.throughput_probe import Probe, measure, store, stored
+from generate_pairs.flow_map.closed_form import default_num_steps
+from generate_pairs.generation.plan import GenerationPlan, asked_pairs, spec_by_shape
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import is_known_by_table_only, load_teacher, shape_of_teacher
-from generate_pairs.work import batch_work
 from shards.core.callbacks import Report
 from shards.format.spec import NOISE_MODES, PairSpec
 from shards.format.tar_layout import archive_size, bytes_per_pair
@@ -24,7 +24,7 @@ def plan_lines(config: GenerateConfig, devices: Sequence[str]) -> list[str]:
 
     Args:
         config: stage one's settings.
-        devices: of `generate_pairs.estimate.DEVICES`, to estimate for.
+        devices: of `generate_pairs.cost.device_rates.DEVICES`, to estimate for.
 
     Raises:
         Refused: no such teacher.

@@ -113,7 +113,7 @@ def number_of_workers(asked: int | None, device: str = "auto") -> int:
     """What `--workers` says, or one for every GPU, or for every core where no GPU is used."""
     if asked is not None:
         return asked
-    from generate_pairs.devices import default_workers
+    from generate_pairs.compute.devices import default_workers
 
     return default_workers(device)
 

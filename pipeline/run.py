@@ -15,7 +15,8 @@ from distill.metrics import join_metrics
 from distill.protocols import check_clip, check_evaluation
 from distill.student import student_of
 from distill.trainer import train, training_plan
-from generate_pairs.driver import GenerationPlan, generate, plan_generation
+from generate_pairs.generation.generate import generate
+from generate_pairs.generation.plan import GenerationPlan, plan_generation
 from generate_pairs.teachers.base import TokenLayout
 from pipeline.config import RunConfig
 from pipeline.progress import progress, teller

@@ -10,7 +10,7 @@ from typing import Any
 
 from generate_pairs.config import TINY
 from generate_pairs.teachers.base import takes_text
-from generate_pairs.teachers.official import TEACHERS
+from generate_pairs.teachers.published import TEACHERS
 from shards.core.errors import Refused
 
 SIZES: Mapping[str, Mapping[str, Any]] = {

@@ -20,9 +20,9 @@ import torch
 
 from distill import timing
 from generate_pairs.config import GenerateConfig
-from generate_pairs.driver import generate
+from generate_pairs.generation.generate import generate
 from generate_pairs.teachers.checkpoints import save_teacher
-from generate_pairs.teachers.families import build_teacher, family_of
+from generate_pairs.teachers.registry import build_teacher, family_of
 
 # Tests run side by side, a process for each core: more threads would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -198,7 +198,7 @@ def published(
 ) -> Any:
     """A `published_files.Published`: in both tables stand a small teacher and its student, and nothing else."""
     from distill.published import STUDENTS
-    from generate_pairs.teachers.official import TEACHERS
+    from generate_pairs.teachers.published import TEACHERS
 
     parts = family_of(family)
     transformer = parts.transformer_config(**TRANSFORMERS[family])

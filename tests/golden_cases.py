@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizerConfig
-from generate_pairs.teachers.llamagen_transformer import LlamaGenConfig
-from generate_pairs.teachers.var_tokenizer import VarTokenizerConfig
-from generate_pairs.teachers.var_transformer import VarConfig
+from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizerConfig
+from generate_pairs.teachers.llamagen.transformer import LlamaGenConfig
+from generate_pairs.teachers.var.tokenizer import VarTokenizerConfig
+from generate_pairs.teachers.var.transformer import VarConfig
 
 GOLDEN = Path(__file__).with_name("golden")
 

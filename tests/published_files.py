@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from distill.published import STUDENTS, PublishedStudent
 from distill.student import build_network
-from generate_pairs.teachers.families import family_of
-from generate_pairs.teachers.official import TEACHERS, PublishedTeacher
+from generate_pairs.teachers.published import TEACHERS, PublishedTeacher
+from generate_pairs.teachers.registry import family_of
 
 REAL = {"var": ("var-d16", "var-dd-d16"), "llamagen": ("llamagen-b-256", "llamagen-dd-b")}
 """The teacher and the student of the real tables that a family's small ones are made from."""

@@ -24,8 +24,8 @@ from distill.student import Student
 from distill.trainer import train
 from distill.training import Training
 from generate_pairs.config import GenerateConfig
-from generate_pairs.driver import generate
-from generate_pairs.flow_map import FlowMap, kernel_is_possible
+from generate_pairs.flow_map.flow_map import FlowMap, kernel_is_possible
+from generate_pairs.generation.generate import generate
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings, filter_var
 from generate_pairs.trajectory import Force, MapNoise, walk

@@ -17,6 +17,8 @@ FOR_DISTILL = (
     "generate_pairs.text",
     "generate_pairs.trajectory",
     "generate_pairs.flow_map",
+    "generate_pairs.compute",
+    "generate_pairs.digits",
 )
 """What stage two takes from stage one: the teachers and the walk over them, never the job."""
 
@@ -29,7 +31,7 @@ NOT_FOR_TRAINING = (
         "distill.references",
         "distill.evaluation",
     ),
-    "generate_pairs.teachers.embedded.digits",
+    "generate_pairs.digits.dataset",
 )
 """What judges a student, and the real images: nothing of it may enter a loss."""
 

@@ -225,7 +225,7 @@ def test_a_configuration_that_the_family_does_not_know_is_refused(
     def of_another_version(family: str, settings: object) -> object:
         raise TypeError("unexpected keyword argument 'width'")
 
-    monkeypatch.setattr("generate_pairs.teachers.families.transformer_config", of_another_version)
+    monkeypatch.setattr("generate_pairs.teachers.registry.transformer_config", of_another_version)
     message = (
         "mine.safetensors describes no teacher of the family 'grid-gru' as it is installed here: unexpected"
     )

@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
 DATA = {
-    "generate_pairs/teachers/embedded/digits.safetensors",
-    "generate_pairs/teachers/embedded/digits-64.safetensors",
-    "generate_pairs/teachers/embedded/digits-text.safetensors",
-    "generate_pairs/teachers/embedded/digits-var.safetensors",
-    "generate_pairs/text/embedded/digits.safetensors",
+    "generate_pairs/teachers/weights/digits.safetensors",
+    "generate_pairs/teachers/weights/digits-64.safetensors",
+    "generate_pairs/teachers/weights/digits-text.safetensors",
+    "generate_pairs/teachers/weights/digits-var.safetensors",
+    "generate_pairs/text/weights/digits.safetensors",
     "distill/weights/digits-classifier.safetensors",
     *(
         f"pipeline/presets/{name}.toml"

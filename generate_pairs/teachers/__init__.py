@@ -1,1 +1,21 @@
-"""The teachers: autoregressive image models behind one small interface."""
+"""Teachers: their interface, the two built-in families, and where their weights come from.
+
+What a package with a family of its own imports is here; torch is loaded only when one of the names is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from generate_pairs.teachers.base import Decoding, Teacher, Tokenizer, TokenLayout
+    from generate_pairs.teachers.registry import Family
+
+__all__ = ["Decoding", "Family", "Teacher", "TokenLayout", "Tokenizer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{'registry' if name == 'Family' else 'base'}"), name)

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from generate_pairs.config import TINY
 from generate_pairs.teachers.base import Teacher
-from generate_pairs.teachers.blank import blank
-from generate_pairs.teachers.families import build_teacher
-from generate_pairs.teachers.official import TEACHERS
-from generate_pairs.teachers.tiny import tiny_teacher
+from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.published import TEACHERS
+from generate_pairs.teachers.registry import build_teacher
+from generate_pairs.teachers.tiny_random import tiny_teacher
 from shards.core.errors import Refused
 from shards.storage.files import commit_file, sha256_bytes, sha256_file
 
-EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED = Path(__file__).parent / "weights"
 HEADER = "onestep_teacher"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from generate_pairs.teachers.hub import HUB, hub_folder
+from generate_pairs.teachers.importing.hub import HUB, hub_folder
 from shards.core.errors import Refused
 from shards.storage.files import read_bytes, sha256_bytes, sha256_file
 from shards.storage.paths import expanded

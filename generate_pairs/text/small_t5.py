@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generate_pairs.teachers.packing import Projection
+from generate_pairs.compute.packed_linear import Projection
 
 PADDING, END, UNKNOWN = 0, 1, 2
 """Numbers of T5's special tokens; everything else is counted from 3."""

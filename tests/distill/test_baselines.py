@@ -13,7 +13,7 @@ from distill.baselines import (
     skip_n_fill,
 )
 from generate_pairs.teachers.base import Teacher, Tokenizer, TokenLayout
-from generate_pairs.teachers.var_tokenizer import VarTokenizer, VarTokenizerConfig
+from generate_pairs.teachers.var.tokenizer import VarTokenizer, VarTokenizerConfig
 from shards.core.errors import Refused
 
 

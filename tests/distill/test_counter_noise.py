@@ -15,7 +15,7 @@ from distill.sampler import sample_images
 from distill.student import Student
 from distill.trainer import train
 from generate_pairs.config import GenerateConfig
-from generate_pairs.driver import generate
+from generate_pairs.generation.generate import generate
 from shards import Manifest, gaussian_noise, read_shard, verify
 from shards.core.errors import Failed
 

@@ -33,8 +33,8 @@ from distill.sampler import most_at_once
 from distill.student import Student
 from distill.trainer import train
 from distill.unfinished import Unfinished
+from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
-from generate_pairs.teachers.embedded.digits import load_digits_split
 from shards.core.errors import Refused, Stopped
 from shards.dataset.manifest import Manifest
 from shards.dataset.reader import read_shard

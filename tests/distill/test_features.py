@@ -16,8 +16,8 @@ from distill.features import (
     train_digits_classifier,
 )
 from distill.frechet import Moments, frechet_distance, inception_score
+from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
-from generate_pairs.teachers.embedded.digits import load_digits_split
 from shards.core.errors import Failed
 
 

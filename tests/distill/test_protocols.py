@@ -18,8 +18,8 @@ from distill.config import EvaluationConfig
 from distill.features import DigitsClassifier, extract, load_digits_classifier
 from distill.frechet import Manifold, Moments, frechet_distance, inception_score, precision_recall
 from distill.protocols import SCORES, Judge, Seen, check_evaluation, open_judge
+from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
-from generate_pairs.teachers.embedded.digits import load_digits_split
 from shards.core.errors import Refused
 
 DIM = 6
@@ -72,7 +72,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         SimpleNamespace(name="lost", value="lost:Lost", load=broken),
     ]
     monkeypatch.setattr(
-        "generate_pairs.teachers.families.entry_points",
+        "generate_pairs.teachers.registry.entry_points",
         lambda group: entries if group == "onestep.features" else [],
     )
 

@@ -24,8 +24,8 @@ from distill.sampler import sample_images, sample_sequence
 from distill.student import Student
 from distill.student_var import VarStudent
 from generate_pairs.teachers.base import to_unit_range
-from generate_pairs.teachers.importing import inspect
-from generate_pairs.teachers.official import TEACHERS
+from generate_pairs.teachers.importing.inspect import inspect
+from generate_pairs.teachers.published import TEACHERS
 from shards.core.errors import Refused
 
 TABLES = {

@@ -14,9 +14,9 @@ from distill.sampler import sample_sequence
 from distill.student import Student
 from distill.student_llamagen import LlamaGenStudent, affine_fit
 from generate_pairs.teachers.base import TextCondition
-from generate_pairs.teachers.llamagen import LlamaGenTeacher
-from generate_pairs.teachers.llamagen_tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
-from generate_pairs.teachers.llamagen_transformer import LlamaGenConfig, LlamaGenTransformer
+from generate_pairs.teachers.llamagen.teacher import LlamaGenTeacher
+from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
+from generate_pairs.teachers.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
 
 SMALL = LlamaGenConfig(
     width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32

@@ -14,8 +14,8 @@ from distill.sampler import sample_sequence
 from distill.student import Student
 from distill.student_var import VarStudent
 from generate_pairs.teachers.base import to_unit_range
-from generate_pairs.teachers.var import VarConfig, VarTeacher, VarTransformer
-from generate_pairs.teachers.var_tokenizer import VarTokenizer, VarTokenizerConfig
+from generate_pairs.teachers.var.teacher import VarConfig, VarTeacher, VarTransformer
+from generate_pairs.teachers.var.tokenizer import VarTokenizer, VarTokenizerConfig
 
 SMALL = VarConfig(
     width=32, depth=2, num_heads=2, vocab_size=24, codebook_dim=4, scales=(1, 2, 3, 4), num_classes=5

@@ -19,9 +19,9 @@ from distill.frechet import Moments, frechet_distance
 from distill.teacher_images import TeacherImages, pairs_of
 from distill.trainer import train
 from distill.unfinished import MOMENTS_FILE, Unfinished
+from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
 from generate_pairs.teachers.checkpoints import load_teacher
-from generate_pairs.teachers.embedded.digits import load_digits_split
 from shards.core.errors import Refused, Stopped
 from shards.dataset.manifest import Manifest
 from shards.dataset.reader import read_shard

@@ -10,7 +10,7 @@ import torch
 from distill.methods import Methods
 from distill.student import Student
 from distill.teacher_involved import PreTrained, sample_teacher_involved, usual_methods
-from generate_pairs.flow_map import FlowMap
+from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, TokenLayout
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings

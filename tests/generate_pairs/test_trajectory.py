@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from generate_pairs.flow_map import FlowMap
+from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
@@ -82,7 +82,7 @@ def test_it_computes_in_full_float32_and_gives_the_settings_back(
 
 NEWER_NAMES = """
 import torch
-from generate_pairs.full_float32 import full_float32
+from generate_pairs.compute.float32 import full_float32
 matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
 matmul.fp32_precision, conv.fp32_precision = "tf32", "ieee"
 try:

@@ -216,14 +216,14 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
     made = Stages()
     _fake_module(
         monkeypatch,
-        "generate_pairs.driver",
+        "generate_pairs.generation.generate",
         generate=made.generate,
         plan_generation=made.plan_generation,
         refuse_fewer_pairs=made.refuse_fewer_pairs,
         refuse_other_pairs=made.refuse_other_pairs,
         GenerationPlan=SimpleNamespace,
     )
-    _fake_module(monkeypatch, "generate_pairs.upkeep", repair=made.repair, extend=made.extend)
+    _fake_module(monkeypatch, "generate_pairs.generation.repair", repair=made.repair, extend=made.extend)
     monkeypatch.setattr("generate_pairs.teachers.checkpoints.load_teacher", lambda name: name)
     _fake_module(
         monkeypatch,

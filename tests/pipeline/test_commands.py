@@ -267,7 +267,7 @@ def test_a_teacher_is_trained_into_a_file(
 ) -> None:
     asked: list[Any] = []
     fake_module(
-        "generate_pairs.teachers.embedded.train",
+        "generate_pairs.digits.train_teachers",
         train_teacher=lambda name, out, seed, report: asked.append((name, out, seed)),
     )
     result = onestep("teachers", "train", "digits-var", "--out", tmp_path / "t.safetensors", "--seed", 3)
@@ -279,7 +279,7 @@ def test_a_teacher_is_trained_into_a_file(
 def test_a_teachers_place_is_tried_before_its_training(
     onestep: Command, fake_module: Callable[..., None], tmp_path: Path
 ) -> None:
-    fake_module("generate_pairs.teachers.embedded.train", train_teacher=lambda *_: pytest.fail("trained"))
+    fake_module("generate_pairs.digits.train_teachers", train_teacher=lambda *_: pytest.fail("trained"))
     (tmp_path / "file").touch()
     nowhere = onestep("teachers", "train", "digits", "--out", tmp_path / "file" / "t.safetensors")
     assert nowhere.exit_code == 2
@@ -295,7 +295,7 @@ def test_an_interrupted_teacher_says_that_nothing_is_kept(
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    fake_module("generate_pairs.teachers.embedded.train", train_teacher=interrupt)
+    fake_module("generate_pairs.digits.train_teachers", train_teacher=interrupt)
     result = onestep("teachers", "train", "digits", "--out", tmp_path / "t.safetensors")
     assert result.exit_code == 130
     assert result.stderr == (

@@ -11,9 +11,9 @@ from click.testing import Result
 
 from distill.checks import check_distillation
 from distill.protocols import check_evaluation
-from generate_pairs.driver import refuse_unknown_sampling
+from generate_pairs.generation.plan import refuse_unknown_sampling
 from generate_pairs.teachers.checkpoints import embedded_names, load_teacher
-from generate_pairs.teachers.official import TEACHERS
+from generate_pairs.teachers.published import TEACHERS
 from pipeline.config import compose, presets
 from shards.core.errors import Refused
 

@@ -235,10 +235,10 @@ def generate(config, root, *, workers, report, should_stop, **more):
             raise Stopped(f"{{step}} shards are made and kept")
         time.sleep(0.001)
 
-driver = ModuleType("generate_pairs.driver")
+driver = ModuleType("generate_pairs.generation.generate")
 driver.generate, driver.plan_generation = generate, None
 driver.refuse_fewer_pairs = lambda config, root: None
-sys.modules["generate_pairs.driver"] = driver
+sys.modules["generate_pairs.generation.generate"] = driver
 from pipeline.cli import main
 main(["generate", "digits", "--out", "pairs", "--workers", "0"])
 """

@@ -23,10 +23,10 @@ from PIL import Image
 
 import distill.sampling
 from distill import Student
+from generate_pairs.compute.threads import computing_threads
 from generate_pairs.config import GenerateConfig
-from generate_pairs.driver import pair_spec
+from generate_pairs.generation.plan import pair_spec
 from generate_pairs.teachers.checkpoints import load_teacher, resolve
-from generate_pairs.teachers.threads import computing_threads
 from shards.core.errors import Refused
 
 Command = Callable[..., Result]

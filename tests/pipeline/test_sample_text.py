@@ -14,10 +14,10 @@ from PIL import Image
 
 from distill import Student
 from distill.sampling import tell_captions
+from generate_pairs.compute.threads import computing_threads
 from generate_pairs.config import GenerateConfig
-from generate_pairs.driver import asked_pairs
+from generate_pairs.generation.plan import asked_pairs
 from generate_pairs.teachers.checkpoints import load_teacher
-from generate_pairs.teachers.threads import computing_threads
 from shards.core.errors import Refused
 
 Command = Callable[..., Result]

@@ -15,7 +15,7 @@ from click.testing import Result
 
 from distill.student import Student
 from generate_pairs.teachers.checkpoints import load_teacher
-from generate_pairs.teachers.official import TEACHERS
+from generate_pairs.teachers.published import TEACHERS
 from shards.storage.files import sha256_file
 
 Command = Callable[..., Result]

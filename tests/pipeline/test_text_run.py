@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from distill import Student
 from distill.clip_score import ClipScore
 from distill.sampling import tell_captions
-from generate_pairs.text.digits import digits_captions
+from generate_pairs.text.digit_captions import digits_captions
 from pipeline.cli import main
 from shards.dataset.captions import commit_captions
 

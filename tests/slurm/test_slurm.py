@@ -23,7 +23,7 @@ from shards.dataset.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START = Path(__file__).with_name("start.sh")
-SABOTAGE = REPOSITORY / "tests" / "generate_pairs" / "sabotage"
+SABOTAGE = REPOSITORY / "tests" / "generate_pairs" / "generation" / "sabotage"
 NUM_SHARDS = 4
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("family", ["llamagen"], indirect=True)]

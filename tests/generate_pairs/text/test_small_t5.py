@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from generate_pairs.text.small_encoder import (
+from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, distance_buckets, padded
+from generate_pairs.text.small_t5_encoder import (
     SmallEncoder,
     describe,
     embedded_names,
     save_encoder,
     tiny_random,
 )
-from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, distance_buckets, padded
 from shards.core.errors import Failed, Refused
 
 CONFIG = SmallT5Config(width=24, depth=3, num_heads=3, head_dim=5, ffn_width=40)

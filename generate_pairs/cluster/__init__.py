@@ -1,0 +1,1 @@
+"""Running work units here, on Dask or on Slurm."""

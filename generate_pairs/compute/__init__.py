@@ -1,0 +1,1 @@
+"""How arithmetic is pinned so that the same pair has the same bytes."""

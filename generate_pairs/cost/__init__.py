@@ -1,0 +1,1 @@
+"""What a data set will cost before it is generated."""

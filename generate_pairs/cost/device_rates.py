@@ -1,0 +1,118 @@
+"""How long pairs take on a device nobody has tried yet: counted work over the device's rates, an estimate.
+
+Arithmetic, memory and starting operations are taken to follow each other; where they overlap, it is faster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from generate_pairs.compute.threads import computing_threads
+from generate_pairs.cost.operation_counts import StepWork, Work
+
+FLOPS_SHARE = 0.4
+BYTES_SHARE = 0.6
+"""Of a GPU's peak rates, what real programs are assumed to reach."""
+
+GPU_CALL_SECONDS = 5e-6
+"""What starting one operation on a GPU is assumed to take."""
+
+MEASURED_SIDE = 1024
+MEASURED_NUMBERS = 2**24
+SMALL_SIDE = 32
+MEASURING_SECONDS = 0.35
+"""The CPU is measured with a square product, a copy and a product too small to matter, each for so long."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates of one device, as they can be had, and in words where they come from.
+
+    Attributes:
+        half_flops: a second, of products in bfloat16 or float16.
+        single_flops: a second, of products in float32 without any reduced precision.
+        bytes_per_second: to and from memory.
+        call_seconds: to start one operation.
+        about: the source of the figures.
+    """
+
+    half_flops: float
+    single_flops: float
+    bytes_per_second: float
+    call_seconds: float
+    about: str
+
+    def seconds(self, work: Work, flops_per_second: float) -> float:
+        """How long some work takes."""
+        memory = work.num_bytes / self.bytes_per_second
+        return work.flops / flops_per_second + memory + work.calls * self.call_seconds
+
+
+def _gpu(half_tflops: float, single_tflops: float, terabytes: float) -> Device:
+    about = (
+        f"{FLOPS_SHARE:.0%} of {half_tflops:g} TFLOP/s in half precision and of {single_tflops:g} in float32, "
+        f"{BYTES_SHARE:.0%} of {terabytes:g} TB/s, {GPU_CALL_SECONDS * 1e6:g} us an operation"
+    )
+    return Device(
+        half_flops=FLOPS_SHARE * half_tflops * 1e12,
+        single_flops=FLOPS_SHARE * single_tflops * 1e12,
+        bytes_per_second=BYTES_SHARE * terabytes * 1e12,
+        call_seconds=GPU_CALL_SECONDS,
+        about=about,
+    )
+
+
+GPUS: Mapping[str, Device] = {
+    "a100": _gpu(312, 19.5, 2.0),
+    "h100": _gpu(989, 67, 3.35),
+    "h200": _gpu(989, 67, 4.8),
+}
+"""The SXM cards: peak dense products and memory, from their data sheets. On an H100 two presets took 0.70 and 1.07 times
+as long as this reckons (docs/benchmarks.md); the others were not measured.
+"""
+
+CPU = "cpu"
+DEVICES = (*GPUS, CPU)
+
+
+def device_rates(name: str) -> Device:
+    """The rates of a device of `DEVICES`; the CPU, one thread as a worker has, is measured in a second."""
+    return measured_cpu() if name == CPU else GPUS[name]
+
+
+def measured_cpu() -> Device:
+    """This machine's CPU with one thread, in float32, which half precision is taken not to beat."""
+    with computing_threads(1), torch.inference_mode():
+        square = torch.rand(MEASURED_SIDE, MEASURED_SIDE)
+        flops = 2 * MEASURED_SIDE**3 / _seconds_a_call(lambda: square @ square)
+        source, target = torch.rand(MEASURED_NUMBERS), torch.empty(MEASURED_NUMBERS)
+        bytes_per_second = 2 * source.nbytes / _seconds_a_call(lambda: target.copy_(source))
+        small = torch.rand(SMALL_SIDE, SMALL_SIDE)
+        call_seconds = _seconds_a_call(lambda: small @ small)
+    about = (
+        f"{flops / 1e9:.0f} GFLOP/s, {bytes_per_second / 1e9:.0f} GB/s, {call_seconds * 1e6:.1f} us an operation, "
+        "measured here with one thread"
+    )
+    return Device(flops, flops, bytes_per_second, call_seconds, about)
+
+
+def batch_seconds(steps: Sequence[StepWork], device: Device, dtype: str) -> float:
+    """How long a batch takes; the flow map computes in float32 whatever the teacher does."""
+    flops = device.single_flops if dtype == "float32" else device.half_flops
+    return sum(
+        device.seconds(step.transformer, flops) + device.seconds(step.flow_map, device.single_flops)
+        for step in steps
+    )
+
+
+def _seconds_a_call(call: Callable[[], object]) -> float:
+    call()
+    began, count = time.perf_counter(), 0
+    while (passed := time.perf_counter() - began) < MEASURING_SECONDS:
+        call()
+        count += 1
+    return passed / count

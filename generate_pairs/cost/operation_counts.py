@@ -1,0 +1,159 @@
+"""What a batch of pairs costs, counted from the teacher's architecture alone: arithmetic, bytes, calls.
+
+Exact are the matrix products of the transformer with the doubled batch of guidance, of attention over the cache and
+of the head. How often memory is gone through for all that is no product, and how often the flow map evaluates, are
+round figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from generate_pairs.config import TeacherConfig
+from generate_pairs.flow_map.flow_map import GATHER_MIN_VOCAB, GATHER_SHARE
+from generate_pairs.teachers.base import Teacher
+from generate_pairs.teachers.llamagen.teacher import LlamaGenConfig
+from generate_pairs.teachers.var.teacher import VarConfig
+
+EVALUATION_SHARE = 0.5
+"""Of the flow map's steps, those that a position takes before its token is settled; measured .4 to .7 at 32 steps."""
+
+ACTIVATION_PASSES = 50
+"""How often a block reads or writes a vector as wide as the model for each of its positions."""
+
+LOGIT_PASSES = 10
+"""How often filters and normalisation go through the logits."""
+
+SCORE_PASSES = 5
+"""How often an evaluation goes through its scores: product, maximum, softmax (both ways), moments."""
+
+CALLS_PER_BLOCK = 20
+CALLS_PER_EVALUATION = 30
+"""Operations that a transformer block and an evaluation of the flow map start, about."""
+
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """Arithmetic (a multiplication and its addition are two), bytes to and from memory, operations started."""
+
+    flops: float
+    num_bytes: float
+    calls: float
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """One AR step of a batch: the transformer in the teacher's dtype, then the flow map in float32."""
+
+    transformer: Work
+    flow_map: Work
+
+
+def batch_work(
+    family: str, teacher: Teacher, config: TeacherConfig, solver_steps: int, batch_size: int
+) -> list[StepWork] | None:
+    """What each AR step of a batch costs.
+
+    Args:
+        family: of the teacher.
+        teacher: may lie on the meta device.
+        config: how it samples, and in which dtype.
+        solver_steps: of the flow map.
+        batch_size: pairs made at once.
+
+    Returns:
+        One `StepWork` an AR step; None for a family that is not counted here, another package's.
+    """
+    count = _TRANSFORMERS.get(family)
+    if count is None:
+        return None
+    item_bytes = FLOAT32_BYTES if config.dtype == "float32" else 2
+    transformer = count(teacher.transformer.config, config.guidance_scale, batch_size, item_bytes)
+    return [
+        StepWork(work, flow_map_work(teacher, config.top_k, solver_steps, batch_size * num_tokens))
+        for work, num_tokens in zip(transformer, teacher.layout.tokens_per_step, strict=True)
+    ]
+
+
+def flow_map_work(teacher: Teacher, top_k: int, solver_steps: int, num_rows: int) -> Work:
+    """The flow map of `num_rows` positions; of their tokens, top-k alone is taken to make some impossible."""
+    vocab_size, num_features = teacher.vocab_size, teacher.codebook_dim + 2
+    possible = min(top_k, vocab_size) if top_k else vocab_size
+    evaluations = max(1.0, EVALUATION_SHARE * solver_steps)
+    is_gathered = vocab_size >= GATHER_MIN_VOCAB and possible * GATHER_SHARE <= vocab_size
+    candidates = num_rows * (possible if is_gathered else vocab_size)
+    # Gathered rows are read by both products; the whole codebook stays in the processor's cache.
+    rows_read = 2 * num_features if is_gathered else 0
+    passes = SCORE_PASSES + rows_read
+    gathering = candidates * num_features * FLOAT32_BYTES if is_gathered else 0
+    return Work(
+        flops=evaluations * 4 * candidates * num_features,
+        num_bytes=evaluations * passes * candidates * FLOAT32_BYTES + gathering,
+        calls=evaluations * CALLS_PER_EVALUATION,
+    )
+
+
+def var_work(config: VarConfig, guidance_scale: float, batch_size: int, item_bytes: int) -> list[Work]:
+    """VAR's transformer, scale by scale; the blocks' modulations are made once, with the first one."""
+    width, depth = config.width, config.depth
+    rows = batch_size * (1 if guidance_scale == 0 else 2)
+    block_weights = 4 * width**2 + 2 * width * round(width * config.mlp_ratio)
+    modulations = 2 * rows * 6 * width**2 * (1 if config.shared_adaln else depth)
+    steps = []
+    for step, num_tokens in enumerate(config.layout.tokens_per_step):
+        length = config.layout.starts[step + 1]
+        # The first scale begins with the class and embeds no latents.
+        embedding = 2 * batch_size * num_tokens * config.codebook_dim * width if step else modulations
+        last_norm = 2 * rows * 2 * width**2
+        products = 2 * rows * num_tokens * block_weights * depth + embedding + last_norm
+        steps.append(
+            _step(
+                config, rows, batch_size * num_tokens, products, block_weights, num_tokens, length, item_bytes
+            )
+        )
+    return steps
+
+
+def llamagen_work(
+    config: LlamaGenConfig, guidance_scale: float, batch_size: int, item_bytes: int
+) -> list[Work]:
+    """LlamaGen's transformer, token by token; the first step takes the condition in."""
+    rows = batch_size * (1 if guidance_scale == 1 else 2)
+    layer_weights = 4 * config.width**2 + 3 * config.width * config.ffn_width
+    steps = []
+    for step in range(config.num_tokens):
+        queries = config.num_condition_tokens if step == 0 else 1
+        length = config.num_condition_tokens + step
+        products = 2 * rows * queries * layer_weights * config.depth
+        steps.append(_step(config, rows, batch_size, products, layer_weights, queries, length, item_bytes))
+    return steps
+
+
+def _step(
+    config: VarConfig | LlamaGenConfig,
+    rows: int,
+    num_logits: int,
+    products: float,
+    block_weights: int,
+    queries: int,
+    length: int,
+    item_bytes: int,
+) -> Work:
+    """One AR step: `products` and besides attention over `length` positions and the head, which sees no null rows."""
+    attention = 4 * config.width * rows * queries * length * config.depth
+    head_weights = config.width * config.vocab_size
+    cache = 2 * config.width * rows * length * config.depth
+    activations = ACTIVATION_PASSES * config.width * rows * queries * config.depth
+    weights = block_weights * config.depth + head_weights
+    logits = LOGIT_PASSES * num_logits * config.vocab_size
+    return Work(
+        flops=products + attention + 2 * num_logits * head_weights,
+        num_bytes=item_bytes * (weights + cache + activations) + FLOAT32_BYTES * logits,
+        calls=CALLS_PER_BLOCK * config.depth,
+    )
+
+
+_TRANSFORMERS: Mapping[str, Callable[..., list[Work]]] = {"var": var_work, "llamagen": llamagen_work}

@@ -1,0 +1,187 @@
+"""The flow map step by step: every operation on all rows of a batch, by exponential Adams of third order.
+
+See `flow_map.py` for what is solved; `triton_kernel.py` is the same as one kernel of a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from generate_pairs.flow_map.candidates import Candidates, first_argmax
+
+# A row stops when the tokens that lose hold less than this share of what they held before the flow.
+STOP_SHARE = 0.05
+
+# A candidate whose weight is this small beside the best one's counts as impossible.
+LEAST_WEIGHT = 1e-34
+CLAMPED_SCORE = math.log(LEAST_WEIGHT) - 1
+
+
+@dataclass(frozen=True)
+class MappedTokens:
+    """Where the noise went: the token of each row, and how many evaluations of D it took (both int64)."""
+
+    tokens_N: Tensor
+    num_evaluations_N: Tensor
+
+
+def solve(
+    candidates: Candidates,
+    log_p_NK: Tensor,
+    noise_NC: Tensor,
+    predictor: Sequence[Sequence[float]],
+    corrector: Sequence[Sequence[float]],
+    stop: bool,
+) -> MappedTokens:
+    """Maps rows that share a layout; steps, positions and D are in units of each row's pair scale.
+
+    Args:
+        candidates: the codebook rows of each position.
+        log_p_NK: log-probabilities, float32, the largest of each row 0.
+        noise_NC: Gaussian noise, float32.
+        predictor: weights of every step, see `adams_coefficients`.
+        corrector: likewise.
+        stop: whether a row ends as soon as its token is settled.
+    """
+    tokens_N, flow = _start(candidates, log_p_NK, noise_NC)
+    mapped = MappedTokens(tokens_N, torch.zeros_like(tokens_N))
+    buffer = torch.empty_like(flow.log_p_MK)
+    for step, (predict, correct) in enumerate(zip(predictor, corrector, strict=True)):
+        if len(flow.row_M) == 0:
+            break
+        u = (step + 1) / (len(predictor) - step)
+        guess_MC = _moved(flow.position_MC, predict, flow.history)
+        top_M, others_M, mean_MC = _evaluate(flow, guess_MC, u, buffer)
+        flow.token_M = torch.where(flow.moving_M, top_M, flow.token_M)
+        flow.num_evaluations_M += flow.moving_M
+        flow.history = (mean_MC / flow.scale_M1, *flow.history[:3])
+        flow.position_MC = _moved(flow.position_MC, correct, flow.history)
+        if stop:
+            flow.moving_M &= others_M >= flow.threshold_M
+            flow = flow.compacted(mapped)
+    flow.settle(mapped)
+    return mapped
+
+
+@dataclass
+class _Flow:
+    """The rows under way in one batch: where they stand, and D at the last nodes, newest first."""
+
+    row_M: Tensor
+    candidates: Candidates
+    log_p_MK: Tensor
+    scale_M1: Tensor
+    threshold_M: Tensor
+    position_MC: Tensor
+    history: tuple[Tensor, ...]
+    moving_M: Tensor
+    token_M: Tensor
+    num_evaluations_M: Tensor
+
+    def keep(self, rows_L: Tensor) -> _Flow:
+        """The flow of these rows only."""
+        return _Flow(
+            row_M=self.row_M[rows_L],
+            candidates=self.candidates.keep(rows_L),
+            log_p_MK=self.log_p_MK[rows_L],
+            scale_M1=self.scale_M1[rows_L],
+            threshold_M=self.threshold_M[rows_L],
+            position_MC=self.position_MC[rows_L],
+            history=tuple(mean_MC[rows_L] for mean_MC in self.history),
+            moving_M=self.moving_M[rows_L],
+            token_M=self.token_M[rows_L],
+            num_evaluations_M=self.num_evaluations_M[rows_L],
+        )
+
+    def settle(self, mapped: MappedTokens) -> None:
+        """Puts the rows' tokens where they belong."""
+        mapped.tokens_N[self.row_M] = self.token_M
+        mapped.num_evaluations_N[self.row_M] = self.num_evaluations_M
+
+    def compacted(self, mapped: MappedTokens) -> _Flow:
+        """Settles and drops the rows that have stopped, once they are enough to pay for copying the others."""
+        moving = self.moving_M.nonzero().squeeze(1)
+        if 4 * len(moving) > 3 * len(self.row_M):
+            return self
+        self.settle(mapped)
+        return self.keep(moving)
+
+
+def _start(candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor) -> tuple[Tensor, _Flow]:
+    """What is known of each row before the flow, and the flow of the rows whose token is still open.
+
+    With m the likeliest token, q = sum_{j != m} p_j (summed over the others: 1 - p_m is 0 in peaked rows) and
+    d_j = c_j - c_m, the pair scale s is the spread of two draws that differ:
+    s^2 = (sum_{j != m} p_j |d_j|^2 - |sum_{j != m} p_j d_j|^2) / (C (2 q - q^2 - sum_{j != m} p_j^2)).
+
+    Returns:
+        m (N,), the token where q = 0 or s^2 is not finite and positive, and the flow of the other rows.
+    """
+    top_N = first_argmax(log_p_NK)
+    weights_NK = _weights(log_p_NK.clone()).scatter_(1, top_N[:, None], 0.0)
+    moments_NF = candidates.moments(weights_NK)
+    total_N1 = 1 + moments_NF[:, -1:]
+    moments_NF = moments_NF / total_N1
+    first_NC, second_N, q_N = moments_NF[:, :-2], moments_NF[:, -2], moments_NF[:, -1]
+    top_NC = candidates.rows(top_N)
+    square_N = q_N * top_NC.square().sum(dim=1)
+    variance_N = second_N - 2 * (top_NC * first_NC).sum(dim=1) + square_N
+    variance_N = variance_N - (first_NC - q_N[:, None] * top_NC).square().sum(dim=1)
+    square_sum_N = (torch.linalg.vector_norm(weights_NK, dim=1) / total_N1.squeeze(1)).square()
+    pairs_N = 2 * q_N - q_N.square() - square_sum_N
+    scale_N1 = (variance_N / (noise_NC.shape[1] * pairs_N)).sqrt()[:, None]
+    # A difference of numbers that agree in all their digits is rounding, not a distance.
+    resolved_N = variance_N > 8 * torch.finfo(torch.float32).eps * (second_N + square_N)
+    is_open_N = resolved_N & torch.isfinite(scale_N1).squeeze(1)
+    mean_NC = first_NC + (1 - q_N[:, None]) * top_NC
+    flow = _Flow(
+        row_M=torch.arange(len(top_N), device=top_N.device),
+        candidates=candidates,
+        log_p_MK=log_p_NK,
+        scale_M1=scale_N1,
+        threshold_M=STOP_SHARE * q_N,
+        position_MC=noise_NC,
+        history=(mean_NC / scale_N1,),
+        moving_M=is_open_N,
+        token_M=top_N,
+        num_evaluations_M=torch.zeros_like(top_N),
+    )
+    return top_N, flow if bool(is_open_N.all()) else flow.keep(is_open_N.nonzero().squeeze(1))
+
+
+def _evaluate(flow: _Flow, position_MC: Tensor, u: float, buffer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """D = sum_j pi_j c_j, pi = softmax_j(log p_j + u <w, c_j> - u^2 |c_j|^2 / 2), u in units of 1/s.
+
+    Returns:
+        argmax pi (M,), the sum of the other pi (M,), and D (M, C).
+    """
+    rate_M1 = u / flow.scale_M1
+    query_MF = torch.cat((position_MC * rate_M1, -0.5 * rate_M1.square(), torch.zeros_like(rate_M1)), dim=1)
+    weights_MK = buffer[: len(query_MF)]
+    flow.candidates.scores(flow.log_p_MK, query_MF, weights_MK)
+    top_M = first_argmax(weights_MK)
+    top_M1 = top_M[:, None]
+    _weights(weights_MK.sub_(weights_MK.gather(1, top_M1)))
+    # The top's weight is 1. Without it, the last moment is the sum over the others, exact however small it is.
+    moments_MF = flow.candidates.moments(weights_MK.scatter_(1, top_M1, 0.0))
+    others_M1 = moments_MF[:, -1:]
+    mean_MC = (moments_MF[:, :-2] + flow.candidates.rows(top_M)) / (1 + others_M1)
+    return top_M, (others_M1 / (1 + others_M1)).squeeze(1), mean_MC
+
+
+def _weights(scores_NK: Tensor) -> Tensor:
+    """exp of scores of which the largest of each row is 0, in place; less than `LEAST_WEIGHT` is 0."""
+    # Clamped, because exp is far slower where its result is too small for a normal float32.
+    return torch.threshold_(scores_NK.clamp_(min=CLAMPED_SCORE).exp_(), LEAST_WEIGHT, 0.0)
+
+
+def _moved(position_NC: Tensor, weights: Sequence[float], history: tuple[Tensor, ...]) -> Tensor:
+    """w + sum_k weight_k D_k over the nodes that exist."""
+    for weight, mean_NC in zip(weights, history, strict=False):
+        position_NC = torch.add(position_NC, mean_NC, alpha=weight)
+    return position_NC

@@ -1,0 +1,1 @@
+"""The generation job: from a plan to committed shards, and their repair."""

@@ -1,1 +1,0 @@
-"""The small teachers that ship with the project, the digits they learn, and the program that makes them."""

@@ -1,0 +1,1 @@
+"""Published checkpoint files: download, inspection and import."""

@@ -1,0 +1,1 @@
+"""The LlamaGen family: transformer, tokenizer, teacher."""

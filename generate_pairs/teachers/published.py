@@ -1,0 +1,143 @@
+"""The table of published teachers: their shapes, their files, and where in a file the weights stand.
+
+Sources: the repositories FoundationVision/VAR and FoundationVision/LlamaGen and their pages on the Hugging Face Hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from generate_pairs.teachers.llamagen.tokenizer import IGNORED_BUFFERS as VQ_BUFFERS
+from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizerConfig
+from generate_pairs.teachers.llamagen.transformer import OFFICIAL_SIZES, LlamaGenConfig
+from generate_pairs.teachers.var.tokenizer import IGNORED_BUFFERS as VAE_BUFFERS
+from generate_pairs.teachers.var.tokenizer import VarTokenizerConfig
+from generate_pairs.teachers.var.transformer import IGNORED_BUFFERS as VAR_BUFFERS
+from generate_pairs.teachers.var.transformer import official_var
+
+Container = tuple[str, ...]
+"""Keys that lead from what a file holds to its state dict."""
+
+SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the Hugging Face Hub."""
+
+    repository: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"hf://{self.repository}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network's published weights.
+
+    Attributes:
+        file: where they are published.
+        containers: where they stand in the file, the usual place first.
+        ignored: endings of names that files carry besides and nothing here reads.
+        config: the network's shape.
+    """
+
+    file: HubFile
+    containers: tuple[Container, ...]
+    ignored: tuple[str, ...]
+    config: Any
+
+
+@dataclass(frozen=True)
+class PublishedTeacher:
+    """A teacher as its authors publish it: two files."""
+
+    family: str
+    transformer: Part
+    tokenizer: Part
+    licence: str = "MIT"
+
+
+def _var(depth: int, scales: tuple[int, ...] = SCALES_256, shared_adaln: bool = False) -> PublishedTeacher:
+    return PublishedTeacher(
+        "var",
+        Part(
+            HubFile("FoundationVision/var", f"var_d{depth}.pth"),
+            ((), ("trainer", "var_wo_ddp")),
+            VAR_BUFFERS,
+            official_var(depth, scales, shared_adaln),
+        ),
+        Part(
+            HubFile("FoundationVision/var", "vae_ch160v4096z32.pth"),
+            ((), ("trainer", "vae_local")),
+            VAE_BUFFERS,
+            VarTokenizerConfig(scales=scales, image_size=16 * scales[-1]),
+        ),
+    )
+
+
+def _llamagen(
+    size: str, image_size: int, transformer: HubFile, tokenizer: HubFile, text: bool = False
+) -> PublishedTeacher:
+    config = LlamaGenConfig(
+        *OFFICIAL_SIZES[size],
+        vocab_size=16384,
+        num_tokens=(image_size // 16) ** 2,
+        num_classes=1000,
+        condition="text" if text else "class",
+        num_condition_tokens=120 if text else 1,
+    )
+    return PublishedTeacher(
+        "llamagen",
+        # The two largest class-conditional files are bare state dicts.
+        Part(transformer, (("model",), ("module",), ("state_dict",), ()), (), config),
+        Part(tokenizer, (("model",),), VQ_BUFFERS, LlamaGenTokenizerConfig(image_size=image_size)),
+    )
+
+
+def _class_conditional(size: str, image_size: int) -> PublishedTeacher:
+    repository = "FoundationVision/LlamaGen"
+    return _llamagen(
+        size,
+        image_size,
+        HubFile(repository, f"c2i_{size}_{image_size}.pt"),
+        HubFile(repository, "vq_ds16_c2i.pt"),
+    )
+
+
+def _text_conditional(image_size: int, stage: int) -> PublishedTeacher:
+    repository = "peizesun/llamagen_t2i"
+    return _llamagen(
+        "XL",
+        image_size,
+        HubFile(repository, f"t2i_XL_stage{stage}_{image_size}.pt"),
+        HubFile(repository, "vq_ds16_t2i.pt"),
+        text=True,
+    )
+
+
+TEACHERS: Mapping[str, PublishedTeacher] = {
+    **{f"var-d{depth}": _var(depth) for depth in (16, 20, 24, 30)},
+    "var-d36-512": _var(36, SCALES_512, shared_adaln=True),
+    **{f"llamagen-{size.lower()}-256": _class_conditional(size, 256) for size in ("B", "L")},
+    **{
+        f"llamagen-{size.lower()}-384": _class_conditional(size, 384)
+        for size in ("B", "L", "XL", "XXL", "3B")
+    },
+    "llamagen-t2i-256": _text_conditional(256, stage=1),
+    "llamagen-t2i-512": _text_conditional(512, stage=2),
+}
+"""By the names that `onestep teachers import --as` takes. Files of one size at 256 and at 384 pixels hold tensors of
+the same shapes, so only a person can tell them apart."""
+
+VQ8 = Part(
+    HubFile("FoundationVision/LlamaGen", "vq_ds8_c2i.pt"),
+    (("model",),),
+    VQ_BUFFERS,
+    LlamaGenTokenizerConfig(ch_mult=(1, 2, 2, 4)),
+)
+"""LlamaGen's tokenizer of half the downsampling; no transformer over it is published."""

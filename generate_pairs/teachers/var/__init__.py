@@ -1,0 +1,1 @@
+"""The VAR family: transformer, tokenizer, teacher."""

@@ -1,0 +1,145 @@
+"""The small text encoders: those that ship, those that were trained here, and one with random weights for trials."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from generate_pairs.config import ENCODERS, TINY
+from generate_pairs.teachers.checkpoints import load_strictly
+from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.tiny_random import drawn
+from generate_pairs.text.base import Encoded, TextEncoder
+from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, padded
+from shards.core.errors import Failed, Refused
+from shards.storage.files import commit_file, sha256_bytes, sha256_file
+from shards.storage.paths import expanded
+
+HEADER = "onestep_text_encoder"
+
+
+class SmallEncoder(TextEncoder):
+    """A `SmallT5` behind the interface that all text encoders have."""
+
+    def __init__(self, name: str, sha256: str, model: SmallT5, max_tokens: int) -> None:
+        self.name = name
+        self.sha256 = sha256
+        self.max_tokens = max_tokens
+        self._model = model.eval().requires_grad_(False)
+        self._tokens = Tokens(model.config)
+
+    @property
+    def dim(self) -> int:
+        return self._model.config.width
+
+    @torch.inference_mode()
+    def encode(self, captions: Sequence[str]) -> list[Encoded]:
+        """As in the base class.
+
+        Raises:
+            Failed: a feature is too large for float16.
+        """
+        lists = [self._tokens(caption) for caption in captions]
+        tokens_BT = padded(lists, self.max_tokens).to(self._model.shared.weight.device)
+        features_BTE = self._model(tokens_BT).half().cpu()
+        if not torch.isfinite(features_BTE[tokens_BT.cpu() != PADDING]).all():
+            raise Failed(f"the text encoder {self.name} gives features that float16 cannot hold")
+        return [
+            Encoded(features_TE[: min(len(tokens), self.max_tokens)].clone(), len(tokens))
+            for features_TE, tokens in zip(features_BTE, lists, strict=True)
+        ]
+
+    @classmethod
+    def load(cls, name: str, *, max_tokens: int, dtype: torch.dtype, device: torch.device | str) -> Self:
+        """An encoder that ships, by its name; a file that `save_encoder` wrote; or `tiny-random/E`, of E features.
+
+        Args:
+            name: which one.
+            max_tokens: longer captions are cut.
+            dtype: of its weights and its arithmetic.
+            device: where it computes.
+
+        Raises:
+            Refused: there is none, or the file is none of an encoder's.
+        """
+        model, sha256 = _found(name)
+        return cls(name, sha256, model.to(device, dtype), max_tokens)
+
+
+def describe(name: str) -> tuple[str, int]:
+    """sha256 and number of features of an encoder. Raises as `SmallEncoder.load`."""
+    model, sha256 = _found(name)
+    return sha256, model.config.width
+
+
+def _found(name: str) -> tuple[SmallT5, str]:
+    if not name.startswith(TINY):
+        path = (
+            expanded("captions.encoder", name)
+            if name.endswith(".safetensors")
+            else ENCODERS / f"{name}.safetensors"
+        )
+        return _read(path), sha256_file(path)
+    width = name.removeprefix(TINY)
+    if not width.isdecimal() or not int(width):
+        raise Refused(
+            f"captions.encoder: {name} should be {TINY} and the number of features, as in {TINY}2048"
+        )
+    model = tiny_random(int(width))
+    return model, sha256_bytes(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values()))
+
+
+def embedded_names() -> tuple[str, ...]:
+    """Names of the text encoders that ship."""
+    return tuple(sorted(path.stem for path in ENCODERS.glob("*.safetensors")))
+
+
+def tiny_random(width: int) -> SmallT5:
+    """An encoder of bytes with random weights, the same whenever it is asked for."""
+    with blank():
+        model = SmallT5(SmallT5Config(width, depth=1, num_heads=2, head_dim=16, ffn_width=32))
+    weights = {name: drawn(name, tensor) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def save_encoder(model: SmallT5, path: Path, about: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Write an encoder as one file.
+
+    Args:
+        model: what to write.
+        path: of the file.
+        about: how it was made.
+        dtype: of the stored tensors.
+    """
+    header = {"config": asdict(model.config), "about": dict(about)}
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {HEADER: json.dumps(header, sort_keys=True)}
+    commit_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def _read(path: Path) -> SmallT5:
+    if not path.is_file():
+        raise Refused(f"captions.encoder: there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            config = SmallT5Config(**{**header["config"], "words": tuple(header["config"]["words"])})
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise Refused(
+            f"captions.encoder: {path} is no text encoder of this project ({error}): one that was trained with "
+            "its teacher, a folder of a T5, or hf://OWNER/REPOSITORY"
+        ) from error
+    with blank():
+        model = SmallT5(config)
+    load_strictly(model, tensors, path)
+    return model

@@ -1,0 +1,49 @@
+"""Training an embedded teacher from nothing: seeded, loadable, and learning something; the recipes shrunk to seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from generate_pairs.digits import train_teachers as train
+from generate_pairs.teachers.checkpoints import load_teacher
+from shards.core.errors import Refused
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-64", "digits-text", "digits-var"])
+def test_a_seed_gives_one_teacher(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = train.RECIPES[name]
+    short = replace(
+        recipe,
+        copies=0,
+        tokenizer_phase=replace(recipe.tokenizer_phase, num_steps=15, batch_size=16),
+        transformer_phase=replace(recipe.transformer_phase, num_steps=15, batch_size=16),
+    )
+    monkeypatch.setattr(train, "RECIPES", {name: short})
+    monkeypatch.setattr(train, "REPORT_INTERVAL", 15)
+    told: list[tuple[int, int]] = []
+    threads = torch.get_num_threads()
+    for seed, file in ((0, "a"), (0, "b"), (1, "c")):
+        out = tmp_path / f"{file}.safetensors"
+        train.train_teacher(name, out, seed, lambda done, total, _: told.append((done, total)))
+    a, b, c = ((tmp_path / f"{file}.safetensors").read_bytes() for file in "abc")
+    assert a == b != c
+    assert told[:2] == [(15, 30), (30, 30)]
+    assert torch.get_num_threads() == threads
+    loaded = load_teacher(str(tmp_path / "a.safetensors"))
+    assert loaded.about["seed"] == 0
+    assert loaded.teacher.layout.num_tokens == {"digits-64": 64, "digits-var": 21}.get(name, 16)
+    encoders = sorted(path.name for path in tmp_path.glob("*.encoder.safetensors"))
+    assert encoders == (
+        ["a.encoder.safetensors", "b.encoder.safetensors", "c.encoder.safetensors"] if recipe.encoder else []
+    )
+    if recipe.encoder:
+        assert (tmp_path / encoders[0]).read_bytes() == (tmp_path / encoders[1]).read_bytes()
+
+
+def test_an_unknown_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="digits, digits-64, digits-text, digits-var"):
+        train.train_teacher("letters", tmp_path / "x.safetensors", 0, lambda *_: None)

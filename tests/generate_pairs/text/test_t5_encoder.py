@@ -1,0 +1,176 @@
+"""T5 through transformers: the features of LlamaGen's sampler, and folders that hold something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from generate_pairs.text.pretrained import folder_sha256
+from generate_pairs.text.t5_encoder import T5Encoder, describe
+from shards.core.errors import Failed, Refused
+
+transformers = pytest.importorskip("transformers")
+
+CAPTIONS = ["A photo of a cat ", "", 'a "quoted" 🦘', "قطة على سجادة", "two\nlines", "x" * 10_000]
+
+
+WriteT5 = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def write_t5(text_models: ModuleType) -> WriteT5:
+    return text_models.write_t5
+
+
+@pytest.fixture(scope="module")
+def folder(write_t5: WriteT5, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_t5(tmp_path_factory.mktemp("t5"), 16)
+
+
+def load(folder: Path, max_tokens: int = 120, dtype: torch.dtype = torch.float32) -> T5Encoder:
+    return T5Encoder.load(str(folder), max_tokens=max_tokens, dtype=dtype, device="cpu")
+
+
+@torch.no_grad()
+def test_features_are_those_of_the_official_sampler(folder: Path) -> None:
+    """Padded to 120 and masked by transformers itself; what is padding there is not here."""
+    model = transformers.T5EncoderModel.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    given = tokenizer(
+        [caption.lower().strip() for caption in CAPTIONS],
+        max_length=120,
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+    )
+    expected = model(**given).last_hidden_state
+    found = load(folder).encode(CAPTIONS)
+    assert [each.num_tokens for each in found] == [17, 1, 16, 25, 10, 10_001]
+    for each, row, mask in zip(found, expected, given["attention_mask"].bool(), strict=True):
+        assert each.features_TE.dtype == torch.float16
+        torch.testing.assert_close(each.features_TE.float(), row[mask], rtol=1e-3, atol=2e-3)
+    assert expected[given["attention_mask"].bool()].abs().mean() > 0.1
+
+
+def test_a_caption_has_the_same_features_in_any_company(folder: Path) -> None:
+    encoder = load(folder)
+    for caption, together in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
+        (alone,) = encoder.encode([caption])
+        torch.testing.assert_close(alone.features_TE, together.features_TE, rtol=2e-3, atol=2e-3)
+
+
+def test_longer_captions_are_cut_and_keep_their_end(folder: Path) -> None:
+    (cut,) = load(folder, max_tokens=5).encode(["abcdefgh"])
+    (short,) = load(folder).encode(["abcd"])
+    assert (len(cut.features_TE), cut.num_tokens) == (5, 9)
+    torch.testing.assert_close(cut.features_TE, short.features_TE, rtol=2e-3, atol=2e-3)
+
+
+def test_computes_in_bfloat16(folder: Path) -> None:
+    exact, rounded = (
+        load(folder, dtype=dtype).encode(CAPTIONS[:1])[0] for dtype in (torch.float32, torch.bfloat16)
+    )
+    difference = (exact.features_TE - rounded.features_TE).abs().max()
+    assert 0 < difference < 0.1
+
+
+def test_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load(folder).encode(CAPTIONS)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_decoder_of_a_whole_t5_is_left_alone(write_t5: WriteT5, tmp_path: Path) -> None:
+    encoder = load(write_t5(tmp_path, 16, whole=True))
+    assert encoder.dim == 16
+    assert len(encoder.encode(["a"])) == 1
+
+
+def test_refuses_features_that_float16_cannot_hold(write_t5: WriteT5, tmp_path: Path) -> None:
+    folder = write_t5(tmp_path, 16)
+    model = transformers.T5EncoderModel.from_pretrained(folder)
+    torch.nn.init.constant_(model.encoder.final_layer_norm.weight, 1e7)
+    model.save_pretrained(folder)
+    with pytest.raises(Failed, match="features of 'a cat' that float16 cannot hold"):
+        load(folder).encode(["a cat"])
+
+
+def test_sha256_is_of_the_content_alone(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    assert describe(str(copy)) == describe(str(folder)) == (load(folder).sha256, 16)
+    (copy / "README.md").write_text("more")
+    assert folder_sha256(copy) == folder_sha256(folder)
+    for name in ("model.safetensors", "config.json", "tokenizer_config.json"):
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content + b" ")
+        assert folder_sha256(copy) != folder_sha256(folder)
+        (copy / name).write_bytes(content)
+
+
+def test_refuses_folders_of_something_else(write_t5: WriteT5, folder: Path, tmp_path: Path) -> None:
+    def refused(name: Path | str, message: str) -> None:
+        with pytest.raises(Refused, match=message):
+            T5Encoder.load(str(name), max_tokens=8, dtype=torch.float32, device="cpu")
+
+    refused(
+        tmp_path / "nowhere",
+        r"captions\.encoder: there is no folder .*nowhere; a repository is written hf://",
+    )
+    refused(tmp_path, "holds no model: it has no config.json")
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    refused(other, "holds a model of type 'bert', not of 't5'")
+    (other / "config.json").write_text("{")
+    refused(other, r"config\.json is not JSON")
+    wider = Path(shutil.copytree(folder, tmp_path / "wider"))
+    (wider / "config.json").write_text(json.dumps({**config, "num_layers": 2}))
+    refused(wider, "do not fit its config.json: missing encoder.block.1")
+    mute = Path(shutil.copytree(folder, tmp_path / "mute"))
+    (mute / "tokenizer_config.json").unlink()
+    refused(mute, "holds no tokenizer: neither tokenizer.json nor spiece.model")
+    fewer = write_t5(tmp_path / "fewer", 16, vocab_size=100)
+    refused(fewer, "the tokenizer in .*fewer is not the one of its model")
+    cut = Path(shutil.copytree(folder, tmp_path / "cut"))
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(cut, "transformers cannot read")
+    weights.rename(cut / "pytorch_model.bin")
+    refused(cut, "no weights as safetensors, only pickled ones")
+
+
+def test_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(Refused, match=r"pip install 'onestep\[text\]'"):
+        load(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_refused_when_planning(folder: Path, tmp_path: Path) -> None:
+    """Added later, it would change the encoder's sha256, and the data set with it."""
+    other = Path(shutil.copytree(folder, tmp_path / "t5"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
+        (other / name).unlink(missing_ok=True)
+    with pytest.raises(Refused, match=f"{other} holds no tokenizer"):
+        describe(str(other))
+
+
+@pytest.mark.parametrize("width", [None, "x"])
+def test_a_config_without_its_width_is_refused(folder: Path, tmp_path: Path, width: object) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "t5"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"d_model": width}))
+    with pytest.raises(Refused, match=r"for d_model, which should be a whole number"):
+        describe(str(other))
+
+
+def test_weights_of_another_shape_are_named(folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "t5"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"d_ff": 32}))
+    with pytest.raises(Refused, match=r"another shape of encoder\.block\.0\.layer\.1\."):
+        load(other)
