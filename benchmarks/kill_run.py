@@ -20,7 +20,7 @@ import pyarrow.parquet
 from killable_run import KillableRun, refuse_touched
 from script import Script, markdown
 
-from distill.metrics import CLOCK_COLUMNS
+from distill.training.metrics import CLOCK_COLUMNS
 from pipeline.config import compose
 from pipeline.options import FolderPath, preset_argument, set_option
 from pipeline.run_dir import RunDir

@@ -27,7 +27,7 @@ import psutil
 from killable_run import EXPORT, POLL_SECONDS
 from script import Script, markdown
 
-from distill.metrics import CLOCK_COLUMNS, read_metrics
+from distill.training.metrics import CLOCK_COLUMNS, read_metrics
 from pipeline.options import FolderPath, num_steps_option, preset_argument, set_option
 from shards.core.errors import Failed, Refused
 from shards.storage.files import list_names, sha256_file

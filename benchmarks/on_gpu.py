@@ -27,11 +27,11 @@ from script import Script, markdown
 from torch import Tensor
 
 from distill.config import DistillConfig
-from distill.memory import MemoryNeed
-from distill.ranks import Ranks
-from distill.sampler import most_at_once, sample_sequence
-from distill.student import Student
-from distill.training import Training
+from distill.student.sampler import most_at_once, sample_sequence
+from distill.student.student import Student
+from distill.training.distributed import Ranks
+from distill.training.memory import MemoryNeed
+from distill.training.state import Training
 from generate_pairs.config import TeacherConfig
 from generate_pairs.flow_map.closed_form import default_num_steps
 from generate_pairs.flow_map.flow_map import FlowMap

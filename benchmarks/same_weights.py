@@ -13,8 +13,8 @@ from official_code import (
 )
 from torch import nn
 
-from distill.student_llamagen import LlamaGenStudent
-from distill.student_var import VarStudent
+from distill.student.llamagen import LlamaGenStudent
+from distill.student.var import VarStudent
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.llamagen.teacher import LlamaGenTeacher
 from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig

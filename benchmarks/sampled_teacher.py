@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.methods import TEACHER_STREAM
-from distill.protocols import Judge
-from distill.sampler import BATCH_SIZE, sampling_noise
+from distill.evaluation.scorer import Judge
+from distill.sampling.methods import TEACHER_STREAM
+from distill.student.sampler import BATCH_SIZE, sampling_noise
 from generate_pairs.digits.dataset import DigitsSplit
 from generate_pairs.flow_map.closed_form import default_num_steps
 from generate_pairs.flow_map.flow_map import FlowMap

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distill.student import Student
+    from distill.student.student import Student
 
 __all__ = ["Student"]
 
 
 def __getattr__(name: str) -> type[Student]:
     if name == "Student":
-        from distill.student import Student
+        from distill.student.student import Student
 
         return Student
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

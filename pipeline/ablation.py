@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.checks import check_distillation
-from distill.protocols import check_evaluation
-from distill.student import build_network
+from distill.evaluation.protocols import check_evaluation
+from distill.student.networks import build_network
+from distill.training.preflight import check_distillation
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher
 from generate_pairs.teachers.meta_device import blank

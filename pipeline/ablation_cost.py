@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from distill.checkpoint import refuse_other_training
-from distill.ranks import joined_ranks
-from distill.training import Training
+from distill.training.checkpoint import refuse_other_training
+from distill.training.distributed import joined_ranks
+from distill.training.state import Training
 from generate_pairs.compute.threads import computing_threads
 from pipeline.ablation import Ablation
 from pipeline.cell import Look

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.metrics import join_metrics
-from distill.scores import StudentScores
-from distill.trainer import Watch, train
-from distill.training import Training
+from distill.evaluation.curve_scores import StudentScores
+from distill.training.metrics import join_metrics
+from distill.training.state import Training
+from distill.training.trainer import Watch, train
 from pipeline.config import RunConfig
 from pipeline.progress import teller
 from pipeline.report import write_report
@@ -97,7 +97,7 @@ def run_cell(
         should_stop: asked after every step.
 
     Raises:
-        Refused, Failed, Stopped: as `distill.trainer.train`; what is finished is kept.
+        Refused, Failed, Stopped: as `distill.training.trainer.train`; what is finished is kept.
     """
     cell = CellDir(root)
     check(root, config)

@@ -107,7 +107,8 @@ def command(
         )
     view = Manifest.open(pairs).view(size)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
-    from distill.trainer import refuse_training, train, training_plan
+    from distill.training.preflight import refuse_training, training_plan
+    from distill.training.trainer import train
     from generate_pairs.generation.plan import refuse_other_pairs
     from generate_pairs.teachers.checkpoints import load_teacher
 

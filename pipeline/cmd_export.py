@@ -35,9 +35,9 @@ def command(student: Path, layout: str, out: Path) -> None:
     Example:
       onestep export runs/var-d16/student --format official --out var-d16.pth
     """
-    from distill.export import read_export_config
-    from distill.published import export_official, official_suffix
-    from distill.student import Student
+    from distill.student.export import read_export_config
+    from distill.student.published import export_official, official_suffix
+    from distill.student.student import Student
     from shards.core.errors import Refused
 
     family = read_export_config(student).family

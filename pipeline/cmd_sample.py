@@ -11,9 +11,9 @@ from pipeline.options import MAX_SEED, StudentPath, comma_separated, dry_run_opt
 
 if TYPE_CHECKING:
     from distill.config import NoiseWeight
-    from distill.image_store import ImageStore, Request
-    from distill.sampling import Method
-    from distill.student import Student
+    from distill.sampling.image_store import ImageStore, Request
+    from distill.sampling.method_spec import Method
+    from distill.student.student import Student
 
 IMAGES_PER_LABEL = 8
 DEFAULT_LABELS = 10
@@ -176,16 +176,16 @@ def command(
     import numpy as np
 
     from distill.config import misfit
-    from distill.export import CONFIG_FILE, export_folder, read_export_config
-    from distill.sampler import check_labels, most_at_once
-    from distill.sampling import make_images, open_method, sample_request, teacher_for, tell_captions
-    from distill.student import Student
-    from distill.trainer import refuse_unwritable
+    from distill.sampling.job import make_images, open_method, sample_request, teacher_for
+    from distill.student.export import CONFIG_FILE, export_folder, read_export_config
+    from distill.student.sampler import check_labels, most_at_once
+    from distill.student.student import Student, tell_captions
     from generate_pairs.compute.devices import chosen_device
     from generate_pairs.text.encoders import described
     from pipeline.progress import progress
     from pipeline.signals import stopping
     from shards.core.errors import Refused
+    from shards.storage.files import refuse_unwritable
 
     shape = Student.shape_of(student)
     listed = captions_of(shape, prompts, captions, column)
@@ -279,8 +279,8 @@ def chosen_method(
     Raises:
         Refused: the student or its teacher cannot do it.
     """
-    from distill.sampler import check_timesteps, first_timesteps
-    from distill.sampling import Method
+    from distill.sampling.method_spec import Method
+    from distill.student.sampler import check_timesteps, first_timesteps
 
     if name is not None:
         return Method.parse(name, student)
@@ -295,7 +295,7 @@ def open_store(out: Path, request: Request, num_labels: int) -> ImageStore:
     Raises:
         Refused: something else is there.
     """
-    from distill.image_store import Grid, ImageFolder, NpzFile
+    from distill.sampling.image_store import Grid, ImageFolder, NpzFile
 
     if out.suffix == ".png":
         columns = num_labels if 1 < num_labels <= MOST_COLUMNS else IMAGES_PER_LABEL

@@ -23,7 +23,7 @@ def command() -> None:
 @command.command("list")
 def list_students() -> None:
     """List the published students: their teachers, timesteps, splits and files."""
-    from distill.published import STUDENTS
+    from distill.student.published import STUDENTS
 
     for name, published in STUDENTS.items():
         timesteps = ",".join(map(str, published.timesteps))
@@ -47,7 +47,7 @@ def import_student(files: tuple[str, ...], name: str, out: Path) -> None:
     FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub; without any, both are taken from there
     (pip install 'onestep[hub]'). The folder is what `onestep distill` makes, and `onestep sample` draws from it.
     """
-    from distill.published import import_student as bring_in
+    from distill.student.published import import_student as bring_in
 
     bring_in(files, name, out)
     click.echo(f"{out}: draw from it with `onestep sample {out} --steps 1 --out FILE`")

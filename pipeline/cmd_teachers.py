@@ -96,7 +96,7 @@ def inspect_file(file: str) -> None:
 
     Exit code 1 where it fits none.
     """
-    from distill.published import networks
+    from distill.student.published import networks
     from generate_pairs.teachers.importing.checkpoint_file import local_file
     from generate_pairs.teachers.importing.inspect import in_words, inspect
 
@@ -130,10 +130,10 @@ def train_teacher(name: str, out: Path, seed: int) -> None:
     """
     if out.suffix != ".safetensors":
         raise click.BadParameter(f"{out} must end in .safetensors", param_hint="--out")
-    from distill.trainer import refuse_unwritable
     from generate_pairs.digits.train_teachers import train_teacher as train
     from pipeline.progress import progress
     from pipeline.signals import all_or_nothing
+    from shards.storage.files import refuse_unwritable
 
     refuse_unwritable(out.parent)
     with all_or_nothing(), progress(name, "steps") as report:

@@ -60,9 +60,9 @@ def planned(run_dir: RunDir, asked: EvaluationConfig, file: Path) -> list[str]:
     Raises:
         Refused: something that the evaluation needs is missing.
     """
-    from distill.protocols import check_clip, check_evaluation
-    from distill.student import Student
-    from distill.unfinished import FOLDER
+    from distill.evaluation.partial_results import FOLDER
+    from distill.evaluation.protocols import check_clip, check_evaluation
+    from distill.student.student import Student
 
     student = Student.from_pretrained(run_dir.student)
     check_evaluation(asked, student.tokenizer.image_shape)

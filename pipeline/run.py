@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from distill.checkpoint import refuse_other_training
-from distill.checks import check_distillation
 from distill.config import EvaluationConfig
-from distill.evaluation import EVALUATION_FILE, evaluate
-from distill.metrics import join_metrics
-from distill.protocols import check_clip, check_evaluation
-from distill.student import student_of
-from distill.trainer import train, training_plan
+from distill.evaluation.evaluate import EVALUATION_FILE, evaluate
+from distill.evaluation.protocols import check_clip, check_evaluation
+from distill.student.networks import student_of
+from distill.training.checkpoint import refuse_other_training
+from distill.training.metrics import join_metrics
+from distill.training.preflight import check_distillation, training_plan
+from distill.training.trainer import train
 from generate_pairs.generation.generate import generate
 from generate_pairs.generation.plan import GenerationPlan, plan_generation
 from generate_pairs.teachers.base import TokenLayout

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill import timing
+from distill.evaluation import timing
 from generate_pairs.config import GenerateConfig
 from generate_pairs.generation.generate import generate
 from generate_pairs.teachers.checkpoints import save_teacher
@@ -84,7 +84,7 @@ TRANSFORMERS = {
 
 
 BRIEF_TIMING = {"ROUNDS": 2, "SECONDS_A_TURN": 0.001}
-"""Of `distill.timing`: how long methods take is of no interest to a test."""
+"""Of `distill.evaluation.timing`: how long methods take is of no interest to a test."""
 
 GOLDEN_RATIOS = "worst difference over tolerance of golden cases"
 """Under this name a test's report carries those that it checked."""
@@ -197,7 +197,7 @@ def published(
     family: str, published_files: ModuleType, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Any:
     """A `published_files.Published`: in both tables stand a small teacher and its student, and nothing else."""
-    from distill.published import STUDENTS
+    from distill.student.published import STUDENTS
     from generate_pairs.teachers.published import TEACHERS
 
     parts = family_of(family)

@@ -23,14 +23,15 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from distill.config import TrainConfig
-from distill.gradients import Gradients
-from distill.losses import Asked, Share
-from distill.optimizer import Optimizer, update_ema
-from distill.ranks import Ranks
-from distill.sampler import sample_sequence
-from distill.student import Student
-from distill.targets import trajectory_states
-from distill.teacher_involved import PreTrained, sample_teacher_involved
+from distill.objective.losses import Asked, Share
+from distill.objective.targets import trajectory_states
+from distill.sampling.method_spec import PreTrained
+from distill.sampling.teacher_involved import sample_teacher_involved
+from distill.student.sampler import sample_sequence
+from distill.student.student import Student
+from distill.training.distributed import Ranks
+from distill.training.gradients import Gradients
+from distill.training.optimizers import Optimizer, update_ema
 from generate_pairs.teachers.base import TextCondition
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings

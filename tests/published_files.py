@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.published import STUDENTS, PublishedStudent
-from distill.student import build_network
+from distill.student.networks import build_network
+from distill.student.published import STUDENTS, PublishedStudent
 from generate_pairs.teachers.published import TEACHERS, PublishedTeacher
 from generate_pairs.teachers.registry import family_of
 

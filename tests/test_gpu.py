@@ -16,13 +16,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from distill.config import DistillConfig
-from distill.memory import MemoryNeed
-from distill.metrics import CLOCK_COLUMNS, read_metrics
-from distill.ranks import BUCKET_BYTES, Ranks, joined_ranks
-from distill.sampler import sample_images
-from distill.student import Student
-from distill.trainer import train
-from distill.training import Training
+from distill.student.sampler import sample_images
+from distill.student.student import Student
+from distill.training.distributed import BUCKET_BYTES, Ranks, joined_ranks
+from distill.training.memory import MemoryNeed
+from distill.training.metrics import CLOCK_COLUMNS, read_metrics
+from distill.training.state import Training
+from distill.training.trainer import train
 from generate_pairs.config import GenerateConfig
 from generate_pairs.flow_map.flow_map import FlowMap, kernel_is_possible
 from generate_pairs.generation.generate import generate

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,28 +13,12 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
 """From the bottom to the top."""
 
-FOR_DISTILL = (
-    "generate_pairs.teachers",
-    "generate_pairs.text",
-    "generate_pairs.trajectory",
-    "generate_pairs.flow_map",
-    "generate_pairs.compute",
-    "generate_pairs.digits",
-)
-"""What stage two takes from stage one: the teachers and the walk over them, never the job."""
+NOT_FOR_DISTILL = ("generate_pairs.generation", "generate_pairs.cluster")
+"""The generation job: stage two takes teachers, walk and map from stage one, and never this."""
 
-NOT_FOR_TRAINING = (
-    *(
-        "distill.clip_score",
-        "distill.features",
-        "distill.inception",
-        "distill.protocols",
-        "distill.references",
-        "distill.evaluation",
-    ),
-    "generate_pairs.digits.dataset",
-)
-"""What judges a student, and the real images: nothing of it may enter a loss."""
+TRAINING = ("distill.training", "distill.objective")
+NOT_FOR_TRAINING = ("distill.evaluation", "distill.sampling", "generate_pairs.digits")
+"""What scores a student, and real images: nothing of it may influence training."""
 
 
 def module_name(path: Path) -> str:
@@ -62,10 +47,10 @@ def imports(module: str) -> set[str]:
     return {name if name in MODULES else name.rpartition(".")[0] for name in names}
 
 
-def reached_from(module: str) -> set[str]:
-    """Everything that a module ever brings in: its packages, and what they and it import, to the end."""
+def reached_from(modules: Iterable[str]) -> set[str]:
+    """Every module that these import, directly or through others, and the packages that contain them."""
     reached: set[str] = set()
-    waiting = {module}
+    waiting = set(modules)
     while waiting:
         name = waiting.pop()
         reached.add(name)
@@ -78,6 +63,12 @@ def within(name: str, roots: tuple[str, ...]) -> bool:
     return any(name == root or name.startswith(f"{root}.") for root in roots)
 
 
+def modules_of(*roots: str) -> list[str]:
+    found = [name for name in MODULES if within(name, roots)]
+    assert found, f"no module is in {roots}"
+    return found
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down_only(module: str) -> None:
     package = module.split(".")[0]
@@ -85,15 +76,23 @@ def test_imports_go_down_only(module: str) -> None:
     assert {name for name in imports(module) if not within(name, allowed)} == set()
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if within(name, ("distill",))])
-def test_distill_takes_the_teachers_and_the_walk_only(module: str) -> None:
-    taken = {name for name in imports(module) if within(name, ("generate_pairs",))}
-    assert {name for name in taken if not within(name, FOR_DISTILL)} == set()
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: imports(name) - {name} for name in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
 
 
-def test_training_never_meets_what_judges_it() -> None:
-    reached = reached_from("distill.trainer")
-    assert "distill.losses" in reached
+def test_distill_never_reaches_the_generation_job() -> None:
+    reached = reached_from(modules_of("distill"))
+    assert "generate_pairs.trajectory" in reached
+    assert {name for name in reached if within(name, NOT_FOR_DISTILL)} == set()
+
+
+def test_training_never_reaches_what_scores_a_student() -> None:
+    reached = reached_from(modules_of(*TRAINING))
+    assert {"distill.objective.losses", "distill.training.trainer"} <= reached
     assert {name for name in reached if within(name, NOT_FOR_TRAINING)} == set()
 
 

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.sampler import sample_images
-from distill.student import Student
+from distill.student.sampler import sample_images
+from distill.student.student import Student
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.trajectory import Force, walk
 from pipeline.config import compose
@@ -211,7 +211,7 @@ def test_a_family_that_is_not_installed_is_refused(place: Place) -> None:
 def test_a_family_without_a_student_is_refused_before_any_pair(
     place: Place, module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("distill.student.ENTRY_POINTS", "onestep.no-such-group")
+    monkeypatch.setattr("distill.student.networks.ENTRY_POINTS", "onestep.no-such-group")
     config = compose(str(place.folder / "mine.toml"), [f"teacher.name={place.teacher}"])
     message = "no student is called 'grid-gru': there are llamagen, var. .* group onestep.no-such-group"
     with pytest.raises(Refused, match=message):

@@ -19,7 +19,7 @@ DATA = {
     "generate_pairs/teachers/weights/digits-text.safetensors",
     "generate_pairs/teachers/weights/digits-var.safetensors",
     "generate_pairs/text/weights/digits.safetensors",
-    "distill/weights/digits-classifier.safetensors",
+    "distill/evaluation/feature_extractors/weights/digits-classifier.safetensors",
     *(
         f"pipeline/presets/{name}.toml"
         for name in (

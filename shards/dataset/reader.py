@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from shards.core.errors import Failed
+from shards.dataset.manifest import View
 from shards.dataset.manifest_row import ManifestRow, shard_path
 from shards.format.caption_members import first_blocks, read_texts, sample_rows
 from shards.format.content_rules import broken_rules, foreign_noise
@@ -183,3 +186,11 @@ def regenerated_noise(spec: PairSpec, row: ManifestRow, rows: Array) -> Array:
             "has another checksum than the noise that was mapped"
         )
     return noise_BLC
+
+
+def pairs_of(root: Location, view: View) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens (B, L) and labels (B,) of a view's pairs, int64, a shard at a time, in order."""
+    for row in view.rows:
+        pairs = read_shard(root, view.spec, row)
+        kept = pairs.take((pairs.index_B >= view.first) & (pairs.index_B < view.first + view.size))
+        yield torch.from_numpy(kept.tokens_BL.astype("int64")), torch.from_numpy(kept.label_B)

@@ -274,3 +274,15 @@ def _explained(action: str, path: Path) -> Iterator[None]:
                 f"cannot {action} {path}: {error.strerror}; choose a place where you may {action}"
             ) from error
         raise Failed(f"cannot {action} {path}: {error.strerror or error}") from error
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Find out that a folder cannot be written to before there is anything to write.
+
+    Raises:
+        Refused: nothing can be put there.
+        Failed: the disk is full.
+    """
+    probe = folder / ".probe"
+    commit_bytes(probe, b"")
+    remove(probe)

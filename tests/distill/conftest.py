@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from distill.metrics import CLOCK_COLUMNS, read_metrics
+from distill.training.metrics import CLOCK_COLUMNS, read_metrics
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
@@ -76,7 +76,7 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def forked(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
     with subprocess.Popen(
-        [sys.executable, str(HERE / "forked_ranks.py")],
+        [sys.executable, str(HERE / "training" / "forked_ranks.py")],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -227,14 +227,16 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
     monkeypatch.setattr("generate_pairs.teachers.checkpoints.load_teacher", lambda name: name)
     _fake_module(
         monkeypatch,
-        "distill.trainer",
+        "distill.training.trainer",
         refuse_training=made.refuse_training,
         refuse_unwritable=lambda folder: None,
         train=made.train,
         training_plan=lambda config, size, loaded=None: [f"{config.train.num_steps} steps on {size} pairs"],
     )
-    _fake_module(monkeypatch, "distill.metrics", join_metrics=made.join_metrics)
-    _fake_module(monkeypatch, "distill.evaluation", evaluate=made.evaluate, EVALUATION_FILE="evaluation.json")
+    _fake_module(monkeypatch, "distill.training.metrics", join_metrics=made.join_metrics)
+    _fake_module(
+        monkeypatch, "distill.evaluation.evaluate", evaluate=made.evaluate, EVALUATION_FILE="evaluation.json"
+    )
     # It binds the functions of the stages when it is imported.
     monkeypatch.delitem(sys.modules, "pipeline.run", raising=False)
     yield made

@@ -22,9 +22,9 @@ from click.testing import CliRunner, Result
 
 import pipeline.ablate
 import pipeline.ablation_cost
-from distill.metrics import read_metrics
-from distill.ranks import Ranks
-from distill.training import Training
+from distill.training.distributed import Ranks
+from distill.training.metrics import read_metrics
+from distill.training.state import Training
 from pipeline.cell import CellDir
 from pipeline.cli import main
 from pipeline.config import changed, compose

@@ -93,7 +93,7 @@ def test_a_dry_run_says_what_is_missing_or_what_would_be_done_and_writes_nothing
     onestep: Command, stages: Any, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = SimpleNamespace(tokenizer=SimpleNamespace(image_shape=(1, 8, 8)), is_text_conditional=False)
-    monkeypatch.setattr("distill.student.Student.from_pretrained", lambda folder: student)
+    monkeypatch.setattr("distill.student.student.Student.from_pretrained", lambda folder: student)
     kept = run / ".evaluation" / "evaluation"
     kept.mkdir(parents=True)
     (kept / "teacher-seed-0.safetensors").touch()
@@ -204,8 +204,8 @@ def test_the_teacher_of_a_paper_has_published_rows_beside_its_own() -> None:
     "teacher", ["var-d16", "var-d20", "var-d24", "llamagen-b-256", "llamagen-l-256", "llamagen-t2i-256"]
 )
 def test_every_real_preset_has_published_figures_of_methods_that_are_made(teacher: str) -> None:
-    from distill.methods import PAPERS_SKIPS
-    from distill.teacher_involved import usual_methods
+    from distill.sampling.method_spec import usual_methods
+    from distill.sampling.methods import PAPERS_SKIPS
 
     steps, k = (10, 5) if teacher == "var-d16" else (10, 4) if teacher.startswith("var") else (256, 80)
     made = {

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from distill.metrics import CLOCK_COLUMNS
+from distill.training.metrics import CLOCK_COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_SHARDS = 8

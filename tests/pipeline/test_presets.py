@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from distill.checks import check_distillation
-from distill.protocols import check_evaluation
+from distill.evaluation.protocols import check_evaluation
+from distill.training.preflight import check_distillation
 from generate_pairs.generation.plan import refuse_unknown_sampling
 from generate_pairs.teachers.checkpoints import embedded_names, load_teacher
 from generate_pairs.teachers.published import TEACHERS

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from distill.checkpoint import Checkpoint, save_checkpoint
+from distill.training.checkpoint import Checkpoint, save_checkpoint
 from shards.core.errors import Failed
 
 Command = Callable[..., Result]

@@ -21,7 +21,7 @@ import torch
 from click.testing import Result
 from PIL import Image
 
-import distill.sampling
+import distill.sampling.job
 from distill import Student
 from generate_pairs.compute.threads import computing_threads
 from generate_pairs.config import GenerateConfig
@@ -345,7 +345,7 @@ def test_places_that_hold_something_else_are_left_alone(
 
 def stop_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, batch: int) -> list[int]:
     """Sends this process a signal while it makes a batch; the first images of the batches that were made."""
-    opened, made = distill.sampling.open_method, []
+    opened, made = distill.sampling.job.open_method, []
 
     def opening(*arguments: Any) -> Any:
         make = opened(*arguments)
@@ -358,7 +358,7 @@ def stop_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, batch: int) -> l
 
         return watched
 
-    monkeypatch.setattr(distill.sampling, "open_method", opening)
+    monkeypatch.setattr(distill.sampling.job, "open_method", opening)
     return made
 
 

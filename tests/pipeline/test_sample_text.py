@@ -13,7 +13,7 @@ from click.testing import Result
 from PIL import Image
 
 from distill import Student
-from distill.sampling import tell_captions
+from distill.student.student import tell_captions
 from generate_pairs.compute.threads import computing_threads
 from generate_pairs.config import GenerateConfig
 from generate_pairs.generation.plan import asked_pairs

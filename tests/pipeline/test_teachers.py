@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from distill.student import Student
+from distill.student.student import Student
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.published import TEACHERS
 from shards.storage.files import sha256_file

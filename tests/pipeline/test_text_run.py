@@ -13,8 +13,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from distill import Student
-from distill.clip_score import ClipScore
-from distill.sampling import tell_captions
+from distill.evaluation.feature_extractors.clip_score import ClipScore
+from distill.student.student import tell_captions
 from generate_pairs.text.digit_captions import digits_captions
 from pipeline.cli import main
 from shards.dataset.captions import commit_captions
@@ -34,7 +34,9 @@ SMALL = [
 def run_quickly(*words: object) -> Result:
     """A command in this process; what slow methods take is not measured."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
+        patch.setattr(
+            "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25)
+        )
         return CliRunner().invoke(main, [str(word) for word in words])
 
 

@@ -16,11 +16,11 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from distill.checkpoint import newest_checkpoint
-from distill.ranks import Ranks
-from distill.sampler import sample_sequence
-from distill.student import Student
-from distill.training import Training
+from distill.student.sampler import sample_sequence
+from distill.student.student import Student
+from distill.training.checkpoint import newest_checkpoint
+from distill.training.distributed import Ranks
+from distill.training.state import Training
 from pipeline.cli import main
 from pipeline.config import RunConfig, compose, to_toml
 from pipeline.tiny import SIZES
@@ -52,7 +52,9 @@ def arguments(preset: str, out: Path, told: Sequence[str]) -> list[str]:
 def run_to_the_end(preset: str, out: Path, told: Sequence[str]) -> Result:
     """A run in this process; what slow methods take is not measured."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
+        patch.setattr(
+            "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25)
+        )
         return CliRunner().invoke(main, arguments(preset, out, told))
 
 

@@ -1,0 +1,1 @@
+"""Scores of images by a named protocol."""

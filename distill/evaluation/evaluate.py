@@ -1,0 +1,316 @@
+"""Numbers for every method, by a named protocol: evaluation.json and the image grids beside it.
+
+Images are judged as they are made: features are kept, and of the images as many as the grids show. What is finished of an
+interrupted evaluation is kept, too, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.config import EvaluationConfig
+from distill.evaluation.feature_extractors.clip_score import ClipScore
+from distill.evaluation.partial_results import FOLDER, Piece, Unfinished
+from distill.evaluation.protocols import check_clip, check_evaluation, open_judge
+from distill.evaluation.sample_grids import save_samples, shown_captions
+from distill.evaluation.scorer import CLIP_SCORE, SCORES, Judge, classes_asked
+from distill.evaluation.teacher_images import TeacherImages
+from distill.evaluation.timing import BATCH_SIZES, time_methods
+from distill.images import grid_size
+from distill.sampling.baselines import skip_n_fill
+from distill.sampling.methods import Methods, make_batches, open_methods
+from distill.student.sampler import most_at_once
+from distill.student.student import Student
+from generate_pairs.compute.threads import computing_threads
+from generate_pairs.digits.dataset import DigitsSplit, load_digits_split
+from generate_pairs.teachers.base import Tokenizer, to_unit_range
+from shards.core.callbacks import Report, ShouldStop
+from shards.core.errors import Stopped
+from shards.storage.files import commit_bytes, sha256_file
+from shards.storage.paths import Location
+
+SCHEMA_VERSION = 1
+EVALUATION_FILE = "evaluation.json"
+KNOWN_TO_OTHERS = ("teacher", "teacher-flow")
+"""Methods whose tokens others begin with, or are held against."""
+
+Row = dict[str, Any]
+
+
+def evaluate(
+    student_folder: Path,
+    teacher_name: str,
+    pairs_root: Location,
+    out: Path,
+    config: EvaluationConfig,
+    *,
+    report: Report,
+    should_stop: ShouldStop,
+    name: str = EVALUATION_FILE,
+) -> dict[str, Any]:
+    """Judge a student, its teacher and the baselines, with one thread; writes evaluation.json and samples/*.png.
+
+    Args:
+        student_folder: the student's export.
+        teacher_name: the teacher that made its pairs.
+        pairs_root: the pairs, whose token frequencies are the baseline onestep*.
+        out: folder of evaluation.json and samples/, and of what an interrupted evaluation keeps.
+        config: protocol, number of images, seed, device.
+        report: called with (methods done, methods in all, the next method); each noise seed counts.
+        should_stop: asked between batches of images.
+        name: of the file; `evaluation-PROTOCOL.json` where the protocol is another than the run's own.
+
+    Raises:
+        Refused: student, teacher and pairs do not belong together, the protocol is for other images, or something that
+            it needs is missing.
+        Stopped: `should_stop` said so; finished methods are kept.
+    """
+    with computing_threads(1):
+        student = Student.from_pretrained(student_folder, config.device)
+        check_evaluation(config, student.tokenizer.image_shape)
+        check_clip(config, student.is_text_conditional)
+        methods = open_methods(
+            student, teacher_name, pairs_root, config.seed, config.num_images, config.device
+        )
+        judge = open_judge(config, student.tokenizer.image_shape)
+        clip = None if config.clip is None else ClipScore.load(config.clip, config.device)
+        facts = {
+            **config.asked,
+            "device": config.device,
+            **(judge.facts if judge else {}),
+            **({"teacher_images": len(methods.taught)} if judge and methods.taught else {}),
+            **({"clip_sha256": clip.sha256} if clip else {}),
+            "student_sha256": sha256_file(student_folder / "student.safetensors"),
+            "noise_weight": student.noise_weight,
+        }
+        identity = {
+            **facts,
+            "export": sha256_file(student_folder / "config.json"),
+            "fingerprint": student.fingerprint,
+            "first_teacher_image": methods.taught.view.first if judge and methods.taught else None,
+            "torch": torch.__version__,
+        }
+        unfinished = Unfinished.open(out / FOLDER / Path(name).stem, identity)
+        rows, samples = judge_all(methods, judge, clip, config, unfinished, report, should_stop)
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        **facts,
+        **shown_captions(student, config.num_images),
+        "rows": rows,
+    }
+    save_samples(out / "samples", samples)
+    commit_bytes(out / name, (json.dumps(result, indent=2) + "\n").encode())
+    unfinished.clear()
+    return result
+
+
+def judge_all(
+    methods: Methods,
+    judge: Judge | None,
+    clip: ClipScore | None,
+    config: EvaluationConfig,
+    unfinished: Unfinished,
+    report: Report,
+    should_stop: ShouldStop,
+) -> tuple[list[Row], dict[str, Tensor]]:
+    """A row for each method, before them those of the real images if there are any, and the methods' first images.
+
+    Args:
+        methods: what is compared.
+        judge: the protocol's; None where nothing is held against real images.
+        clip: tells how well images fit captions; None for no such score.
+        config: numbers of images and of noise seeds.
+        unfinished: what was finished before, and is now.
+        report: as in `evaluate`.
+        should_stop: as in `evaluate`.
+
+    Returns:
+        Rows of means over noise seeds, and images in [0, 1] by method, of the first seed.
+    """
+    split = load_digits_split() if config.protocol == "digits" else None
+    known = 2 if split and judge else 0
+    total = known + len(methods.names) * config.repeats
+    rows: list[Row] = []
+    if judge and methods.taught:
+        judge = beside_teacher(
+            judge, methods.taught, unfinished, lambda note: report(0, total, note), should_stop
+        )
+    if split and judge:
+        for name, real_images, real_labels in known_images(split, methods.teacher.tokenizer):
+            report(len(rows), total, name)
+            rows.append(_row(name, judge.scores(real_images, real_labels)))
+    image_shape = methods.teacher.tokenizer.image_shape
+    # A batch size that is never needed here may not even fit into memory.
+    most = min(config.num_images, most_at_once(image_shape))
+    sizes = [size for size in BATCH_SIZES if size <= most]
+    seconds = unfinished.times(lambda: time_methods(methods, sizes))
+    pieces: dict[str, list[Piece]] = {method: [] for method in methods.names}
+    done = known
+    for seed in config.seeds:
+        seeded, tokens = replace(methods, seed=seed), dict[str, Tensor]()
+        for method in methods.names:
+            report(done, total, method)
+            piece = unfinished.piece(method, seed)
+            if piece is None:
+                try:
+                    piece = judge_method(seeded, method, config.num_images, judge, clip, tokens, should_stop)
+                except Stopped as stopped:
+                    raise Stopped(f"{done - known} of {total - known} methods are done and kept") from stopped
+                unfinished.keep(method, seed, piece)
+            if piece.tokens_NL is not None:
+                tokens[method] = piece.tokens_NL
+            pieces[method].append(replace(piece, tokens_NL=None))
+            done += 1
+    for method, made in pieces.items():
+        facts = {
+            "num_steps": methods.num_steps(method),
+            "num_parameters": num_parameters(methods, method),
+            "fill": skip_n_fill(methods.teacher) if method.startswith("skip-") else None,
+            "seconds_per_image": seconds.get(method),
+            "decode_seconds_per_image": seconds["decode"],
+        }
+        rows.append(_row(method, over_repeats([piece.numbers for piece in made]), **facts))
+    report(total, total, "")
+    return rows, {method: made[0].images_BIHW for method, made in pieces.items()}
+
+
+def beside_teacher(
+    judge: Judge,
+    taught: TeacherImages,
+    unfinished: Unfinished,
+    tell: Callable[[str], None],
+    should_stop: ShouldStop,
+) -> Judge:
+    """A judge who has seen the teacher's images, too.
+
+    Raises:
+        Stopped: `should_stop` said so.
+    """
+
+    def seen() -> Iterator[Tensor]:
+        done = 0
+        for images_BIHW in taught.batches():
+            if should_stop():
+                raise Stopped("in the middle of the teacher's images, and no method is done yet")
+            tell(f"{done:,} of the teacher's {len(taught):,} images")
+            done += len(images_BIHW)
+            yield images_BIHW
+
+    return judge.beside_teacher(unfinished.moments(lambda: judge.moments(seen())))
+
+
+def judge_method(
+    methods: Methods,
+    method: str,
+    num_images: int,
+    judge: Judge | None,
+    clip: ClipScore | None,
+    tokens: Mapping[str, Tensor],
+    should_stop: ShouldStop,
+) -> Piece:
+    """Make all images of a method with one noise seed and judge them as they come.
+
+    Args:
+        methods: with the seed.
+        method: which of them.
+        num_images: how many; their labels are 0, 1, 2 ... in turn.
+        judge: as in `judge_all`.
+        clip: as in `judge_all`.
+        tokens: tokens (N, L) of the methods in `KNOWN_TO_OTHERS` before this one.
+        should_stop: asked between batches.
+
+    Raises:
+        Stopped: `should_stop` said so.
+    """
+    labels = torch.arange(num_images) % methods.student.num_classes
+    seen = judge.begin() if judge else None
+    columns, rows = grid_size(methods.teacher.tokenizer.image_shape[-1])
+    shown: list[Tensor] = []
+    kept: list[Tensor] = []
+    fits: list[Tensor] = []
+    matched, followed = 0, token_followed(method)
+    for span, made in make_batches(methods, method, labels, tokens.get("teacher")):
+        if should_stop():
+            raise Stopped("in the middle of a method")
+        if seen:
+            seen.add(made.images_BIHW)
+        if clip and methods.student.texts is not None:
+            captions = methods.student.texts.captions
+            fits.append(clip.scores(made.images_BIHW, [captions[label] for label in labels[span].tolist()]))
+        # A copy: a part of a batch would keep all of it.
+        shown.append(made.images_BIHW[: max(0, columns * rows - span.start)].cpu().clone())
+        made_BL = made.tokens_BL.int().cpu()
+        if method in KNOWN_TO_OTHERS:
+            kept.append(made_BL)
+        if followed:
+            target_BL = made_BL if method == "teacher-flow" else tokens["teacher-flow"][span]
+            matched += int((made_BL == target_BL).sum())
+    classes = classes_asked(methods.student.texts, labels)
+    numbers = judge.scores_of(seen, classes) if judge and seen else dict.fromkeys(SCORES)
+    numbers[CLIP_SCORE] = torch.cat(fits).mean().item() if fits else None
+    num_tokens = num_images * methods.teacher.layout.num_tokens
+    return Piece(
+        {**numbers, "token_match": matched / num_tokens if followed else None},
+        torch.cat(shown),
+        torch.cat(kept) if kept else None,
+    )
+
+
+def over_repeats(numbers: Sequence[Mapping[str, float | None]]) -> Row:
+    """Means over noise seeds, and under `NAME_std` the sample standard deviation of each score; None of one seed."""
+    means: Row = {}
+    deviations: Row = {}
+    for key in numbers[0]:
+        values = [value for found in numbers if (value := found[key]) is not None]
+        means[key] = statistics.fmean(values) if values else None
+        if key in (*SCORES, CLIP_SCORE):
+            deviations[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return {**means, **deviations}
+
+
+def known_images(split: DigitsSplit, tokenizer: Tokenizer) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What scores are held against: unseen real images, and the reference through the tokenizer, each with labels."""
+    device = tokenizer.codebook_VC.device
+    yield "real", to_unit_range(split.test_images).to(device), split.test_labels
+    with torch.inference_mode():
+        decoded = tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images.to(device))))
+    yield "reconstruction", to_unit_range(decoded), split.train_labels
+
+
+def token_followed(method: str) -> bool:
+    """Whether a method makes its tokens of the noise as the teacher's flow map does, so that they can be compared."""
+    return method == "teacher-flow" or method.startswith("student-")
+
+
+def num_parameters(methods: Methods, method: str) -> int | None:
+    """Parameters of the network that makes a method's tokens, without the tokenizer."""
+    # As the paper counts a method that involves both.
+    if method.startswith(("student-", "pre-trained-")):
+        return sum(p.numel() for p in methods.student.network.parameters())
+    if method == "onestep*":
+        return None
+    return sum(p.numel() for p in methods.teacher.transformer.parameters())
+
+
+def _row(method: str, scores: Row, **facts: Any) -> Row:
+    nothing = dict.fromkeys(
+        (
+            "num_steps",
+            "num_parameters",
+            "fill",
+            "token_match",
+            "seconds_per_image",
+            "decode_seconds_per_image",
+            CLIP_SCORE,
+            *(f"{score}_std" for score in (*SCORES, CLIP_SCORE)),
+        )
+    )
+    return {"method": method, **nothing, **facts, **scores}

@@ -1,0 +1,232 @@
+"""What protocols hold images against: guided-diffusion's batches, statistics of the official code, folders of images.
+
+Every kind has a look that reads no more than names and shapes, so that a wrong file is told before any work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from distill.evaluation.image_metrics import Moments
+from generate_pairs.teachers.importing.checkpoint_file import read_checkpoint
+from shards.core.errors import Refused
+
+STATISTIC_FILE = "statistic.pth"
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+PLAIN_MODES = {"1", "L", "P", "RGB"}
+"""What Pillow calls images of 8 bits a channel without transparency."""
+FEWEST_REFERENCES = 100
+"""Real images below which a distance from them says nothing."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A reference batch of guided-diffusion's evaluator: an npz file of images, and mostly of moments of many more.
+
+    Attributes:
+        path: of the file.
+        shape: of its images `arr_0`, (N, height, width, 3), uint8.
+        has_moments: whether `mu` and `sigma` are there.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    has_moments: bool
+
+    @classmethod
+    def look(cls, path: Path, dim: int) -> Batch:
+        """What is in the file, by its headers alone.
+
+        Raises:
+            Refused: it is no npz file of such images, or its moments are not of `dim` features.
+        """
+        headers = _npz_headers(path)
+        wanted = "a reference batch of guided-diffusion is an .npz file whose arr_0 holds images (N, H, W, 3), uint8"
+        if "arr_0" not in headers:
+            raise Refused(f"{path} holds {', '.join(headers) or 'nothing'}: {wanted}")
+        shape, dtype = headers["arr_0"]
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
+            raise Refused(f"{path}: arr_0 is {shape}, {dtype}: {wanted}")
+        if shape[0] < FEWEST_REFERENCES:
+            raise Refused(f"{path} holds {shape[0]} images, and {FEWEST_REFERENCES} are the fewest")
+        moments = {key: headers[key][0] for key in ("mu", "sigma") if key in headers}
+        if moments and moments != {"mu": (dim,), "sigma": (dim, dim)}:
+            raise Refused(
+                f"{path}: its moments are {moments}, and should be mu ({dim},) and sigma ({dim}, {dim})"
+            )
+        return cls(path, shape, bool(moments))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its images."""
+        return self.shape[1], self.shape[2]
+
+    def images(self, batch_size: int) -> Iterator[Tensor]:
+        """Its images in [0, 1], (B, 3, height, width)."""
+        with np.load(self.path) as file:
+            pixels = file["arr_0"]
+        for first in range(0, len(pixels), batch_size):
+            batch_BHWC = torch.from_numpy(pixels[first : first + batch_size])
+            yield batch_BHWC.permute(0, 3, 1, 2) / 255.0
+
+    def moments(self) -> Moments:
+        """The moments that it brings."""
+        with np.load(self.path) as file:
+            return _moments(self.path, file["mu"], file["sigma"])
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of PNG and JPEG images, also in folders inside it, all of one size."""
+
+    path: Path
+    files: tuple[Path, ...]
+
+    @classmethod
+    def look(cls, path: Path, image_shape: tuple[int, int, int]) -> Folder:
+        """Which images there are.
+
+        Raises:
+            Refused: it is no folder, holds too few images, or the first is not of the teacher's height and width.
+        """
+        if not path.is_dir():
+            raise Refused(f"evaluation.reference: {path} is no folder of images")
+        files = tuple(sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES))
+        if len(files) < FEWEST_REFERENCES:
+            raise Refused(
+                f"{path} holds {len(files)} PNG and JPEG images, and {FEWEST_REFERENCES} are the fewest"
+            )
+        folder = cls(path, files)
+        folder.read(files[0], image_shape)
+        return folder
+
+    def images(self, batch_size: int, image_shape: tuple[int, int, int]) -> Iterator[Tensor]:
+        """Its images in [0, 1], (B, channels, height, width).
+
+        Raises:
+            Refused: one has another size, more than 8 bits a channel or transparency, or cannot be read.
+        """
+        for first in range(0, len(self.files), batch_size):
+            yield torch.stack(
+                [self.read(file, image_shape) for file in self.files[first : first + batch_size]]
+            )
+
+    def read(self, file: Path, image_shape: tuple[int, int, int]) -> Tensor:
+        """One of its images. Nothing is resized or cropped: how that is done changes a distance.
+
+        Raises:
+            Refused: as `images`.
+        """
+        channels, height, width = image_shape
+        try:
+            with Image.open(file) as image:
+                size, mode = image.size, image.mode
+                if size == (width, height) and mode in PLAIN_MODES:
+                    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            raise Refused(f"{file} is no image that can be read: {error}") from error
+        if size != (width, height):
+            raise Refused(
+                f"{file} is {size[0]} x {size[1]}, and this teacher's images are {width} x {height}: nothing is "
+                "resized here, because how it is done changes the distance; give a folder of images of that size"
+            )
+        if mode not in PLAIN_MODES:
+            raise Refused(
+                f"{file} is of mode {mode}: give images of 8 bits a channel without transparency, grey or RGB"
+            )
+        return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1) / 255.0
+
+    def sha256(self) -> str:
+        """Of the names and contents of its files, in order."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.relative_to(self.path).as_posix()}\n".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+def statistic_file(path: Path) -> Path:
+    """The file of moments that a path names: itself, or `statistic.pth` in it, as the official code has it.
+
+    Raises:
+        Refused: there is none.
+    """
+    file = path / STATISTIC_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise Refused(
+            f"evaluation.reference: there is no file {file}. The protocol dd reads ImageNet-256_FID_Statistic/"
+            f"{STATISTIC_FILE} of huggingface.co/microsoft/distilled_decoding"
+        )
+    return file
+
+
+def read_statistic(path: Path, dim: int) -> Moments:
+    """Moments as microsoft/distilled_decoding stores them: a mapping of `m` (F,) and `s` (F, F), numpy or torch.
+
+    Raises:
+        Refused: it holds something else, or asks for more than arrays.
+    """
+    with torch.serialization.safe_globals(_array_globals()):
+        content = read_checkpoint(path).content
+    wanted = f"statistics of the official code are a mapping of m ({dim},) and s ({dim}, {dim})"
+    if not isinstance(content, dict) or not {"m", "s"} <= content.keys():
+        raise Refused(f"{path} holds {_kind(content)}: {wanted}")
+    mean, covariance = np.asarray(content["m"]), np.asarray(content["s"])
+    if (mean.shape, covariance.shape) != ((dim,), (dim, dim)):
+        raise Refused(f"{path} holds m {mean.shape} and s {covariance.shape}: {wanted}")
+    return _moments(path, mean, covariance)
+
+
+def _moments(path: Path, mean: Any, covariance: Any) -> Moments:
+    moments = Moments(np.asarray(mean, np.float64), np.asarray(covariance, np.float64))
+    if not (np.isfinite(moments.mean_F).all() and np.isfinite(moments.covariance_FF).all()):
+        raise Refused(f"{path}: its moments hold NaN or infinite numbers")
+    return moments
+
+
+def _array_globals() -> list[Any]:
+    """What a pickle of numpy arrays asks for, by the names that old and new numpy write."""
+    rebuild = np.empty(0).__reduce__()[0]
+    names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+    kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
+    return [np.ndarray, np.dtype, *kinds, *((rebuild, name) for name in names)]
+
+
+def _kind(content: Any) -> str:
+    return ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
+
+
+def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of every array of an npz file, its numbers left alone.
+
+    Raises:
+        Refused: there is no such file, or it is none.
+    """
+    if not path.is_file():
+        raise Refused(
+            f"evaluation.reference: there is no file {path}. The protocol adm reads a reference batch of "
+            "guided-diffusion, such as VIRTUAL_imagenet256_labeled.npz"
+        )
+    headers = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    version = npy.read_magic(file)
+                    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                    shape, _, dtype = read(file)
+                    headers[name.removesuffix(".npy")] = (tuple(shape), dtype)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise Refused(f"{path} is no .npz file of arrays: {error}") from error
+    return headers

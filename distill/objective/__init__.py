@@ -1,0 +1,1 @@
+"""What the student learns: states, targets and losses."""

@@ -1,0 +1,1 @@
+"""Sampling methods and the sampling job."""

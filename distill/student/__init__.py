@@ -1,0 +1,1 @@
+"""The student: networks, model, sampling and export."""

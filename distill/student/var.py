@@ -1,0 +1,127 @@
+"""The VAR student: the teacher's blocks over continuous tokens, all scales in one pass.
+
+The condition has a level of its own before the scales. Attribute names are the official tensor names of
+VAR-DD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.student.embedding_head import EmbeddingHead
+from generate_pairs.compute.float32 import at_least_float32
+from generate_pairs.teachers.var.teacher import VarTeacher
+from generate_pairs.teachers.var.transformer import VarBackbone, VarConfig, linear
+
+
+class VarStudent(VarBackbone):
+    """The official DD_Model: data tokens, then noise, to logits and embeddings of all tokens.
+
+    An output stands at its own token's position and sees the inputs of earlier scales and its own.
+    """
+
+    def __init__(self, config: VarConfig, layerwise_embedding: bool = True) -> None:
+        """Fresh weights.
+
+        Args:
+            config: the teacher's; `scales` are its scales, without the condition.
+            layerwise_embedding: give every block (and the heads) its own linear map of the noise/data
+                embedding; else the embedding itself is added everywhere.
+        """
+        # Noise determines every target: there is nothing to regularise, and dropout would need its own state.
+        config = replace(config, dropout=0.0)
+        super().__init__(config, (1, *config.layout.tokens_per_step))
+        self.layerwise_embedding = layerwise_embedding
+        self.n_d_embed = nn.Embedding(2, config.width)
+        nn.init.trunc_normal_(self.n_d_embed.weight, std=config.initial_std)
+        num_maps = config.depth + 1 if layerwise_embedding else 0
+        self.layerwise_n_d_embed = nn.ModuleList(
+            linear(config, config.width, config.width) for _ in range(num_maps)
+        )
+        self.final_layer_conti = EmbeddingHead(config.width, config.codebook_dim)
+        mask_LL = (self.level_L[:, None] > self.level_L) | torch.eye(
+            len(self.level_L), dtype=torch.bool, device="cpu"
+        )
+        self.register_buffer("mask_LL", mask_LL, persistent=False)
+
+    def forward(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass over the sequence.
+
+        Args:
+            x_BLC: codebook rows in the first `data_tokens_B` positions of each sample, noise after them.
+            data_tokens_B: int64, the number of tokens in whole scales, 0..L.
+            labels_B: int64 classes; `num_classes` is the null class.
+
+        Returns:
+            logits (B, L, V) and embeddings (B, L, C), both at least float32.
+        """
+        h_BLD, condition_BD = self._hidden(x_BLC, data_tokens_B, labels_B)
+        embeddings_BLC = self.final_layer_conti(h_BLD, condition_BD[:, None])
+        return self._logits(h_BLD, condition_BD), at_least_float32(embeddings_BLC)
+
+    def logits(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> Tensor:
+        """The logits of `forward` alone."""
+        return self._logits(*self._hidden(x_BLC, data_tokens_B, labels_B))
+
+    def _logits(self, h_BLD: Tensor, condition_BD: Tensor) -> Tensor:
+        return at_least_float32(self.head(self.head_nm(h_BLD, condition_BD)))
+
+    def _hidden(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states of the tokens (B, L, D), and the condition (B, D)."""
+        condition_BD = self.class_emb(labels_B)
+        condition_B1D = condition_BD[:, None]
+        positions_P = torch.arange(len(self.level_L), device=data_tokens_B.device)
+        # The condition, at position 0, always counts as data.
+        is_data_BP = (positions_P <= data_tokens_B[:, None]).long()
+        *block_tables, last_table_2D = self._kind_tables()
+
+        x_BPD = torch.cat([condition_B1D + self.pos_start, self.word_embed(x_BLC)], dim=1) + self.positions()
+        x_BPD = x_BPD + F.embedding(is_data_BP, self.n_d_embed.weight)
+        parts = zip(self.blocks, self.modulations(condition_BD), block_tables, strict=True)
+        for block, modulation, table_2D in parts:
+            kind_BPD = F.embedding(is_data_BP, table_2D)
+            x_BPD = block(x_BPD, modulation, self.mask_LL, between_BLD=kind_BPD)
+        return (x_BPD + F.embedding(is_data_BP, last_table_2D))[:, 1:], condition_BD
+
+    @torch.no_grad()
+    def initialise_from_teacher(self, teacher: VarTeacher) -> None:
+        """Copy what the two have in common; the teacher's first scale becomes the condition.
+
+        In `pos_1LC` and `lvl_embed` the condition takes over row 0, later scales keep theirs, and the first
+        scale, row 1, keeps its fresh start. The official initialiser overwrites class 1 instead of level 1;
+        here classes are copied whole.
+
+        Args:
+            teacher: of the same configuration.
+
+        Raises:
+            ValueError: the teacher's tensors do not fit this student.
+        """
+        theirs = teacher.transformer.state_dict()
+        merged = self.state_dict()
+        if missing := sorted(theirs.keys() - merged.keys()):
+            raise ValueError(f"the teacher has {missing[0]}, which this student has not")
+        try:
+            for name, tensor in theirs.items():
+                if name == "pos_1LC":
+                    tensor = torch.cat([tensor[:, :1], merged[name][:, 1:2], tensor[:, 1:]], dim=1)
+                elif name == "lvl_embed.weight":
+                    tensor = torch.cat([tensor[:1], merged[name][1:2], tensor[1:]])
+                merged[name] = tensor
+            self.load_state_dict(merged)
+        except RuntimeError as error:
+            raise ValueError(f"the teacher does not fit the student: {error}") from error
+
+    def _kind_tables(self) -> list[Tensor]:
+        """What marks noise (row 0) and data (row 1) inside each block and before the heads, each (2, D).
+
+        Only two inputs occur, so the linear maps are applied to those and their results looked up.
+        """
+        embedding_2D = self.n_d_embed.weight
+        if not self.layerwise_embedding:
+            return [embedding_2D] * (len(self.blocks) + 1)
+        return [layer(embedding_2D) for layer in self.layerwise_n_d_embed]

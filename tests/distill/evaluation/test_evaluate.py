@@ -1,0 +1,543 @@
+"""Evaluation on a small random teacher: which rows there are, and what their numbers have to be."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from distill.config import DistillConfig, EvaluationConfig
+from distill.evaluation.evaluate import evaluate, judge_all
+from distill.evaluation.feature_extractors import inception
+from distill.evaluation.feature_extractors.base import extract
+from distill.evaluation.feature_extractors.digits_classifier import load_digits_classifier
+from distill.evaluation.image_metrics import Moments
+from distill.evaluation.partial_results import Unfinished
+from distill.evaluation.sample_grids import compared, save_samples
+from distill.evaluation.scorer import SCORES
+from distill.images import save_images
+from distill.sampling.methods import Methods, count_tokens, make_batches, open_methods
+from distill.student.sampler import most_at_once
+from distill.student.student import Student
+from distill.training.trainer import train
+from generate_pairs.digits.dataset import load_digits_split
+from generate_pairs.teachers.base import to_unit_range
+from shards.core.errors import Refused, Stopped
+from shards.dataset.manifest import Manifest
+from shards.dataset.reader import read_shard
+
+NUM_PAIRS = 40
+
+
+@pytest.fixture(scope="module")
+def student_folder(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of the first 40 of 96 training pairs."""
+    out = tmp_path_factory.mktemp("student")
+    settings = {"num_steps": 2, "batch_size": 8, "embedding_weight": 0.1}
+    config = DistillConfig.model_validate({"student": {"timesteps": [0, 2], "split": 2}, "train": settings})
+    train(
+        config,
+        str(teacher_path),
+        pairs_root,
+        out,
+        size=NUM_PAIRS,
+        report=lambda *_: None,
+        should_stop=lambda: False,
+    )
+    return out
+
+
+def make_all(
+    methods: Methods, method: str, labels: torch.Tensor, drawn: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and tokens of all labels at once."""
+    made = [batch for _, batch in make_batches(methods, method, labels, drawn)]
+    return torch.cat([batch.images_BIHW for batch in made]), torch.cat([batch.tokens_BL for batch in made])
+
+
+def evaluated(
+    student_folder: Path,
+    teacher_path: Path,
+    pairs_root: Path,
+    out: Path,
+    config: EvaluationConfig,
+    name: str = "evaluation.json",
+) -> dict[str, dict[str, object]]:
+    """The rows of an evaluation by method, timed as quickly as can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25)
+        )
+        threads = torch.get_num_threads()
+        made = evaluate(
+            student_folder,
+            str(teacher_path),
+            pairs_root,
+            out,
+            config,
+            report=lambda *_: None,
+            should_stop=lambda: False,
+            name=name,
+        )
+    assert torch.get_num_threads() == threads
+    assert made == json.loads((out / name).read_text())
+    assert (made["protocol"], made["num_images"]) == (config.protocol, config.num_images)
+    assert (out / "samples" / "comparison.png").is_file()
+    return {row["method"]: row for row in made["rows"]}
+
+
+@pytest.fixture(scope="module")
+def result(
+    student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, object]]:
+    """The rows of evaluation.json by method."""
+    out = tmp_path_factory.mktemp("evaluated")
+    return evaluated(student_folder, teacher_path, pairs_root, out, EvaluationConfig(num_images=100))
+
+
+def test_every_method_has_its_steps(result: dict[str, dict[str, object]], family: str) -> None:
+    steps = {"llamagen": 16, "var": 3}[family]
+    skips = {"llamagen": (4, 8), "var": (1, 2)}[family]
+    assert {method: row["num_steps"] for method, row in result.items()} == {
+        "real": None,
+        "reconstruction": None,
+        "teacher": steps,
+        "teacher-flow": steps,
+        "student-1": 1,
+        "student-2": 2,
+        "pre-trained-1-3": 3,
+        "pre-trained-2-3": 3,
+        "onestep*": 1,
+        f"skip-{skips[0]}": steps - skips[0],
+        f"skip-{skips[1]}": steps - skips[1],
+    }
+
+
+def test_rows_say_what_fills_the_skipped_steps(result: dict[str, dict[str, object]], family: str) -> None:
+    fill = {"llamagen": "marginals", "var": "nothing"}[family]
+    assert {row["fill"] for method, row in result.items() if method.startswith("skip-")} == {fill}
+    assert {row["fill"] for method, row in result.items() if not method.startswith("skip-")} == {None}
+
+
+def test_tokens_are_matched_where_there_is_noise_to_follow(result: dict[str, dict[str, object]]) -> None:
+    followed = {method for method, row in result.items() if row["token_match"] is not None}
+    assert followed == {"teacher-flow", "student-1", "student-2"}
+    assert result["teacher-flow"]["token_match"] == 1.0
+    assert 0 < result["student-1"]["token_match"] < 1
+
+
+def test_scores_are_of_the_real_digits(result: dict[str, dict[str, object]]) -> None:
+    for row in result.values():
+        assert 0 <= row["precision"] <= 1
+        assert 0 <= row["recall"] <= 1
+        assert 1 <= row["inception_score"] <= 10
+    assert result["real"]["frechet_distance"] < 1 < result["teacher"]["frechet_distance"]
+    assert result["real"]["class_accuracy"] > 0.95
+
+
+def test_seconds_are_given_where_a_method_really_takes_them(result: dict[str, dict[str, object]]) -> None:
+    quarter = {"1": 0.25, "64": 0.25}
+    for method, row in result.items():
+        untimed = method in ("real", "reconstruction") or method.startswith("skip-")
+        assert row["seconds_per_image"] == (None if untimed else quarter)
+
+
+def test_frequencies_are_those_of_the_pairs_that_the_student_saw(
+    student_folder: Path, pairs_root: Path, teacher_path: Path
+) -> None:
+    manifest = Manifest.open(pairs_root)
+    methods = open_methods(
+        Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=100
+    )
+    shards = [read_shard(pairs_root, manifest.spec, row) for row in manifest.rows]
+    seen = [
+        (label, tokens)
+        for shard in shards
+        for index, label, tokens in zip(shard.index_B, shard.label_B, shard.tokens_BL, strict=True)
+        if manifest.spec.num_heldout <= index < manifest.spec.num_heldout + NUM_PAIRS
+    ]
+    assert len(seen) == NUM_PAIRS
+    fours = [tokens for label, tokens in seen if label == 4]
+    for position in range(manifest.spec.num_tokens):
+        shares = torch.bincount(torch.tensor([int(t[position]) for t in fours]), minlength=24) / len(fours)
+        torch.testing.assert_close(methods.frequencies_KLV[4, position], shares)
+    few = count_tokens(pairs_root, manifest.view(NUM_PAIRS), 5)
+    assert torch.equal(few, methods.frequencies_KLV[:5])
+    assert not torch.equal(methods.frequencies_KLV, count_tokens(pairs_root, manifest.view(), 100))
+
+
+def test_the_same_images_are_made_again(student_folder: Path, pairs_root: Path, teacher_path: Path) -> None:
+    student = Student.from_pretrained(student_folder)
+    methods = open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
+    labels = torch.arange(12) % 10
+    for method in methods.names:
+        once, again = make_all(methods, method, labels), make_all(methods, method, labels)
+        assert torch.equal(once[0], again[0]), method
+        assert once[0].shape == (12, 1, 8, 8)
+        assert once[0].min() >= 0
+        assert once[0].max() <= 1
+    drawn = make_all(methods, "teacher", labels)[1]
+    for method in (name for name in methods.names if name.startswith("skip-")):
+        given = make_all(methods, method, labels, drawn)
+        assert torch.equal(given[0], make_all(methods, method, labels)[0]), method
+        assert torch.equal(given[1], drawn)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_an_image_is_the_same_in_any_batch(
+    student_folder: Path,
+    pairs_root: Path,
+    teacher_path: Path,
+    size: int,
+) -> None:
+    student = Student.from_pretrained(student_folder)
+    methods = open_methods(student, str(teacher_path), pairs_root, seed=3, num_images=100)
+    labels = torch.arange(50) % 10
+    for method in methods.names:
+        whole = methods.make(method, 0, labels)
+        firsts = range(14, 35, size)
+        parts = [methods.make(method, first, labels[first : first + size]) for first in firsts]
+        images, tokens = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("images_BIHW", "tokens_BL")
+        )
+        assert torch.equal(tokens, whole.tokens_BL[14:35]), method
+        torch.testing.assert_close(images, whole.images_BIHW[14:35], rtol=0, atol=1e-5, msg=method)
+
+
+def test_the_teacher_computes_in_the_pairs_own_arithmetic(
+    student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lineage = Manifest.open(pairs_root).spec.lineage
+    opened = Manifest.open
+
+    def in_bfloat16(root: Path) -> Manifest:
+        manifest = opened(root)
+        manifest.spec.lineage["teacher"]["dtype"] = "bfloat16"
+        return manifest
+
+    assert lineage["teacher"]["dtype"] == "float32"
+    student = Student.from_pretrained(student_folder)
+    student.fingerprint = in_bfloat16(pairs_root).spec.fingerprint
+    monkeypatch.setattr("distill.evaluation.evaluate.Manifest.open", in_bfloat16)
+    monkeypatch.setattr("distill.evaluation.evaluate.count_tokens", lambda *_: torch.ones(10, 1, 24))
+    methods = open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
+    assert {p.dtype for p in methods.teacher.transformer.parameters()} == {torch.bfloat16}
+    assert methods.make("teacher-flow", 0, torch.tensor([1, 2])).images_BIHW.dtype == torch.float32
+
+
+@pytest.fixture
+def small(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callable[..., dict[str, Any]]:
+    """Evaluates into a folder by the protocol samples: 12 images, made three at a time, each timing another."""
+    moments = itertools.count(1)
+
+    def run(out: Path, should_stop: Callable[[], bool] = lambda: False, **settings: object) -> dict[str, Any]:
+        config = EvaluationConfig(protocol="samples", num_images=12, **settings)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("distill.student.sampler.BATCH_PIXELS", 3 * 64)
+            patch.setattr(
+                "distill.evaluation.timing.seconds_per_image",
+                lambda makers, _: dict.fromkeys(makers, next(moments)),
+            )
+            return evaluate(
+                student_folder,
+                str(teacher_path),
+                pairs_root,
+                out,
+                config,
+                report=lambda *_: None,
+                should_stop=should_stop,
+            )
+
+    return run
+
+
+def test_a_stopped_evaluation_keeps_finished_methods_and_ends_in_the_same_bytes(
+    small: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = itertools.count()
+    with pytest.raises(Stopped, match="5 of 18 methods are done and kept"):
+        small(tmp_path / "stopped", lambda: next(asked) == 5 * 4 + 2, repeats=2)
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == [".evaluation"]
+    made: list[str] = []
+    make = Methods.make
+
+    def noting(self: Methods, method: str, *arguments: Any) -> Any:
+        made.append(method)
+        return make(self, method, *arguments)
+
+    monkeypatch.setattr(Methods, "make", noting)
+    resumed = small(tmp_path / "stopped", repeats=2)
+    assert len(made) == 13 * 4
+    monkeypatch.undo()
+    whole = small(tmp_path / "whole", repeats=2)
+    for row, other in zip(resumed["rows"], whole["rows"], strict=True):
+        # Times were measured by the evaluation that was stopped, and once.
+        assert row["decode_seconds_per_image"] == {"1": 1}
+        times = {"seconds_per_image", "decode_seconds_per_image"}
+        assert {k: v for k, v in row.items() if k not in times} == {
+            k: v for k, v in other.items() if k not in times
+        }
+    for path in (tmp_path / "whole" / "samples").iterdir():
+        assert path.read_bytes() == (tmp_path / "stopped" / "samples" / path.name).read_bytes()
+    names = {path.name for path in (tmp_path / "stopped").iterdir()}
+    assert names == {"evaluation.json", "samples"}
+
+
+def test_what_was_kept_of_another_evaluation_is_thrown_away(
+    small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    asked = itertools.count()
+    with pytest.raises(Stopped):
+        small(tmp_path, lambda: next(asked) == 10)
+    again = small(tmp_path, seed=4)
+    assert again["rows"][0]["decode_seconds_per_image"] == {"1": 2}
+    assert again["seed"] == 4
+
+
+def test_a_damaged_piece_is_named_with_the_way_out(
+    small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    asked = itertools.count()
+    with pytest.raises(Stopped):
+        small(tmp_path, lambda: next(asked) == 10)
+    piece = tmp_path / ".evaluation" / "evaluation" / "teacher-seed-0.safetensors"
+    piece.write_bytes(piece.read_bytes()[:100])
+    with pytest.raises(
+        Refused, match=r"teacher-seed-0\.safetensors is damaged: delete .*evaluation to begin"
+    ):
+        small(tmp_path)
+
+
+def test_repeats_are_means_over_noise_seeds_with_their_spread(
+    student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
+    def rows(**settings: int) -> dict[str, dict[str, Any]]:
+        config = EvaluationConfig(num_images=100, **settings)
+        return evaluated(student_folder, teacher_path, pairs_root, tmp_path, config)
+
+    both, first, second = rows(seed=5, repeats=2), rows(seed=5), rows(seed=6)
+    for method in ("teacher", "student-1", "onestep*"):
+        for score in SCORES:
+            values = [first[method][score], second[method][score]]
+            assert both[method][score] == pytest.approx(statistics.mean(values), rel=1e-12)
+            assert both[method][f"{score}_std"] == pytest.approx(statistics.stdev(values), rel=1e-9)
+            assert first[method][f"{score}_std"] is None
+    matches = [found["student-1"]["token_match"] for found in (first, second)]
+    assert both["student-1"]["token_match"] == pytest.approx(statistics.mean(matches))
+    assert both["real"] == first["real"]
+    assert both["teacher-flow"]["token_match"] == 1.0
+
+
+def test_the_comparison_has_the_papers_rows(
+    result: dict[str, dict[str, object]],
+) -> None:
+    assert compared(list(result)) == [
+        *("student-1", "student-2", "pre-trained-2-3", "pre-trained-1-3", "teacher-flow", "onestep*")
+    ]
+    assert compared(["teacher", "student-1"]) == ["student-1"]
+
+
+def test_a_student_of_other_pairs_is_refused(
+    student_folder: Path, pairs_root: Path, teacher_path: Path
+) -> None:
+    student = Student.from_pretrained(student_folder)
+    student.fingerprint = "0" * 64
+    with pytest.raises(Refused, match="the student learned from pairs 000000000000, but"):
+        open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
+
+
+def test_without_real_images_everything_but_scores_is_as_with_them(
+    result: dict[str, dict[str, object]],
+    student_folder: Path,
+    pairs_root: Path,
+    teacher_path: Path,
+    tmp_path: Path,
+) -> None:
+    config = EvaluationConfig(protocol="samples", num_images=100)
+    rows = evaluated(student_folder, teacher_path, pairs_root, tmp_path, config)
+    assert list(rows) == [method for method in result if method not in ("real", "reconstruction")]
+    for method, row in rows.items():
+        assert row == {**result[method], **dict.fromkeys(SCORES)}
+    assert (
+        *("frechet_distance", "teacher_distance", "inception_score"),
+        *("precision", "recall", "class_accuracy"),
+    ) == SCORES
+    grids = {path.stem for path in (tmp_path / "samples").iterdir()}
+    assert grids == {method.replace("*", "-star") for method in rows} | {"comparison"}
+
+
+def test_a_few_samples_are_enough_and_only_their_batch_is_timed(
+    student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
+    config = EvaluationConfig(protocol="samples", num_images=2)
+    rows = evaluated(student_folder, teacher_path, pairs_root, tmp_path, config, "evaluation-samples.json")
+    assert [path.name for path in tmp_path.glob("*.json")] == ["evaluation-samples.json"]
+    assert rows["student-1"]["seconds_per_image"] == {"1": 0.25}
+    assert rows["teacher"]["decode_seconds_per_image"] == {"1": 0.25}
+    with Image.open(tmp_path / "samples" / "teacher.png") as grid:
+        assert grid.size == (2 * 32 + 4, 32)
+
+
+@pytest.mark.parametrize("protocol", ["adm", "dd", "folder"])
+def test_other_references_score_every_method(
+    student_folder: Path,
+    pairs_root: Path,
+    teacher_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: str,
+) -> None:
+    """With the digits classifier in the Inception network's place; the real digits are the reference."""
+    real = to_unit_range(load_digits_split().train_images[:150])
+    pixels = (real * 255).round().to(torch.uint8)
+    classifier = load_digits_classifier()
+    moments = Moments.of(extract(classifier, pixels / 255))
+    monkeypatch.setattr(inception, "DIM", classifier.dim)
+    monkeypatch.setattr(inception, "load_inception", lambda *_: load_digits_classifier())
+    monkeypatch.setattr(inception, "refuse_missing_package", lambda: None)
+    monkeypatch.setattr(inception, "local_weights", lambda weights: None)
+    reference = tmp_path / protocol
+    if protocol == "adm":
+        reference = tmp_path / "batch.npz"
+        grey = pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+        np.savez(reference, arr_0=grey, mu=moments.mean_F, sigma=moments.covariance_FF)
+        # Grey images have three channels there, and the classifier has one.
+        monkeypatch.setattr(
+            "distill.evaluation.reference_images.Batch.images",
+            lambda batch, size: iter((pixels / 255).split(size)),
+        )
+    elif protocol == "dd":
+        torch.save({"m": moments.mean_F, "s": moments.covariance_FF}, reference)
+    else:
+        save_images(reference, pixels / 255)
+    repeats = 2 if protocol == "folder" else 1
+    config = EvaluationConfig(
+        protocol=protocol, reference=str(reference), num_images=100, features="digits", repeats=repeats
+    )
+    name = f"evaluation-{protocol}.json"
+    rows = evaluated(student_folder, teacher_path, pairs_root, tmp_path / "out", config, name)
+    assert not {"real", "reconstruction"} & rows.keys()
+    assert len(rows) == 9
+    for row in rows.values():
+        assert row["frechet_distance"] > 1
+        assert (row["recall"] is None) == (protocol == "dd")
+    judged = json.loads((tmp_path / "out" / name).read_text())
+    assert judged["reference"] == str(reference)
+    assert len(judged["reference_sha256"]) == 64
+    assert judged["repeats"] == repeats
+    if repeats == 2:
+        assert all(row["frechet_distance_std"] > 0 for row in rows.values())
+
+
+def test_too_few_images_to_score_are_refused() -> None:
+    with pytest.raises(ValidationError, match="num_images is 99, and the scores of the protocol digits need"):
+        EvaluationConfig(protocol="digits", num_images=99)
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        EvaluationConfig(protocol="samples", num_images=1)
+
+
+def test_images_of_another_shape_are_not_judged_as_digits(
+    student_folder: Path,
+    pairs_root: Path,
+    teacher_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distill.evaluation.protocols.DIGITS_SHAPE", (1, 28, 28))
+    with pytest.raises(
+        Refused, match="digits judges images of 1 x 28 x 28, and this teacher's are of 1 x 8 x 8"
+    ):
+        evaluated(student_folder, teacher_path, pairs_root, tmp_path, EvaluationConfig(num_images=100))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_of_which_there_are_no_pairs_and_those_not_asked_for_share_the_marginals(
+    pairs_root: Path,
+) -> None:
+    # Fewer pairs than classes.
+    view = Manifest.open(pairs_root).view(5)
+    labels = {index % view.spec.num_classes for index in range(view.first, view.first + view.size)}
+    absent = min(set(range(view.spec.num_classes - 1)) - labels)
+    table = count_tokens(pairs_root, view, view.spec.num_classes - 1)
+    shards = [read_shard(pairs_root, view.spec, row) for row in view.rows]
+    seen = [
+        int(tokens[0])
+        for shard in shards
+        for index, tokens in zip(shard.index_B, shard.tokens_BL, strict=True)
+        if view.first <= index < view.first + view.size
+    ]
+    marginal = torch.bincount(torch.tensor(seen), minlength=24) / len(seen)
+    torch.testing.assert_close(table[absent, 0], marginal)
+    assert torch.equal(count_tokens(pairs_root, view, 3), table[:3])
+
+
+def test_large_images_are_made_a_few_at_once() -> None:
+    assert most_at_once((1, 8, 8)) == 250
+    assert most_at_once((3, 256, 256)) == 16
+    assert most_at_once((3, 4096, 4096)) == 1
+
+
+def test_no_batch_is_larger_than_what_is_made_at_once(
+    student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.student.sampler.BATCH_PIXELS", 5 * 64)
+    methods = open_methods(
+        Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12
+    )
+    timed: list[int] = []
+
+    def seconds_per_image(makers: dict[str, object], batch_size: int) -> dict[str, float]:
+        timed.append(batch_size)
+        return dict.fromkeys(makers, 0.25)
+
+    monkeypatch.setattr("distill.evaluation.timing.seconds_per_image", seconds_per_image)
+    made: list[int] = []
+    make = type(methods).make
+
+    def counting(
+        self: object, method: str, first: int, labels_B: torch.Tensor, drawn_BL: torch.Tensor | None
+    ) -> object:
+        made.append(len(labels_B))
+        return make(methods, method, first, labels_B, drawn_BL)
+
+    monkeypatch.setattr(type(methods), "make", counting)
+    config = EvaluationConfig(protocol="samples", num_images=12)
+    _, images = judge_all(methods, None, None, config, Unfinished(), lambda *_: None, lambda: False)
+    assert timed == [1]
+    assert made == [5, 5, 2] * len(methods.names)
+    assert {len(batch) for batch in images.values()} == {12}
+
+
+def test_only_as_many_images_are_kept_as_are_shown(
+    student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.evaluation.evaluate.grid_size", lambda side: (3, 2))
+    monkeypatch.setattr("distill.student.sampler.BATCH_PIXELS", 4 * 64)
+    monkeypatch.setattr("distill.evaluation.evaluate.time_methods", lambda *_: {"decode": {}})
+    methods = open_methods(
+        Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12
+    )
+    config = EvaluationConfig(protocol="samples", num_images=12)
+    _, images = judge_all(methods, None, None, config, Unfinished(), lambda *_: None, lambda: False)
+    assert {len(shown) for shown in images.values()} == {6}
+    labels = torch.arange(12) % 10
+    assert torch.equal(images["student-1"], make_all(methods, "student-1", labels)[0][:6])
+
+
+def test_grids_of_large_images_show_fewer_of_them(tmp_path: Path) -> None:
+    images = torch.zeros(64, 3, 256, 256)
+    save_samples(tmp_path, {"teacher-flow": images, "student-1": images})
+    with Image.open(tmp_path / "student-1.png") as grid:
+        assert grid.size == (4 * 256 + 3 * 4,) * 2
+    with Image.open(tmp_path / "comparison.png") as grid:
+        assert grid.height == 2 * 256 + 4
+        assert 4 * 256 < grid.width < 1200

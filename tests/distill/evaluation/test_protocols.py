@@ -1,0 +1,373 @@
+"""Every protocol from its files to its scores, through a small extractor; and what is refused before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from distill.config import EvaluationConfig
+from distill.evaluation.feature_extractors import inception
+from distill.evaluation.feature_extractors.base import extract
+from distill.evaluation.feature_extractors.digits_classifier import DigitsClassifier, load_digits_classifier
+from distill.evaluation.image_metrics import (
+    Manifold,
+    Moments,
+    frechet_distance,
+    inception_score,
+    precision_recall,
+)
+from distill.evaluation.protocols import check_evaluation, open_judge
+from distill.evaluation.scorer import SCORES, Judge, Seen
+from generate_pairs.digits.dataset import load_digits_split
+from generate_pairs.teachers.base import to_unit_range
+from shards.core.errors import Refused
+
+DIM = 6
+SHAPE = (1, 8, 8)
+
+
+class Projection(nn.Module):
+    """Six random directions of the average channel, and three classes."""
+
+    dim = DIM
+    knows_labels = False
+
+    def __init__(self, tells_classes: bool = True) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.directions = torch.randn(64, DIM, generator=generator)
+        self.classes = torch.randn(DIM, 3, generator=generator)
+        self.tells_classes = tells_classes
+
+    def forward(self, images_BIHW: Tensor) -> Tensor:
+        return images_BIHW.mean(1).flatten(1) @ self.directions
+
+    def probabilities(self, features_BF: Tensor) -> Tensor | None:
+        return (features_BF @ self.classes).softmax(1) if self.tells_classes else None
+
+
+@pytest.fixture
+def small_inception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the network's place stands the projection, by the convention of pytorch-fid without classes."""
+
+    def load(convention: str, weights: str | None = None) -> Projection:
+        assert weights is None
+        return Projection(convention == "tensorflow")
+
+    monkeypatch.setattr(inception, "DIM", DIM)
+    monkeypatch.setattr(inception, "load_inception", load)
+    monkeypatch.setattr(inception, "refuse_missing_package", lambda: None)
+    monkeypatch.setattr(inception, "local_weights", lambda weights: None)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package has registered two extractors, one of which cannot be imported."""
+
+    def broken() -> None:
+        raise ImportError("no module named lost")
+
+    entries = [
+        SimpleNamespace(name="projection", value="theirs:Projection", load=lambda: Projection),
+        SimpleNamespace(name="lost", value="lost:Lost", load=broken),
+    ]
+    monkeypatch.setattr(
+        "generate_pairs.teachers.registry.entry_points",
+        lambda group: entries if group == "onestep.features" else [],
+    )
+
+
+@pytest.fixture(scope="module")
+def real() -> Tensor:
+    """130 digits as files hold them."""
+    return to_unit_range(load_digits_split().train_images[:130]).mul(255).round() / 255
+
+
+@pytest.fixture(scope="module")
+def fake() -> Tensor:
+    return to_unit_range(load_digits_split().test_images[:110]).add(0.01).clamp(0, 1)
+
+
+@pytest.fixture
+def batch_file(real: Tensor, tmp_path: Path) -> Path:
+    pixels = (real * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    moments = {"mu": np.full(DIM, 0.5), "sigma": 2.0 * np.eye(DIM)}
+    np.savez(tmp_path / "batch.npz", arr_0=pixels.numpy(), **moments)
+    return tmp_path / "batch.npz"
+
+
+@pytest.fixture
+def image_folder(real: Tensor, tmp_path: Path) -> Path:
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for index, image in enumerate((real * 255).round().to(torch.uint8)):
+        Image.fromarray(image[0].numpy()).save(folder / f"{index:04d}.png")
+    return folder
+
+
+def judged(config: EvaluationConfig, images: Tensor, batch_size: int = 37) -> dict[str, Any]:
+    """Scores of images that come a batch at a time."""
+    judge = open_judge(config, SHAPE)
+    assert judge is not None
+    seen = judge.begin()
+    for batch in images.split(batch_size):
+        seen.add(batch)
+    return judge.scores_of(seen, torch.zeros(len(images), dtype=torch.int64))
+
+
+def rounded(images: Tensor) -> Tensor:
+    return images.mul(255).round() / 255
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_adm_takes_moments_from_the_file_and_neighbours_from_its_images(
+    batch_file: Path, real: Tensor, fake: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.evaluation.protocols.ADM_SPLIT", 40)
+    found = judged(EvaluationConfig(protocol="adm", reference=str(batch_file)), fake)
+    projection = Projection()
+    ours, theirs = projection(rounded(fake)), projection(real)
+    reference = Moments(np.full(DIM, 0.5), 2.0 * np.eye(DIM))
+    assert found["frechet_distance"] == pytest.approx(frechet_distance(reference, Moments.of(ours)), rel=1e-6)
+    nearest = precision_recall(Manifold.of(theirs), Manifold.of(ours))
+    assert (found["precision"], found["recall"]) == (nearest.precision, nearest.recall)
+    parts = [inception_score(projection.probabilities(part)) for part in ours.split(40)]
+    assert found["inception_score"] == pytest.approx(sum(parts) / 3, rel=1e-6)
+    assert found["class_accuracy"] is None
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_adm_without_moments_takes_those_of_the_images(real: Tensor, fake: Tensor, tmp_path: Path) -> None:
+    pixels = (real * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    np.savez(tmp_path / "bare.npz", arr_0=pixels.numpy())
+    found = judged(EvaluationConfig(protocol="adm", reference=str(tmp_path / "bare.npz")), fake)
+    expected = frechet_distance(Moments.of(Projection()(real)), Moments.of(Projection()(rounded(fake))))
+    assert found["frechet_distance"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_dd_gives_a_distance_and_nothing_else(fake: Tensor, tmp_path: Path) -> None:
+    torch.save({"m": np.full(DIM, 0.5), "s": 2.0 * np.eye(DIM)}, tmp_path / "statistic.pth")
+    config = EvaluationConfig(protocol="dd", reference=str(tmp_path))
+    found = judged(config, fake)
+    reference = Moments(np.full(DIM, 0.5), 2.0 * np.eye(DIM))
+    expected = frechet_distance(reference, Moments.of(Projection()(rounded(fake))))
+    assert found["frechet_distance"] == pytest.approx(expected, rel=1e-6)
+    assert {found[score] for score in SCORES if score != "frechet_distance"} == {None}
+    judge = open_judge(config, SHAPE)
+    assert judge is not None
+    assert len(judge.facts["reference_sha256"]) == 64
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_folder_is_seen_through_what_another_package_brings(
+    image_folder: Path, real: Tensor, fake: Tensor
+) -> None:
+    config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="projection")
+    found = judged(config, fake)
+    projection = Projection()
+    ours, theirs = projection(rounded(fake)), projection(real)
+    expected = frechet_distance(Moments.of(theirs), Moments.of(ours))
+    assert found["frechet_distance"] == pytest.approx(expected, rel=1e-5)
+    assert found["inception_score"] == pytest.approx(inception_score(projection.probabilities(ours)))
+    nearest = precision_recall(Manifold.of(theirs), Manifold.of(ours))
+    assert (found["precision"], found["recall"]) == (nearest.precision, nearest.recall)
+    assert found["class_accuracy"] is None
+    judge = open_judge(config, SHAPE)
+    assert judge is not None
+    assert judge.facts["reference_images"] == 130
+
+
+def test_a_folder_of_digits_is_seen_through_the_digits_classifier(image_folder: Path, fake: Tensor) -> None:
+    config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="digits")
+    judge = open_judge(config, SHAPE)
+    assert judge is not None
+    found = judge.scores(fake, load_digits_split().test_labels[:110])
+    assert found["frechet_distance"] < 2
+    assert found["class_accuracy"] > 0.95
+
+
+def test_a_judge_beside_the_teacher_tells_how_far_images_are_from_its_own(
+    image_folder: Path, real: Tensor, fake: Tensor
+) -> None:
+    config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="digits")
+    alone = open_judge(config, SHAPE)
+    assert alone is not None
+    assert alone.scores(fake, None)["teacher_distance"] is None
+    # They come in batches of any size, and are rounded as files hold them, like all that is judged.
+    taught = torch.cat([real[:60], fake[:40]]) - 0.001
+    judge = alone.beside_teacher(alone.moments(taught.split(33)))
+    found = judge.scores(fake, None)
+    classifier = load_digits_classifier()
+    theirs, ours = (Moments.of(extract(classifier, rounded(images))) for images in (taught, fake))
+    assert found["teacher_distance"] == pytest.approx(frechet_distance(theirs, ours), rel=1e-6)
+    assert {**found, "teacher_distance": None} == alone.scores(fake, None)
+    assert judge.scores(taught, None)["teacher_distance"] == pytest.approx(0, abs=1e-9)
+
+
+def test_images_that_come_in_parts_are_judged_as_those_that_come_at_once(fake: Tensor) -> None:
+    judge = Judge.digits(to_unit_range(load_digits_split().train_images))
+    labels = load_digits_split().test_labels[:110]
+    whole = judge.scores(fake, labels)
+    for size in (1, 50, 109):
+        seen = judge.begin()
+        for batch in fake.split(size):
+            seen.add(batch)
+        assert judge.scores_of(seen, labels) == whole
+
+
+def test_features_are_computed_so_many_at_once_however_images_come() -> None:
+    looked: list[int] = []
+
+    class Counting(Projection):
+        def forward(self, images_BIHW: Tensor) -> Tensor:
+            looked.append(len(images_BIHW))
+            return super().forward(images_BIHW)
+
+    seen = Seen(Counting(), 4)
+    for count in (3, 3, 9, 1):
+        seen.add(torch.rand(count, 1, 8, 8))
+    assert seen.features_NF().shape == (16, DIM)
+    assert looked == [4, 4, 4, 4]
+    seen.add(torch.rand(2, 1, 8, 8))
+    assert seen.features_NF().shape == (18, DIM)
+    assert looked == [4, 4, 4, 4, 2]
+
+
+def test_only_pixels_that_are_judged_are_kept(fake: Tensor) -> None:
+    seen = Seen(Projection(), 50).add(fake)
+    assert seen._pixels == []
+    assert seen._waiting is not None
+    assert len(seen._waiting) == 10
+
+
+def test_only_images_like_the_real_digits_are_judged_as_digits() -> None:
+    check_evaluation(EvaluationConfig(protocol="digits"), SHAPE)
+    check_evaluation(EvaluationConfig(protocol="samples"), (3, 256, 256))
+    with pytest.raises(
+        Refused, match=r"this teacher's are of 3 x 256 x 256: set evaluation\.protocol to samples"
+    ):
+        check_evaluation(EvaluationConfig(protocol="digits"), (3, 256, 256))
+    assert open_judge(EvaluationConfig(protocol="samples"), (3, 256, 256)) is None
+
+
+@pytest.mark.usefixtures("small_inception", "installed")
+@pytest.mark.parametrize(
+    ("settings", "shape", "message"),
+    [
+        (
+            {"reference": "real"},
+            SHAPE,
+            r"evaluation\.reference is real, and the protocol digits holds images",
+        ),
+        ({"protocol": "adm"}, SHAPE, r"adm needs --set evaluation\.reference=PATH: a reference batch"),
+        (
+            {"protocol": "dd"},
+            SHAPE,
+            r"dd needs --set evaluation\.reference=PATH: the official code's statist",
+        ),
+        ({"protocol": "folder"}, SHAPE, r"folder needs --set evaluation\.reference=PATH: a folder of PNG"),
+        ({"protocol": "adm", "reference": "nowhere.npz"}, SHAPE, r"there is no file nowhere\.npz"),
+        ({"protocol": "dd", "reference": "nowhere.pth"}, SHAPE, r"there is no file nowhere\.pth"),
+        ({"protocol": "folder", "reference": "nowhere"}, SHAPE, "nowhere is no folder of images"),
+        (
+            {"protocol": "folder", "reference": "nowhere", "features": "colours"},
+            SHAPE,
+            "no feature extractor is called 'colours': there are inception, digits, lost, projection. Another "
+            "package can bring one, by an entry point of the group onestep.features",
+        ),
+        (
+            {"protocol": "folder", "reference": "nowhere", "features": "lost"},
+            SHAPE,
+            "feature extractor 'lost' comes from lost:Lost, which cannot be imported: no module named lost",
+        ),
+        (
+            {"protocol": "folder", "reference": "nowhere", "features": "digits"},
+            (3, 16, 16),
+            "the digits classifier sees images of 1 x 8 x 8, and this teacher's are of 3 x 16 x 16",
+        ),
+    ],
+)
+def test_what_is_missing_is_told_before_any_work(
+    settings: dict[str, Any], shape: tuple[int, int, int], message: str
+) -> None:
+    with pytest.raises(Refused, match=message):
+        check_evaluation(EvaluationConfig(**settings), shape)
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_a_batch_of_another_size_is_refused(batch_file: Path) -> None:
+    config = EvaluationConfig(protocol="adm", reference=str(batch_file))
+    check_evaluation(config, SHAPE)
+    with pytest.raises(
+        Refused, match="holds images of 8 x 8, and this teacher's are of 16 x 16: give a batch"
+    ):
+        check_evaluation(config, (3, 16, 16))
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Refused, match=r"evaluation\.device is cuda, but torch finds no GPU"):
+        check_evaluation(EvaluationConfig(device="cuda"), SHAPE)
+
+
+def test_numbers_of_images_follow_from_the_protocol() -> None:
+    numbers = {
+        protocol: (config.num_images, config.curve_images)
+        for protocol in ("digits", "samples", "adm", "dd", "folder")
+        for config in [EvaluationConfig(protocol=protocol)]
+    }
+    assert numbers == {
+        "digits": (2_000, 2_000),
+        "samples": (64, 64),
+        "adm": (50_000, 5_000),
+        "dd": (50_000, 5_000),
+        "folder": (10_000, 5_000),
+    }
+    assert EvaluationConfig() == EvaluationConfig(protocol="digits")
+    assert EvaluationConfig(num_images=300).curve_images == 300
+    assert EvaluationConfig(num_images=30_000).curve_images == 5_000
+    assert EvaluationConfig(num_images=300, curve_images=200).curve_images == 200
+
+
+@pytest.mark.parametrize("protocol", ["digits", "adm", "dd", "folder"])
+def test_too_few_images_for_a_score_are_refused(protocol: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        EvaluationConfig(protocol=protocol, num_images=99)
+    assert [error["loc"] for error in refused.value.errors()] == [("num_images",)]
+    with pytest.raises(
+        ValidationError, match=f"curve_images is 99, and the scores of the protocol {protocol}"
+    ):
+        EvaluationConfig(protocol=protocol, curve_images=99)
+
+
+def test_what_a_result_must_have_been_made_with() -> None:
+    assert EvaluationConfig(reference="unused").asked == {
+        "protocol": "digits",
+        "num_images": 2_000,
+        "seed": 0,
+        "repeats": 1,
+    }
+    folder = EvaluationConfig(protocol="folder", reference="real", features="mine", seed=4, repeats=3)
+    assert folder.asked == {
+        "protocol": "folder",
+        "num_images": 10_000,
+        "seed": 4,
+        "repeats": 3,
+        "reference": "real",
+        "features": "mine",
+    }
+    assert list(folder.seeds) == [4, 5, 6]
+
+
+def test_the_digits_classifier_knows_the_labels() -> None:
+    assert DigitsClassifier.knows_labels
+    assert not inception.Inception.knows_labels

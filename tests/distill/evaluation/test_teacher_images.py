@@ -1,0 +1,175 @@
+"""The teacher's own images: which pairs they are of, how many, and what an evaluation makes of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.config import DistillConfig, EvaluationConfig
+from distill.evaluation.evaluate import evaluate
+from distill.evaluation.feature_extractors.base import extract
+from distill.evaluation.feature_extractors.digits_classifier import load_digits_classifier
+from distill.evaluation.image_metrics import Moments, frechet_distance
+from distill.evaluation.partial_results import MOMENTS_FILE, Unfinished
+from distill.evaluation.teacher_images import TeacherImages
+from distill.training.trainer import train
+from generate_pairs.digits.dataset import load_digits_split
+from generate_pairs.teachers.base import Tokenizer, to_unit_range
+from generate_pairs.teachers.checkpoints import load_teacher
+from shards.core.errors import Refused, Stopped
+from shards.dataset.manifest import Manifest
+from shards.dataset.reader import pairs_of, read_shard
+
+LEARNED = 40
+TRAINING = {"num_steps": 1, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def student_folder(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of fewer pairs than there are."""
+    out = tmp_path_factory.mktemp("student")
+    config = DistillConfig.model_validate(
+        {"student": {"timesteps": [0], "split": 3}, "train": {**TRAINING, "embedding_weight": 0.1}}
+    )
+    train(
+        config,
+        str(teacher_path),
+        pairs_root,
+        out,
+        size=LEARNED,
+        report=lambda *_: None,
+        should_stop=lambda: False,
+    )
+    return out
+
+
+@pytest.fixture
+def tokenizer(teacher_path: Path) -> Tokenizer:
+    return load_teacher(str(teacher_path)).teacher.tokenizer
+
+
+@pytest.fixture
+def training_tokens(pairs_root: Path) -> torch.Tensor:
+    """Tokens of all training pairs, in order, read shard by shard."""
+    manifest = Manifest.open(pairs_root)
+    shards = [read_shard(pairs_root, manifest.spec, row) for row in manifest.rows]
+    tokens = np.concatenate([shard.tokens_BL for shard in shards]).astype(np.int64)
+    return torch.from_numpy(tokens[manifest.spec.num_heldout :])
+
+
+@pytest.fixture
+def judge_again(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callable[..., dict[str, Any]]:
+    """Evaluates into a folder with 100 images, 12 at a time, and says what evaluation.json holds."""
+
+    def run(
+        out: Path,
+        should_stop: Callable[[], bool] = lambda: False,
+        report: Callable[..., None] = lambda *_: None,
+    ) -> dict[str, Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 1.0)
+            )
+            patch.setattr("distill.student.sampler.BATCH_PIXELS", 12 * 64)
+            evaluate(
+                student_folder,
+                str(teacher_path),
+                pairs_root,
+                out,
+                EvaluationConfig(num_images=100),
+                report=report,
+                should_stop=should_stop,
+            )
+        found: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
+        return found
+
+    return run
+
+
+def test_they_are_the_first_training_pairs_decoded(
+    pairs_root: Path, tokenizer: Tokenizer, training_tokens: torch.Tensor
+) -> None:
+    taught = TeacherImages.beside(Manifest.open(pairs_root), tokenizer, 6)
+    assert taught is not None
+    assert len(taught) == 60 < len(training_tokens)
+    with torch.inference_mode():
+        expected = to_unit_range(tokenizer.decode(tokenizer.embed(training_tokens[:60])))
+    torch.testing.assert_close(torch.cat(list(taught.batches())), expected, rtol=0, atol=1e-5)
+    tokens = torch.cat([tokens_BL for tokens_BL, _ in pairs_of(pairs_root, taught.view)])
+    assert torch.equal(tokens, training_tokens[:60])
+
+
+def test_there_are_as_many_as_there_are_pairs_and_at_most_fifty_thousand(
+    pairs_root: Path, tokenizer: Tokenizer, training_tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.open(pairs_root)
+
+    def count(num_images: int) -> int | None:
+        taught = TeacherImages.beside(manifest, tokenizer, num_images)
+        return None if taught is None else len(taught)
+
+    assert count(1_000) == len(training_tokens)
+    monkeypatch.setattr("distill.evaluation.teacher_images.MOST", 50)
+    assert [count(4), count(5), count(6)] == [40, 50, 50]
+    monkeypatch.setattr(Manifest, "num_available", 1)
+    assert count(6) is None
+
+
+def test_an_evaluation_holds_every_method_against_them(
+    judge_again: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    training_tokens: torch.Tensor,
+) -> None:
+    """All pairs there are, and not those alone that the student learned from."""
+    result = judge_again(tmp_path)
+    assert result["teacher_images"] == len(training_tokens) > LEARNED
+    classifier = load_digits_classifier()
+    with torch.inference_mode():
+        images = to_unit_range(tokenizer.decode(tokenizer.embed(training_tokens)))
+    theirs = Moments.of(extract(classifier, images))
+    rows = {row["method"]: row for row in result["rows"]}
+    real = Moments.of(extract(classifier, to_unit_range(load_digits_split().test_images)))
+    assert rows["real"]["teacher_distance"] == pytest.approx(frechet_distance(theirs, real), rel=1e-5)
+    assert rows["teacher"]["teacher_distance"] < rows["teacher"]["frechet_distance"]
+    assert all(row["teacher_distance"] > 0 for row in rows.values())
+
+
+def test_their_moments_are_kept_when_an_evaluation_is_stopped(
+    judge_again: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, notes = itertools.count(), list[str]()
+    with pytest.raises(Stopped, match="in the middle of the teacher's images"):
+        judge_again(tmp_path / "out", lambda: next(asked) == 2, lambda *report: notes.append(report[2]))
+    assert notes[:2] == [f"{done} of the teacher's 96 images" for done in (0, 12)]
+    kept = tmp_path / "out" / ".evaluation" / "evaluation" / MOMENTS_FILE
+    assert not kept.exists()
+    asked = itertools.count()
+    with pytest.raises(Stopped, match=r"0 of \d+ methods are done and kept"):
+        judge_again(tmp_path / "out", lambda: next(asked) == 14)
+    assert kept.is_file()
+    whole = judge_again(tmp_path / "whole")
+    monkeypatch.setattr(TeacherImages, "batches", lambda self: pytest.fail("they were looked at again"))
+    assert judge_again(tmp_path / "out") == whole
+
+
+def test_moments_come_back_bit_by_bit_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    unfinished = Unfinished.open(tmp_path, {"one": 1})
+    found = Moments.of(torch.randn(50, 7, generator=torch.Generator().manual_seed(0)))
+    again = [unfinished.moments(lambda: found), unfinished.moments(lambda: pytest.fail("measured twice"))]
+    for moments in again:
+        assert np.array_equal(moments.mean_F, found.mean_F)
+        assert np.array_equal(moments.covariance_FF, found.covariance_FF)
+    file = tmp_path / MOMENTS_FILE
+    for damaged in (file.read_bytes()[:300], b"", b"{}"):
+        file.write_bytes(damaged)
+        with pytest.raises(Refused, match=rf"teacher\.npz is damaged: delete {tmp_path} to begin"):
+            unfinished.moments(lambda: found)
+    assert Unfinished().moments(lambda: found) is found

@@ -1,0 +1,300 @@
+"""The LlamaGen student: the official numbers, what each output may see, and its start from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.student.llamagen import LlamaGenStudent, affine_fit
+from distill.student.sampler import sample_sequence
+from distill.student.student import Student
+from generate_pairs.teachers.base import TextCondition
+from generate_pairs.teachers.llamagen.teacher import LlamaGenTeacher
+from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
+from generate_pairs.teachers.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
+
+SMALL = LlamaGenConfig(
+    width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the official sampler makes of one pass over `x`, whose first `data_tokens` positions are data."""
+
+    logits: Tensor
+    embeddings: Tensor
+    final_logits: Tensor
+    final_embeddings: Tensor
+    codebook: Tensor
+
+    def sequence(self, split: int) -> Tensor:
+        rows = self.codebook[self.final_logits.argmax(-1)]
+        return torch.cat([rows[:, :split], self.final_embeddings[:, split:]], dim=1)
+
+
+def predict(
+    student: LlamaGenStudent, x: Tensor, data_tokens: Tensor, labels: Tensor, codebook: Tensor
+) -> Prediction:
+    logits, embeddings = student(x, data_tokens, labels)
+    is_data = (torch.arange(x.shape[1]) < data_tokens[:, None])[..., None]
+    nearest = torch.cdist(x, codebook.expand(len(x), -1, -1)).argmin(-1)
+    certain = torch.full_like(logits, -torch.inf).scatter(-1, nearest[..., None], 0.0)
+    return Prediction(
+        logits,
+        embeddings,
+        torch.where(is_data, certain, logits),
+        torch.where(is_data, x, embeddings),
+        codebook,
+    )
+
+
+def perturbed(x: Tensor, data_tokens: Tensor, noise: Tensor) -> Tensor:
+    return torch.where((torch.arange(x.shape[1]) < data_tokens[:, None])[..., None], x, noise)
+
+
+def official_student(case: Any) -> LlamaGenStudent:
+    """The student of a case, with its weights."""
+    student = LlamaGenStudent(case.config("lgdd"), codebook_dim=case.settings("lgdd")["codebook_dim"]).eval()
+    student.load_state_dict(case.models["lgdd"])
+    return student
+
+
+@torch.no_grad()
+def test_predictions_are_the_official_ones(golden: Callable[[str], Any]) -> None:
+    case = golden("lg_dd_a")
+    student = official_student(case)
+    labels, x, noise = (case.inputs[name] for name in ("label", "x", "noise"))
+    codebook = torch.nn.functional.normalize(case.inputs["codebook"], dim=-1)
+    results = {}
+    for timestep in case.spec["config"]["timesteps"]:
+        timesteps = timestep if isinstance(timestep, list) else [timestep]
+        tag = "t" + "_".join(map(str, timesteps))
+        data_tokens = torch.tensor(timesteps).expand(len(x))
+        prediction = predict(student, x, data_tokens, labels, codebook)
+        results |= {
+            f"logits_{tag}": prediction.logits,
+            f"tokens_{tag}": prediction.embeddings,
+            f"perturbed_{tag}": perturbed(x, data_tokens, noise),
+            f"final_logits_{tag}": prediction.final_logits,
+            f"final_argmax_{tag}": prediction.final_logits.argmax(-1),
+            f"final_tokens_{tag}": prediction.final_embeddings,
+        }
+        for split in case.spec["config"]["splits"]:
+            results[f"sequence_{tag}_split{split}"] = prediction.sequence(split)
+    case.check_all(results)
+
+
+@torch.no_grad()
+def test_sampling_makes_the_official_images(golden: Callable[[str], Any]) -> None:
+    case = golden("lg_dd_loop_a")
+    student = official_student(case)
+    tokenizer = LlamaGenTokenizer(case.config("vq")).eval()
+    tokenizer.load_state_dict(case.models["vq"])
+    labels, noise = case.inputs["label"], case.inputs["noise"]
+    results = {}
+    for run in case.spec["config"]["runs"]:
+        tag = "t" + "_".join(map(str, run["t_list"]))
+        x = noise
+        for step, timestep in enumerate(run["t_list"]):
+            data_tokens = torch.full((len(noise),), timestep)
+            x = perturbed(x, data_tokens, noise)
+            results[f"{tag}_step{step}_input"] = x
+            x = predict(student, x, data_tokens, labels, tokenizer.codebook_VC).sequence(run["split"])
+            results[f"{tag}_step{step}_sequence"] = x
+        # The sampler's own way there ends in the same sequence.
+        layout = student.config.layout
+        sampled = Student("llamagen", student, tokenizer, layout, (0, 4), run["split"], "", 1)
+        sequence = sample_sequence(sampled, noise, labels, run["t_list"])
+        results[f"{tag}_step{len(run['t_list']) - 1}_sequence"] = sequence.embeddings_BLC
+        results[f"{tag}_image_01"] = (tokenizer.decode(sequence.embeddings_BLC) + 1) / 2
+    case.check_all(results)
+
+
+@pytest.fixture
+def student() -> LlamaGenStudent:
+    torch.manual_seed(0)
+    student = LlamaGenStudent(SMALL, codebook_dim=4).double().eval()
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return student
+
+
+@torch.no_grad()
+def test_an_output_sees_its_own_input_and_those_before(student: LlamaGenStudent) -> None:
+    x, labels, data_tokens = torch.randn(1, 16, 4).double(), torch.tensor([2]), torch.tensor([0])
+    changed = x.clone()
+    changed[0, 6] += 1
+    for before, after in zip(
+        student(x, data_tokens, labels), student(changed, data_tokens, labels), strict=True
+    ):
+        assert (before != after).any(-1)[0].tolist() == [False] * 6 + [True] * 10
+
+
+@torch.no_grad()
+def test_the_number_of_data_tokens_marks_each_position(student: LlamaGenStudent) -> None:
+    x, labels = torch.randn(1, 16, 4).double(), torch.tensor([2])
+    for num_data in (0, 5, 15):
+        fewer, more = (student(x, torch.tensor([n]), labels)[0] for n in (num_data, num_data + 1))
+        assert (fewer != more).any(-1)[0].tolist() == [False] * num_data + [True] * (16 - num_data)
+
+
+@torch.no_grad()
+def test_rows_do_not_depend_on_the_rest_of_the_batch(student: LlamaGenStudent) -> None:
+    x, data_tokens, labels = torch.randn(3, 16, 4).double(), torch.tensor([0, 7, 16]), torch.tensor([2, 0, 4])
+    together = student(x, data_tokens, labels)
+    alone = student(x[1:2], data_tokens[1:2], labels[1:2])
+    for ours, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours[1:2], expected, rtol=0, atol=1e-12)
+
+
+def test_every_parameter_learns_in_training(student: LlamaGenStudent) -> None:
+    logits, embeddings = student(torch.randn(2, 16, 4).double(), torch.tensor([0, 7]), torch.tensor([2, 0]))
+    (logits.logsumexp(-1).sum() + embeddings.square().sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in student.parameters())
+
+
+@pytest.fixture
+def teacher() -> LlamaGenTeacher:
+    torch.manual_seed(1)
+    tokenizer_config = LlamaGenTokenizerConfig(
+        24, 4, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=8
+    )
+    teacher = LlamaGenTeacher(LlamaGenTransformer(SMALL), LlamaGenTokenizer(tokenizer_config))
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return teacher
+
+
+def test_starts_from_what_it_has_in_common_with_the_teacher(
+    student: LlamaGenStudent, teacher: LlamaGenTeacher
+) -> None:
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    student.initialise_from_teacher(teacher, least_squares=False)
+    theirs = teacher.transformer.state_dict()
+    own = ("tok_embeddings.", "n_d_embed.", "final_layer_conti.")
+    for name, tensor in student.state_dict().items():
+        expected = before[name] if name.startswith(own) else theirs[name].double()
+        assert torch.equal(tensor, expected), name
+
+
+@torch.no_grad()
+def test_token_embeddings_solve_the_ridge_regression_on_the_codebook(
+    student: LlamaGenStudent, teacher: LlamaGenTeacher
+) -> None:
+    student.initialise_from_teacher(teacher)
+    rows = teacher.codebook_VC.double()
+    residual = student.tok_embeddings(rows) - teacher.transformer.tok_embeddings.weight.double()
+    centred = rows - rows.mean(0)
+    # The normal equations: the gradient of the fit is the ridge's pull, and the mean is met exactly.
+    pull = 0.01 * centred.square().mean() * student.tok_embeddings.weight.T
+    torch.testing.assert_close(-centred.T @ residual / len(rows), pull, rtol=0, atol=1e-8)
+    torch.testing.assert_close(residual.mean(0), torch.zeros(32).double(), rtol=0, atol=1e-7)
+
+
+def test_without_a_ridge_an_affine_map_is_found_exactly() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows, weight, bias = (torch.randn(n, generator=generator).double() for n in ((24, 4), (4, 32), (32,)))
+    found_weight, found_bias = affine_fit(rows, rows @ weight + bias, ridge=0.0)
+    torch.testing.assert_close(found_weight, weight, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found_bias, bias, rtol=0, atol=1e-12)
+
+
+def test_a_codebook_close_to_a_plane_does_not_blow_the_weights_up() -> None:
+    """Noise fills the direction that the codebook leaves empty: plain least squares would drown everything in it."""
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(64, 3, generator=generator).double() * torch.tensor([1.0, 1.0, 1e-3])
+    wanted = 0.1 * torch.randn(64, 32, generator=generator).double()
+    plain, _ = affine_fit(rows, wanted, ridge=0.0)
+    ridged, _ = affine_fit(rows, wanted)
+    assert plain[2].norm() > 10
+    assert ridged.norm() < 0.2
+
+
+def test_a_new_student_predicts_nothing_much() -> None:
+    torch.manual_seed(0)
+    logits, embeddings = LlamaGenStudent(SMALL, codebook_dim=4)(
+        torch.randn(2, 16, 4), torch.tensor([0, 7]), torch.tensor([2, 0])
+    )
+    assert torch.equal(logits, torch.zeros(2, 16, 24))
+    assert embeddings.abs().max() < 1
+
+
+def test_refuses_a_teacher_of_another_shape(teacher: LlamaGenTeacher) -> None:
+    wider = LlamaGenStudent(replace(SMALL, width=64), codebook_dim=4)
+    with pytest.raises(ValueError, match="the teacher's cls_embedding do not fit"):
+        wider.initialise_from_teacher(teacher)
+
+
+TEXT = replace(SMALL, condition="text", num_condition_tokens=6, caption_dim=5)
+
+
+def text_student() -> LlamaGenStudent:
+    """A student for captions with weights large enough that every part shows."""
+    torch.manual_seed(0)
+    student = LlamaGenStudent(TEXT, codebook_dim=4).double().eval()
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.2)
+    return student
+
+
+@torch.no_grad()
+def test_a_caption_is_seen_and_its_padding_is_not() -> None:
+    student = text_student()
+    x, data_tokens = torch.randn(2, SMALL.num_tokens, 4).double(), torch.tensor([0, 3])
+    features = torch.randn(2, 6, 5).double()
+    seen = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]).bool()
+
+    def outputs(features: Tensor, seen: Tensor) -> Tensor:
+        return torch.cat(student(x, data_tokens, TextCondition(features, seen)), dim=-1)
+
+    expected = outputs(features, seen)
+    changed = torch.where(seen[..., None], features, 7.0)
+    assert torch.equal(outputs(changed, seen), expected)
+    torch.testing.assert_close(outputs(features[:, 2:], seen[:, 2:]), expected, rtol=0, atol=1e-12)
+    alone = torch.cat(student(x[1:], data_tokens[1:], TextCondition(features[1:, 3:], seen[1:, 3:])), dim=-1)
+    torch.testing.assert_close(alone, expected[1:], rtol=0, atol=1e-12)
+    for place in (2, 5):
+        other = features.clone()
+        other[0, place] += 0.1
+        difference = (outputs(other, seen) - expected).abs().amax(dim=(1, 2))
+        assert difference[0] > 1e-4
+        assert difference[1] == 0
+
+
+@torch.no_grad()
+def test_a_position_sees_its_caption_and_the_noise_up_to_its_own() -> None:
+    student = text_student()
+    x, none = torch.randn(1, SMALL.num_tokens, 4).double(), torch.tensor([0])
+    condition = TextCondition(torch.randn(1, 3, 5).double(), torch.ones(1, 3).bool())
+    before = torch.cat(student(x, none, condition), dim=-1)
+    x[:, 5] += 1.0
+    moved = (torch.cat(student(x, none, condition), dim=-1) - before).abs().amax(dim=-1)[0]
+    assert (moved[:5] == 0).all()
+    assert (moved[5:] > 1e-6).all()
+
+
+@torch.no_grad()
+def test_starts_from_a_teacher_of_captions() -> None:
+    tokenizer = LlamaGenTokenizer(
+        LlamaGenTokenizerConfig(
+            SMALL.vocab_size, 4, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=8
+        )
+    )
+    teacher = LlamaGenTeacher(LlamaGenTransformer(TEXT), tokenizer)
+    student = LlamaGenStudent(TEXT, codebook_dim=4)
+    student.initialise_from_teacher(teacher)
+    ours, theirs = student.state_dict(), teacher.transformer.state_dict()
+    copied = [name for name in theirs if name != "tok_embeddings.weight"]
+    assert {name.split(".")[0] for name in copied} == {"cls_embedding", "layers", "norm", "output"}
+    assert all(torch.equal(ours[name], theirs[name]) for name in copied)

@@ -1,0 +1,255 @@
+"""The VAR student: the official numbers, what an output may see, and where it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.student.sampler import sample_sequence
+from distill.student.student import Student
+from distill.student.var import VarStudent
+from generate_pairs.teachers.base import to_unit_range
+from generate_pairs.teachers.var.teacher import VarConfig, VarTeacher, VarTransformer
+from generate_pairs.teachers.var.tokenizer import VarTokenizer, VarTokenizerConfig
+
+SMALL = VarConfig(
+    width=32, depth=2, num_heads=2, vocab_size=24, codebook_dim=4, scales=(1, 2, 3, 4), num_classes=5
+)
+LAYOUT = SMALL.layout
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def student() -> VarStudent:
+    """A student in float64 with weights large enough that every part shows in its outputs."""
+    torch.manual_seed(0)
+    student = VarStudent(SMALL)
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return student.double().eval()
+
+
+@pytest.fixture
+def teacher() -> VarTeacher:
+    torch.manual_seed(1)
+    tokenizer_config = VarTokenizerConfig(
+        24, 4, ch=32, ch_mult=(1, 2), num_res_blocks=1, scales=SMALL.scales, image_size=8
+    )
+    teacher = VarTeacher(VarTransformer(SMALL), VarTokenizer(tokenizer_config))
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return teacher
+
+
+def official_models(case: Any) -> tuple[VarStudent, VarTokenizer]:
+    """The student and the tokenizer of a case, with its weights."""
+    layerwise = case.settings("dd")["layerwise_n_d_embed"]
+    student = VarStudent(case.config("dd"), layerwise_embedding=layerwise)
+    tokenizer = VarTokenizer(case.config("vae"))
+    student.load_state_dict(case.models["dd"])
+    tokenizer.load_state_dict(case.models["vae"])
+    return student.eval(), tokenizer.eval()
+
+
+class Passes:
+    """The official sampler's few lines around the student, a timestep for each sample."""
+
+    def __init__(self, student: VarStudent, tokenizer: VarTokenizer, labels: Tensor) -> None:
+        self.student, self.codebook, self.labels = student, tokenizer.codebook_VC, labels
+        self.starts = torch.tensor(student.config.layout.starts)
+
+    def is_data(self, timesteps: Tensor) -> Tensor:
+        positions = torch.arange(self.student.config.layout.num_tokens)
+        return (positions < self.starts[timesteps][:, None])[..., None]
+
+    def perturbed(self, x: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        return torch.where(self.is_data(timesteps), x, noise)
+
+    def final(self, x: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Final embeddings and logits: what is data stays, the rest is predicted."""
+        logits, embeddings = self.student(x, self.starts[timesteps], self.labels)
+        nearest = torch.cdist(x, self.codebook).argmin(-1)
+        certain = torch.full_like(logits, -torch.inf).scatter(-1, nearest[..., None], 0.0)
+        is_data = self.is_data(timesteps)
+        return torch.where(is_data, x, embeddings), torch.where(is_data, certain, logits)
+
+    def sequence(self, embeddings: Tensor, logits: Tensor, split: int) -> Tensor:
+        """Codebook rows of the likeliest tokens in scales below the split, embeddings after them."""
+        below = torch.full((len(logits),), split)
+        return torch.where(self.is_data(below), self.codebook[logits.argmax(-1)], embeddings)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["var_dd_a", "var_dd_b"])
+def test_outputs_are_the_official_ones(golden: Callable[[str], Any], name: str) -> None:
+    case = golden(name)
+    student, tokenizer = official_models(case)
+    labels, x, noise = (case.inputs[key] for key in ("label", "x", "noise"))
+    passes = Passes(student, tokenizer, labels)
+    results = {}
+    for timestep in case.spec["config"]["timesteps"]:
+        tag = "_".join(map(str, timestep)) if isinstance(timestep, list) else str(timestep)
+        timesteps = torch.tensor(timestep).expand(len(x))
+        logits, embeddings = student(x, passes.starts[timesteps], labels)
+        results |= {f"logits_t{tag}": logits, f"tokens_t{tag}": embeddings}
+        if timestep == student.config.layout.num_steps:
+            continue
+        final_embeddings, final_logits = passes.final(x, timesteps)
+        results |= {
+            f"perturbed_t{tag}": passes.perturbed(x, timesteps, noise),
+            f"final_tokens_t{tag}": final_embeddings,
+            f"final_logits_t{tag}": final_logits,
+            f"final_argmax_t{tag}": final_logits.argmax(-1),
+        }
+        for split in case.spec["config"]["splits"]:
+            sequence = passes.sequence(final_embeddings, final_logits, split)
+            results[f"sequence_t{tag}_split{split}"] = sequence
+    case.check_all(results)
+
+
+@torch.no_grad()
+def test_sampling_in_one_and_two_steps_gives_the_official_images(golden: Callable[[str], Any]) -> None:
+    case = golden("var_dd_loop_a")
+    student, tokenizer = official_models(case)
+    noise = case.inputs["noise"]
+    passes = Passes(student, tokenizer, case.inputs["label"])
+    results = {}
+    for run in case.spec["config"]["runs"]:
+        name, x = "t" + "_".join(map(str, run["t_list"])), noise
+        for step, timestep in enumerate(run["t_list"]):
+            timesteps = torch.full((len(x),), timestep)
+            x = passes.perturbed(x, timesteps, noise)
+            results[f"{name}_step{step}_input"] = x
+            x = passes.sequence(*passes.final(x, timesteps), run["split"])
+            results[f"{name}_step{step}_sequence"] = x
+        # The sampler's own way there ends in the same sequence.
+        sampled = Student("var", student, tokenizer, student.config.layout, (0, 2), run["split"], "", 1)
+        sequence = sample_sequence(sampled, noise, passes.labels, run["t_list"])
+        results[f"{name}_step{len(run['t_list']) - 1}_sequence"] = sequence.embeddings_BLC
+        results[f"{name}_image_01"] = to_unit_range(tokenizer.decode(sequence.embeddings_BLC))
+    case.check_all(results)
+
+
+@torch.no_grad()
+def test_an_output_sees_earlier_scales_and_its_own_input_but_not_its_neighbours(student: VarStudent) -> None:
+    x, data_tokens, labels = torch.randn(1, 30, 4).double(), torch.tensor([5]), torch.tensor([3])
+    outputs = student(x, data_tokens, labels)
+    step_of_token = torch.tensor(LAYOUT.step_of_token)
+    for token in range(LAYOUT.num_tokens):
+        changed = x.clone()
+        changed[0, token] += 1.0
+        reached = step_of_token > step_of_token[token]
+        reached[token] = True
+        for before, after in zip(outputs, student(changed, data_tokens, labels), strict=True):
+            moved = (after - before).abs().amax(-1)[0]
+            assert torch.equal(moved > 1e-9, reached)
+            assert (moved[~reached] == 0).all()
+
+
+@torch.no_grad()
+def test_an_output_depends_on_the_class_and_on_what_is_data(student: VarStudent) -> None:
+    x = torch.randn(1, 30, 4).double().expand(3, -1, -1)
+    _, embeddings = student(x, torch.tensor([0, 5, 0]), torch.tensor([3, 3, 2]))
+    moved = (embeddings[1:] - embeddings[0]).abs().amax(-1) > 1e-9
+    assert moved.all(), "every position sees the condition and the first five tokens, or is one of them"
+
+
+@torch.no_grad()
+def test_rows_of_a_batch_do_not_touch_each_other(student: VarStudent) -> None:
+    x, data_tokens, labels = torch.randn(3, 30, 4).double(), torch.tensor([0, 5, 30]), torch.tensor([2, 0, 4])
+    together = student(x, data_tokens, labels)
+    alone = student(x[1:2], data_tokens[1:2], labels[1:2])
+    for ours, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours[1:2], expected, rtol=0, atol=1e-12)
+
+
+def test_every_parameter_learns(student: VarStudent) -> None:
+    logits, embeddings = student(torch.randn(2, 30, 4).double(), torch.tensor([0, 5]), torch.tensor([2, 0]))
+    (logits.logsumexp(-1).sum() + embeddings.square().sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in student.parameters())
+
+
+@pytest.mark.parametrize("shared_adaln", [True, False])
+def test_starts_from_what_it_has_in_common_with_the_teacher(teacher: VarTeacher, shared_adaln: bool) -> None:
+    config = replace(SMALL, shared_adaln=shared_adaln)
+    torch.manual_seed(2)
+    teacher = VarTeacher(VarTransformer(config), teacher.tokenizer)
+    student = VarStudent(config).double()
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    student.initialise_from_teacher(teacher)
+    theirs = {name: tensor.double() for name, tensor in teacher.transformer.state_dict().items()}
+    for name, tensor in student.state_dict().items():
+        if name == "pos_1LC":
+            # The condition stands where the teacher's first token stood; the first scale starts afresh.
+            old = theirs[name]
+            expected = torch.cat([old[:, :1], before[name][:, 1:2], old[:, 1:]], dim=1)
+        elif name == "lvl_embed.weight":
+            expected = torch.cat([theirs[name][:1], before[name][1:2], theirs[name][1:]])
+        else:
+            expected = theirs.get(name, before[name])
+        assert torch.equal(tensor, expected), name
+    own = ("n_d_embed.", "layerwise_n_d_embed.", "final_layer_conti.")
+    assert {name for name in before if name not in theirs} == {
+        name for name in before if name.startswith(own)
+    }
+
+
+def test_starts_as_officially_but_for_two_rows(
+    teacher: VarTeacher, golden_table: Callable[[str], Any]
+) -> None:
+    """Row 1 of the classes is copied and row 1 of the levels is fresh: the official code mixes the two up."""
+    measured = golden_table("init_with_teacher_var_dd")["map"]
+    relation = {entry["student"]: entry for entry in measured}
+    student = VarStudent(SMALL)
+    student.initialise_from_teacher(teacher)
+    ours, theirs = student.state_dict(), teacher.transformer.state_dict()
+    compared = 0
+    for name in ours.keys() & relation.keys() & theirs.keys():
+        entry = relation[name]
+        if entry["relation"] == "equal":
+            assert torch.equal(ours[name], theirs[name]), name
+        else:
+            sources = entry["student_slice_comes_from_teacher_slice"][: ours[name].shape[entry["axis"]]]
+            for row, source in enumerate(sources):
+                if isinstance(source, int):
+                    mine, copied = (
+                        ours[name].select(entry["axis"], row),
+                        theirs[name].select(entry["axis"], source),
+                    )
+                    assert torch.equal(mine, copied), (name, row)
+        compared += 1
+    assert compared == len(theirs)
+    assert torch.equal(student.class_emb.weight, teacher.transformer.class_emb.weight)
+
+
+def test_a_new_student_predicts_nothing_much() -> None:
+    torch.manual_seed(0)
+    logits, _ = VarStudent(SMALL)(torch.randn(2, 30, 4), torch.tensor([0, 5]), torch.tensor([2, 0]))
+    assert logits.abs().max() < 0.1
+
+
+@torch.no_grad()
+def test_runs_under_autocast(student: VarStudent) -> None:
+    x, data_tokens, labels = torch.randn(2, 30, 4), torch.tensor([0, 5]), torch.tensor([2, 0])
+    student.float()
+    exact = student(x, data_tokens, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = student(x, data_tokens, labels)
+    for ours, expected in zip(rounded, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - expected).norm() / expected.norm() < 0.05
+
+
+@pytest.mark.parametrize("changes", [{"width": 64}, {"depth": 1}, {"scales": (1, 2, 4)}])
+def test_refuses_a_teacher_of_another_shape(teacher: VarTeacher, changes: dict) -> None:
+    with pytest.raises(ValueError, match="the teacher"):
+        VarStudent(replace(SMALL, **changes)).initialise_from_teacher(teacher)

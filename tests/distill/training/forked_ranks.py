@@ -1,0 +1,128 @@
+"""The processes of a training, forked from one that has loaded torch: what torchrun starts, in a tenth of the time.
+
+Each line of standard input asks for one training, as JSON: `arguments` of `onestep`, `processes`, the folder `log`, and
+who sends itself SIGTERM after how many steps, or fails in the next one (`signalled` or `failing`, `after`). When all its
+processes have ended, the answer is a line with their exit codes. In the folder lie what each said (`0.out`, `0.err`) and
+the pairs of its batches (`0.pairs`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch._dynamo  # what building a network on the meta device loads, for seconds
+
+import distill.training.trainer  # noqa: F401
+import pipeline.config  # noqa: F401
+from distill.training.state import Training
+from pipeline.cli import main
+from shards.core.errors import Failed
+from shards.streaming.batches import PairBatch
+from shards.streaming.stream import PairStream
+
+PATIENCE_SECONDS = 60.0
+HUNG = -1
+"""In place of the exit code of a process that had to be killed."""
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
+def record_batches(path: Path) -> None:
+    """Write a line for each batch that a stream gives: its own share's size, then its pairs."""
+    real = PairStream.__next__
+
+    def recorded(stream: PairStream) -> PairBatch:
+        batch = real(stream)
+        with path.open("a") as file:
+            print(stream.batch_size, *batch.index_B.tolist(), file=file)
+        return batch
+
+    PairStream.__next__ = recorded
+
+
+def signal_after(steps: int) -> None:
+    """This process sends itself SIGTERM when a training has so many steps behind it."""
+    real = Training.update
+
+    def update(training: Training) -> dict[str, torch.Tensor]:
+        values = real(training)
+        if training.step == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    Training.update = update
+
+
+def fail_after(steps: int) -> None:
+    """In this process alone the next pairs are damaged when a training has so many steps behind it."""
+    real = Training.update
+
+    def update(training: Training) -> dict[str, torch.Tensor]:
+        if training.step == steps:
+            raise Failed("pairs-000002.tar is damaged")
+        return real(training)
+
+    Training.update = update
+
+
+def become(rank: int, port: int, asked: dict[str, Any]) -> NoReturn:
+    """In a forked process: be one of a training, and end as it ends."""
+    log, size = Path(asked["log"]), asked["processes"]
+    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+        os.dup2(os.open(log / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+    if size > 1:
+        names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+        os.environ.update({name: str(number) for name, number in names.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    record_batches(log / f"{rank}.pairs")
+    if rank == asked.get("signalled"):
+        signal_after(asked["after"])
+    if rank == asked.get("failing"):
+        fail_after(asked["after"])
+    code: Any = 70
+    try:
+        main(asked["arguments"])
+    except SystemExit as ended:
+        code = ended.code or 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def codes_of(children: list[int]) -> list[int]:
+    """Exit codes of processes when all have ended; those that do not end are killed."""
+    deadline, ended = time.monotonic() + PATIENCE_SECONDS, dict[int, int]()
+    while len(ended) < len(children):
+        for child in set(children) - ended.keys():
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                ended[child] = HUNG
+            elif (status := os.waitpid(child, os.WNOHANG)) != (0, 0):
+                ended[child] = os.waitstatus_to_exitcode(status[1])
+        time.sleep(0.01)
+    return [ended[child] for child in children]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        asked, port, children = json.loads(line), free_port(), list[int]()
+        for rank in range(asked["processes"]):
+            children.append(os.fork())
+            if children[-1] == 0:
+                become(rank, port, asked)
+        print(json.dumps(codes_of(children)), flush=True)

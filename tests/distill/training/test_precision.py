@@ -1,0 +1,133 @@
+"""The kind of number that a training computes with, and what is kept in which."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill.config import DistillConfig
+from distill.student.student import Student
+from distill.training.metrics import read_metrics
+from distill.training.precision import determinism
+from distill.training.trainer import train
+from shards.core.errors import Refused
+
+
+def run(out: Path, teacher: Path, pairs: Path, **train_settings: object) -> np.ndarray:
+    """Train; the loss of every step."""
+    settings = {"batch_size": 24, "warmup_steps": 2, "checkpoint_interval": 1_000, "log_interval": 1}
+    config = DistillConfig.model_validate(
+        {
+            "student": {"timesteps": [0, 2], "split": 3},
+            "train": {**settings, "embedding_weight": 0.1, **train_settings},
+        }
+    )
+    train(config, str(teacher), pairs, out, size=96, report=lambda *_: None, should_stop=lambda: False)
+    return read_metrics(out / "metrics")["loss"].to_numpy()
+
+
+def kinds(path: Path) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in load_file(path).values()}
+
+
+@pytest.mark.parametrize(
+    ("precision", "kept"),
+    [("bfloat16", torch.float32), ("float64", torch.float64)],
+    ids=["bfloat16", "float64"],
+)
+def test_it_learns_and_keeps_all_state_whole_and_exports_float32(
+    teacher_path: Path, pairs_root: Path, tmp_path: Path, precision: str, kept: torch.dtype
+) -> None:
+    settings = {"num_steps": 60, "learning_rate": 5e-3, "precision": precision}
+    losses = run(tmp_path, teacher_path, pairs_root, **settings)
+    assert losses[-10:].mean() < 0.75 * losses[:10].mean()
+    state = load_file(tmp_path / "checkpoints" / "step-000060.safetensors")
+    names = {name.split(".")[0] for name in state}
+    assert names == {"weights", "averages", "optimizer"}
+    assert {tensor.dtype for name, tensor in state.items() if "optimizer.step" not in name} == {kept}
+    assert kinds(tmp_path / "student.safetensors") == {torch.float32}
+    assert kinds(tmp_path / "tokenizer.safetensors") == {torch.float32}
+    student = Student.from_pretrained(tmp_path)
+    for name, tensor in student.network.state_dict().items():
+        if (average := state.get(f"averages.{name}")) is not None:
+            assert torch.equal(tensor, average.float())
+
+
+def test_bfloat16_rounds_and_float32_does_not(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
+    """The first loss is that of the same weights, with decoded images among what is computed."""
+    exact, single, half = (
+        run(
+            tmp_path / precision, teacher_path, pairs_root, num_steps=1, image_weight=0.1, precision=precision
+        )[0]
+        for precision in ("float64", "float32", "bfloat16")
+    )
+    assert single == pytest.approx(exact, rel=1e-5)
+    assert half == pytest.approx(exact, rel=3e-2)
+    assert abs(half - exact) > 100 * abs(single - exact)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "c++", "clang++"))),
+    reason="torch.compile needs a C++ compiler on a CPU",
+)
+def test_a_compiled_network_has_the_same_losses(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
+    plain, compiled = (
+        run(tmp_path / str(asked), teacher_path, pairs_root, num_steps=5, compile=asked)
+        for asked in (False, True)
+    )
+    np.testing.assert_allclose(compiled, plain, rtol=1e-4)
+    names = [load_file(tmp_path / str(asked) / "student.safetensors").keys() for asked in (False, True)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_determinism_gives_its_setting_back(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    found = torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(before)
+        with determinism(False):
+            assert torch.are_deterministic_algorithms_enabled() == before
+        with pytest.raises(ValueError, match="within"), determinism(True):
+            assert torch.are_deterministic_algorithms_enabled()
+            raise ValueError("within")
+        assert torch.are_deterministic_algorithms_enabled() == before
+    finally:
+        torch.use_deterministic_algorithms(found)
+
+
+def test_a_deterministic_training_is_the_same_on_a_cpu(
+    teacher_path: Path, pairs_root: Path, tmp_path: Path
+) -> None:
+    losses = [
+        run(tmp_path / str(asked), teacher_path, pairs_root, num_steps=3, deterministic=asked)
+        for asked in (False, True)
+    ]
+    assert (losses[0] == losses[1]).all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operation_without_a_deterministic_kernel_is_refused_by_its_name() -> None:
+    numbers = torch.zeros(3)
+
+    def put() -> None:
+        numbers.put_(torch.tensor([1, 1]), torch.tensor([1.0, 2.0]))
+
+    with determinism(False):
+        put()
+    with (
+        pytest.raises(
+            Refused, match=r"^train\.deterministic: put_ has no .* on this device: set it to false"
+        ),
+        determinism(True),
+    ):
+        put()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="another"), determinism(True):
+        raise RuntimeError("another")

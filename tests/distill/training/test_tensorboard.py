@@ -1,0 +1,97 @@
+"""The training log for TensorBoard: readable, and a resumed training's steps stand there once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from distill.config import DistillConfig
+from distill.training.metrics import read_metrics, tensorboard
+from distill.training.trainer import train
+from shards.core.errors import Refused
+
+one_family = pytest.mark.parametrize("family", ["llamagen"], indirect=True)
+
+
+class Killed(Exception):
+    """In place of a kill: nothing is saved."""
+
+
+def run(out: Path, teacher: Path, pairs: Path, killed_at: int | None = None) -> None:
+    settings = {
+        "num_steps": 9,
+        "batch_size": 24,
+        "warmup_steps": 2,
+        "checkpoint_interval": 4,
+        "log_interval": 1,
+    }
+    config = DistillConfig.model_validate(
+        {"student": {"timesteps": [0, 2], "split": 16}, "train": {**settings, "tensorboard": True}}
+    )
+
+    def report(done: int, total: int, note: str) -> None:
+        if done == killed_at:
+            raise Killed
+
+    train(config, str(teacher), pairs, out, size=96, report=report, should_stop=lambda: False)
+
+
+@one_family
+def test_steps_that_were_lost_and_made_again_stand_there_once(
+    teacher_path: Path, pairs_root: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(Killed):
+        run(tmp_path, teacher_path, pairs_root, killed_at=7)
+    run(tmp_path, teacher_path, pairs_root)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    log = read_metrics(tmp_path / "metrics").select(["step", "loss", "heldout_token_loss"]).to_pylist()
+    assert [row["step"] for row in log] == list(range(1, 10))
+    for name in ("loss", "heldout_token_loss"):
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        logged = [(row["step"], row[name]) for row in log if row[name] is not None]
+        assert [step for step, _ in shown] == [step for step, _ in logged]
+        assert [value for _, value in shown] == pytest.approx([value for _, value in logged], rel=1e-6)
+    assert events.Tags()["scalars"]
+
+
+@one_family
+def test_where_it_is_not_installed_it_is_refused_before_anything_is_written(
+    teacher_path: Path, pairs_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(Refused, match=r"pip install 'onestep\[tensorboard\]', or set it to false"):
+        run(tmp_path, teacher_path, pairs_root)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_it_is_not_wanted_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with tensorboard(tmp_path, 0, False, True) as board:
+        assert board is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_processes_the_first_one_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            opened.append(folder)
+
+        def __enter__(self) -> Writer:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    for is_first in (False, True):
+        with tensorboard(tmp_path, 0, True, is_first) as board:
+            assert (board is not None) == is_first
+        assert len(opened) == is_first
