@@ -33,7 +33,7 @@ from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.llamagen.transformer import OFFICIAL_SIZES, LlamaGenConfig
 from generate_pairs.teachers.var.tokenizer import VarTokenizerConfig
 from generate_pairs.teachers.var.transformer import VarConfig, official_var
-from pipeline.options import FolderPath, comma_separated
+from pipeline.cli.options import FolderPath, comma_separated
 from shards.core.errors import Failed, Refused
 
 TOLERANCE = 1e-4

@@ -30,7 +30,7 @@ from forked_driver import Driver, Place, warm_up
 from killable_run import committed_rows, refuse_touched
 from script import Script, markdown
 
-from pipeline.options import FolderPath
+from pipeline.cli.options import FolderPath
 from shards.core.errors import Failed, Refused
 from shards.dataset.verify import verify
 

@@ -24,7 +24,7 @@ from generate_pairs.cluster.work_queue import HandOut
 from generate_pairs.generation.plan import plan_generation
 from generate_pairs.generation.shard_jobs import Job, run_unit
 from generate_pairs.generation.work_units import WorkUnit, work_unit
-from pipeline.config import RunConfig, compose
+from pipeline.config.run_config import RunConfig, compose
 from shards.core.errors import Failed
 from shards.dataset.manifest import create_dataset
 

@@ -25,7 +25,7 @@ import webdataset  # noqa: F401, as well
 from faults import Faults
 
 from generate_pairs.teachers.checkpoints import load_teacher
-from pipeline.cli import main as onestep
+from pipeline.cli.main import main as onestep
 from shards.dataset.manifest import DATASET_FILE, Manifest
 from shards.dataset.manifest_row import SHARD_FOLDER
 from shards.storage.files import TEMPORARY_SUFFIX, list_names, sha256_file

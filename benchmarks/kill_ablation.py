@@ -18,7 +18,7 @@ import click
 from killable_run import started
 from script import Script, markdown
 
-from pipeline.options import FolderPath, num_steps_option, preset_argument, set_option
+from pipeline.cli.options import FolderPath, num_steps_option, preset_argument, set_option
 from shards.core.errors import Failed, Refused
 
 WORKERS = (0, 2)

@@ -21,9 +21,9 @@ from killable_run import KillableRun, refuse_touched
 from script import Script, markdown
 
 from distill.training.metrics import CLOCK_COLUMNS
-from pipeline.config import compose
-from pipeline.options import FolderPath, preset_argument, set_option
-from pipeline.run_dir import RunDir
+from pipeline.cli.options import FolderPath, preset_argument, set_option
+from pipeline.config.run_config import compose
+from pipeline.run_folder.run_dir import RunDir
 from shards.core.errors import Failed, Refused
 
 WORKERS = (0, 1, 2)

@@ -28,7 +28,7 @@ from killable_run import EXPORT, POLL_SECONDS
 from script import Script, markdown
 
 from distill.training.metrics import CLOCK_COLUMNS, read_metrics
-from pipeline.options import FolderPath, num_steps_option, preset_argument, set_option
+from pipeline.cli.options import FolderPath, num_steps_option, preset_argument, set_option
 from shards.core.errors import Failed, Refused
 from shards.storage.files import list_names, sha256_file
 

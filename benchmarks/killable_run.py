@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.run_dir import RunDir
+from pipeline.run_folder.run_dir import RunDir
 from shards.core.errors import Failed
 from shards.dataset.manifest_row import ROW_FOLDER, SHARD_FOLDER
 from shards.storage.files import list_names, sha256_file

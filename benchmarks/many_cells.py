@@ -18,11 +18,11 @@ import click
 from script import Script, markdown
 
 from generate_pairs.teachers.checkpoints import load_teacher
-from pipeline.ablate import run_ablation
-from pipeline.ablation import Ablation, claim_ablation, refuse_ablation
-from pipeline.config import compose, to_toml
-from pipeline.grid import Axes, make_cells
-from pipeline.options import FolderPath, preset_argument
+from pipeline.ablation.ablation import Ablation, claim_ablation, refuse_ablation
+from pipeline.ablation.grid import Axes, make_cells
+from pipeline.ablation.runner import run_ablation
+from pipeline.cli.options import FolderPath, preset_argument
+from pipeline.config.run_config import compose, to_toml
 from shards.core.errors import Failed
 
 ALLOWED_SECONDS = 5.0

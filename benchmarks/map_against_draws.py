@@ -23,9 +23,9 @@ from script import Script, markdown
 from torch import Tensor
 
 from generate_pairs.digits.dataset import load_digits_split
-from pipeline.config import compose
-from pipeline.options import preset_argument, set_option
-from pipeline.progress import progress
+from pipeline.cli.options import preset_argument, set_option
+from pipeline.config.run_config import compose
+from pipeline.runtime.progress import progress
 
 FEWEST_COUNTS = 20
 """Of mapped and drawn tokens together: rarer tokens share a cell, for the chi-square law is that of large counts."""

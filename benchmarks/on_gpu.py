@@ -43,8 +43,8 @@ from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.published import TEACHERS
 from generate_pairs.teachers.registry import build_teacher
 from generate_pairs.trajectory import Draw, walk
-from pipeline.config import RunConfig, compose
-from pipeline.options import comma_separated
+from pipeline.cli.options import comma_separated
+from pipeline.config.run_config import RunConfig, compose
 from shards.core.errors import Refused
 
 WARM_UP_STEPS = 4

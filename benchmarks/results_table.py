@@ -17,13 +17,20 @@ from typing import Any
 import click
 from script import Script, markdown
 
-from pipeline.config import RunConfig, compose
-from pipeline.fields import leaves
-from pipeline.method_table import short_parameters
-from pipeline.options import FolderPath, preset_argument
-from pipeline.report import MEASURES
-from pipeline.results import Row, judged_words, same_student, seconds_per_image, speedup, steady_batch
-from pipeline.run_dir import RunDir
+from pipeline.cli.options import FolderPath, preset_argument
+from pipeline.config.keys import leaves
+from pipeline.config.run_config import RunConfig, compose
+from pipeline.report.method_table import short_parameters
+from pipeline.report.run_page import MEASURES
+from pipeline.run_folder.results import (
+    Row,
+    judged_words,
+    same_student,
+    seconds_per_image,
+    speedup,
+    steady_batch,
+)
+from pipeline.run_folder.run_dir import RunDir
 from shards.core.errors import Refused
 from shards.core.mismatch import flat
 from shards.core.settings import FREE

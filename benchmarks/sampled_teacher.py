@@ -18,7 +18,7 @@ from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Choice, Draw, MapNoise, walk
-from pipeline.config import RunConfig
+from pipeline.config.run_config import RunConfig
 from shards.format.noise import uniform_numbers
 
 

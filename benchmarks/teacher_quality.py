@@ -18,9 +18,9 @@ from script import Script, markdown
 
 from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
-from pipeline.config import compose
-from pipeline.options import preset_argument, set_option
-from pipeline.progress import progress
+from pipeline.cli.options import preset_argument, set_option
+from pipeline.config.run_config import compose
+from pipeline.runtime.progress import progress
 
 COLUMNS = {
     "frechet_distance": "Frechet",

@@ -18,13 +18,13 @@ from distill.training.trainer import train
 from generate_pairs.generation.generate import generate
 from generate_pairs.generation.plan import GenerationPlan, plan_generation
 from generate_pairs.teachers.base import TokenLayout
-from pipeline.config import RunConfig
-from pipeline.progress import progress, teller
-from pipeline.report import write_report
-from pipeline.results import add_seconds, read_results, same_student
-from pipeline.run_dir import RunDir, check, claim
-from pipeline.signals import stopping
-from pipeline.summary import summary_lines
+from pipeline.config.run_config import RunConfig
+from pipeline.report.run_page import write_report
+from pipeline.report.terminal_summary import summary_lines
+from pipeline.run_folder.results import add_seconds, read_results, same_student
+from pipeline.run_folder.run_dir import RunDir, check, claim
+from pipeline.runtime.progress import progress, teller
+from pipeline.runtime.signals import stopping
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Failed, Refused
 

@@ -111,7 +111,10 @@ def brief_timing() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def brief_onestep() -> list[str]:
     """`onestep` in a process of its own, where an evaluation times its methods for a moment only."""
-    script = f"from distill import timing; vars(timing).update({BRIEF_TIMING}); from pipeline.cli import main; main()"
+    script = (
+        f"from distill.evaluation import timing; vars(timing).update({BRIEF_TIMING}); "
+        "from pipeline.cli.main import main; main()"
+    )
     return [sys.executable, "-c", script]
 
 

@@ -275,7 +275,7 @@ def test_the_other_program_finds_the_same_order(case: tuple[list[int], int, int]
 def test_the_page_tells_every_presets_bytes(home: Callable[..., object]) -> None:
     from generate_pairs.generation.plan import spec_by_shape
     from generate_pairs.teachers.checkpoints import shape_of_teacher
-    from pipeline.config import compose, presets
+    from pipeline.config.run_config import compose, presets
 
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\d.*) \|$", PAGE, re.MULTILINE)
     told = {name: cells.split(" | ") for name, cells in rows}

@@ -29,7 +29,7 @@ from generate_pairs.generation.generate import generate
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings, filter_var
 from generate_pairs.trajectory import Force, MapNoise, walk
-from pipeline.config import compose
+from pipeline.config.run_config import compose
 from shards.core.errors import Refused, Stopped
 from shards.dataset.manifest import Manifest
 from shards.dataset.reader import read_shard

@@ -22,7 +22,7 @@ from distill.student.sampler import sample_images
 from distill.student.student import Student
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.trajectory import Force, walk
-from pipeline.config import compose
+from pipeline.config.run_config import compose
 from pipeline.run import run
 from shards.core.errors import Refused
 from shards.dataset.manifest import Manifest

@@ -21,15 +21,15 @@ DATA = {
     "generate_pairs/text/weights/digits.safetensors",
     "distill/evaluation/feature_extractors/weights/digits-classifier.safetensors",
     *(
-        f"pipeline/presets/{name}.toml"
+        f"pipeline/config/presets/{name}.toml"
         for name in (
             *("digits", "digits-64", "digits-text", "digits-var"),
             *("var-d16", "var-d20", "var-d24"),
             *("llamagen-b", "llamagen-l", "llamagen-t2i", "llamagen-t2i-512"),
         )
     ),
-    "pipeline/published_figures.toml",
-    *(f"pipeline/templates/{name}.jinja" for name in ("ablation.html", "report.html", "style.css")),
+    "pipeline/report/published_figures.toml",
+    *(f"pipeline/report/templates/{name}.jinja" for name in ("ablation.html", "report.html", "style.css")),
 }
 
 

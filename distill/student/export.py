@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -17,6 +17,9 @@ from distill.config import NoiseWeight, misfit
 from generate_pairs.teachers.importing.hub import HUB, hub_folder
 from shards.core.errors import Refused
 from shards.storage.files import read_bytes, sha256_bytes
+
+if TYPE_CHECKING:
+    from distill.config import NoiseWeight
 
 SCHEMA_VERSION = 2
 CONFIG_FILE = "config.json"
@@ -142,3 +145,18 @@ def read_tensors(folder: Path, stem: str, sha256: str) -> tuple[dict[str, Tensor
 
 def _way_out(folder: Path) -> str:
     return f"run the same `onestep distill ... --out {folder}` again, which exports from its last checkpoint"
+
+
+def refuse_missing_export(folder: Path) -> None:
+    """Stops before a folder without a student is loaded.
+
+    Raises:
+        Refused: no export there; a run's folder is told apart.
+    """
+    from shards.core.errors import Refused
+
+    if (folder / "config.json").is_file():
+        return
+    inside = folder / "student"
+    hint = f"did you mean {inside}?" if (inside / "config.json").is_file() else "`onestep distill` writes one"
+    raise Refused(f"{folder} holds no student (no config.json); {hint}")

@@ -16,7 +16,7 @@ import pyarrow
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 from shards import Pairs, PairSpec, commit_shard, create_dataset, gaussian_noise
 from shards.core.errors import Refused, Stopped
 from shards.dataset.manifest import refuse_other_spec

@@ -239,7 +239,7 @@ driver = ModuleType("generate_pairs.generation.generate")
 driver.generate, driver.plan_generation = generate, None
 driver.refuse_fewer_pairs = lambda config, root: None
 sys.modules["generate_pairs.generation.generate"] = driver
-from pipeline.cli import main
+from pipeline.cli.main import main
 main(["generate", "digits", "--out", "pairs", "--workers", "0"])
 """
 

@@ -16,7 +16,7 @@ from distill import Student
 from distill.evaluation.feature_extractors.clip_score import ClipScore
 from distill.student.student import tell_captions
 from generate_pairs.text.digit_captions import digits_captions
-from pipeline.cli import main
+from pipeline.cli.main import main
 from shards.dataset.captions import commit_captions
 
 Command = Callable[..., Result]

@@ -86,7 +86,16 @@ def wait_until(is_true: Callable[[], bool], what: str) -> None:
 
 
 def generate(folder: Path, slurm: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipeline.cli", "generate", "preset.toml", "--out", "pairs", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "generate",
+        "preset.toml",
+        "--out",
+        "pairs",
+        *arguments,
+    ]
     return subprocess.Popen(command, cwd=folder, env=slurm, stderr=subprocess.PIPE, text=True)
 
 

@@ -21,9 +21,9 @@ import torch
 import torch._dynamo  # what building a network on the meta device loads, for seconds
 
 import distill.training.trainer  # noqa: F401
-import pipeline.config  # noqa: F401
+import pipeline.config.run_config  # noqa: F401
 from distill.training.state import Training
-from pipeline.cli import main
+from pipeline.cli.main import main
 from shards.core.errors import Failed
 from shards.streaming.batches import PairBatch
 from shards.streaming.stream import PairStream

@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 120
 REMEMBERING = """
 import os, sys
 from pathlib import Path
-from pipeline.cli import main
+from pipeline.cli.main import main
 try:
     main(sys.argv[2:])
 except SystemExit as ended:

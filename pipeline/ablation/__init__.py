@@ -1,0 +1,1 @@
+"""Ablations over the number of pairs and other settings."""

@@ -1,0 +1,203 @@
+"""The grid of an ablation: from axes to cells, each a whole configuration under a name that says what it is.
+
+A cell differs from the base configuration in the axes alone, so its name is what it is, and the same cell of two
+commands is the same folder. Nothing here reads or writes a file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.config.keys import is_list, leaves, unknown_key
+from pipeline.config.run_config import RunConfig, changed, parse_value
+from shards.core.errors import Refused
+from shards.core.mismatch import flat
+from shards.core.settings import FREE
+
+LOOKS = 10
+"""How often a cell is looked at on its way, where nobody says otherwise."""
+
+Match = Literal["steps", "epochs"]
+
+_OWN_OPTIONS = {
+    "pairs.num_pairs": "--sizes",
+    "train.seed": "--seeds",
+    "student.timesteps": "--timesteps",
+    "train.num_steps": "--num-steps and --match",
+    "train.warmup_steps": "--set (with --match epochs it grows with the steps)",
+}
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What an ablation varies.
+
+    Attributes:
+        sizes: training pairs, each once.
+        seeds: train.seed runs over 0 .. seeds - 1.
+        timesteps: sets of the student's timesteps; the preset's own where there is none.
+        swept: further keys of stage two, each with its values.
+    """
+
+    sizes: tuple[int, ...]
+    seeds: int = 1
+    timesteps: tuple[tuple[int, ...], ...] = ()
+    swept: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid: its folder's name, and its whole configuration."""
+
+    name: str
+    config: RunConfig
+
+    @property
+    def size(self) -> int:
+        return self.config.pairs.num_pairs
+
+    @property
+    def epochs(self) -> float:
+        """How often the training goes through its pairs."""
+        return self.config.train.num_steps * self.config.train.batch_size / self.size
+
+
+def parse_sizes(text: str, available: int) -> tuple[int, ...]:
+    """Sizes as people write them: counts (`2500`), or shares of what there is (`0.5`, `50%`).
+
+    Raises:
+        Refused: what is neither, a size twice, or one that is not there.
+    """
+    sizes = tuple(_size(part.strip(), available) for part in text.split(","))
+    if repeated := sorted({size for size in sizes if sizes.count(size) > 1}):
+        raise Refused(f"--sizes names {', '.join(map(str, repeated))} twice: each size makes its own cells")
+    return sizes
+
+
+def parse_sweep(text: str) -> tuple[str, tuple[Any, ...]]:
+    """`KEY=a,b` as a key of stage two and its values.
+
+    Raises:
+        Refused: no such form, no such key, a value twice, or a key that an ablation does not sweep, with the reason.
+    """
+    key, equals, values = (part.strip() for part in text.partition("="))
+    if not equals or not values:
+        raise Refused(f"--grid {text!r}: write KEY=VALUE,VALUE, as in train.learning_rate=1e-3,3e-3")
+    refuse_unsweepable(key)
+    parsed = tuple(parse_value(value.strip()) for value in values.split(","))
+    if len(set(map(repr, parsed))) < len(parsed):
+        raise Refused(f"--grid {key} names a value twice: {values}")
+    return key, parsed
+
+
+def refuse_unsweepable(key: str) -> None:
+    """Confirms that a key may differ between the cells of an ablation.
+
+    Raises:
+        Refused: it changes the pairs, the judgement or nothing that is measured, or has an option of its own.
+    """
+    fields = dict(leaves(RunConfig))
+    if key not in fields:
+        raise Refused(f"--grid {key}: {unknown_key(key, list(fields))}")
+    section = key.partition(".")[0]
+    if key in _OWN_OPTIONS:
+        raise Refused(f"--grid {key}: use {_OWN_OPTIONS[key]} for it")
+    if section in {"teacher", "pairs"}:
+        raise Refused(
+            f"--grid {key}: it changes the pairs, and all cells learn from the same ones; make another data set with "
+            "`onestep generate` and ablate that"
+        )
+    if section == "evaluation":
+        raise Refused(f"--grid {key}: all cells are judged alike; choose it for all with --set {key}=VALUE")
+    if fields[key].json_schema_extra == FREE or section not in {"student", "train"}:
+        raise Refused(f"--grid {key}: it changes nothing that is measured")
+    if is_list(fields[key].annotation):
+        raise Refused(
+            f"--grid {key}: its values are lists, which commas cannot part; ablate twice with --set"
+        )
+
+
+def make_cells(base: RunConfig, axes: Axes, match: Match) -> list[Cell]:
+    """All cells, in the order in which they run: seed by seed, so that a whole grid is there early, small ones first.
+
+    With `steps` every cell gets `train.num_steps` updates. With `epochs` every cell goes through its pairs as often as
+    the base configuration does through `pairs.num_pairs` of them, and the warmup keeps its share of the steps.
+
+    Args:
+        base: what all cells have in common.
+        axes: what varies.
+        match: whether as many steps, or as many passes.
+
+    Raises:
+        Refused: values that their keys cannot have, or two that are the same.
+    """
+    cells: dict[str, Cell] = {}
+    combinations = itertools.product(
+        range(axes.seeds),
+        axes.timesteps or (base.student.timesteps,),
+        *axes.swept.values(),
+        sorted(axes.sizes),
+    )
+    for seed, timesteps, *values, size in combinations:
+        changes = dict(zip(axes.swept, values, strict=True))
+        changes |= {"pairs.num_pairs": size, "train.seed": seed, "student.timesteps": timesteps}
+        config = changed(base, changes, "a cell of the grid")
+        if match == "epochs":
+            config = changed(base, changes | _same_epochs(base, config), "a cell of the grid")
+        name = cell_name(base, config)
+        if name in cells:
+            raise Refused(f"the grid has two cells that are both {name}: name each value once")
+        cells[name] = Cell(name, config)
+    return list(cells.values())
+
+
+def cell_name(base: RunConfig, config: RunConfig) -> str:
+    """What a cell is, as a folder's name: size, timesteps, seed, and every swept key that is not as in the base."""
+    timesteps = "-".join(map(str, config.student.timesteps))
+    parts = [f"size-{config.pairs.num_pairs}", f"timesteps-{timesteps}", f"seed-{config.train.seed}"]
+    parts += [f"{key}-{value}" for key, value in swept_values(base, config).items()]
+    return "_".join(re.sub(r"[^\w.+-]", "-", part) for part in parts)
+
+
+def swept_values(base: RunConfig, config: RunConfig) -> dict[str, Any]:
+    """The keys of stage two in which a cell differs from the base, but for those with an axis of their own."""
+    before, after = flat(base.model_dump()), flat(config.model_dump())
+    return {
+        key: value
+        for key, value in after.items()
+        if key.partition(".")[0] in {"student", "train"} and key not in _OWN_OPTIONS and before[key] != value
+    }
+
+
+def look_interval(config: RunConfig, every: int | None) -> int:
+    """Steps between two looks at a cell."""
+    return every or math.ceil(config.train.num_steps / LOOKS)
+
+
+def _size(text: str, available: int) -> int:
+    if re.fullmatch(r"\d+(_\d+)*", text):
+        return int(text)
+    share = re.fullmatch(r"(\d*\.\d+|\d+(?:\.\d*)?)(%?)", text)
+    if share is None:
+        raise Refused(f"--sizes: {text!r} is neither a number of pairs, as 2500, nor a share, as 0.5 or 50%")
+    part = float(share[1]) / (100 if share[2] else 1)
+    if not 0 < part <= 1:
+        raise Refused(f"--sizes: {text} is no share of the pairs: it must be above 0 and at most 1, or 100%")
+    size = round(part * available)
+    if not size:
+        raise Refused(f"--sizes: {text} of {available} pairs is not one: ask for more")
+    return size
+
+
+def _same_epochs(base: RunConfig, cell: RunConfig) -> dict[str, int]:
+    train = base.train
+    factor = cell.pairs.num_pairs / base.pairs.num_pairs * train.batch_size / cell.train.batch_size
+    return {
+        "train.num_steps": max(1, round(train.num_steps * factor)),
+        "train.warmup_steps": round(train.warmup_steps * factor),
+    }

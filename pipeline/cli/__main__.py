@@ -1,0 +1,5 @@
+"""`python -m pipeline.cli` is the command line without an installed script."""
+
+from pipeline.cli.main import main
+
+main()

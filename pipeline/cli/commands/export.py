@@ -1,0 +1,63 @@
+"""`onestep export`: a student in the layout of somebody else's code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import FolderPath
+
+
+@click.command("export")
+@click.argument("student", type=FolderPath)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["official"]),
+    required=True,
+    help="official: the checkpoint that the sampling code of Distilled Decoding reads.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="Ends in .pth for the VAR family, in .pt for LlamaGen's.",
+)
+def command(student: Path, layout: str, out: Path) -> None:
+    """Write a student's network for other sampling code.
+
+    STUDENT is the folder of an exported student, as in runs/digits/student. The tokenizer is its teacher's own, and
+    the official code reads that from the teacher's file.
+
+    \b
+    Example:
+      onestep export runs/var-d16/student --format official --out var-d16.pth
+    """
+    from distill.student.export import read_export_config
+    from distill.student.published import export_official, official_suffix
+    from distill.student.student import Student
+    from shards.core.errors import Refused
+
+    family = read_export_config(student).family
+    suffix = official_suffix(family)
+    if out.suffix != suffix:
+        raise click.BadParameter(
+            f"{out} must end in {suffix}, as the official files of this family do", param_hint="--out"
+        )
+    loaded = Student.from_pretrained(student)
+    if loaded.is_text_conditional:
+        raise Refused(
+            f"{student} draws images for captions: no official layout of such a student was published"
+        )
+    export_official(loaded, out)
+    weights = [loaded.noise_weight_at(timestep) for timestep in loaded.timesteps]
+    if any(weights):
+        told = ", ".join(f"{weight:g}" for weight in dict.fromkeys(weights))
+        click.echo(
+            f"note: this student's noise has a say in the choice of tokens (noise_weight {told}); the "
+            "official code takes the likeliest ones",
+            err=True,
+        )
+    click.echo(f"{out}: {layout} layout, family {family}")

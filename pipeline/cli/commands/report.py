@@ -1,0 +1,30 @@
+"""`onestep report`: a run on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import FolderPath
+
+
+@click.command("report")
+@click.argument("run", type=FolderPath)
+def command(run: Path) -> None:
+    """Write RUN/report.html from what the run has come to so far.
+
+    The page holds its images and curves in itself: one file to keep or to send.
+
+    \b
+    Example:
+      onestep report runs/digits
+    """
+    from pipeline.report.run_page import write_report
+    from pipeline.report.terminal_summary import summary_lines
+    from pipeline.run_folder.results import read_results
+    from pipeline.run_folder.run_dir import RunDir
+
+    run_dir = RunDir(run)
+    write_report(run_dir)
+    click.echo("\n".join(summary_lines(read_results(run_dir))))

@@ -1,0 +1,84 @@
+"""`onestep run`: pairs, student, evaluation and report in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import (
+    FolderPath,
+    captions_option,
+    dry_run_option,
+    num_pairs_option,
+    num_steps_option,
+    number_of_workers,
+    overrides,
+    preset_argument,
+    set_option,
+    tiny_random_option,
+    workers_option,
+)
+
+
+@click.command("run")
+@preset_argument
+@click.option("--out", type=FolderPath, metavar="RUN", help="Folder of the run.  [default: runs/PRESET]")
+@tiny_random_option
+@captions_option
+@num_pairs_option
+@num_steps_option
+@workers_option
+@set_option
+@dry_run_option
+def command(
+    preset: str,
+    out: Path | None,
+    tiny_random: bool,
+    captions: str | None,
+    num_pairs: int | None,
+    num_steps: int | None,
+    workers: int | None,
+    settings: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Run both stages, judge the student and write a report.
+
+    PRESET is a TOML file or a shipped preset: digits, digits-64, digits-text and digits-var, whose teachers ship too, or
+    var-d16, var-d20, var-d24, llamagen-b, llamagen-l, llamagen-t2i and llamagen-t2i-512, whose teachers `onestep teachers
+    import` brings in. What is finished is skipped and what was begun goes on, so the same command again is the way to
+    resume.
+
+    \b
+    Examples:
+      onestep run digits
+      onestep run var-d16 --tiny-random           try a large preset out, on any machine
+      onestep run llamagen-t2i --captions captions.txt
+      onestep run digits --out runs/wide --set student.timesteps=0,8 --set train.batch_size=256
+      onestep run digits --num-steps 4000         go on with a finished run
+
+    \b
+    The folder holds:
+      config.toml, environment.json     what was asked, and where it ran
+      pairs/                            the pair data set
+      student/                          the one-step generator
+      evaluation.json, samples/         how good it is, and how it looks
+      report.html                       all of it on one page
+    """
+    from pipeline.config.run_config import as_text, compose, run_name, to_toml
+
+    flags = {
+        "captions.file": None if captions is None else as_text(captions),
+        "pairs.num_pairs": num_pairs,
+        "train.num_steps": num_steps,
+    }
+    config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
+    # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
+    from pipeline.run import plan, run
+
+    out = out or Path("runs") / run_name(preset, tiny_random=tiny_random)
+    if dry_run:
+        click.echo(to_toml(config))
+        click.echo("\n".join(plan(config, out)))
+        return
+    click.echo("\n".join(run(config, out, workers=number_of_workers(workers, config.cluster.device))))

@@ -1,0 +1,1 @@
+"""The configuration of a whole run, its keys and its presets."""

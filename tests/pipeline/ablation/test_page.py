@@ -1,0 +1,205 @@
+"""The answers of an ablation: files, and a page that holds everything, escapes names, and makes no request."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.ablation.page import write_answers
+from pipeline.ablation.table import final_numbers, to_csv, to_markdown
+from shards.core.errors import Refused
+
+MakeTable = Callable[..., Any]
+ABOUT: dict[str, Any] = {
+    "name": "sizes",
+    "description": "How many pairs?",
+    "match": "steps",
+    "facts": [("pairs", "20,000")],
+    "sentences": ["Twice the pairs lower nothing.", "Another answer."],
+    "unfinished": [],
+    "config": "[train]\nnum_steps = 300\n",
+}
+SMALL: dict[str, Any] = {"sizes": (2500, 5000), "timesteps": ("0,8",), "methods": ("student-1",)}
+
+
+class Line:
+    def at(self, size_N: Any) -> tuple[Any, Any, Any]:
+        return size_N * 0 + 1.2, size_N * 0 + 1.1, size_N * 0 + 1.3
+
+
+class CannotTell:
+    reason = "two sizes are <too> few"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, table cells, and all text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.tags and self.tags[-1][0] == "td" and data.strip():
+            self.cells.append(data.strip())
+
+    @property
+    def images(self) -> list[bytes]:
+        sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
+        assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+        return [base64.b64decode(source.partition(",")[2]) for source in sources]
+
+
+def written(folder: Path, table: Any, laws: Any = None, **about: Any) -> tuple[str, Page]:
+    write_answers(folder, table, {**ABOUT, **about}, laws or {})
+    html = (folder / "report.html").read_text()
+    return html, Page(html)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_page_holds_every_figure_and_asks_for_nothing(tmp_path: Path, ablation_table: MakeTable) -> None:
+    html, page = written(tmp_path, ablation_table(**SMALL))
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"https?:|url\(|@import", html)
+    svgs = {path.read_bytes() for path in (tmp_path / "figures").glob("*.svg")}
+    assert set(page.images) == svgs
+    # Four metrics by size, four by epoch, the gap; one setting has nothing to be compared with.
+    assert len(page.images) == len(svgs) == 9
+    for svg in svgs:
+        assert not re.search(rb'href="(?!#)|url\((?!#)|<image|<script', svg)
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == {
+        path.stem for path in (tmp_path / "figures").glob("*.svg")
+    }
+    assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
+
+
+def test_answers_come_first_then_sizes_the_table_the_curves_the_gap_and_the_rest(
+    tmp_path: Path, ablation_table: MakeTable
+) -> None:
+    _, page = written(tmp_path, ablation_table(**SMALL))
+    order = [
+        *(
+            "Twice the pairs lower nothing.",
+            "What more pairs bring",
+            "Recall of student-1 (one step) against",
+        ),
+        *("Final numbers", "On the way", "by epoch, a line for each size", "What is learned by heart"),
+        *("What it took", "20,000", "num_steps = 300"),
+    ]
+    places = [page.text.index(words) for words in order]
+    assert places == sorted(places)
+    assert "All cells train for as many steps" in page.text
+
+
+def test_tables_say_the_same_on_the_page_and_in_files(tmp_path: Path, ablation_table: MakeTable) -> None:
+    table = ablation_table(**SMALL)
+    _, page = written(tmp_path, table)
+    finals = final_numbers(table)
+    assert (tmp_path / "table.md").read_text() == to_markdown(finals)
+    assert (tmp_path / "table.csv").read_text() == to_csv(finals)
+    # 1 + 1000 / 2500 + 10 / 300 + 0.005, and its standard deviation over two seeds 0.01 apart.
+    assert page.cells[:4] == ["0,8", "2,500", "2", "1.4383 ± 0.0071"]
+    assert "1.4383 ± 0.0071" in (tmp_path / "table.md").read_text()
+    assert len(page.cells) == 2 * 8
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path, ablation_table: MakeTable) -> None:
+    for name in ("first", "second"):
+        written(tmp_path / name, ablation_table(**SMALL))
+    assert files(tmp_path / "first") == files(tmp_path / "second")
+
+
+def test_what_people_wrote_is_escaped(tmp_path: Path, ablation_table: MakeTable) -> None:
+    odd = "<b>$x$ & \"y\" 'z' \\ é"
+    table = ablation_table(
+        sizes=(2500,), seeds=1, timesteps=("0,8",), methods=(), swept={"train.odd": (odd,)}
+    )
+    about = {"name": odd, "description": odd, "sentences": [odd], "facts": [(odd, odd)], "config": odd}
+    html, page = written(tmp_path, table, unfinished=[(odd, odd)], **about)
+    assert "<b>" not in html
+    assert page.text.count(odd) >= 10
+    assert odd in page.cells
+    assert all(re.fullmatch(r"[A-Za-z0-9_.+-]+", name.name) for name in (tmp_path / "figures").iterdir())
+
+
+def test_settings_whose_file_names_are_alike_keep_their_own_figures(
+    tmp_path: Path, ablation_table: MakeTable
+) -> None:
+    swept = {"train.odd": ("a b", "a/b", "x" * 300, "x" * 301)}
+    table = ablation_table(sizes=(2500,), seeds=1, timesteps=("0,8",), methods=(), swept=swept)
+    _, page = written(tmp_path, table)
+    assert len(page.images) == len(list((tmp_path / "figures").glob("*.svg"))) == 2 + 2 * (4 + 1) + 1
+
+
+def test_why_there_is_no_law_is_told(tmp_path: Path, ablation_table: MakeTable) -> None:
+    table = ablation_table(sizes=(2500, 5000), methods=())
+    key = (None, "heldout_token_loss")
+    laws = {("timesteps 0,4", *key): CannotTell(), ("timesteps 0,8", *key): Line()}
+    _, page = written(tmp_path, table, laws)
+    assert "No law for timesteps 0,4: two sizes are <too> few." in page.text
+    assert "A curve is a fitted power law" in page.text
+    both = {(setting, *key): CannotTell() for setting in ("timesteps 0,4", "timesteps 0,8")}
+    _, page = written(tmp_path, table, both)
+    assert "No law: two sizes are <too> few." in page.text
+    assert "A curve is a fitted power law" not in page.text
+
+
+def test_unfinished_cells_are_named_and_left_out(tmp_path: Path, ablation_table: MakeTable) -> None:
+    table = ablation_table(**SMALL)
+    _, page = written(tmp_path, table, unfinished=[("cell-1", "failed: out of memory")], match="epochs")
+    assert "1 cell is not finished" in page.text
+    assert "failed: out of memory" in page.text
+    assert page.cells[:4] == ["0,8", "2,500", "1", "1.4333"]
+    assert "All cells go through their pairs as often" in page.text
+
+
+def test_where_nothing_is_finished_there_is_a_page_all_the_same(
+    tmp_path: Path, ablation_table: MakeTable
+) -> None:
+    table = ablation_table(sizes=(2500,), seeds=1, timesteps=("0,8",))
+    _, page = written(tmp_path, table, unfinished=[("cell-0", "running")])
+    assert "No cell is finished yet." in page.text
+    assert page.images == []
+
+
+@pytest.mark.parametrize(
+    "grid", [{"sizes": (2500,), "seeds": 1, "timesteps": ("0,8",)}, {**SMALL, "methods": ()}]
+)
+def test_one_cell_or_no_methods_make_a_page(
+    tmp_path: Path, ablation_table: MakeTable, grid: dict[str, Any]
+) -> None:
+    _, page = written(tmp_path, ablation_table(**grid))
+    has_methods = "methods" not in grid
+    assert ("Fréchet" in page.text) == has_methods
+    assert ("how far seeds differ is not known" in page.text) == (grid.get("seeds") == 1)
+    assert len(page.images) == (13 if has_methods else 5)
+
+
+def test_figures_of_an_earlier_grid_go_and_others_stay(tmp_path: Path, ablation_table: MakeTable) -> None:
+    written(tmp_path, ablation_table(**SMALL))
+    (tmp_path / "figures" / "mine.png").write_bytes(b"kept")
+    written(tmp_path, ablation_table(**{**SMALL, "methods": ()}))
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert "mine.png" in names
+    assert not [name for name in names if "student-1" in name]
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path, ablation_table: MakeTable) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(Refused, match="taken"):
+        written(tmp_path / "taken", ablation_table(**{**SMALL, "methods": ()}))

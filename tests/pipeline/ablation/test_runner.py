@@ -1,0 +1,593 @@
+"""The ablation end to end on a small random teacher: its numbers, what runs again and what does not, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import pipeline.ablation.cost
+import pipeline.ablation.runner
+from distill.training.distributed import Ranks
+from distill.training.metrics import read_metrics
+from distill.training.state import Training
+from pipeline.ablation.cell import CellDir
+from pipeline.cli.main import main
+from pipeline.config.run_config import changed, compose
+from shards.core.errors import Failed
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PRESET = """
+[teacher]
+name = "{teacher}"
+guidance_scale = 1.5
+[pairs]
+num_pairs = 96
+pairs_per_shard = 32
+batch_size = 16
+seed = 3
+solver_steps = 16
+[student]
+timesteps = [0, 2]
+split = 16
+[train]
+num_steps = 12
+batch_size = 16
+warmup_steps = 4
+checkpoint_interval = 5
+log_interval = 4
+[evaluation]
+num_images = 100
+"""
+
+pytestmark = pytest.mark.parametrize("family", ["llamagen"], indirect=True)
+
+Ablate = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def preset(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("preset") / "tiny.toml"
+    path.write_text(PRESET.format(teacher=teacher_path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pairs(preset: Path) -> Path:
+    root = preset.parent / "pairs"
+    made = onestep("generate", preset, "--out", root, "--workers", 0)
+    assert made.exit_code == 0, made.output
+    return root
+
+
+def onestep(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def ablate(preset: Path, pairs: Path) -> Ablate:
+    """Calls the command in this process; options after the folder override."""
+
+    def call(out: Path, *options: object, sizes: str = "32,64") -> Result:
+        return onestep(
+            "ablate",
+            preset,
+            "--pairs",
+            pairs,
+            "--sizes",
+            sizes,
+            "--every",
+            4,
+            "--workers",
+            0,
+            "--out",
+            out,
+            *options,
+        )
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(ablate: Ablate, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished ablation: two sizes, two seeds."""
+    out = tmp_path_factory.mktemp("ablation") / "whole"
+    done = ablate(out, "--seeds", 2)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+@pytest.fixture
+def ablation(whole: Path, tmp_path: Path) -> Path:
+    """A copy that a test may go on with."""
+    return Path(shutil.copytree(whole, tmp_path / "ablation"))
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return pyarrow.parquet.read_table(out / "ablation.parquet").to_pylist()
+
+
+def written(out: Path) -> dict[str, int]:
+    """When each file of each cell was written."""
+    cells = out / "cells"
+    return {
+        str(path.relative_to(cells)): path.stat().st_mtime_ns for path in cells.rglob("*") if path.is_file()
+    }
+
+
+def cell_names(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "cells").iterdir())
+
+
+def test_the_table_holds_every_look_of_every_cell(whole: Path) -> None:
+    schema = pyarrow.parquet.read_schema(whole / "ablation.parquet")
+    assert {field.name: str(field.type) for field in schema} == {
+        "cell": "string",
+        "size": "int64",
+        "seed": "int64",
+        "timesteps": "string",
+        "step": "int64",
+        "epoch": "double",
+        "pairs_seen": "int64",
+        "method": "string",
+        "metric": "string",
+        "value": "double",
+        "protocol": "string",
+    }
+    rows = rows_of(whole)
+    looks = {(row["size"], row["seed"], row["step"]): (row["epoch"], row["pairs_seen"]) for row in rows}
+    assert looks == {
+        (size, seed, step): (step * 16 / size, step * 16)
+        for size in (32, 64)
+        for seed in (0, 1)
+        for step in (4, 8, 12)
+    }
+    measured = {(row["method"], row["metric"]) for row in rows}
+    scores = ("frechet_distance", "inception_score", "precision", "recall", "class_accuracy")
+    assert measured == {
+        *(
+            (None, f"{where}_{what}")
+            for where in ("heldout", "train")
+            for what in ("token_loss", "token_match")
+        ),
+        *((f"student-{count}", score) for count in (1, 2) for score in scores),
+    }
+    assert len(rows) == len(looks) * len(measured)
+    assert {row["timesteps"] for row in rows} == {"0,2"}
+    assert {row["protocol"] for row in rows if row["method"]} == {"digits, 100 images, seed 0"}
+    told = {row["protocol"] for row in rows if not row["method"]}
+    assert told == {"32 held-out pairs", "32 training pairs"}
+
+
+def test_pandas_reads_the_table(whole: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(whole / "ablation.parquet")
+    assert list(frame.columns) == pyarrow.parquet.read_schema(whole / "ablation.parquet").names
+    rows = rows_of(whole)
+    for name in ("cell", "size", "seed", "step", "epoch", "pairs_seen", "metric", "value"):
+        assert frame[name].tolist() == [row[name] for row in rows]
+    assert frame["method"].isna().tolist() == [row["method"] is None for row in rows]
+
+
+def test_the_heldout_numbers_are_those_of_the_training_log(whole: Path) -> None:
+    for name in cell_names(whole):
+        log = {
+            row["step"]: row
+            for row in read_metrics(whole / "cells" / name / "student" / "metrics").to_pylist()
+        }
+        for row in rows_of(whole):
+            if row["cell"] == name and row["metric"].startswith("heldout"):
+                assert row["value"] == log[row["step"]][row["metric"]]
+
+
+def test_answers_are_written(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert names == {
+        "ablation.json",
+        "ablation.parquet",
+        "cells",
+        "config.toml",
+        "figures",
+        "report.html",
+        "table.csv",
+        "table.md",
+    }
+    assert (whole / "figures" / "size--heldout_token_match.svg").is_file()
+    assert "With 5 sizes or more" in (whole / "report.html").read_text()
+    assert (whole / "table.md").read_text().count("\n") == 4
+
+
+def test_cells_of_a_seed_begin_alike_and_are_watched_on_the_same_pairs(preset: Path, pairs: Path) -> None:
+    config = compose(str(preset))
+
+    def training(size: int, seed: int) -> Training:
+        asked = changed(config, {"train.seed": seed}, "here").distill
+        return Training(asked, config.teacher.name, pairs, size, Ranks())
+
+    small, large, other = training(32, 0), training(64, 0), training(64, 1)
+    assert all(map(torch.equal, small.parameters, large.parameters))
+    assert not all(map(torch.equal, large.parameters, other.parameters))
+    heldout = [set(made.heldout_batch.index_B.tolist()) for made in (small, large, other)]
+    assert heldout == [set(range(32))] * 3
+    # A smaller set is the beginning of a larger one, and neither holds a pair that is held out.
+    views = [range(made.view.first, made.view.first + made.view.size) for made in (small, large)]
+    assert views == [range(32, 64), range(32, 96)]
+
+
+def test_what_is_finished_never_runs_again(ablate: Ablate, ablation: Path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        pipeline.ablation.runner, "run_cell", lambda *_, **__: pytest.fail("a cell was trained")
+    )
+    table, before = (ablation / "ablation.parquet").read_bytes(), written(ablation)
+    (ablation / "ablation.parquet").unlink()
+    assert ablate(ablation, "--seeds", 2).exit_code == 0
+    # Fewer than there are: what there is stays in the table.
+    assert ablate(ablation, sizes="32").exit_code == 0
+    assert (ablation / "ablation.parquet").read_bytes() == table
+    assert written(ablation) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "added"),
+    [
+        (("--seeds", 2), "32,64,96", ["size-96_timesteps-0-2_seed-0", "size-96_timesteps-0-2_seed-1"]),
+        pytest.param(("--seeds", 3), "32", ["size-32_timesteps-0-2_seed-2"], marks=pytest.mark.slow),
+        pytest.param(
+            ("--timesteps", "0,2", "--timesteps", "0,8"),
+            "32",
+            ["size-32_timesteps-0-8_seed-0"],
+            marks=pytest.mark.slow,
+        ),
+        (
+            ("--grid", "train.learning_rate=1e-3,3e-3"),
+            "32",
+            ["size-32_timesteps-0-2_seed-0_train.learning_rate-0.003"],
+        ),
+    ],
+)
+def test_what_is_added_alone_is_trained(
+    ablate: Ablate, ablation: Path, options: tuple[object, ...], sizes: str, added: list[str]
+) -> None:
+    before, names = written(ablation), cell_names(ablation)
+    assert ablate(ablation, *options, sizes=sizes).exit_code == 0
+    assert cell_names(ablation) == sorted([*names, *added])
+    assert before.items() <= written(ablation).items()
+    rows = rows_of(ablation)
+    assert {row["cell"] for row in rows} == {*names, *added}
+    axes = ("timesteps", "train.learning_rate", "size", "seed", "step")
+    places = [tuple(row[axis] for axis in axes if axis in row) for row in rows]
+    assert places == sorted(places)
+    if "--grid" in options:
+        rates = {row["cell"]: row["train.learning_rate"] for row in rows}
+        assert rates == dict.fromkeys(names, "0.001") | dict.fromkeys(added, "0.003")
+
+
+def test_a_cell_is_finished_while_its_student_is_the_one_that_was_looked_at(
+    ablate: Ablate, ablation: Path, whole: Path
+) -> None:
+    cell = CellDir(ablation / "cells" / "size-32_timesteps-0-2_seed-0")
+    config = cell.run.read_config()
+    assert cell.is_finished(config)
+    assert not cell.is_finished(changed(config, {"train.num_steps": 24}, "here"))
+    exported = cell.run.student / "config.json"
+    exported.write_text(json.dumps(json.loads(exported.read_text()) | {"student_sha256": "another"}))
+    assert not cell.is_finished(config)
+    shutil.rmtree(cell.run.student)
+    assert not cell.is_finished(config)
+    assert ablate(ablation, "--seeds", 2).exit_code == 0
+    assert cell.is_finished(config)
+    assert (ablation / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()
+
+
+def test_as_many_passes_are_as_many_epochs_in_the_table(ablate: Ablate, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    assert ablate(out, "--match", "epochs", sizes="32").exit_code == 0
+    before = written(out)
+    assert ablate(out, "--match", "epochs").exit_code == 0
+    assert before.items() <= written(out).items()
+    looks = {(row["size"], row["step"], row["epoch"], row["pairs_seen"]) for row in rows_of(out)}
+    assert looks == {(32, 4, 2.0, 64), (64, 4, 1.0, 64), (64, 8, 2.0, 128)}
+    refused = ablate(out, "--match", "epochs", "--set", "pairs.num_pairs=64")
+    assert (refused.exit_code, "pairs.num_pairs: there 96, asked 64" in refused.output) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_failed_cell_leaves_the_others_alone_and_is_tried_again(
+    ablate: Ablate, whole: Path, tmp_path: Path, monkeypatch
+) -> None:
+    run_cell, out = pipeline.ablation.runner.run_cell, tmp_path / "a"
+
+    def failing(config, pairs, root, every, **rest) -> None:
+        if root.name == "size-32_timesteps-0-2_seed-0":
+            raise Failed("the disk is on fire")
+        run_cell(config, pairs, root, every, **rest)
+
+    monkeypatch.setattr(pipeline.ablation.runner, "run_cell", failing)
+    failed = ablate(out, "--seeds", 2)
+    assert failed.exit_code == 1
+    assert "1 of 4 cells failed: size-32_timesteps-0-2_seed-0: the disk is on fire" in failed.output
+    assert {row["cell"] for row in rows_of(out)} == set(cell_names(whole)) - {"size-32_timesteps-0-2_seed-0"}
+    assert "the disk is on fire" in (out / "report.html").read_text()
+    monkeypatch.setattr(pipeline.ablation.runner, "run_cell", run_cell)
+    assert ablate(out, "--seeds", 2).exit_code == 0
+    assert (out / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()
+    assert "the disk is on fire" not in (out / "report.html").read_text()
+
+
+def test_a_cell_is_a_runs_folder(ablation: Path, pairs: Path) -> None:
+    cell = ablation / "cells" / "size-64_timesteps-0-2_seed-1"
+    assert (cell / "pairs.location").read_text() == f"{pairs.absolute()}\n"
+    for arguments in (
+        ("report", cell),
+        ("sample", cell / "student", "--steps", 2, "--out", ablation / "x.png"),
+        ("run", cell / "config.toml", "--out", cell, "--dry-run"),
+        ("evaluate", cell),
+    ):
+        done = onestep(*arguments)
+        assert done.exit_code == 0, done.output
+    rows = json.loads((cell / "evaluation.json").read_text())["rows"]
+    judged = {(row["method"], "frechet_distance"): row["frechet_distance"] for row in rows}
+    for row in rows_of(ablation):
+        if row["cell"] == cell.name and row["step"] == 12 and row["metric"] == "frechet_distance":
+            assert row["value"] == pytest.approx(judged[row["method"], "frechet_distance"], rel=1e-4)
+
+
+def test_a_dry_run_adds_up_what_each_cell_still_costs(
+    ablate: Ablate, ablation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a step of one second, a look of two; one cell is ten steps on its way, and five were never begun.
+
+    The smallest is as large as a batch, which is enough.
+    """
+    cost = pipeline.ablation.cost.CellCost(1.0, 2.0)
+    monkeypatch.setattr(pipeline.ablation.cost, "measured", lambda *_: cost)
+    cell = ablation / "cells" / "size-64_timesteps-0-2_seed-0"
+    (cell / "finished.json").unlink()
+    for path in (cell / "student" / "checkpoints").glob("step-000012.*"):
+        path.unlink()
+    shutil.rmtree(ablation / "cells" / "size-32_timesteps-0-2_seed-1")
+    lines = ablate(ablation, "--seeds", 2, "--dry-run", sizes="16,32,64,96").output.splitlines()[-9:]
+    assert lines == [
+        "size-16_timesteps-0-2_seed-0  12 steps, 12.0 epochs, 3 looks: about 18 s",
+        "size-32_timesteps-0-2_seed-0  12 steps, 6.0 epochs, 3 looks: done",
+        "size-64_timesteps-0-2_seed-0  12 steps, 3.0 epochs, 3 looks: about 4.0 s",
+        "size-96_timesteps-0-2_seed-0  12 steps, 2.0 epochs, 3 looks: about 18 s",
+        "size-16_timesteps-0-2_seed-1  12 steps, 12.0 epochs, 3 looks: about 18 s",
+        "size-32_timesteps-0-2_seed-1  12 steps, 6.0 epochs, 3 looks: about 18 s",
+        "size-64_timesteps-0-2_seed-1  12 steps, 3.0 epochs, 3 looks: done",
+        "size-96_timesteps-0-2_seed-1  12 steps, 2.0 epochs, 3 looks: about 18 s",
+        "8 cells, 2 done; 1 min 34 s to go, one after another, as measured here",
+    ]
+
+
+def test_a_dry_run_measures_the_cost_and_writes_nothing(
+    ablate: Ablate, ablation: Path, tmp_path: Path
+) -> None:
+    before = written(ablation)
+    for out, done in ((ablation, 4), (tmp_path / "new", 0)):
+        told = ablate(out, "--seeds", 2, "--dry-run", sizes="32,64,96").output.splitlines()
+        assert sum(": done" in line for line in told) == done
+        assert sum(": about " in line for line in told) == 6 - done
+        assert told[-1].startswith(f"6 cells, {done} done; ")
+    assert written(ablation) == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--num-steps", 24), "train.num_steps: there 12, asked 24"),
+        (("--set", "train.learning_rate=0.5"), "train.learning_rate: there 0.001, asked 0.5"),
+        (("--set", "evaluation.seed=1"), "evaluation.seed: there 0, asked 1"),
+        (("--every", 3), "--every: there 4, asked 3"),
+        (("--match", "epochs"), "--match: there steps, asked epochs"),
+    ],
+)
+def test_another_ablation_is_refused_by_what_differs(
+    ablate: Ablate, ablation: Path, options: tuple[object, ...], message: str
+) -> None:
+    before = written(ablation)
+    refused = ablate(ablation, *options)
+    assert (refused.exit_code, message in refused.output) == (2, True), refused.output
+    assert written(ablation) == before
+
+
+def test_other_pairs_are_refused(ablate: Ablate, preset: Path, ablation: Path, tmp_path: Path) -> None:
+    other, setting = tmp_path / "pairs", ("--set", "pairs.solver_steps=8")
+    assert onestep("generate", preset, *setting, "--out", other, "--workers", 0).exit_code == 0
+    before = written(ablation)
+    refused = ablate(ablation, *setting, "--pairs", other)
+    assert refused.exit_code == 2
+    assert "pairs.solver_steps: there 16, asked 8; the pairs: there " in refused.output
+    # What the settings do not tell, as the bytes of a teacher under the same name, the fingerprint does.
+    identity = ablation / "ablation.json"
+    identity.write_text(json.dumps(json.loads(identity.read_text()) | {"fingerprint": "another"}))
+    refused = ablate(ablation)
+    assert (refused.exit_code, "the pairs: there another, asked " in refused.output) == (2, True)
+    assert written(ablation) == before
+
+
+def test_pairs_that_were_moved_are_the_same_pairs(
+    ablate: Ablate, pairs: Path, ablation: Path, whole: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(pairs, tmp_path / "moved"))
+    shutil.rmtree(ablation / "cells" / "size-32_timesteps-0-2_seed-0")
+    assert ablate(ablation, "--seeds", 2, "--pairs", moved).exit_code == 0
+    assert (ablation / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "message"),
+    [
+        ((), "97", "holds 96 for training; `onestep shards extend"),
+        ((), "15", "15 pairs are fewer than 16, train.batch_size"),
+        (("--set", "train.batch_size=4"), "9", "9 pairs are fewer than 10, the number of classes"),
+        (("--timesteps", "0,16"), "32", "student.timesteps: 16 is not below 16, the teacher's AR steps"),
+        (("--timesteps", "2,4"), "32", "timesteps must ascend from 0"),
+        (("--timesteps", "0,2", "--timesteps", "0,2"), "32", "names a set twice"),
+        (("--grid", "train.ema_decay=0.9", "--grid", "train.ema_decay=0.8"), "32", "is given twice"),
+        (("--grid", "student.split=20"), "32", "student.split: 20 is more than 16"),
+        (("--set", "pairs.seed=4"), "32", "describes other pairs (there -> asked): seed: 3 -> 4"),
+        (("--every", 13), "32", "--every is 13, and size-32_timesteps-0-2_seed-0 has 12 steps"),
+        (("--seeds", 0), "32", "0 is not in the range"),
+        (("--workers", -1), "32", "-1 is not in the range"),
+        ((), "32,32", "--sizes names 32 twice"),
+        ((), "32_", "--sizes: '32_' is neither"),
+        ((), "0", "pairs.num_pairs cannot be 0"),
+        (("--grid", "teacher.top_k=1,2"), "32", "--grid teacher.top_k: it changes the pairs"),
+        (("--grid", "evaluation.seed=1,2"), "32", "all cells are judged alike"),
+        (("--grid", "train.learning_rat=1,2"), "32", "the nearest is train.learning_rate"),
+        (("--pairs", "nowhere"), "32", "nowhere is not a pair data set"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    ablate: Ablate, tmp_path: Path, options: tuple[object, ...], sizes: str, message: str
+) -> None:
+    refused = ablate(tmp_path / "a", *options, sizes=sizes)
+    assert (refused.exit_code, message in refused.output) == (2, True), refused.output
+    assert "Traceback" not in refused.output
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("curve/00000004.json", "{", "00000004.json is damaged: delete "),
+        ("curve/00000004.json", "[3]", "00000004.json is damaged: delete "),
+        ("curve/00000004.json", '{"value": 3}', "00000004.json is damaged: delete "),
+        ("finished.json", "{", "finished.json is damaged: delete it and give the same command again"),
+        ("config.toml", "x = [", "config.toml is not TOML"),
+    ],
+)
+def test_a_damaged_cell_is_named(
+    ablate: Ablate, ablation: Path, name: str, content: str, message: str
+) -> None:
+    cell = ablation / "cells" / "size-32_timesteps-0-2_seed-0"
+    (cell / name).write_text(content)
+    table, before = (ablation / "ablation.parquet").read_bytes(), written(ablation)
+    refused = ablate(ablation, "--seeds", 2)
+    assert (refused.exit_code, message in refused.output) == (2, True), refused.output
+    assert str(cell) in refused.output
+    assert (ablation / "ablation.parquet").read_bytes() == table
+    assert written(ablation) == before
+
+
+def test_a_grid_that_does_not_fit_the_disk_is_refused(ablate: Ablate, tmp_path: Path, monkeypatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 0, 10**6))
+    refused = ablate(tmp_path / "a")
+    assert refused.exit_code == 2
+    assert "the cells to come (2) take about " in refused.output
+    assert "has 1 MB left" in refused.output
+
+
+def test_a_folder_that_nothing_can_be_put_into_is_refused(ablate: Ablate, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("thesis")
+    for out, message in (("file", "is a file"), ("file/sub", "cannot write ")):
+        refused = ablate(tmp_path / out)
+        assert (refused.exit_code, message in refused.output) == (2, True), refused.output
+        assert "Traceback" not in refused.output
+    assert (tmp_path / "file").read_text() == "thesis"
+
+
+def test_a_folder_of_something_else_is_refused(ablate: Ablate, ablation: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    refused = ablate(tmp_path / "other")
+    assert (refused.exit_code, "is not an ablation" in refused.output) == (2, True), refused.output
+    foreign = ablation / "cells" / "size-32_timesteps-0-2_seed-7"
+    shutil.copytree(ablation / "cells" / "size-32_timesteps-0-2_seed-0", foreign)
+    config = (foreign / "config.toml").read_text()
+    (foreign / "config.toml").write_text(config.replace("num_images = 100", "num_images = 200"))
+    refused = ablate(ablation)
+    assert refused.exit_code == 2
+    assert (
+        "seed-7 is a cell of another ablation (evaluation.num_images: there 200, asked 100)" in refused.output
+    )
+
+
+def command(preset: Path, pairs: Path, out: Path, *options: str) -> list[str]:
+    arguments = [
+        "ablate",
+        preset,
+        "--pairs",
+        pairs,
+        "--sizes",
+        "32,64",
+        "--seeds",
+        2,
+        "--every",
+        4,
+        "--out",
+        out,
+    ]
+    return [sys.executable, "-m", "pipeline.cli", *map(str, arguments), *options]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("number", "kills"), [(signal.SIGKILL, 3), pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow)]
+)
+def test_killed_and_run_again_it_ends_in_the_same_bytes(
+    ablate: Ablate,
+    preset: Path,
+    pairs: Path,
+    whole: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    kills: int,
+) -> None:
+    """Each time after some more looks than there were."""
+    out, chosen = tmp_path / "a", random.Random(int(number))
+    for kill in range(kills):
+        with (tmp_path / "log").open("ab") as log:
+            process = subprocess.Popen(
+                command(preset, pairs, out, "--workers", "0"), env=ENVIRONMENT, stdout=log, stderr=log
+            )
+        wanted, deadline = 3 * kill + chosen.randint(1, 3), time.monotonic() + 60
+        while len(list(out.glob("cells/*/curve/[!.]*"))) < wanted and time.monotonic() < deadline:
+            time.sleep(0.002)
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        process.send_signal(number)
+        assert process.wait(60) == (-9 if number == signal.SIGKILL else 143), (tmp_path / "log").read_text()
+    assert not (out / "ablation.parquet").exists()
+    done = ablate(out, "--seeds", 2)
+    assert done.exit_code == 0, done.output
+    assert (out / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_workers_come_to_the_same_bytes_after_a_failure(
+    preset: Path, pairs: Path, whole: Path, tmp_path: Path
+) -> None:
+    """The first cell has a file where its curve belongs."""
+    out, name = tmp_path / "a", "size-32_timesteps-0-2_seed-0"
+    curve = out / "cells" / name / "curve"
+    curve.parent.mkdir(parents=True)
+    shutil.copy(whole / "cells" / name / "config.toml", curve.parent)
+    shutil.copy(whole / "config.toml", out)
+    curve.touch()
+    two_workers = command(preset, pairs, out, "--workers", "2")
+    failed = subprocess.run(two_workers, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert failed.returncode == 1
+    assert f"1 of 4 cells failed: {name}: cannot write {curve}" in failed.stderr
+    assert {row["cell"] for row in rows_of(out)} == set(cell_names(whole)) - {name}
+    curve.unlink()
+    subprocess.run(two_workers, env=ENVIRONMENT, check=True, timeout=240)
+    assert (out / "ablation.parquet").read_bytes() == (whole / "ablation.parquet").read_bytes()

@@ -1,0 +1,295 @@
+"""The command line as such: its shape, how fast it answers, and how every kind of failure ends."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import Result
+
+from pipeline.cli.exit_codes import explain
+from pipeline.cli.main import COMMANDS, main
+from pipeline.runtime.installation import PACKAGES, foreign_packages
+from pipeline.runtime.signals import StoppedBySignal
+from shards.core.errors import Failed, Refused
+
+REPOSITORY = Path(__file__).parents[3]
+
+COMMAND_LINE = {
+    "run": [
+        "PRESET",
+        "--out",
+        "--tiny-random",
+        "--captions",
+        "--num-pairs",
+        "--num-steps",
+        "--workers",
+        "--set",
+        "--dry-run",
+    ],
+    "plan": ["PRESET", "--tiny-random", "--num-pairs", "--device", "--set"],
+    "generate": [
+        "PRESET",
+        "--out",
+        "--tiny-random",
+        "--captions",
+        "--num-pairs",
+        "--workers",
+        "--cluster",
+        "--print-job-script",
+        "--task-index",
+        "--task-count",
+        "--time-limit",
+        "--set",
+        "--dry-run",
+        "--probe",
+    ],
+    "distill": [
+        "PRESET",
+        "--pairs",
+        "--out",
+        "--size",
+        "--tiny-random",
+        "--captions",
+        "--num-steps",
+        "--device-batch-size",
+        "--print-job-script",
+        "--nodes",
+        "--processes",
+        "--set",
+        "--dry-run",
+    ],
+    "ablate": [
+        "PRESET",
+        "--pairs",
+        "--out",
+        "--sizes",
+        "--timesteps",
+        "--grid",
+        "--seeds",
+        "--match",
+        "--every",
+        "--tiny-random",
+        "--captions",
+        "--num-steps",
+        "--workers",
+        "--cluster",
+        "--set",
+        "--dry-run",
+    ],
+    "sample": [
+        "STUDENT",
+        "--steps",
+        "--timesteps",
+        "--method",
+        "--teacher",
+        "--labels",
+        "--prompt",
+        "--captions",
+        "--column",
+        "--text-encoder",
+        "--num-images",
+        "--seed",
+        "--noise-weight",
+        "--batch-size",
+        "--device",
+        "--out",
+        "--dry-run",
+    ],
+    "evaluate": [
+        *("RUN", "--protocol", "--reference", "--num-images", "--repeats", "--seed", "--set"),
+        *("--table", "--markdown", "--dry-run"),
+    ],
+    "report": ["RUN"],
+    "shards": {
+        "info": ["PAIRS"],
+        "verify": ["PAIRS", "--sample", "--seed", "--workers"],
+        "repair": ["PAIRS", "--teacher", "--workers"],
+        "join": ["PAIRS"],
+        "extend": ["PAIRS", "--num-pairs", "--teacher", "--workers"],
+        "export": ["PAIRS", "--to", "--size"],
+        "preview": ["PAIRS", "--out", "--labels", "--columns", "--teacher"],
+    },
+    "export": ["STUDENT", "--format", "--out"],
+    "teachers": {
+        "list": [],
+        "import": ["FILES", "--as"],
+        "inspect": ["FILE"],
+        "train": ["NAME", "--out", "--seed"],
+    },
+    "students": {"list": [], "import": ["FILES", "--as", "--out"]},
+}
+"""People's scripts hold these names: taking one away or renaming it breaks them."""
+
+
+def shape(command: click.Command) -> object:
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        names = command.list_commands(context)
+        return {name: shape(command.get_command(context, name) or click.Command(name)) for name in names}
+    return [
+        parameter.opts[-1] if isinstance(parameter, click.Option) else str(parameter.name).upper()
+        for parameter in command.params
+    ]
+
+
+def run_python(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_line_is_what_it_was() -> None:
+    assert shape(main) == COMMAND_LINE
+    assert list(main.params[0].opts) == ["--debug"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], *([name] for name in COMMANDS), ["shards", "repair"]], ids="-".join
+)
+def test_help_loads_no_library_but_click(arguments: list[str], tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from pipeline.cli.main import main\n"
+        f"main({[*arguments, '--help']!r}, standalone_mode=False)\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'pyarrow', 'dask', 'tqdm', 'jinja2', 'fsspec', 'upath'}\n"
+        "heavy &= set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    ran = run_python("-c", script, folder=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("Usage: ")
+
+
+def test_help_answers_in_less_than_half_a_second(tmp_path: Path) -> None:
+    def seconds() -> float:
+        began = time.monotonic()
+        assert run_python("-m", "pipeline.cli", "--help", folder=tmp_path).returncode == 0
+        return time.monotonic() - began
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example(name: str) -> None:
+    command = importlib.import_module(f"{COMMANDS[name]}.{name}").command
+    assert f"onestep {name}" in command.help
+    assert "Example" in command.help
+
+
+def test_version(onestep: Callable[..., Result]) -> None:
+    result = onestep("--version")
+    assert result.exit_code == 0
+    assert result.output.startswith("onestep ")
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "message"),
+    [
+        (Refused("no such thing"), 2, "no such thing"),
+        (Failed("it broke"), 1, "it broke"),
+        (
+            StoppedBySignal("5 steps are kept.", 2),
+            130,
+            "stopped: 5 steps are kept. Go on with: onestep run x",
+        ),
+        (StoppedBySignal("gone", 2, resumable=False), 130, "stopped: gone. Begin again with: onestep run x"),
+        (StoppedBySignal("5 are kept", 15), 143, "Go on with: onestep run x"),
+        (KeyboardInterrupt(), 130, "stopped at once; "),
+        (PermissionError(errno.EACCES, "Permission denied", "/out"), 2, "cannot use /out: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "/out"), 2, "cannot use /out: Read-only file system"),
+        (OSError(errno.ENOSPC, "No space left", "/out"), 1, "no space left for /out; free some"),
+        (OSError(errno.EIO, "I/O error", "/out"), 1, "cannot use /out: I/O error"),
+        (ImportError("No module named 'torch'"), 2, "cannot start: No module named 'torch'"),
+        (KeyError("x"), 1, "unexpected KeyError: 'x'. This is a mistake in onestep"),
+    ],
+)
+def test_every_kind_of_failure_has_its_exit_code(error: BaseException, exit_code: int, message: str) -> None:
+    told, code = explain(error, "onestep run x")
+    assert code == exit_code
+    assert message in told
+
+
+def test_a_failure_is_one_message_and_no_traceback(onestep: Callable[..., Result]) -> None:
+    result = onestep("run", "digit")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(
+        "onestep: there is no preset 'digit'; presets are digits, digits-64, digits-text, digits-var, "
+    )
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_that_had_enough_is_no_failure_to_tell(pairs: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "shards", "info", str(pairs)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (1, "")
+
+
+def test_debug_shows_the_traceback_as_well(onestep: Callable[..., Result]) -> None:
+    result = onestep("--debug", "run", "digit")
+    assert result.exit_code == 2
+    assert "Traceback (most recent call last)" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("onestep: there is no preset 'digit'")
+
+
+def test_mistyped_commands_and_options_are_refused(onestep: Callable[..., Result]) -> None:
+    assert onestep("runn").exit_code == 2
+    assert onestep("run", "digits", "--worker", "many").exit_code == 2
+
+
+def test_the_four_names_are_this_installation() -> None:
+    assert foreign_packages() == {}
+
+
+@pytest.mark.parametrize("name", PACKAGES[:-1])
+def test_somebody_elses_package_of_the_same_name_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    # `python -m` puts the folder that a person happens to work in first on the path.
+    ran = run_python("-m", "pipeline.cli", "run", "digits", "--dry-run", folder=tmp_path)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert ran.stderr.startswith(
+        f"onestep: cannot start: `import {name}` finds {tmp_path / name}, but this onestep"
+    )
+    assert ran.stderr.count("\n") == 1
+
+
+def test_torchrun_is_for_the_commands_that_share_work(
+    onestep: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = onestep("run", "digits", "--dry-run")
+    assert refused.exit_code == 2
+    assert "torchrun started 2 processes, and each would do all of `run`" in refused.output
+    assert onestep("distill", "--help").exit_code == 0
+
+
+def test_of_several_processes_each_says_which_one_it_is(
+    onestep: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    refused = onestep("distill", "digits", "--pairs", tmp_path / "none", "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "onestep, process 1 of 2: " in refused.output

@@ -1,0 +1,230 @@
+"""`onestep evaluate`: which evaluation is asked for, where it is written, and the tables of those that are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from distill.config import EvaluationConfig
+from pipeline.config.run_config import compose
+from pipeline.evaluation_request import asked_evaluation
+from pipeline.report.method_table import HEADER, method_table, short_parameters
+from pipeline.report.published_numbers import published_rows
+from shards.core.errors import Refused
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def run(onestep: Command, stages: Any, tmp_path: Path) -> Path:
+    """A finished run of the preset digits."""
+    out = tmp_path / "run"
+    assert onestep("run", "digits", "--out", out, "--workers", 0).exit_code == 0
+    stages.calls.clear()
+    return out
+
+
+def asked(changes: Sequence[str], preset: str = "digits") -> EvaluationConfig:
+    return asked_evaluation(compose(preset, ["evaluation.seed=3", "evaluation.repeats=2"]), changes)
+
+
+def test_by_the_runs_own_protocol_its_settings_count_where_nothing_else_is_said() -> None:
+    own = asked([])
+    assert (own.protocol, own.num_images, own.seed, own.repeats) == ("digits", 2_000, 3, 2)
+    fewer = asked(["evaluation.num_images=500"])
+    assert (fewer.num_images, fewer.curve_images, fewer.repeats) == (500, 500, 2)
+    assert asked(["evaluation.protocol=digits"]) == own
+
+
+def test_another_protocol_has_numbers_of_its_own() -> None:
+    other = asked(["evaluation.seed=4", "evaluation.protocol=adm", "evaluation.reference=batch.npz"])
+    assert (other.num_images, other.seed, other.repeats, other.reference) == (50_000, 4, 1, "batch.npz")
+    assert asked(["evaluation.protocol=samples"], "var-d16").num_images == 64
+    assert asked(["evaluation.protocol=dd"], "var-d16").seed == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["train.seed=1"], "train.seed=1: only settings of the evaluation can change here"),
+        (["evaluation.protocol=imagenet"], "it is one of digits, samples, adm, dd, folder"),
+        (
+            ["evaluation.num_images=99"],
+            "num_images is 99, and the scores of the protocol digits need at least",
+        ),
+        (["evaluation.repeats=0"], "evaluation.repeats cannot be 0: it is a whole number, at least 1"),
+        (["evaluation.colour=1"], "there is no key evaluation.colour"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        asked(changes)
+
+
+def test_flags_are_shorthands_and_stronger(onestep: Command, stages: Any, run: Path) -> None:
+    result = onestep(
+        *("evaluate", run, "--set", "evaluation.seed=8", "--seed", 9, "--repeats", 3, "--num-images", 300)
+    )
+    assert result.exit_code == 0, result.stderr
+    arguments = stages.arguments["evaluate"]
+    assert arguments["file"] == "evaluation.json"
+    config = arguments["config"]
+    assert (config.seed, config.repeats, config.num_images) == (9, 3, 300)
+    assert result.stdout.startswith("digits, 300 images, noise seeds 9 to 11\n")
+
+
+def test_another_protocol_is_written_beside(onestep: Command, stages: Any, run: Path) -> None:
+    before = (run / "evaluation.json").read_bytes()
+    result = onestep("evaluate", run, "--protocol", "folder", "--reference", "12,5", "--num-images", 200)
+    assert result.exit_code == 0, result.stderr
+    assert stages.arguments["evaluate"]["file"] == "evaluation-folder.json"
+    assert stages.arguments["evaluate"]["config"].reference == "12,5"
+    assert (run / "evaluation.json").read_bytes() == before
+    assert f"{run / 'evaluation-folder.json'}; `onestep report" in result.stdout
+
+
+def test_a_dry_run_says_what_is_missing_or_what_would_be_done_and_writes_nothing(
+    onestep: Command, stages: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = SimpleNamespace(tokenizer=SimpleNamespace(image_shape=(1, 8, 8)), is_text_conditional=False)
+    monkeypatch.setattr("distill.student.student.Student.from_pretrained", lambda folder: student)
+    kept = run / ".evaluation" / "evaluation"
+    kept.mkdir(parents=True)
+    (kept / "teacher-seed-0.safetensors").touch()
+    before = sorted(run.rglob("*"))
+    planned = onestep("evaluate", run, "--repeats", 3, "--dry-run")
+    assert planned.exit_code == 0, planned.stderr
+    assert "repeats = 3" in planned.stdout
+    assert (
+        f"2,000 images of each method with each of 3 noise seeds into {run / 'evaluation.json'}"
+        in planned.stdout
+    )
+    assert "methods kept of an evaluation that was stopped, if nothing has changed: 1" in planned.stdout
+    refused = onestep("evaluate", run, "--protocol", "folder", "--dry-run")
+    assert refused.exit_code == 2
+    assert "the protocol folder needs --set evaluation.reference=PATH: a folder of PNG" in refused.stderr
+    assert sorted(run.rglob("*")) == before
+    assert stages.calls == []
+
+
+def test_the_table_is_printed_and_nothing_is_judged(onestep: Command, stages: Any, run: Path) -> None:
+    result = onestep("evaluate", run, "--table")
+    assert result.exit_code == 0, result.stderr
+    assert stages.calls == []
+    assert result.stdout.splitlines() == [
+        "Protocol digits, 2,000 images, noise seed 0",
+        "method     steps  parameters        Frechet  to teacher  inception  precision  recall  s/image  speed-up",
+        "teacher       16          1M  1.250 ± 0.050      0.0125       8.50      0.900   0.800    0.004      1.0x",
+        "student-1      1        1.1M          3.500           -       8.10      0.850   0.750    0.001      4.0x",
+        "s/image: steady state in batches of 64 on cpu, without decoding, which takes 0.0005 s more; speed-up over "
+        "the teacher.",
+        "to teacher: Frechet distance to 20,000 images of the pairs.",
+    ]
+    page = onestep("evaluate", run, "--markdown").stdout.splitlines()
+    assert page[2] == f"| {' | '.join(HEADER)} |"
+    assert page[5].startswith("| student-1 | 1 | 1.1M | 3.500 |")
+
+
+def test_without_a_protocol_every_table_is_printed(onestep: Command, stages: Any, run: Path) -> None:
+    onestep("evaluate", run, "--protocol", "samples")
+    every = onestep("evaluate", run, "--table").stdout
+    assert "Protocol digits, 2,000 images, noise seed 0" in every
+    assert "\n\nProtocol samples, 64 images, noise seed 0" in every
+    one = onestep("evaluate", run, "--table", "--protocol", "samples").stdout
+    assert one.startswith("Protocol samples")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--protocol", "adm"),
+            "there is no {run}/evaluation-adm.json yet: `onestep evaluate {run} --set evaluation.protocol=adm` "
+            "makes it",
+        ),
+        (
+            ("--repeats", 3),
+            "{run}/evaluation.json was made with repeats 1, asked 3: `onestep evaluate {run} --set "
+            "evaluation.repeats=3` makes it so",
+        ),
+    ],
+)
+def test_a_table_that_is_not_there_is_refused_with_the_way(
+    onestep: Command, stages: Any, run: Path, arguments: tuple[Any, ...], message: str
+) -> None:
+    result = onestep("evaluate", run, "--table", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr == f"onestep: {message.format(run=run)}\n"
+    assert stages.calls == []
+
+
+def test_a_table_of_another_student_is_refused(onestep: Command, stages: Any, run: Path) -> None:
+    (run / "student" / "config.json").write_text(json.dumps({"student_sha256": "another"}))
+    result = onestep("evaluate", run, "--table")
+    assert result.exit_code == 2
+    assert "judges another student than lies there now" in result.stderr
+    # Another choice of tokens makes other images of the same weights.
+    judged = json.loads((run / "evaluation.json").read_text())
+    again = {"student_sha256": judged["student_sha256"], "noise_weight": 0.5}
+    (run / "student" / "config.json").write_text(json.dumps(again))
+    assert onestep("evaluate", run, "--table").exit_code == 2
+    (run / "student" / "config.json").write_text(json.dumps(again | {"noise_weight": 0.0}))
+    assert onestep("evaluate", run, "--table").exit_code == 0
+
+
+def test_the_teacher_of_a_paper_has_published_rows_beside_its_own() -> None:
+    rows = [
+        {"method": "teacher", "num_steps": 10, "frechet_distance": 4.5, "seconds_per_image": {"64": 0.2}},
+        {"method": "student-1", "num_steps": 1, "frechet_distance": 9.0, "seconds_per_image": {"64": 0.05}},
+    ]
+    judged = {"protocol": "adm", "num_images": 50_000, "seed": 0, "repeats": 2, "rows": rows}
+    table = method_table(judged, "var-d16")
+    assert table.heading == "Protocol adm, 50,000 images, noise seeds 0 to 1"
+    assert [cells[0] for cells in table.rows][:5] == [
+        *("teacher", "  published: VAR-d16"),
+        *("student-1", "  published: VAR-d16-DD", "  published: VAR-d16, DD2"),
+    ]
+    assert table.rows[3] == (
+        *("  published: VAR-d16-DD", "1", "327M", "9.94", "-", "193.6", "0.8", "0.37", "0.021", "6.3x"),
+    )
+    # What was not measured here stands at the end.
+    assert table.rows[-1][:4] == ("skip-2  published: VAR", "8", "310M", "40.09")
+    assert any("not of this run" in note for note in table.notes)
+    assert any("what fills the skipped steps is unknown" in note for note in table.notes)
+    assert method_table(judged, "tiny-random/var-d16").rows == (table.rows[0], table.rows[2])
+
+
+@pytest.mark.parametrize(
+    "teacher", ["var-d16", "var-d20", "var-d24", "llamagen-b-256", "llamagen-l-256", "llamagen-t2i-256"]
+)
+def test_every_real_preset_has_published_figures_of_methods_that_are_made(teacher: str) -> None:
+    from distill.sampling.method_spec import usual_methods
+    from distill.sampling.methods import PAPERS_SKIPS
+
+    steps, k = (10, 5) if teacher == "var-d16" else (10, 4) if teacher.startswith("var") else (256, 80)
+    made = {
+        *("teacher", "student-1", "student-2", "onestep*"),
+        *(method.name for method in usual_methods((0, k))),
+        *(f"skip-{n}" for n in PAPERS_SKIPS[steps]),
+    }
+    rows = published_rows(teacher)
+    assert {row.method for row in rows} <= made
+    assert {"teacher", "student-1", "student-2"} <= {row.method for row in rows}
+    for row in rows:
+        if row.method.startswith("skip-"):
+            assert row.num_steps == steps - int(row.method.removeprefix("skip-"))
+    assert published_rows("digits") == ()
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(None, "-"), (1_090_000_000, "1.09B"), (327_000_000, "327M"), (98_300_000, "98.3M"), (50_746, "50.7k")],
+)
+def test_parameters_are_short(count: int | None, words: str) -> None:
+    assert short_parameters(count) == words

@@ -1,0 +1,553 @@
+"""`onestep sample` on the shipped digits: formats, labels, methods, refusals, and going on after every kind of stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+
+import distill.sampling.job
+from distill import Student
+from generate_pairs.compute.threads import computing_threads
+from generate_pairs.config import GenerateConfig
+from generate_pairs.generation.plan import pair_spec
+from generate_pairs.teachers.checkpoints import load_teacher, resolve
+from shards.core.errors import Refused
+
+Command = Callable[..., Result]
+REPOSITORY = Path(__file__).resolve().parents[3]
+METHODS = ("student-1", "student-2", "pre-trained-1-9", "pre-trained-15-17", "teacher", "teacher-flow")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As many as the child processes have; the digits are small, and the cores are shared."""
+    with computing_threads(1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of an untrained student of the shipped digits."""
+    loaded = load_teacher("digits")
+    settings = {"teacher": {"name": "digits", "guidance_scale": 1.25}, "pairs": {"solver_steps": 8}}
+    spec = pair_spec(GenerateConfig.model_validate(settings), loaded)
+    torch.manual_seed(0)
+    made = Student.from_teacher(
+        loaded, (0, 8), 16, spec.fingerprint, 100, initialise=True, lineage=spec.lineage
+    )
+    folder = tmp_path_factory.mktemp("run") / "student"
+    made.export(folder)
+    return folder
+
+
+def changed(student: Path, out: Path, **changes: Any) -> Path:
+    """A copy of an export whose config.json says something else."""
+    shutil.copytree(student, out)
+    content = json.loads((out / "config.json").read_text()) | changes
+    (out / "config.json").write_text(json.dumps(content))
+    return out
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def drawn(out: Path) -> np.ndarray:
+    """The images of a folder or an npz file, (N, H, W) as small whole numbers."""
+    if out.suffix == ".npz":
+        with np.load(out) as content:
+            return content["arr_0"][..., 0].astype(int)
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))]).astype(int)
+
+
+def test_a_grid_of_the_labels_in_turn(onestep: Command, student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    result = onestep(
+        "sample", student, "--steps", 2, "--labels", "3,7", "--num-images", 5, "--seed", 4, "--out", out
+    )
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{out}: 5 images, student-2, timesteps 0,8, seed 4\n"
+    with Image.open(out) as grid:
+        assert grid.size == (2 * 32 + 4, 3 * 32 + 2 * 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_a_folder_tells_what_it_holds(onestep: Command, student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "images"
+    result = onestep("sample", student, "--num-images", 12, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert sorted(files(out)) == [*(f"{i:06d}.png" for i in range(12)), "sample.json"]
+    request = json.loads((out / "sample.json").read_text())
+    config = json.loads((student / "config.json").read_text())
+    assert request == {
+        "student_sha256": config["student_sha256"],
+        "tokenizer_sha256": config["tokenizer_sha256"],
+        "method": "student-1",
+        "timesteps": [0],
+        "noise_weight": 0.0,
+        "lineage": None,
+        "seed": 0,
+        "labels": "0..9",
+        "num_images": 12,
+    }
+    images = Student.from_pretrained(student).sample([*range(10), 0, 1])
+    assert np.array_equal(drawn(out), (images[:, 0] * 255).round().int().numpy())
+
+
+def test_an_npz_is_what_the_adm_evaluator_reads(onestep: Command, student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.npz"
+    result = onestep("sample", student, "--labels", "3,7", "--num-images", 5, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    with np.load(out, allow_pickle=False) as content:
+        assert content.files == ["arr_0", "arr_1"]
+        assert (content["arr_0"].dtype, content["arr_0"].shape) == (np.uint8, (5, 8, 8, 3))
+        assert (content["arr_0"] == content["arr_0"][..., :1]).all()
+        assert (content["arr_1"].dtype, content["arr_1"].tolist()) == (np.int64, [3, 7, 3, 7, 3])
+    with zipfile.ZipFile(out) as archive, archive.open("arr_0.npy") as entry:
+        # In another version of the format the evaluator would not stream it.
+        assert np.lib.format.read_magic(entry) == (1, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+    folder = tmp_path / "folder"
+    onestep("sample", student, "--labels", "3,7", "--num-images", 5, "--out", folder)
+    assert np.array_equal(drawn(out), drawn(folder))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_makes_the_same_images_in_any_batch(
+    onestep: Command, student: Path, tmp_path: Path, method: str
+) -> None:
+    outs = {size: tmp_path / f"{size}.npz" for size in (1, 7, 50)}
+    for size, out in outs.items():
+        result = onestep(
+            "sample", student, "--method", method, "--num-images", 30, "--batch-size", size, "--out", out
+        )
+        assert result.exit_code == 0, result.stderr
+    images = {size: drawn(out) for size, out in outs.items()}
+    assert images[50].std() > 10
+    for size in (1, 7):
+        assert np.abs(images[size] - images[50]).max() <= 1
+
+
+def test_methods_differ_and_begin_with_the_same_noise(
+    onestep: Command, student: Path, tmp_path: Path
+) -> None:
+    images = {}
+    for method in METHODS:
+        out = tmp_path / f"{method}.npz"
+        onestep("sample", student, "--method", method, "--num-images", 10, "--out", out)
+        images[method] = drawn(out)
+    for one in METHODS:
+        assert [other for other in METHODS if np.array_equal(images[one], images[other])] == [one]
+    by_steps = tmp_path / "steps.npz"
+    onestep("sample", student, "--timesteps", "0,8", "--num-images", 10, "--out", by_steps)
+    assert by_steps.read_bytes() == (tmp_path / "student-2.npz").read_bytes()
+
+
+def test_labels_from_a_file_one_image_a_line(onestep: Command, student: Path, tmp_path: Path) -> None:
+    labels = [random.Random(1).randrange(10) for _ in range(25)]
+    (tmp_path / "labels.txt").write_text("\n".join(map(str, labels)) + "\n")
+    out = tmp_path / "x.npz"
+    result = onestep("sample", student, "--labels", f"@{tmp_path / 'labels.txt'}", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    with np.load(out) as content:
+        assert content["arr_1"].tolist() == labels
+    (tmp_path / "labels.txt").write_text("1\ntwo\n")
+    wrong = onestep("sample", student, "--labels", f"@{tmp_path / 'labels.txt'}", "--out", tmp_path / "y.npz")
+    assert wrong.exit_code == 2
+    assert "labels.txt is not one whole number a line: " in wrong.stderr
+    missing = onestep("sample", student, "--labels", "@nowhere", "--out", tmp_path / "y.npz")
+    assert (missing.exit_code, "cannot read nowhere" in missing.stderr) == (2, True)
+
+
+def test_a_dry_run_tells_what_would_be_made_and_writes_nothing(
+    onestep: Command, student: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.npz"
+    arguments = ("sample", student, "--method", "pre-trained-5-9", "--num-images", 50_000, "--out", out)
+    result = onestep(*arguments, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "method  pre-trained-5-9: 6 network passes an image",
+        "images  50,000 of 1 x 8 x 8, 0 are there already",
+        "labels  0..9 in turn",
+        "seed    0",
+        f"out     {out}, the ADM evaluator's npz; 9.6 MB of pixels",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", 3], "3 steps: this student was trained at timesteps 0,8, 2 in all"),
+        (["--method", "student-3"], "3 steps: this student was trained at timesteps 0,8, 2 in all"),
+        (["--steps", 1, "--timesteps", "0,8"], "give one of them"),
+        (["--steps", 1, "--method", "teacher"], "give one of them"),
+        (["--timesteps", "8"], "they ascend from 0 and stay below 16"),
+        (
+            ["--method", "onestep*"],
+            "there are student-K, pre-trained-N-M, pre-trained-N-M-flow, teacher and teacher-flow",
+        ),
+        (["--method", "pre-trained-5-19"], "this teacher has 16 AR steps, so 1 <= N < M <= 17"),
+        (["--teacher", "digits"], "--teacher digits: student-1 needs no teacher"),
+        (["--method", "teacher", "--teacher", "digits-var"], "not by digits-var"),
+        (["--method", "teacher", "--teacher", "nobody"], "--teacher NAME-OR-FILE tells where it is"),
+        (["--labels", "one"], "'one' is not whole numbers separated by commas, as in 0,5"),
+        (["--labels", "3,10"], "label 10: this student knows labels 0 to 9"),
+        (["--num-images", 0], "0 is not in the range x>=1"),
+        (["--batch-size", 0], "0 is not in the range x>=1"),
+        (["--seed", 2**63], "9223372036854775808 is not in the range 0<=x<=9223372036854775807"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["real", "dry"])
+def test_what_cannot_be_is_refused(
+    onestep: Command, student: Path, tmp_path: Path, arguments: list[Any], message: str, dry: list[str]
+) -> None:
+    result = onestep("sample", student, *arguments, "--out", tmp_path / "x.npz", *dry)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_in_this_commands_words(
+    onestep: Command, student: Path, tmp_path: Path
+) -> None:
+    result = onestep("sample", student, "--device", "cuda", "--out", tmp_path / "x.png")
+    assert result.exit_code == 2
+    assert "--device is cuda, but torch finds no GPU on " in result.stderr
+    assert "or set --device=cpu" in result.stderr
+
+
+def test_other_endings_are_mistakes(onestep: Command, student: Path, tmp_path: Path) -> None:
+    wrong = onestep("sample", student, "--out", tmp_path / "s.jpg")
+    assert wrong.exit_code == 2
+    assert "s.jpg ends in .jpg: a name that ends in .png gets one grid" in " ".join(wrong.stderr.split())
+    (tmp_path / "folder.npz").mkdir()
+    folder = onestep("sample", student, "--out", tmp_path / "folder.npz")
+    assert folder.exit_code == 2
+    assert "folder.npz is a folder: " in folder.stderr
+
+
+def test_a_student_that_does_not_know_its_teacher_is_sampled_alone(
+    onestep: Command, student: Path, tmp_path: Path
+) -> None:
+    """As it was exported before lineages were recorded."""
+    old = tmp_path / "old"
+    shutil.copytree(student, old)
+    content = json.loads((old / "config.json").read_text())
+    del content["lineage"]
+    (old / "config.json").write_text(json.dumps(content))
+    refused = onestep("sample", old, "--method", "teacher", "--out", tmp_path / "x.png")
+    assert refused.exit_code == 2
+    assert "this student's config.json names no lineage" in refused.stderr
+    assert "sampled with --steps or --timesteps" in refused.stderr
+    assert onestep("sample", old, "--steps", 2, "--out", tmp_path / "x.png").exit_code == 0
+
+
+def test_a_teacher_under_another_name_is_told_by_its_file(
+    onestep: Command, student: Path, tmp_path: Path
+) -> None:
+    lineage = json.loads((student / "config.json").read_text())["lineage"]
+    lineage["teacher"]["name"] = "mine"
+    other = changed(student, tmp_path / "student", lineage=lineage)
+    shutil.copy(resolve("digits"), tmp_path / "kept.safetensors")
+    asked = ("sample", other, "--method", "teacher", "--labels", "1", "--out")
+    refused = onestep(*asked, tmp_path / "x.npz")
+    assert refused.exit_code == 2
+    assert "the teacher of this student, mine (25bb68b6616b), is needed: " in refused.stderr
+    found = onestep(*asked, tmp_path / "x.npz", "--teacher", tmp_path / "kept.safetensors")
+    assert found.exit_code == 0, found.stderr
+    # What it is called determines no image.
+    named = onestep("sample", student, *asked[2:], tmp_path / "x.npz")
+    assert named.stdout == f"{tmp_path / 'x.npz'}: all 8 images are there already\n"
+
+
+def test_a_timestep_that_the_student_never_saw_is_told(
+    onestep: Command, student: Path, tmp_path: Path
+) -> None:
+    for arguments, told in (
+        (("--timesteps", "0,4,8"), "not at 4"),
+        (("--method", "pre-trained-3-5"), "not at 4"),
+        (("--method", "pre-trained-3-17"), ""),
+        (("--timesteps", "0,8"), ""),
+    ):
+        result = onestep("sample", student, *arguments, "--dry-run", "--out", tmp_path / "x.png")
+        note = "note: this student was trained at timesteps 0,8, " + told
+        assert (note in result.stderr) == bool(told)
+
+
+@pytest.mark.parametrize("name", ["images", "x.npz"])
+def test_the_number_may_grow_and_nothing_else_may_change(
+    onestep: Command, student: Path, tmp_path: Path, name: str
+) -> None:
+    out, whole = tmp_path / name, tmp_path / f"whole-{name}"
+    command = ("sample", student, "--batch-size", 10, "--seed", 5)
+    assert onestep(*command, "--num-images", 20, "--out", out).exit_code == 0
+    again = onestep(*command, "--num-images", 20, "--out", out)
+    assert again.stdout == f"{out}: all 20 images are there already\n"
+    for changes, message in (
+        (("--seed", 6), "seed: 5 -> 6"),
+        (("--steps", 2), "method: 'student-1' -> 'student-2'; timesteps: [0] -> [0, 8]"),
+        (
+            ("--method", "teacher"),
+            "method: 'student-1' -> 'teacher'; noise_weight: 0.0 -> None; timesteps: [0] -> None.",
+        ),
+        (("--labels", "3"), "labels: '0..9' -> '3'"),
+        (("--num-images", 19), "was begun for 20 images, and their number may only grow: 19 are asked for"),
+    ):
+        refused = onestep(*command, "--num-images", 20, "--out", out, *changes)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+    grown = onestep(*command, "--num-images", 33, "--out", out)
+    assert grown.exit_code == 0, grown.stderr
+    assert onestep(*command, "--num-images", 33, "--out", whole).exit_code == 0
+    if name == "images":
+        assert files(out) == files(whole)
+    else:
+        assert out.read_bytes() == whole.read_bytes()
+
+
+def test_places_that_hold_something_else_are_left_alone(
+    onestep: Command, student: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "000003.png").write_bytes(b"mine")
+    refused = onestep("sample", student, "--out", folder)
+    assert refused.exit_code == 2
+    assert f"{folder} holds something already (000003.png), and no sample.json" in refused.stderr
+    np.savez(tmp_path / "mine.npz", np.zeros(3))
+    refused = onestep("sample", student, "--out", tmp_path / "mine.npz")
+    assert refused.exit_code == 2
+    assert "mine.npz, which `onestep sample` did not write, does not tell what images" in refused.stderr
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "mine.npz").read_bytes()[:100])
+    refused = onestep("sample", student, "--out", tmp_path / "cut.npz")
+    assert (refused.exit_code, "cut.npz is no whole npz file" in refused.stderr) == (2, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.npz", "folder", "mine.npz"]
+
+
+def stop_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, batch: int) -> list[int]:
+    """Sends this process a signal while it makes a batch; the first images of the batches that were made."""
+    opened, made = distill.sampling.job.open_method, []
+
+    def opening(*arguments: Any) -> Any:
+        make = opened(*arguments)
+
+        def watched(first: int, labels_B: torch.Tensor) -> torch.Tensor:
+            made.append(first)
+            if len(made) == batch:
+                os.kill(os.getpid(), number)
+            return make(first, labels_B)
+
+        return watched
+
+    monkeypatch.setattr(distill.sampling.job, "open_method", opening)
+    return made
+
+
+@pytest.mark.parametrize("name", ["images", "x.npz"])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_job_goes_on(
+    onestep: Command, student: Path, tmp_path: Path, name: str, number: int, exit_code: int
+) -> None:
+    out, whole = tmp_path / name, tmp_path / f"whole-{name}"
+    command = ("sample", student, "--num-images", 45, "--batch-size", 10, "--out")
+    assert onestep(*command, whole).exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        assert stop_in_batch(patch, number, 2) == []
+        stopped = onestep(*command, out)
+    assert stopped.exit_code == exit_code
+    assert "stopped: 20 of 45 images are made and kept. Go on with: " in stopped.stderr
+    assert not (tmp_path / "x.npz").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        made = stop_in_batch(patch, number, 0)
+        assert onestep(*command, out).exit_code == 0
+    assert made == [20, 30, 40]
+    if name == "images":
+        assert files(out) == files(whole)
+    else:
+        assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_stopped_grid_keeps_nothing_and_says_so(
+    onestep: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in_batch(monkeypatch, signal.SIGTERM, 2)
+    stopped = onestep("sample", student, "--batch-size", 10, "--out", tmp_path / "x.png")
+    assert stopped.exit_code == 143
+    assert "a grid is written at its end only, nothing is kept. Begin again with: " in stopped.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pipeline.cli.main import main
+replace, left = os.replace, [int(sys.argv[1])]
+def replacing(*names):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*names)
+os.replace = replacing
+main(sys.argv[2:])
+"""
+"""The command line, which is killed at the N-th file that it is about to put under its name."""
+
+
+@pytest.mark.parametrize("name", ["images", "x.npz"])
+def test_killed_anywhere_a_job_ends_in_the_same_bytes(
+    onestep: Command, student: Path, tmp_path: Path, name: str
+) -> None:
+    out, whole = tmp_path / "out" / name, tmp_path / "whole" / name
+    command = (
+        "sample",
+        student,
+        "--method",
+        "pre-trained-5-9",
+        "--num-images",
+        31,
+        "--batch-size",
+        8,
+        "--out",
+    )
+    assert onestep(*command, whole).exit_code == 0
+    # A probe and sample.json come first; after 31 images, or 4 parts, comes the end, which is putting the npz together.
+    moments = (
+        [2, random.Random(7).randint(4, 32)] if name == "images" else [random.Random(8).randint(4, 6), 7]
+    )
+    for number, moment in enumerate(moments):
+        shutil.rmtree(out.parent, ignore_errors=True)
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, str(moment), *map(str, command), str(out)],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+        assert not (tmp_path / "out" / "x.npz").exists()
+        made = len(list(out.glob("*.png"))) + len(list((out.parent / ".x.npz.parts").glob("0*.npy")))
+        # Images of a folder are written side by side, so that others may be under way, too.
+        assert made <= max(0, moment - 3)
+        assert name == "images" or made == moment - 3
+        result = onestep(*command, out)
+        assert result.exit_code == 0, (number, result.stderr)
+        if name == "images":
+            assert files(out) == files(whole)
+        else:
+            assert out.read_bytes() == whole.read_bytes()
+            assert not (out.parent / ".x.npz.parts").exists()
+
+
+def test_progress_counts_what_was_there(
+    onestep: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[tuple[int, int]] = []
+
+    @contextmanager
+    def progress(title: str, unit: str) -> Iterator[Any]:
+        assert (title, unit) == ("images", "images")
+        yield lambda done, total, note: reports.append((done, total))
+
+    monkeypatch.setattr("pipeline.runtime.progress.progress", progress)
+    command = ("sample", student, "--batch-size", 10, "--out", tmp_path / "images", "--num-images")
+    onestep(*command, 20)
+    onestep(*command, 35)
+    assert reports == [(0, 20), (10, 20), (20, 20), (20, 35), (30, 35), (35, 35)]
+
+
+def test_the_default_labels_are_the_first_ten_classes_or_with_a_number_all(
+    onestep: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Student, "num_classes", 1000)
+    few = onestep("sample", student, "--dry-run", "--out", tmp_path / "x.png")
+    assert "images  80 of" in few.stdout
+    assert "labels  0..9 in turn" in few.stdout
+    many = onestep("sample", student, "--num-images", 50_000, "--dry-run", "--out", tmp_path / "x.png")
+    assert "labels  0..999 in turn" in many.stdout
+
+
+def test_a_student_comes_from_the_hub(
+    onestep: Command, student: Path, tmp_path: Path, fake_module: Callable[..., None]
+) -> None:
+    asked: list[tuple[str, str | None, list[str]]] = []
+
+    def snapshot_download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision, allow_patterns))
+        return str(student)
+
+    fake_module("huggingface_hub", snapshot_download=snapshot_download)
+    result = onestep("sample", "hf://somebody/digits-dd@v1", "--out", tmp_path / "hub.png")
+    assert result.exit_code == 0, result.stderr
+    onestep("sample", student, "--out", tmp_path / "local.png")
+    assert (tmp_path / "hub.png").read_bytes() == (tmp_path / "local.png").read_bytes()
+    assert {(repository, revision) for repository, revision, _ in asked} == {("somebody/digits-dd", "v1")}
+    assert asked[-1][2] == ["config.json", "student.safetensors", "tokenizer.safetensors"]
+    asked.clear()
+    assert (
+        onestep("sample", "hf://somebody/digits-dd", "--dry-run", "--out", tmp_path / "x.png").exit_code == 0
+    )
+    assert {(revision, *patterns) for _, revision, patterns in asked} == {(None, "config.json")}
+
+
+@pytest.mark.parametrize("name", ["hf://", "hf://one", "hf://a/b/c", "hf://a/b@", "hf:///b", "hf://a/"])
+def test_other_names_on_the_hub_are_refused(name: str) -> None:
+    with pytest.raises(Refused, match="a repository on the Hub is named hf://OWNER/REPOSITORY or"):
+        Student.from_pretrained(name)
+
+
+def test_without_the_hubs_client_the_way_to_it_is_told(
+    onestep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    result = onestep("sample", "hf://somebody/digits-dd", "--out", tmp_path / "x.png")
+    assert result.exit_code == 2
+    assert (
+        "hf://somebody/digits-dd needs the Hugging Face client: pip install 'onestep[hub]'" in result.stderr
+    )
+
+
+def test_another_weight_of_the_noise_is_another_request(
+    onestep: Command, student: Path, tmp_path: Path
+) -> None:
+    arguments = ("sample", student, "--labels", "1,2", "--out", tmp_path / "images")
+    assert onestep(*arguments, "--noise-weight", 2).exit_code == 0
+    refused = onestep(*arguments)
+    assert refused.exit_code == 2
+    assert "noise_weight" in refused.stderr
+    assert onestep(*arguments[:-1], tmp_path / "plain").exit_code == 0
+    pixels = [(tmp_path / folder / "000000.png").read_bytes() for folder in ("images", "plain")]
+    assert pixels[0] != pixels[1]
+
+
+def test_each_pass_may_have_a_weight_of_its_own(onestep: Command, student: Path, tmp_path: Path) -> None:
+    arguments = ("sample", student, "--steps", 2, "--labels", "1,2", "--out", tmp_path / "images")
+    assert onestep(*arguments, "--noise-weight", "0.5,2").exit_code == 0
+    again = onestep(*arguments, "--noise-weight", "0.5,2")
+    assert (again.exit_code, "are there already" in again.output) == (0, True)
+    for wrong, message in (
+        ("0.5,1,2", "3 numbers for 2 timesteps: give one for each of them, or one for all"),
+        ("-1", "one for all, at least 0; got -1"),
+        ("0.5,nan", "one for all, at least 0; got 0.5, nan"),
+        ("much", "'much' is not a number or numbers separated by commas"),
+    ):
+        refused = onestep(*arguments, "--noise-weight", wrong)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
