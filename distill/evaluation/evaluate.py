@@ -34,6 +34,7 @@ from generate_pairs.digits.dataset import DigitsSplit, load_digits_split
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Stopped
+from shards.dataset.manifest import Manifest
 from shards.storage.files import commit_bytes, sha256_file
 from shards.storage.paths import Location
 
@@ -81,12 +82,17 @@ def evaluate(
             student, teacher_name, pairs_root, config.seed, config.num_images, config.device
         )
         judge = open_judge(config, student.tokenizer.image_shape)
+        taught = (
+            TeacherImages.beside(Manifest.open(pairs_root), methods.teacher.tokenizer, config.num_images)
+            if judge
+            else None
+        )
         clip = None if config.clip is None else ClipScore.load(config.clip, config.device)
         facts = {
             **config.asked,
             "device": config.device,
             **(judge.facts if judge else {}),
-            **({"teacher_images": len(methods.taught)} if judge and methods.taught else {}),
+            **({"teacher_images": len(taught)} if taught else {}),
             **({"clip_sha256": clip.sha256} if clip else {}),
             "student_sha256": sha256_file(student_folder / "student.safetensors"),
             "noise_weight": student.noise_weight,
@@ -95,15 +101,17 @@ def evaluate(
             **facts,
             "export": sha256_file(student_folder / "config.json"),
             "fingerprint": student.fingerprint,
-            "first_teacher_image": methods.taught.view.first if judge and methods.taught else None,
+            "first_teacher_image": taught.view.first if taught else None,
             "torch": torch.__version__,
         }
         unfinished = Unfinished.open(out / FOLDER / Path(name).stem, identity)
+        if judge and taught:
+            judge = beside_teacher(judge, taught, unfinished, lambda note: report(0, 1, note), should_stop)
         rows, samples = judge_all(methods, judge, clip, config, unfinished, report, should_stop)
     result = {
         "schema_version": SCHEMA_VERSION,
         **facts,
-        **shown_captions(student, config.num_images),
+        **shown_captions(methods.student, config.num_images),
         "rows": rows,
     }
     save_samples(out / "samples", samples)
@@ -139,10 +147,6 @@ def judge_all(
     known = 2 if split and judge else 0
     total = known + len(methods.names) * config.repeats
     rows: list[Row] = []
-    if judge and methods.taught:
-        judge = beside_teacher(
-            judge, methods.taught, unfinished, lambda note: report(0, total, note), should_stop
-        )
     if split and judge:
         for name, real_images, real_labels in known_images(split, methods.teacher.tokenizer):
             report(len(rows), total, name)

@@ -88,12 +88,11 @@ def open_method(student: Student, method: Method, seed: int, teacher: LoadedTeac
     if teacher is None or student.lineage is None:
         timesteps = method.timesteps or ()
         return lambda first, labels_B: student_images(student, first, labels_B, seed, timesteps).images_BIHW
-    if student.texts is not None:
-        teacher.teacher.tell(student.texts)
+    model = teacher.teacher if student.texts is None else teacher.teacher.with_texts(student.texts)
     methods = Methods(
-        teacher.teacher,
+        model,
         SamplingSettings.of(student.lineage["teacher"]),
-        FlowMap(teacher.teacher.codebook_VC.float(), student.lineage["flow_map"]["solver_steps"]),
+        FlowMap(model.codebook_VC.float(), student.lineage["flow_map"]["solver_steps"]),
         student,
         # No method here draws from the frequencies of pairs.
         torch.empty(0),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.evaluation.teacher_images import TeacherImages
 from distill.lineage import load_maker
 from distill.sampling.baselines import TokenFrequencies, sample_onestep_star, sample_skip_n
 from distill.sampling.method_spec import PreTrained, usual_methods
@@ -49,10 +48,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Methods:
-    """A teacher, its student and its token frequencies, and all that can be made with them.
-
-    `taught` are the teacher's images that all are held against, None where nothing is.
-    """
+    """A teacher, its student and its token frequencies, and all that can be made with them."""
 
     teacher: Teacher
     settings: SamplingSettings
@@ -60,7 +56,6 @@ class Methods:
     student: Student
     frequencies_KLV: Tensor
     seed: int
-    taught: TeacherImages | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -203,8 +198,8 @@ def open_methods(
     made_by, flow = manifest.spec.lineage["teacher"], manifest.spec.lineage["flow_map"]
     teacher = load_maker(manifest, teacher_name, getattr(torch, made_by["dtype"])).teacher.to(device)
     if manifest.spec.captions is not None:
-        student.texts = texts_of_pairs(pairs_root, manifest.spec, device)
-        teacher.tell(student.texts)
+        texts = texts_of_pairs(pairs_root, manifest.spec, device)
+        student, teacher = student.with_texts(texts), teacher.with_texts(texts)
     flow_map = FlowMap(teacher.codebook_VC.float(), flow["solver_steps"])
     frequencies = count_tokens(pairs_root, manifest.view(student.num_pairs), num_images).to(device)
     return Methods(
@@ -214,7 +209,6 @@ def open_methods(
         student,
         frequencies,
         seed,
-        TeacherImages.beside(manifest, teacher.tokenizer, num_images),
     )
 
 

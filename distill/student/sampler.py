@@ -13,8 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distill.student.model import TokenSequence
-from distill.student.student import Student
+from distill.student.model import StudentModel, TokenSequence
 from generate_pairs.teachers.base import to_unit_range
 from shards.core.errors import Refused
 from shards.format.noise import gaussian_noise
@@ -51,7 +50,7 @@ class ImageBatch:
 
 @torch.inference_mode()
 def sample_sequence(
-    student: Student, noise_BLC: Tensor, labels_B: Tensor, timesteps: Sequence[int]
+    student: StudentModel, noise_BLC: Tensor, labels_B: Tensor, timesteps: Sequence[int]
 ) -> TokenSequence:
     """Finish the sequence at each timestep in turn; between two passes, later positions keep their own noise.
 
@@ -70,7 +69,7 @@ def sample_sequence(
 
 
 def sample_images(
-    student: Student,
+    student: StudentModel,
     labels: npt.NDArray[np.int64],
     seed: int,
     timesteps: Sequence[int],
@@ -91,7 +90,7 @@ def sample_images(
 
 @torch.inference_mode()
 def student_images(
-    student: Student, first: int, labels_B: Tensor, seed: int, timesteps: Sequence[int]
+    student: StudentModel, first: int, labels_B: Tensor, seed: int, timesteps: Sequence[int]
 ) -> ImageBatch:
     """Images `first` onwards of these labels, in one batch; labels and timesteps are the student's own."""
     codebook_VC = student.tokenizer.codebook_VC
@@ -127,7 +126,7 @@ def check_labels(labels: npt.NDArray[np.int64], num_classes: int) -> None:
         raise Refused(f"label {outside[0]}: this student knows labels 0 to {num_classes - 1}")
 
 
-def check_timesteps(timesteps: Sequence[int], student: Student) -> None:
+def check_timesteps(timesteps: Sequence[int], student: StudentModel) -> None:
     """Refuse timesteps that are not ascending from 0 or lie outside the AR steps.
 
     Raises:

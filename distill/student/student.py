@@ -1,22 +1,16 @@
-"""The student: one network pass from a state of the trajectory to the whole sequence, either family.
-
-Around the family's network (noise/data embedding, token head, continuous head) stands what both share: which
-positions are data, how the two heads' answers become one sequence, and the export folder that sampling needs.
-"""
+"""The student as people use it: built from a teacher, loaded from an export, sampled, exported."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.config import NoiseWeight
 from distill.student.export import (
@@ -28,10 +22,10 @@ from distill.student.export import (
     read_tensors,
     refusing_misfits,
 )
-from distill.student.model import TokenSequence, nearest_rows
+from distill.student.model import StudentModel
 from distill.student.networks import build_network
-from generate_pairs.compute.packed_linear import pack_linears
-from generate_pairs.teachers.base import TextCondition, Texts, Tokenizer, TokenLayout, takes_text
+from distill.student.sampler import first_timesteps, most_at_once, sample_images
+from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_strictly
 from generate_pairs.teachers.meta_device import blank
 from generate_pairs.teachers.registry import build_tokenizer, transformer_config
@@ -41,123 +35,8 @@ from shards.core.errors import Refused
 from shards.storage.files import commit_bytes, sha256_bytes
 
 
-class Student(nn.Module):
-    """A family's network with the codebook, the layout and the sampling settings it was trained for."""
-
-    starts: Tensor
-
-    def __init__(
-        self,
-        family: str,
-        network: Any,
-        tokenizer: Tokenizer,
-        layout: TokenLayout,
-        timesteps: tuple[int, ...],
-        split: int,
-        fingerprint: str | None,
-        num_pairs: int | None,
-        lineage: Mapping[str, Any] | None = None,
-        noise_weight: NoiseWeight = 0.0,
-    ) -> None:
-        super().__init__()
-        self.family = family
-        self.network = network
-        self.tokenizer = tokenizer
-        self.layout = layout
-        self.timesteps = timesteps
-        self.split = split
-        self.fingerprint = fingerprint
-        self.num_pairs = num_pairs
-        self.lineage = lineage
-        self.noise_weight = noise_weight
-        self.texts: Texts | None = None
-        """Captions that labels are numbers of, where the teacher is conditioned on text; nobody keeps them here."""
-        self.register_buffer("starts", torch.tensor(layout.starts), persistent=False)
-
-    @property
-    def is_text_conditional(self) -> bool:
-        """Whether labels are numbers of captions."""
-        return takes_text(self.network.config)
-
-    @property
-    def num_classes(self) -> int:
-        """How many labels there are; of captions, those it was told."""
-        if self.is_text_conditional:
-            return 0 if self.texts is None else len(self.texts.captions)
-        return self.network.config.num_classes
-
-    def forward(self, states_BLC: Tensor, timestep_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict the final sequence from states of the trajectory.
-
-        Args:
-            states_BLC: codebook rows in the first `timestep` AR steps, noise after them.
-            timestep_B: AR steps that are already data, int64 in 0..S.
-            labels_B: class labels or numbers of captions, int64.
-
-        Returns:
-            Logits (B, L, V) of the token head and embeddings (B, L, C) of the continuous head.
-
-        Raises:
-            ValueError: the teacher is conditioned on text, and nobody told the student captions.
-        """
-        return self.network(states_BLC, self.starts[timestep_B], self._condition(labels_B))
-
-    def _condition(self, labels_B: Tensor) -> Tensor | TextCondition:
-        if self.is_text_conditional and self.texts is None:
-            raise ValueError("this student draws images for captions: set its `texts` first")
-        return labels_B if self.texts is None else self.texts(labels_B)
-
-    def finish(self, states_BLC: Tensor, timestep: int, labels_B: Tensor) -> TokenSequence:
-        """The final sequence in one pass.
-
-        Positions that are data stay what they are (below the split: snapped to their nearest codebook row). The rest
-        takes the codebook row of the token head's choice in AR steps below the split, and the continuous head's answer
-        after it, as in the official sampler.
-        """
-        start, split, end = (
-            self.layout.starts[step] for step in (timestep, self.split, self.layout.num_steps)
-        )
-        data_tokens_B = torch.full((len(states_BLC),), start, dtype=torch.int64, device=states_BLC.device)
-        inputs = states_BLC, data_tokens_B, self._condition(labels_B)
-        if start == 0 and split == end:
-            logits_BLV = (
-                self.network.logits(*inputs) if hasattr(self.network, "logits") else self.network(*inputs)[0]
-            )
-            tokens_BL = self.chosen(logits_BLV, states_BLC, timestep)
-            return TokenSequence(self.tokenizer.embed(tokens_BL), tokens_BL)
-        logits_BLV, embeddings_BLC = self.network(*inputs)
-        tokens_BL = self.chosen(logits_BLV, states_BLC, timestep)
-        embeddings_BLC = torch.cat([states_BLC[:, :start], embeddings_BLC[:, start:]], dim=1)
-        for span in (slice(0, start), slice(max(start, split), end)):
-            tokens_BL[:, span] = nearest_rows(embeddings_BLC[:, span], self.tokenizer.codebook_VC)
-        rows_BLC = self.tokenizer.embed(tokens_BL)
-        return TokenSequence(torch.cat([rows_BLC[:, :split], embeddings_BLC[:, split:]], dim=1), tokens_BL)
-
-    def noise_weight_at(self, timestep: int) -> float:
-        """The noise's weight in a pass from a timestep: of several that of the last trained one up to it."""
-        if not isinstance(self.noise_weight, tuple):
-            return self.noise_weight
-        return self.noise_weight[bisect_right(self.timesteps, timestep) - 1]
-
-    @cached_property
-    def spread(self) -> float:
-        """How far codebook rows are from their mean, root mean square; the codebook never changes."""
-        return self.tokenizer.codebook_VC.var(0, correction=0).sum().sqrt().item()
-
-    def chosen(self, logits_BLV: Tensor, noise_BLC: Tensor, timestep: int = 0) -> Tensor:
-        """The token head's choice at each position, (B, L): the likeliest token, as far as its noise does not object.
-
-        Where the head is unsure, its likeliest token is the same for much noise that the teacher maps to others, and
-        variety is lost. In the map from noise to tokens (`generate_pairs.flow_map`) the logarithm of a row's weight
-        at the state (1 - t) noise of time t is the logit and t / (1 - t) <noise, row>, but for a term without noise. So
-        that product is added here, times the pass's `noise_weight` over the rows' spread. At weight 0 this is the
-        official argmax.
-        """
-        weight = self.noise_weight_at(timestep)
-        if not weight:
-            return logits_BLV.argmax(-1)
-        agreement_BLV = noise_BLC @ self.tokenizer.codebook_VC.T
-        return torch.add(logits_BLV, agreement_BLV, alpha=weight / self.spread).argmax(-1)
+class Student(StudentModel):
+    """A student with its files: built from a teacher, loaded, sampled and exported."""
 
     def export(self, folder: Path) -> None:
         """Write what sampling needs: student.safetensors, tokenizer.safetensors and config.json, in that order."""
@@ -253,37 +132,52 @@ class Student(nn.Module):
 
         Raises:
             Refused: labels outside the student's classes, captions for a student of classes or whose text encoder is
-                not here, numbers for one that was told no captions, more steps than it was trained for, or timesteps it
+                not here, numbers for one without captions, more steps than it was trained for, or timesteps it
                 cannot start from.
         """
-        # The sampler is written in terms of students.
-        from distill.student.sampler import first_timesteps, most_at_once, sample_images
-        from distill.student.student import tell_captions
-
         if isinstance(labels, str):
             raise Refused(f"one caption is a list of one: [{labels!r}]")
-        asked, told = list(labels), self.texts
-        are_captions = {isinstance(label, str) for label in asked}
+        requested, student = list(labels), self
+        are_captions = {isinstance(label, str) for label in requested}
         if len(are_captions) > 1:
             raise Refused("labels are captions or numbers, and not both")
         if True in are_captions:
-            tell_captions(self, [str(label) for label in asked], device=self.starts.device)
-            asked = list(range(len(asked)))
-        elif asked and self.is_text_conditional and told is None:
-            raise Refused("this student draws images for captions: give texts, or set its `texts` first")
+            student = self.with_captions([str(label) for label in requested], device=self.starts.device)
+            requested = list(range(len(requested)))
+        elif requested and self.is_text_conditional and self.texts is None:
+            raise Refused("this student draws images for captions: give texts, or call `with_captions` first")
         passes = first_timesteps(self.timesteps, steps) if timesteps is None else timesteps
-        try:
-            batches = sample_images(
-                self, np.array(asked, np.int64), seed, passes, most_at_once(self.tokenizer.image_shape)
-            )
-            images = [batch.images_BIHW for batch in batches]
-        finally:
-            self.texts = told
+        labels_N, batch_size = np.array(requested, np.int64), most_at_once(self.tokenizer.image_shape)
+        images = [batch.images_BIHW for batch in sample_images(student, labels_N, seed, passes, batch_size)]
         return torch.cat(images) if images else torch.empty(0, *self.tokenizer.image_shape)
 
-    def pack(self) -> None:
-        """Lays the network's weights out for sampling, see `Teacher.pack`; it can then neither train nor be saved."""
-        pack_linears(self.network)
+    def with_captions(
+        self,
+        captions: Sequence[str],
+        encoder: str | None = None,
+        device: torch.device | str = "cpu",
+        folder: Path | None = None,
+    ) -> Self:
+        """The same student, whose labels are the numbers of these captions; missing features are computed on first use.
+
+        Args:
+            captions: in the order of their numbers.
+            encoder: where its text encoder is found, if not under the name that the student records.
+            device: where captions are encoded.
+            folder: where features are kept; by default this host's, see `default_folder`.
+
+        Raises:
+            Refused: the student draws images for classes, or does not know its encoder.
+        """
+        if not self.is_text_conditional:
+            raise Refused("this student draws images for classes, not for captions: give labels")
+        if self.lineage is None or ENCODER_KEY not in self.lineage:
+            raise Refused(
+                "this student's config.json names no text encoder, so captions cannot be encoded as it learned them"
+            )
+        spec = recorded_encoder(self.lineage)
+        spec = replace(spec, name=encoder or spec.name)
+        return self.with_texts(texts_of(captions, spec, folder or default_folder(), device))
 
     @classmethod
     def from_teacher(
@@ -327,34 +221,3 @@ class Student(nn.Module):
             lineage,
             noise_weight,
         )
-
-
-def tell_captions(
-    student: Student,
-    captions: Sequence[str],
-    encoder: str | None = None,
-    device: torch.device | str = "cpu",
-    folder: Path | None = None,
-) -> None:
-    """Makes a student's labels the numbers of captions; what is missing of their features is computed when it is needed.
-
-    Args:
-        student: of a teacher that is conditioned on text.
-        captions: in the order of their numbers.
-        encoder: where its text encoder is found, if not under the name that the student records.
-        device: where captions are encoded.
-        folder: where features are kept; by default this host's, see `default_folder`.
-
-    Raises:
-        Refused: the student draws images for classes, or does not know its encoder.
-    """
-    if not student.is_text_conditional:
-        raise Refused("this student draws images for classes, not for captions: give labels")
-    if student.lineage is None or ENCODER_KEY not in student.lineage:
-        raise Refused(
-            "this student's config.json names no text encoder, so captions cannot be encoded as it learned them"
-        )
-    spec = recorded_encoder(student.lineage)
-    student.texts = texts_of(
-        captions, replace(spec, name=encoder or spec.name), folder or default_folder(), device
-    )

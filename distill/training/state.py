@@ -101,7 +101,7 @@ class Training:
         at_once = ranks.smallest(at_once)
         self.student.to(ranks.device, weight_dtype(train.precision))
         if manifest.spec.captions is not None:
-            self.student.texts = texts_of_pairs(pairs_root, manifest.spec, ranks.device)
+            self.student = self.student.with_texts(texts_of_pairs(pairs_root, manifest.spec, ranks.device))
         if train.checkpoint_activations:
             checkpoint_layers(self.student.network)
         if train.compile:

@@ -88,7 +88,7 @@ def measure(
         if captions is not None:
             texts = texts_of(captions, recorded_encoder(spec.lineage), default_folder(), device)
             texts.prepare(range(min(len(captions), (1 + NUM_BATCHES) * config.pairs.batch_size)))
-            maker = maker.told(texts)
+            maker = maker.with_texts(texts)
         maker.make(spec, next(batches))
         report(1, 1 + NUM_BATCHES, "warm")
         began = time.monotonic()

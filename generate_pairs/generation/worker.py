@@ -9,7 +9,7 @@ import platform
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 
@@ -64,10 +64,9 @@ class PairMaker:
         tokens_BL = made_BL.cpu().numpy().astype(spec.token_dtype)
         return Pairs(index_B, noise_BLC, tokens_BL, label_B, text_B)
 
-    def told(self, texts: Texts) -> PairMaker:
-        """The same maker, whose teacher was told these captions."""
-        self.teacher.tell(texts)
-        return self
+    def with_texts(self, texts: Texts) -> PairMaker:
+        """The same maker, whose labels are the numbers of these captions."""
+        return replace(self, teacher=self.teacher.with_texts(texts))
 
 
 @lru_cache(maxsize=1)
@@ -128,7 +127,7 @@ def make_shard(
         )
         if spec.captions is not None:
             texts = texts_of_shards(root, spec.fingerprint, recorded_encoder(spec.lineage), device)
-            maker = maker.told(texts)
+            maker = maker.with_texts(texts)
         batches = [maker.make(spec, indices) for indices in unit.batches()]
         facts = {
             "seconds": time.monotonic() - began,

@@ -5,6 +5,7 @@ Everything else in the project (the walk, the flow map, students, evaluation) se
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,16 +156,18 @@ class Teacher(nn.Module, ABC):
     layout: TokenLayout
     num_classes: int
     texts: Texts | None = None
-    """Of a teacher that draws images for captions: those that its labels stand for, once it was told them."""
+    """Of a teacher that draws images for captions: those that its labels stand for, see `with_texts`."""
 
     @property
     def is_text_conditional(self) -> bool:
         """Whether labels are numbers of captions."""
         return takes_text(self.transformer.config)
 
-    def tell(self, texts: Texts) -> None:
-        """From now on labels are the numbers of these captions."""
-        self.texts, self.num_classes = texts, len(texts.captions)
+    def with_texts(self, texts: Texts) -> Self:
+        """The same teacher, sharing all weights, whose labels are the numbers of these captions."""
+        teacher = copy.copy(self)
+        teacher.texts, teacher.num_classes = texts, len(texts.captions)
+        return teacher
 
     @abstractmethod
     def start(self, labels_B: Tensor, guidance_scale: float) -> Decoding:

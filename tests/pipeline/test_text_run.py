@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 
 from distill import Student
 from distill.evaluation.feature_extractors.clip_score import ClipScore
-from distill.student.student import tell_captions
 from generate_pairs.text.digit_captions import digits_captions
 from pipeline.cli.main import main
 from shards.dataset.captions import commit_captions
@@ -105,7 +104,7 @@ def test_a_clip_scores_every_method(
     scores = {row["method"]: row["clip_score"] for row in result["rows"]}
     assert all(0 <= score <= 100 for score in scores.values())
     student, captions = Student.from_pretrained(run / "student"), digits_captions()[:6]
-    tell_captions(student, captions, folder=tmp_path)
+    student = student.with_captions(captions, folder=tmp_path)
     images = student.sample(captions)
     expected = clip.scores(images, captions).mean().item()
     assert scores["student-1"] == pytest.approx(expected, abs=1e-4)
@@ -169,7 +168,7 @@ def test_sizes_may_be_fewer_than_captions(run: Path, tmp_path: Path) -> None:
 @torch.inference_mode()
 def test_an_image_depends_on_its_caption_and_its_noise_alone(run: Path, tmp_path: Path) -> None:
     student = Student.from_pretrained(run / "student")
-    tell_captions(student, ["a three", "the sum of four and four", "an eight"], folder=tmp_path)
+    student = student.with_captions(["a three", "the sum of four and four", "an eight"], folder=tmp_path)
     noise = torch.randn(2, 16, 3, generator=torch.manual_seed(0))
     together = student.finish(noise, 0, torch.tensor([0, 1]))
     alone = student.finish(noise[1:], 0, torch.tensor([1]))

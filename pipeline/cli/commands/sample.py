@@ -180,7 +180,7 @@ def command(
     from distill.sampling.job import make_images, open_method, sample_request, teacher_for
     from distill.student.export import CONFIG_FILE, export_folder, read_export_config
     from distill.student.sampler import check_labels, most_at_once
-    from distill.student.student import Student, tell_captions
+    from distill.student.student import Student
     from generate_pairs.compute.devices import chosen_device
     from generate_pairs.text.encoders import described
     from pipeline.runtime.progress import progress
@@ -191,7 +191,7 @@ def command(
     shape = Student.shape_of(student)
     listed = captions_of(shape, prompts, captions, column)
     if listed is not None:
-        tell_captions(shape, listed, text_encoder)
+        shape = shape.with_captions(listed, text_encoder)
         if text_encoder is not None:
             described(text_encoder)
     elif text_encoder is not None:
@@ -229,7 +229,7 @@ def command(
     loaded = Student.from_pretrained(student, where)
     loaded.noise_weight = weight
     if listed is not None:
-        tell_captions(loaded, listed, text_encoder, where)
+        loaded = loaded.with_captions(listed, text_encoder, where)
     loaded.pack()
     if maker is not None:
         maker.teacher.pack()

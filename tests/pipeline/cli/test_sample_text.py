@@ -13,7 +13,6 @@ from click.testing import Result
 from PIL import Image
 
 from distill import Student
-from distill.student.student import tell_captions
 from generate_pairs.compute.threads import computing_threads
 from generate_pairs.config import GenerateConfig
 from generate_pairs.generation.plan import asked_pairs
@@ -163,7 +162,7 @@ def test_a_student_that_knows_no_encoder_says_so(student: Path) -> None:
         loaded(torch.zeros(1, 16, 3), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     loaded.lineage = {key: value for key, value in (loaded.lineage or {}).items() if key != "text_encoder"}
     with pytest.raises(Refused, match="names no text encoder"):
-        tell_captions(loaded, ["a three"])
+        loaded = loaded.with_captions(["a three"])
 
 
 def test_features_are_kept_on_this_host(student: Path, home: Path) -> None:
@@ -183,7 +182,7 @@ def test_an_encoder_elsewhere_is_the_same_by_its_content(student: Path, tmp_path
     copy = tmp_path / "moved.safetensors"
     copy.write_bytes((ENCODERS / "digits.safetensors").read_bytes())
     loaded = Student.from_pretrained(student)
-    tell_captions(loaded, ["a three"], encoder=str(copy), folder=tmp_path / "features")
+    loaded = loaded.with_captions(["a three"], encoder=str(copy), folder=tmp_path / "features")
     assert loaded.texts is not None
     assert loaded.texts(torch.tensor([0])).features_BTE.shape == (1, 3, 64)
 
@@ -204,9 +203,9 @@ def test_captions_of_one_call_are_not_those_of_the_next(student: Path) -> None:
         loaded.sample(["a three", 1])  # type: ignore[list-item]
     loaded.sample(["a three"])
     assert loaded.texts is None
-    with pytest.raises(Refused, match="give texts, or set its `texts` first"):
+    with pytest.raises(Refused, match="give texts, or call `with_captions` first"):
         loaded.sample([0])
-    tell_captions(loaded, ["an eight", "a three"])
+    loaded = loaded.with_captions(["an eight", "a three"])
     assert torch.equal(loaded.sample([0]), loaded.sample(["an eight"]))
     assert torch.equal(loaded.sample([0]), loaded.sample(["an eight"]))
 
