@@ -71,7 +71,7 @@ HEADERS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class BatchTargets:
     """What the command line says about all cases."""
 
     tokens: int | None
@@ -115,7 +115,7 @@ class Asked:
         return (torch.arange(batch_size) % NUM_LABELS).to(self.device)
 
 
-def open_case(case: Case, code: OfficialCode, asked: Asked) -> Callable[[int], Contest]:
+def open_case(case: Case, code: OfficialCode, asked: BatchTargets) -> Callable[[int], Contest]:
     """Make a case's networks; returns its contest by batch size."""
     config = asked.config(case.config)
     settings, num_steps = asked.settings(config), asked.num_steps(layout_of(config))
@@ -140,7 +140,7 @@ def layout_of(config: Config) -> TokenLayout:
     return config.layout if isinstance(config, VarConfig) else TokenLayout((1,) * config.num_tokens)
 
 
-def median_seconds(contest: Contest, threads: int, asked: Asked) -> tuple[float, float]:
+def median_seconds(contest: Contest, threads: int, asked: BatchTargets) -> tuple[float, float]:
     """Of both ways, which take turns, so that a machine that slows down for a while slows both."""
     times: tuple[list[float], list[float]] = ([], [])
     with computing_threads(threads):
@@ -159,7 +159,7 @@ def finished(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def rows_of(name: str, code: OfficialCode, asked: Asked) -> list[list[str]]:
+def rows_of(name: str, code: OfficialCode, asked: BatchTargets) -> list[list[str]]:
     """A case at all its batch sizes and numbers of threads, as cells.
 
     Raises:
@@ -197,7 +197,7 @@ def checked_difference(name: str, contest: Contest) -> list[str]:
     return [f"{found.worst:.1e} of {found.largest:.1f}"]
 
 
-def described(name: str, asked: Asked) -> str:
+def described(name: str, asked: BatchTargets) -> str:
     """A case's name with what makes its numbers no measure of the whole."""
     layout = layout_of(asked.config(CASES[name].config))
     num_tokens = layout.starts[asked.num_steps(layout)]
@@ -288,7 +288,7 @@ def main(
     torch.manual_seed(0)
     # On a GPU, convolutions would round to TF32 and hide a difference.
     torch.backends.cudnn.allow_tf32 = False
-    asked = Asked(tokens, filters, plain, small, torch.device(device), batches, threads, repeats)
+    asked = BatchTargets(tokens, filters, plain, small, torch.device(device), batches, threads, repeats)
     code = OfficialCode.of(official)
     tables: dict[str, list[list[str]]] = {kind: [] for kind in HEADERS}
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ import click
 from script import Script, markdown
 
 from generate_pairs.cluster.open_pool import pool
-from generate_pairs.cluster.work_queue import HandOut
+from generate_pairs.cluster.work_queue import WorkQueue
 from generate_pairs.generation.plan import plan_generation
 from generate_pairs.generation.shard_jobs import Job, run_unit
 from generate_pairs.generation.work_units import WorkUnit, work_unit
@@ -91,7 +91,7 @@ def _dask(
     with pool(config.cluster, workers, lambda _: None) as running:
 
         def on_dask(job: Job, units: Sequence[WorkUnit]) -> None:
-            for _, ended in running.run(partial(run_unit, job), HandOut(units, lambda: False)):
+            for _, ended in running.run(partial(run_unit, job), WorkQueue(units, lambda: False)):
                 ended.result()
 
         yield lambda job: _seconds(on_dask, job, warm, timed)

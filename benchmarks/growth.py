@@ -73,7 +73,7 @@ def make_first_window(root: Path) -> None:
     import numpy as np
 
     from shards.dataset.manifest import Manifest
-    from shards.dataset.replace_shard import mend_shard
+    from shards.dataset.replace_shard import replace_shard
     from shards.format.noise import gaussian_noise
     from shards.format.pairs import Pairs, label
     from shards.streaming.order import Order
@@ -86,7 +86,7 @@ def make_first_window(root: Path) -> None:
         noise_BLC = gaussian_noise(spec.seed, int(index_B[0]), PAIRS_PER_SHARD, spec.noise_shape)
         tokens_BL = np.zeros((PAIRS_PER_SHARD, spec.num_tokens), dtype=spec.token_dtype)
         pairs = Pairs(index_B, noise_BLC, tokens_BL, np.asarray(label(index_B, spec.num_classes)))
-        mend_shard(root, spec, shard, pairs, ROW_EXTRAS, None)
+        replace_shard(root, spec, shard, pairs, ROW_EXTRAS, None)
 
 
 def opening(root: Path, num_shards: int) -> float:

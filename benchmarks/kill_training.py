@@ -116,7 +116,7 @@ class KillableTraining:
         )
 
 
-def ranks(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def world(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The processes that train below a torchrun."""
     below = psutil.Process(process.pid).children(recursive=True)
     return [each for each in below if "RANK" in each.environ()]
@@ -126,17 +126,17 @@ def ways(chosen: random.Random) -> Mapping[str, Callable[[subprocess.Popen[bytes
     """What dies, and how it is killed."""
 
     def all_ranks(process: subprocess.Popen[bytes]) -> None:
-        for rank in ranks(process):
+        for rank in world(process):
             rank.kill()
 
     def everything(process: subprocess.Popen[bytes]) -> None:
-        below = ranks(process)
+        below = world(process)
         process.kill()
         for rank in below:
             rank.kill()
 
     return {
-        "one": lambda process: chosen.choice(ranks(process)).kill(),
+        "one": lambda process: chosen.choice(world(process)).kill(),
         "all": all_ranks,
         "torchrun too": everything,
     }

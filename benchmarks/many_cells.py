@@ -26,7 +26,7 @@ from pipeline.config.run_config import compose, to_toml
 from shards.core.errors import Failed
 
 ALLOWED_SECONDS = 5.0
-LOOKS = 10
+EVALUATIONS = 10
 SCORES = ("frechet_distance", "inception_score", "precision", "recall", "class_accuracy")
 
 
@@ -47,8 +47,8 @@ def write_finished(ablation: Ablation) -> None:
         (folder.run.student).mkdir(parents=True)
         folder.run.config.write_text(to_toml(cell.config))
         (folder.run.student / "config.json").write_text(json.dumps({"student_sha256": "0"}))
-        for look in range(1, LOOKS + 1):
-            folder.add(steps * look // LOOKS, numbers)
+        for look in range(1, EVALUATIONS + 1):
+            folder.add(steps * look // EVALUATIONS, numbers)
         folder.finished.write_text(json.dumps({"num_steps": steps, "student_sha256": "0"}))
 
 
@@ -77,10 +77,10 @@ def main(preset: str, pairs: Path, cells: int) -> None:
             workers=0,
             report=lambda *_: None,
             should_stop=lambda: False,
-            tell=lambda _: None,
+            notify=lambda _: None,
         )
         times.append(time.monotonic())
-        rows = len(list(ablation.cells_folder.iterdir())) * LOOKS * (len(SCORES) * 2 + 4)
+        rows = len(list(ablation.cells_folder.iterdir())) * EVALUATIONS * (len(SCORES) * 2 + 4)
     names = ("grid", "refusals", "nothing to train, table written")
     table = [[name, f"{end - start:.2f}"] for name, start, end in zip(names, times, times[1:], strict=False)]
     click.echo(markdown(("what", "seconds"), table))

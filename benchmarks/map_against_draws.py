@@ -89,7 +89,7 @@ def main(preset: str, seeds: int, settings: tuple[str, ...]) -> None:
     """Compare what the flow map makes with what the teacher draws; prints two tables."""
     config = compose(preset, settings)
     torch.set_num_threads(config.train.threads)
-    sampled, judge = SampledTeacher.of(config), digits_judge(load_digits_split())
+    sampled, scorer = SampledTeacher.of(config), digits_judge(load_digits_split())
     kinds = {"teacher": sampled.draw, "teacher-flow": sampled.map}
     tokens: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
     distances: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -97,7 +97,7 @@ def main(preset: str, seeds: int, settings: tuple[str, ...]) -> None:
         for seed in range(seeds):
             for kind, make in kinds.items():
                 tokens_NL = make(seed)
-                scores = judge.scores(sampled.images(tokens_NL), sampled.labels_N)
+                scores = scorer.scores(sampled.images(tokens_NL), sampled.labels_N)
                 tokens[kind].append(tokens_NL)
                 distances[kind].append(scores["frechet_distance"])
             report(seed + 1, seeds, "")
@@ -119,8 +119,10 @@ def main(preset: str, seeds: int, settings: tuple[str, ...]) -> None:
     header = ["position", "chi-square", "degrees of freedom", "p"]
     rows = [[str(at), f"{t.statistic:.1f}", str(t.degrees), f"{t.p:.4f}"] for at, t in enumerate(tests)]
     click.echo(markdown(header, rows))
-    smallest = min(1.0, len(tests) * min(test.p for test in tests))
-    click.echo(f"\n{len(labels_M):,} sequences of each kind; smallest p times {len(tests)}: {smallest:.3f}")
+    all_reduce_min = min(1.0, len(tests) * min(test.p for test in tests))
+    click.echo(
+        f"\n{len(labels_M):,} sequences of each kind; smallest p times {len(tests)}: {all_reduce_min:.3f}"
+    )
 
 
 if __name__ == "__main__":

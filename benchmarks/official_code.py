@@ -29,7 +29,7 @@ from shards.core.errors import Refused
 TOKENIZER_CH = 32
 """Channels of VAR's tokenizer: sampling tokens needs its codebook and its phi only, and those do not depend on it."""
 
-Watch = Callable[[Tensor], Tensor | None]
+EvalCallback = Callable[[Tensor], Tensor | None]
 """Guided logits (B, s, V) of one AR step, to be left as they are -> its tokens (B, s), or None to have them drawn."""
 
 
@@ -99,17 +99,17 @@ def importing_from(
     stand_ins = stand_ins or {}
     names = {*packages, *(name.split(".")[0] for name in stand_ins)}
 
-    def take() -> dict[str, ModuleType]:
+    def pop() -> dict[str, ModuleType]:
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in names}
 
-    before = take()
+    before = pop()
     sys.modules.update(stand_ins)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.path.remove(str(folder))
-        take()
+        pop()
         sys.modules.update(before)
 
 
@@ -142,7 +142,7 @@ class OfficialLlamaGen:
         return self
 
     def sample(
-        self, labels_B: Tensor, settings: SamplingSettings, num_steps: int, watch: Watch | None = None
+        self, labels_B: Tensor, settings: SamplingSettings, num_steps: int, watch: EvalCallback | None = None
     ) -> None:
         """Make the first `num_steps` tokens of a sequence, with the caches of a whole one."""
         draw, made = self.code.generate.sample, 0
@@ -189,7 +189,7 @@ class OfficialVar:
         return self
 
     def sample(
-        self, labels_B: Tensor, settings: SamplingSettings, num_steps: int, watch: Watch | None = None
+        self, labels_B: Tensor, settings: SamplingSettings, num_steps: int, watch: EvalCallback | None = None
     ) -> None:
         """Make the tokens of the first `num_steps` scales."""
         draw, made = self.code.var.sample_with_top_k_top_p_, 0

@@ -29,7 +29,7 @@ from torch import Tensor
 from distill.config import DistillConfig
 from distill.student.sampler import most_at_once, sample_sequence
 from distill.student.student import Student
-from distill.training.distributed import Ranks
+from distill.training.distributed import World
 from distill.training.memory import MemoryNeed
 from distill.training.state import Training
 from generate_pairs.config import TeacherConfig
@@ -131,7 +131,7 @@ class Bench:
         return Draw(torch.rand(count, num_tokens, dtype=torch.float64, device=self.clock.device))
 
 
-def tell(cells: Sequence[str]) -> list[str]:
+def notify(cells: Sequence[str]) -> list[str]:
     """A row, told at once: the table may be long in coming."""
     click.echo(" ".join(cells), err=True)
     return list(cells)
@@ -151,7 +151,7 @@ def pairs_table(bench: Bench) -> Table:
             drawn = bench.clock.median(walking, bench.repeats)
             mapped = bench.clock.median(partial(maker.make, spec, range(size)), bench.repeats)
             cells = f"{size / mapped:.1f}", f"{size / drawn:.1f}", f"{100 * (mapped / drawn - 1):+.0f} %"
-            rows.append(tell([bench.name, dtype, str(size), *cells]))
+            rows.append(notify([bench.name, dtype, str(size), *cells]))
     return ("preset", "teacher", "batch", "pairs/s", "draws/s", "flow map adds"), rows
 
 
@@ -171,7 +171,7 @@ def map_table(bench: Bench) -> Table:
         tokens = int((mapped.tokens_N != expected.tokens_N).sum())
         steps = int((mapped.num_evaluations_N != expected.num_evaluations_N).sum())
         cells = f"{temperature:g}", str(count), f"{1000 * kernel:.3g}", f"{1000 * apart:.3g}"
-        rows.append(tell([bench.name, *cells, str(tokens), str(steps)]))
+        rows.append(notify([bench.name, *cells, str(tokens), str(steps)]))
     header = (
         "preset",
         "temperature",
@@ -200,7 +200,7 @@ def training_table(bench: Bench, batch: int, num_steps: int) -> Table:
         need = MemoryNeed.of(load_teacher(config.teacher.name), train)
         clock.forget_peak()
         distill = DistillConfig(student=config.student, train=train)
-        training = Training(distill, config.teacher.name, root, None, Ranks(device=clock.device))
+        training = Training(distill, config.teacher.name, root, None, World(device=clock.device))
         with closing(training.stream):
             first = training.update()["loss"].item()
             for _ in range(WARM_UP_STEPS):
@@ -212,7 +212,9 @@ def training_table(bench: Bench, batch: int, num_steps: int) -> Table:
         pace = f"{batch * num_steps / seconds:.1f}", f"{100 * waited / seconds:.1f} %"
         reckoned = need.total(training.gradients.device_batch_size)
         memory = f"{clock.peak() / 1e9:.1f} GB", f"{reckoned / 1e9:.1f} GB"
-        rows.append(tell([bench.name, way, str(batch), *pace, *memory, f"{first:.4f}", f"{last.item():.4f}"]))
+        rows.append(
+            notify([bench.name, way, str(batch), *pace, *memory, f"{first:.4f}", f"{last.item():.4f}"])
+        )
         del training
     header = "preset", "training", "batch", "images/s", "waits", "peak", "reckoned", "first loss", "last loss"
     return header, rows
@@ -245,7 +247,7 @@ def sampling_table(bench: Bench, sizes: Sequence[int]) -> Table:
         cells = [f"{1000 * seconds:.3g}" for seconds in (teacher, one, two, decoding)]
         steps = loaded.teacher.layout.num_steps
         ratios = f"{teacher / one:.1f} of {steps}", f"{(teacher + decoding) / (one + decoding):.1f}"
-        rows.append(tell([bench.name, str(size), *cells, *ratios]))
+        rows.append(notify([bench.name, str(size), *cells, *ratios]))
     header = "preset", "batch", "teacher ms", "1 step ms", "2 steps ms", "decoding ms", "faster", "decoded"
     return header, rows
 

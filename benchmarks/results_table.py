@@ -24,7 +24,7 @@ from pipeline.report.method_table import short_parameters
 from pipeline.report.run_page import MEASURES
 from pipeline.run_folder.results import (
     Row,
-    judged_words,
+    describe_evaluation,
     same_student,
     seconds_per_image,
     speedup,
@@ -85,10 +85,10 @@ def refuse_other_runs(runs: Sequence[Judged]) -> None:
         keys = [key for key in changes(first.config, run.config) if key != SEED]
         if keys:
             raise Refused(f"{run.run_dir.root} differs from {first.run_dir.root} in {', '.join(keys)}")
-        if judged_words(run.evaluation) != judged_words(first.evaluation):
+        if describe_evaluation(run.evaluation) != describe_evaluation(first.evaluation):
             raise Refused(
-                f"{run.run_dir.root} was judged by {judged_words(run.evaluation)}, {first.run_dir.root} by "
-                f"{judged_words(first.evaluation)}"
+                f"{run.run_dir.root} was judged by {describe_evaluation(run.evaluation)}, {first.run_dir.root} by "
+                f"{describe_evaluation(first.evaluation)}"
             )
         counts = [one.evaluation.get("teacher_images") for one in (first, run)]
         if counts[0] != counts[1]:
@@ -186,7 +186,7 @@ def page(preset: str, runs: Sequence[Judged]) -> list[str]:
         f"python benchmarks/results_table.py {preset} {folders}",
         "```",
         "",
-        f"Protocol {judged_words(runs[0].evaluation)}; {over}.",
+        f"Protocol {describe_evaluation(runs[0].evaluation)}; {over}.",
         "",
         markdown(*table(runs)),
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.evaluation.scorer import Judge
+from distill.evaluation.scorer import Scorer
 from distill.sampling.methods import TEACHER_STREAM
 from distill.student.sampler import BATCH_SIZE, sampling_noise
 from generate_pairs.digits.dataset import DigitsSplit
@@ -77,6 +77,6 @@ class SampledTeacher:
         )
 
 
-def digits_judge(split: DigitsSplit) -> Judge:
+def digits_judge(split: DigitsSplit) -> Scorer:
     """The judge of evaluation protocol `digits`: its reference are the real training digits."""
-    return Judge.digits(to_unit_range(split.train_images))
+    return Scorer.digits(to_unit_range(split.train_images))

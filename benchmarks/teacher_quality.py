@@ -52,17 +52,17 @@ def main(preset: str, teacher: str | None, seeds: int, settings: tuple[str, ...]
     config = compose(preset, [*settings, *([f"teacher.name={teacher}"] if teacher else [])])
     torch.set_num_threads(config.train.threads)
     split, sampled = load_digits_split(), SampledTeacher.of(config)
-    judge, tokenizer = digits_judge(split), sampled.teacher.tokenizer
+    scorer, tokenizer = digits_judge(split), sampled.teacher.tokenizer
     with torch.inference_mode():
         tokens = tokenizer.encode(split.train_images)
     made = []
     with progress("teacher", "seeds") as report:
         for seed in range(seeds):
-            made.append(judge.scores(sampled.images(sampled.draw(seed)), sampled.labels_N))
+            made.append(scorer.scores(sampled.images(sampled.draw(seed)), sampled.labels_N))
             report(seed + 1, seeds, "")
     rows = [
-        table_row("real", [judge.scores(to_unit_range(split.test_images), split.test_labels)]),
-        table_row("reconstruction", [judge.scores(sampled.images(tokens), split.train_labels)]),
+        table_row("real", [scorer.scores(to_unit_range(split.test_images), split.test_labels)]),
+        table_row("reconstruction", [scorer.scores(sampled.images(tokens), split.train_labels)]),
         table_row("teacher", made),
     ]
     click.echo(f"{config.teacher.name}, {seeds} seeds of {len(sampled.labels_N):,} images\n")

@@ -13,18 +13,20 @@ from shards.core.errors import Refused
 from shards.dataset.manifest import Manifest
 
 
-def load_maker(manifest: Manifest, teacher_name: str, dtype: torch.dtype = torch.float32) -> LoadedTeacher:
+def load_teacher_of_pairs(
+    manifest: Manifest, teacher_name: str, dtype: torch.dtype = torch.float32
+) -> LoadedTeacher:
     """Load the teacher that made a data set's pairs; `dtype` is its transformer's.
 
     Raises:
         Refused: the teacher of this name is another one, or there is none.
     """
     loaded = load_teacher(teacher_name, dtype=dtype)
-    refuse_other_maker(f"the pairs in {manifest.root}", manifest.spec.lineage, loaded, teacher_name)
+    refuse_other_teacher(f"the pairs in {manifest.root}", manifest.spec.lineage, loaded, teacher_name)
     return loaded
 
 
-def load_teacher_of(
+def load_teacher_of_student(
     student: Student, teacher_name: str | None, device: torch.device | str = "cpu"
 ) -> LoadedTeacher:
     """Load the teacher that made a student's pairs, computing as it did then.
@@ -52,11 +54,13 @@ def load_teacher_of(
         raise Refused(
             f"the teacher of this student, {made_by['name']} ({made_by['sha256'][:12]}), is needed: {error}. {way}"
         ) from error
-    refuse_other_maker("the pairs of this student", student.lineage, loaded, teacher_name or made_by["name"])
+    refuse_other_teacher(
+        "the pairs of this student", student.lineage, loaded, teacher_name or made_by["name"]
+    )
     return loaded
 
 
-def refuse_other_maker(pairs: str, lineage: Mapping[str, Any], loaded: LoadedTeacher, name: str) -> None:
+def refuse_other_teacher(pairs: str, lineage: Mapping[str, Any], loaded: LoadedTeacher, name: str) -> None:
     """Confirm that a teacher is the one that made pairs.
 
     Raises:

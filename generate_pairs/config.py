@@ -45,7 +45,7 @@ class TeacherConfig(Settings):
         "float32", description="the teacher's arithmetic"
     )
 
-    def with_whole_path(self) -> TeacherConfig:
+    def with_absolute_path(self) -> TeacherConfig:
         """The same settings with a name that means the same in every folder, where it is a path."""
         if not self.name.endswith(".safetensors"):
             return self
@@ -80,7 +80,7 @@ class CaptionsConfig(Settings):
         "float32", description="the text encoder's arithmetic; features are float16"
     )
 
-    def with_whole_paths(self) -> CaptionsConfig:
+    def with_absolute_paths(self) -> CaptionsConfig:
         """The same settings with an encoder's name that means the same in every folder, where it is a path."""
         if self.encoder is None or "://" in self.encoder or self._names_a_small_encoder():
             return self

@@ -11,7 +11,7 @@ from generate_pairs.cost.device_rates import batch_seconds, device_rates
 from generate_pairs.cost.operation_counts import batch_work
 from generate_pairs.cost.throughput_probe import Probe, measure, store, stored
 from generate_pairs.flow_map.closed_form import default_num_steps
-from generate_pairs.generation.plan import GenerationPlan, asked_pairs, spec_by_shape
+from generate_pairs.generation.plan import GenerationPlan, requested_pairs, spec_by_shape
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import is_known_by_table_only, load_teacher, shape_of_teacher
 from shards.core.callbacks import Report
@@ -74,7 +74,7 @@ def _probe_lines(config: GenerateConfig, num_pairs: int) -> Iterator[str]:
     if loaded.teacher.is_text_conditional and config.captions.file is None:
         yield "no probe without captions: --set captions.file=FILE"
         return
-    spec, _ = asked_pairs(config, loaded, None)
+    spec, _ = requested_pairs(config, loaded, None)
     probes = stored(spec.fingerprint)
     yield from (_measured(probe, num_pairs) for probe in probes)
     if not probes:

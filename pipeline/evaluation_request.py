@@ -21,7 +21,7 @@ KEPT = ("seed", "inception_weights", "device")
 """Settings of a run that hold for every protocol: numbers of images and the reference do not."""
 
 
-def asked_evaluation(config: RunConfig, changes: Sequence[str]) -> EvaluationConfig:
+def requested_evaluation(config: RunConfig, changes: Sequence[str]) -> EvaluationConfig:
     """The evaluation that is asked for: the run's own with changes.
 
     By another protocol than the run's only the run's `KEPT` count.

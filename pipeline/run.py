@@ -23,7 +23,7 @@ from pipeline.report.run_page import write_report
 from pipeline.report.terminal_summary import summary_lines
 from pipeline.run_folder.results import add_seconds, read_results, same_student
 from pipeline.run_folder.run_dir import RunDir, check, claim
-from pipeline.runtime.progress import progress, teller
+from pipeline.runtime.progress import notifier, progress
 from pipeline.runtime.signals import stopping
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Failed, Refused
@@ -79,16 +79,16 @@ def run(config: RunConfig, out: Path, *, workers: int) -> list[str]:
                 size=config.pairs.num_pairs,
                 report=report,
                 should_stop=should_stop,
-                tell=teller("student"),
+                notify=notifier("student"),
             )
         join_metrics(run_dir.student / "metrics", run_dir.metrics)
         if not evaluation_is_current(run_dir, config):
-            judge(run_dir, config, should_stop)
+            scorer(run_dir, config, should_stop)
     write_report(run_dir)
     return summary_lines(read_results(run_dir))
 
 
-def judge(
+def scorer(
     run_dir: RunDir,
     config: RunConfig,
     should_stop: ShouldStop,

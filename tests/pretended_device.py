@@ -23,13 +23,13 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from distill.config import TrainConfig
-from distill.objective.losses import Asked, Share
+from distill.objective.losses import BatchTargets, MicroBatch
 from distill.objective.targets import trajectory_states
 from distill.sampling.method_spec import PreTrained
 from distill.sampling.teacher_involved import sample_teacher_involved
 from distill.student.sampler import sample_sequence
 from distill.student.student import Student
-from distill.training.distributed import Ranks
+from distill.training.distributed import World
 from distill.training.gradients import Gradients
 from distill.training.optimizers import Optimizer, update_ema
 from generate_pairs.teachers.base import TextCondition
@@ -99,7 +99,7 @@ def computations(loaded: LoadedTeacher, device: torch.device) -> dict[str, Calla
 
     def trained(optimizer: str, **weights: float) -> Tensor:
         config = TrainConfig(batch_size=B, threads=1, optimizer=optimizer, **weights)
-        gradients = Gradients(student, config, Ranks(device=device), B)
+        gradients = Gradients(student, config, World(device=device), B)
         targets = trajectory_states(
             noise_BLC,
             tokens_BL,
@@ -108,7 +108,9 @@ def computations(loaded: LoadedTeacher, device: torch.device) -> dict[str, Calla
             layout,
         )
         # In this thread, which alone pretends.
-        _, gradient = gradients._share(Share(targets, tokens_BL, labels_B), Asked.of(timestep_B, layout))
+        _, gradient = gradients._gradient(
+            MicroBatch(targets, tokens_BL, labels_B), BatchTargets.of(timestep_B, layout)
+        )
         gradients._accumulate(gradient)
         averages = [parameter.detach().clone() for parameter in gradients.parameters]
         norm = nn.utils.clip_grad_norm_(gradients.parameters, 1.0)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from distill.config import DistillConfig
 from distill.student.sampler import sample_images
 from distill.student.student import Student
-from distill.training.distributed import BUCKET_BYTES, Ranks, joined_ranks
+from distill.training.distributed import BUCKET_BYTES, World, init_distributed
 from distill.training.memory import MemoryNeed
 from distill.training.metrics import CLOCK_COLUMNS, read_metrics
 from distill.training.state import Training
@@ -224,8 +224,15 @@ def test_a_compiled_network_has_the_same_losses(
     teacher_path: Path, pairs_root: Path, tmp_path: Path, settings: dict[str, object]
 ) -> None:
     plain, compiled = (
-        run(tmp_path / str(asked), pairs_root, teacher_path, num_steps=5, compile=asked, **settings)
-        for asked in (False, True)
+        run(
+            tmp_path / str(batch_targets),
+            pairs_root,
+            teacher_path,
+            num_steps=5,
+            compile=batch_targets,
+            **settings,
+        )
+        for batch_targets in (False, True)
     )
     np.testing.assert_allclose(compiled, plain, rtol=1e-4)
 
@@ -242,29 +249,29 @@ def test_an_operation_that_is_not_deterministic_is_refused_by_its_name(
 
 
 @pytest.fixture
-def joined_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ranks]:
+def joined_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A process that torchrun started alone: gloo for numbers of the host, NCCL for those of its GPU."""
     variables = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 29_611}
     for name, value in {**variables, "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, str(value))
-    with joined_ranks("cuda") as ranks:
-        yield ranks
+    with init_distributed("cuda") as world:
+        yield world
 
 
-def test_nccl_adds_up_what_lies_on_the_gpu(joined_alone: Ranks) -> None:
+def test_nccl_adds_up_what_lies_on_the_gpu(joined_alone: World) -> None:
     assert "cuda:nccl" in str(dist.get_backend_config())
     # Alone it would not ask the others; with itself for the other one, it hears its own numbers.
-    ranks = Ranks(0, 2, joined_alone.device)
+    world = World(0, 2, joined_alone.device)
     tensors = [
         torch.full((size,), float(size), device="cuda") for size in (3, BUCKET_BYTES // 4, 5, BUCKET_BYTES)
     ]
     expected = [tensor.clone() for tensor in tensors]
-    ranks.add(tensors)
+    world.add(tensors)
     for tensor, same in zip(tensors, expected, strict=True):
         assert torch.equal(tensor, same)
-    assert ranks.smallest(7) == 7
-    assert ranks.first_says(None) is None
-    ranks.wait()
+    assert world.all_reduce_min(7) == 7
+    assert world.broadcast_from_zero(None) is None
+    world.wait()
 
 
 def done(command: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -314,8 +321,8 @@ def test_a_training_takes_no_more_memory_than_was_reckoned(
     need = MemoryNeed.of(load_teacher("digits"), config.train)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    with joined_ranks("cuda") as ranks:
-        training = Training(config, "digits", pairs_of_digits, None, ranks)
+    with init_distributed("cuda") as world:
+        training = Training(config, "digits", pairs_of_digits, None, world)
         for _ in range(3):
             training.update()
     assert training.gradients.device_batch_size == BATCH

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from distill.config import EvaluationConfig
-from distill.evaluation.protocols import open_judge
-from distill.evaluation.scorer import Judge, classes_asked
+from distill.evaluation.protocols import open_scorer
+from distill.evaluation.scorer import Scorer, requested_classes
 from distill.student.sampler import most_at_once, sample_images
 from distill.student.student import Student
 
@@ -19,7 +19,7 @@ class StudentScores:
 
     def __init__(self, config: EvaluationConfig) -> None:
         self.config = config
-        self._judge: Judge | None = None
+        self._scorer: Scorer | None = None
 
     @property
     def protocol(self) -> str:
@@ -36,18 +36,18 @@ class StudentScores:
         if self.config.protocol == "samples":
             return {}
         # Only here is it known what images the student makes.
-        self._judge = judge = self._judge or open_judge(self.config, student.tokenizer.image_shape)
-        if judge is None:
+        self._scorer = scorer = self._scorer or open_scorer(self.config, student.tokenizer.image_shape)
+        if scorer is None:
             return {}
         labels = np.arange(self.config.curve_images) % student.num_classes
         batch_size = most_at_once(student.tokenizer.image_shape)
         scores = {}
         for count in range(1, len(student.timesteps) + 1):
-            seen = judge.begin()
+            features = scorer.begin()
             for batch in sample_images(
                 student, labels, self.config.seed, student.timesteps[:count], batch_size
             ):
-                seen.add(batch.images_BIHW.to(self.config.device))
-            found = judge.scores_of(seen, classes_asked(student.texts, torch.from_numpy(labels)))
+                features.add(batch.images_BIHW.to(self.config.device))
+            found = scorer.scores_of(features, requested_classes(student.texts, torch.from_numpy(labels)))
             scores[f"student-{count}"] = {name: value for name, value in found.items() if value is not None}
         return scores

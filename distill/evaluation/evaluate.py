@@ -18,10 +18,10 @@ from torch import Tensor
 
 from distill.config import EvaluationConfig
 from distill.evaluation.feature_extractors.clip_score import ClipScore
-from distill.evaluation.partial_results import FOLDER, Piece, Unfinished
-from distill.evaluation.protocols import check_clip, check_evaluation, open_judge
+from distill.evaluation.partial_results import FOLDER, MethodResult, PartialResults
+from distill.evaluation.protocols import check_clip, check_evaluation, open_scorer
 from distill.evaluation.sample_grids import save_samples, shown_captions
-from distill.evaluation.scorer import CLIP_SCORE, SCORES, Judge, classes_asked
+from distill.evaluation.scorer import CLIP_SCORE, SCORES, Scorer, requested_classes
 from distill.evaluation.teacher_images import TeacherImages
 from distill.evaluation.timing import BATCH_SIZES, time_methods
 from distill.images import grid_size
@@ -40,7 +40,7 @@ from shards.storage.paths import Location
 
 SCHEMA_VERSION = 1
 EVALUATION_FILE = "evaluation.json"
-KNOWN_TO_OTHERS = ("teacher", "teacher-flow")
+REUSED_METHODS = ("teacher", "teacher-flow")
 """Methods whose tokens others begin with, or are held against."""
 
 Row = dict[str, Any]
@@ -81,18 +81,18 @@ def evaluate(
         methods = open_methods(
             student, teacher_name, pairs_root, config.seed, config.num_images, config.device
         )
-        judge = open_judge(config, student.tokenizer.image_shape)
-        taught = (
+        scorer = open_scorer(config, student.tokenizer.image_shape)
+        teacher_images = (
             TeacherImages.beside(Manifest.open(pairs_root), methods.teacher.tokenizer, config.num_images)
-            if judge
+            if scorer
             else None
         )
         clip = None if config.clip is None else ClipScore.load(config.clip, config.device)
         facts = {
             **config.asked,
             "device": config.device,
-            **(judge.facts if judge else {}),
-            **({"teacher_images": len(taught)} if taught else {}),
+            **(scorer.facts if scorer else {}),
+            **({"teacher_images": len(teacher_images)} if teacher_images else {}),
             **({"clip_sha256": clip.sha256} if clip else {}),
             "student_sha256": sha256_file(student_folder / "student.safetensors"),
             "noise_weight": student.noise_weight,
@@ -101,13 +101,15 @@ def evaluate(
             **facts,
             "export": sha256_file(student_folder / "config.json"),
             "fingerprint": student.fingerprint,
-            "first_teacher_image": taught.view.first if taught else None,
+            "first_teacher_image": teacher_images.view.first if teacher_images else None,
             "torch": torch.__version__,
         }
-        unfinished = Unfinished.open(out / FOLDER / Path(name).stem, identity)
-        if judge and taught:
-            judge = beside_teacher(judge, taught, unfinished, lambda note: report(0, 1, note), should_stop)
-        rows, samples = judge_all(methods, judge, clip, config, unfinished, report, should_stop)
+        partial = PartialResults.open(out / FOLDER / Path(name).stem, identity)
+        if scorer and teacher_images:
+            scorer = with_teacher_reference(
+                scorer, teacher_images, partial, lambda note: report(0, 1, note), should_stop
+            )
+        rows, samples = evaluate_methods(methods, scorer, clip, config, partial, report, should_stop)
     result = {
         "schema_version": SCHEMA_VERSION,
         **facts,
@@ -116,16 +118,16 @@ def evaluate(
     }
     save_samples(out / "samples", samples)
     commit_bytes(out / name, (json.dumps(result, indent=2) + "\n").encode())
-    unfinished.clear()
+    partial.clear()
     return result
 
 
-def judge_all(
+def evaluate_methods(
     methods: Methods,
-    judge: Judge | None,
+    scorer: Scorer | None,
     clip: ClipScore | None,
     config: EvaluationConfig,
-    unfinished: Unfinished,
+    partial: PartialResults,
     report: Report,
     should_stop: ShouldStop,
 ) -> tuple[list[Row], dict[str, Tensor]]:
@@ -133,10 +135,10 @@ def judge_all(
 
     Args:
         methods: what is compared.
-        judge: the protocol's; None where nothing is held against real images.
+        scorer: the protocol's; None where nothing is held against real images.
         clip: tells how well images fit captions; None for no such score.
         config: numbers of images and of noise seeds.
-        unfinished: what was finished before, and is now.
+        partial: what was finished before, and is now.
         report: as in `evaluate`.
         should_stop: as in `evaluate`.
 
@@ -144,36 +146,38 @@ def judge_all(
         Rows of means over noise seeds, and images in [0, 1] by method, of the first seed.
     """
     split = load_digits_split() if config.protocol == "digits" else None
-    known = 2 if split and judge else 0
+    known = 2 if split and scorer else 0
     total = known + len(methods.names) * config.repeats
     rows: list[Row] = []
-    if split and judge:
-        for name, real_images, real_labels in known_images(split, methods.teacher.tokenizer):
+    if split and scorer:
+        for name, real_images, real_labels in reference_rows(split, methods.teacher.tokenizer):
             report(len(rows), total, name)
-            rows.append(_row(name, judge.scores(real_images, real_labels)))
+            rows.append(_row(name, scorer.scores(real_images, real_labels)))
     image_shape = methods.teacher.tokenizer.image_shape
     # A batch size that is never needed here may not even fit into memory.
     most = min(config.num_images, most_at_once(image_shape))
     sizes = [size for size in BATCH_SIZES if size <= most]
-    seconds = unfinished.times(lambda: time_methods(methods, sizes))
-    pieces: dict[str, list[Piece]] = {method: [] for method in methods.names}
+    seconds = partial.times(lambda: time_methods(methods, sizes))
+    results: dict[str, list[MethodResult]] = {method: [] for method in methods.names}
     done = known
     for seed in config.seeds:
         seeded, tokens = replace(methods, seed=seed), dict[str, Tensor]()
         for method in methods.names:
             report(done, total, method)
-            piece = unfinished.piece(method, seed)
-            if piece is None:
+            result = partial.result(method, seed)
+            if result is None:
                 try:
-                    piece = judge_method(seeded, method, config.num_images, judge, clip, tokens, should_stop)
+                    result = evaluate_method(
+                        seeded, method, config.num_images, scorer, clip, tokens, should_stop
+                    )
                 except Stopped as stopped:
                     raise Stopped(f"{done - known} of {total - known} methods are done and kept") from stopped
-                unfinished.keep(method, seed, piece)
-            if piece.tokens_NL is not None:
-                tokens[method] = piece.tokens_NL
-            pieces[method].append(replace(piece, tokens_NL=None))
+                partial.keep(method, seed, result)
+            if result.tokens_NL is not None:
+                tokens[method] = result.tokens_NL
+            results[method].append(replace(result, tokens_NL=None))
             done += 1
-    for method, made in pieces.items():
+    for method, made in results.items():
         facts = {
             "num_steps": methods.num_steps(method),
             "num_parameters": num_parameters(methods, method),
@@ -181,87 +185,87 @@ def judge_all(
             "seconds_per_image": seconds.get(method),
             "decode_seconds_per_image": seconds["decode"],
         }
-        rows.append(_row(method, over_repeats([piece.numbers for piece in made]), **facts))
+        rows.append(_row(method, over_repeats([result.numbers for result in made]), **facts))
     report(total, total, "")
-    return rows, {method: made[0].images_BIHW for method, made in pieces.items()}
+    return rows, {method: made[0].images_BIHW for method, made in results.items()}
 
 
-def beside_teacher(
-    judge: Judge,
-    taught: TeacherImages,
-    unfinished: Unfinished,
-    tell: Callable[[str], None],
+def with_teacher_reference(
+    scorer: Scorer,
+    teacher_images: TeacherImages,
+    partial: PartialResults,
+    notify: Callable[[str], None],
     should_stop: ShouldStop,
-) -> Judge:
+) -> Scorer:
     """A judge who has seen the teacher's images, too.
 
     Raises:
         Stopped: `should_stop` said so.
     """
 
-    def seen() -> Iterator[Tensor]:
+    def features() -> Iterator[Tensor]:
         done = 0
-        for images_BIHW in taught.batches():
+        for images_BIHW in teacher_images.batches():
             if should_stop():
                 raise Stopped("in the middle of the teacher's images, and no method is done yet")
-            tell(f"{done:,} of the teacher's {len(taught):,} images")
+            notify(f"{done:,} of the teacher's {len(teacher_images):,} images")
             done += len(images_BIHW)
             yield images_BIHW
 
-    return judge.beside_teacher(unfinished.moments(lambda: judge.moments(seen())))
+    return scorer.with_teacher_reference(partial.moments(lambda: scorer.moments(features())))
 
 
-def judge_method(
+def evaluate_method(
     methods: Methods,
     method: str,
     num_images: int,
-    judge: Judge | None,
+    scorer: Scorer | None,
     clip: ClipScore | None,
     tokens: Mapping[str, Tensor],
     should_stop: ShouldStop,
-) -> Piece:
+) -> MethodResult:
     """Make all images of a method with one noise seed and judge them as they come.
 
     Args:
         methods: with the seed.
         method: which of them.
         num_images: how many; their labels are 0, 1, 2 ... in turn.
-        judge: as in `judge_all`.
-        clip: as in `judge_all`.
-        tokens: tokens (N, L) of the methods in `KNOWN_TO_OTHERS` before this one.
+        scorer: as in `evaluate_methods`.
+        clip: as in `evaluate_methods`.
+        tokens: tokens (N, L) of the methods in `REUSED_METHODS` before this one.
         should_stop: asked between batches.
 
     Raises:
         Stopped: `should_stop` said so.
     """
     labels = torch.arange(num_images) % methods.student.num_classes
-    seen = judge.begin() if judge else None
+    features = scorer.begin() if scorer else None
     columns, rows = grid_size(methods.teacher.tokenizer.image_shape[-1])
     shown: list[Tensor] = []
     kept: list[Tensor] = []
     fits: list[Tensor] = []
-    matched, followed = 0, token_followed(method)
+    matched, followed = 0, shares_noise_with_teacher(method)
     for span, made in make_batches(methods, method, labels, tokens.get("teacher")):
         if should_stop():
             raise Stopped("in the middle of a method")
-        if seen:
-            seen.add(made.images_BIHW)
+        if features:
+            features.add(made.images_BIHW)
         if clip and methods.student.texts is not None:
             captions = methods.student.texts.captions
             fits.append(clip.scores(made.images_BIHW, [captions[label] for label in labels[span].tolist()]))
         # A copy: a part of a batch would keep all of it.
         shown.append(made.images_BIHW[: max(0, columns * rows - span.start)].cpu().clone())
         made_BL = made.tokens_BL.int().cpu()
-        if method in KNOWN_TO_OTHERS:
+        if method in REUSED_METHODS:
             kept.append(made_BL)
         if followed:
             target_BL = made_BL if method == "teacher-flow" else tokens["teacher-flow"][span]
             matched += int((made_BL == target_BL).sum())
-    classes = classes_asked(methods.student.texts, labels)
-    numbers = judge.scores_of(seen, classes) if judge and seen else dict.fromkeys(SCORES)
+    classes = requested_classes(methods.student.texts, labels)
+    numbers = scorer.scores_of(features, classes) if scorer and features else dict.fromkeys(SCORES)
     numbers[CLIP_SCORE] = torch.cat(fits).mean().item() if fits else None
     num_tokens = num_images * methods.teacher.layout.num_tokens
-    return Piece(
+    return MethodResult(
         {**numbers, "token_match": matched / num_tokens if followed else None},
         torch.cat(shown),
         torch.cat(kept) if kept else None,
@@ -280,7 +284,7 @@ def over_repeats(numbers: Sequence[Mapping[str, float | None]]) -> Row:
     return {**means, **deviations}
 
 
-def known_images(split: DigitsSplit, tokenizer: Tokenizer) -> Iterator[tuple[str, Tensor, Tensor]]:
+def reference_rows(split: DigitsSplit, tokenizer: Tokenizer) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What scores are held against: unseen real images, and the reference through the tokenizer, each with labels."""
     device = tokenizer.codebook_VC.device
     yield "real", to_unit_range(split.test_images).to(device), split.test_labels
@@ -289,7 +293,7 @@ def known_images(split: DigitsSplit, tokenizer: Tokenizer) -> Iterator[tuple[str
     yield "reconstruction", to_unit_range(decoded), split.train_labels
 
 
-def token_followed(method: str) -> bool:
+def shares_noise_with_teacher(method: str) -> bool:
     """Whether a method makes its tokens of the noise as the teacher's flow map does, so that they can be compared."""
     return method == "teacher-flow" or method.startswith("student-")
 

@@ -35,7 +35,7 @@ Times = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Piece:
+class MethodResult:
     """What is known of one method with one noise seed.
 
     Attributes:
@@ -50,14 +50,14 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class PartialResults:
     """The finished pieces of an evaluation: in a folder, or in no place that outlives the process (None)."""
 
     folder: Path | None = None
-    _here: dict[str, Piece] = field(default_factory=dict)
+    _here: dict[str, MethodResult] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, identity: Mapping[str, Any]) -> Unfinished:
+    def open(cls, folder: Path, identity: Mapping[str, Any]) -> PartialResults:
         """Go on with what lies in a folder if it is of this identity, else begin there anew.
 
         Raises:
@@ -101,7 +101,7 @@ class Unfinished:
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise Refused(self._damaged(file)) from error
 
-    def piece(self, method: str, seed: int) -> Piece | None:
+    def result(self, method: str, seed: int) -> MethodResult | None:
         """What is kept of a method and seed, None where it is not there yet.
 
         Raises:
@@ -116,24 +116,24 @@ class Unfinished:
             with safe_open(file, framework="pt") as opened:
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
                 numbers = json.loads((opened.metadata() or {})["numbers"])
-            return Piece(numbers, tensors["images"], tensors.get("tokens"))
+            return MethodResult(numbers, tensors["images"], tensors.get("tokens"))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise Refused(self._damaged(file)) from error
 
-    def keep(self, method: str, seed: int, piece: Piece) -> None:
+    def keep(self, method: str, seed: int, result: MethodResult) -> None:
         """Keep what was found.
 
         Raises:
             Refused, Failed: as `commit_bytes`.
         """
         if self.folder is None:
-            self._here[_name(method, seed)] = piece
+            self._here[_name(method, seed)] = result
             return
-        tensors = {"images": piece.images_BIHW.contiguous()}
-        if piece.tokens_NL is not None:
-            tensors["tokens"] = piece.tokens_NL.contiguous()
+        tensors = {"images": result.images_BIHW.contiguous()}
+        if result.tokens_NL is not None:
+            tensors["tokens"] = result.tokens_NL.contiguous()
         commit_bytes(
-            self.folder / _name(method, seed), save(tensors, {"numbers": json.dumps(dict(piece.numbers))})
+            self.folder / _name(method, seed), save(tensors, {"numbers": json.dumps(dict(result.numbers))})
         )
 
     def clear(self) -> None:

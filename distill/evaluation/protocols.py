@@ -27,7 +27,7 @@ from distill.evaluation.image_metrics import (
     Moments,
 )
 from distill.evaluation.reference_images import Batch, Folder, read_statistic, statistic_file
-from distill.evaluation.scorer import INCEPTION_AT_ONCE, Judge, Seen, _on
+from distill.evaluation.scorer import INCEPTION_AT_ONCE, FeatureAccumulator, Scorer, _on
 from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.registry import plugin
@@ -92,7 +92,7 @@ def check_clip(config: EvaluationConfig, has_captions: bool) -> None:
     clip_score.refuse_missing(config.clip)
 
 
-def open_judge(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> Judge | None:
+def open_scorer(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> Scorer | None:
     """The judge of a protocol, its reference read; None where nothing is held against real images.
 
     Raises:
@@ -103,23 +103,23 @@ def open_judge(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> J
         case "samples":
             return None
         case "digits":
-            return Judge.digits(to_unit_range(load_digits_split().train_images), config.device)
+            return Scorer.digits(to_unit_range(load_digits_split().train_images), config.device)
         case "adm":
             return _open_adm(config)
         case "dd":
             file = statistic_file(_reference(config))
             extractor = _on(inception.load_inception("torch", config.inception_weights), config.device)
             facts = {"reference_sha256": sha256_file(file), **_weights_facts(config)}
-            return Judge(extractor, read_statistic(file, extractor.dim), None, facts=facts)
+            return Scorer(extractor, read_statistic(file, extractor.dim), None, facts=facts)
         case "folder":
             return _open_folder(config, image_shape)
 
 
-def _open_adm(config: EvaluationConfig) -> Judge:
+def _open_adm(config: EvaluationConfig) -> Scorer:
     extractor = _on(inception.load_inception("tensorflow", config.inception_weights), config.device)
     batch = Batch.look(_reference(config), extractor.dim)
     features_NF = _features(extractor, batch.images(INCEPTION_AT_ONCE), config.device)
-    return Judge(
+    return Scorer(
         extractor,
         batch.moments() if batch.has_moments else Moments.of(features_NF),
         Manifold.of(features_NF, by_product=True),
@@ -128,14 +128,14 @@ def _open_adm(config: EvaluationConfig) -> Judge:
     )
 
 
-def _open_folder(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> Judge:
+def _open_folder(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> Scorer:
     folder = Folder.look(_reference(config), image_shape)
     extractor = _on(extractor_of(config), config.device)
     features_NF = _features(extractor, folder.images(INCEPTION_AT_ONCE, image_shape), config.device)
     facts: dict[str, Any] = {"reference_sha256": folder.sha256(), "reference_images": len(folder.files)}
     if config.features == "inception":
         facts |= _weights_facts(config)
-    return Judge(extractor, Moments.of(features_NF), Manifold.of(features_NF, by_product=True), facts=facts)
+    return Scorer(extractor, Moments.of(features_NF), Manifold.of(features_NF, by_product=True), facts=facts)
 
 
 def extractor_of(config: EvaluationConfig) -> FeatureExtractor:
@@ -185,10 +185,10 @@ def _reference(config: EvaluationConfig) -> Path:
 
 
 def _features(extractor: FeatureExtractor, batches: Iterable[Tensor], device: str) -> Tensor:
-    seen = Seen(extractor, INCEPTION_AT_ONCE)
+    features = FeatureAccumulator(extractor, INCEPTION_AT_ONCE)
     for batch in batches:
-        seen.add(batch.to(device))
-    return seen.features_NF()
+        features.add(batch.to(device))
+    return features.features_NF()
 
 
 def _weights_facts(config: EvaluationConfig) -> dict[str, str]:

@@ -37,7 +37,7 @@ DIGITS_AT_ONCE, INCEPTION_AT_ONCE = 500, 50
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class Scorer:
     """The real images, and how far others are from them.
 
     Attributes:
@@ -63,10 +63,10 @@ class Judge:
     teacher: Moments | None = None
 
     @classmethod
-    def digits(cls, images: Tensor, device: str = "cpu") -> Judge:
+    def digits(cls, images: Tensor, device: str = "cpu") -> Scorer:
         """A judge whose reference are these real images in [0, 1]: those of the protocol are the training digits."""
         classifier, images = _on(load_digits_classifier(), device), images.to(device)
-        features_NF = Seen(classifier, DIGITS_AT_ONCE).add(images).features_NF()
+        features_NF = FeatureAccumulator(classifier, DIGITS_AT_ONCE).add(images).features_NF()
         return cls(
             classifier,
             Moments.of(features_NF),
@@ -78,30 +78,32 @@ class Judge:
 
     def moments(self, batches: Iterable[Tensor]) -> Moments:
         """Moments of the features of images in [0, 1], looked at as all others are."""
-        seen = Seen(self.extractor, self.batch_size, rounded=self.rounded)
+        features = FeatureAccumulator(self.extractor, self.batch_size, rounded=self.rounded)
         for images_BIHW in batches:
-            seen.add(images_BIHW)
-        return Moments.of(seen.features_NF())
+            features.add(images_BIHW)
+        return Moments.of(features.features_NF())
 
-    def beside_teacher(self, teacher: Moments) -> Judge:
+    def with_teacher_reference(self, teacher: Moments) -> Scorer:
         """The same judge, who also tells how far images are from the teacher's."""
         return replace(self, teacher=teacher)
 
-    def begin(self) -> Seen:
+    def begin(self) -> FeatureAccumulator:
         """What it will keep of images to come."""
         pixels, balls = self.points == "pixels", self.real is not None
-        return Seen(self.extractor, self.batch_size, rounded=self.rounded, keeps_pixels=pixels and balls)
+        return FeatureAccumulator(
+            self.extractor, self.batch_size, rounded=self.rounded, keeps_pixels=pixels and balls
+        )
 
     def scores(self, images: Tensor, classes: Tensor | None) -> dict[str, float | None]:
         """Scores of images in [0, 1] that are all here."""
         return self.scores_of(self.begin().add(images), classes)
 
-    def scores_of(self, seen: Seen, classes: Tensor | None) -> dict[str, float | None]:
+    def scores_of(self, features: FeatureAccumulator, classes: Tensor | None) -> dict[str, float | None]:
         """The `SCORES`, None where one does not apply; `teacher_distance` is the Frechet distance to `teacher`.
 
         `classes` are those that were asked for, None where nobody knows.
         """
-        features_NF = seen.features_NF()
+        features_NF = features.features_NF()
         scores: dict[str, float | None] = dict.fromkeys(SCORES)
         moments = Moments.of(features_NF)
         scores["frechet_distance"] = frechet_distance(self.reference, moments)
@@ -115,14 +117,14 @@ class Judge:
                 right_N = probabilities_NK.argmax(1) == classes.to(probabilities_NK.device)
                 scores["class_accuracy"] = right_N.double().mean().item()
         if self.real is not None:
-            points_NF = seen.pixels_NP() if self.points == "pixels" else features_NF
+            points_NF = features.pixels_NP() if self.points == "pixels" else features_NF
             fake = Manifold.of(points_NF, by_product=self.real.by_product)
             nearest = precision_recall(self.real, fake)
             scores |= {"precision": nearest.precision, "recall": nearest.recall}
         return scores
 
 
-class Seen:
+class FeatureAccumulator:
     """What is kept of images that were looked at, batch by batch: features, and pixels where these are judged too.
 
     Args:
@@ -148,7 +150,7 @@ class Seen:
         self._features: list[Tensor] = []
         self._pixels: list[Tensor] = []
 
-    def add(self, images_BIHW: Tensor) -> Seen:
+    def add(self, images_BIHW: Tensor) -> FeatureAccumulator:
         """Look at images in [0, 1]; the same however many come at a time."""
         images = images_BIHW.mul(255.0).round().div(255.0) if self.rounded else images_BIHW
         if self.keeps_pixels:
@@ -176,7 +178,7 @@ class Seen:
         self._features.append(self.extractor(images_BIHW))
 
 
-def classes_asked(texts: Texts | None, labels: Tensor) -> Tensor | None:
+def requested_classes(texts: Texts | None, labels: Tensor) -> Tensor | None:
     """The class that each label asks for: itself, or the digit of its caption; None where one tells of no digit."""
     if texts is None:
         return labels

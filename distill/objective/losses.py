@@ -29,7 +29,7 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Asked:
+class BatchTargets:
     """What is asked of a student in a whole batch, the pairs of all processes: losses are means over it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Asked:
         return sum(self.positions.values())
 
     @classmethod
-    def of(cls, timestep_B: npt.NDArray[np.int64], layout: TokenLayout) -> Asked:
+    def of(cls, timestep_B: npt.NDArray[np.int64], layout: TokenLayout) -> BatchTargets:
         """Of pairs that are shown at these timesteps."""
         found, counts = np.unique(timestep_B, return_counts=True)
         pairs = dict(zip(found.tolist(), counts.tolist(), strict=True))
@@ -55,29 +55,35 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Share:
+class MicroBatch:
     """Some of a batch's pairs. A loss is a mean over the whole batch, so the losses of its shares add up to it."""
 
     targets: Targets
     tokens_BL: Tensor
     labels_B: Tensor
 
-    def split(self, count: int) -> list[Share]:
+    def split(self, count: int) -> list[MicroBatch]:
         """`count` shares of consecutive pairs, as equal as they can be; none is empty."""
         targets, count = self.targets, min(count, len(self.labels_B))
-        tensors = (targets.states_BLC, targets.timestep_B, targets.asked_BL, self.tokens_BL, self.labels_B)
+        tensors = (
+            targets.states_BLC,
+            targets.timestep_B,
+            targets.target_mask_BL,
+            self.tokens_BL,
+            self.labels_B,
+        )
         return [
-            Share(Targets(states, timesteps, asked), tokens, labels)
-            for states, timesteps, asked, tokens, labels in zip(
+            MicroBatch(Targets(states, timesteps, batch_targets), tokens, labels)
+            for states, timesteps, batch_targets, tokens, labels in zip(
                 *(tensor.tensor_split(count) for tensor in tensors), strict=True
             )
         ]
 
-    def every(self, first: int, stride: int) -> Share:
+    def every(self, first: int, stride: int) -> MicroBatch:
         """The pairs `first`, `first + stride` and so on."""
         chosen, targets = slice(first, None, stride), self.targets
-        return Share(
-            Targets(targets.states_BLC[chosen], targets.timestep_B[chosen], targets.asked_BL[chosen]),
+        return MicroBatch(
+            Targets(targets.states_BLC[chosen], targets.timestep_B[chosen], targets.target_mask_BL[chosen]),
             self.tokens_BL[chosen],
             self.labels_B[chosen],
         )
@@ -90,8 +96,8 @@ def squared_distance(images_BIHW: Tensor, others_BIHW: Tensor) -> Tensor:
 
 def student_losses(
     student: Student,
-    share: Share,
-    asked: Asked,
+    micro_batch: MicroBatch,
+    batch_targets: BatchTargets,
     config: TrainConfig,
     image_distance: ImageDistance = squared_distance,
 ) -> Losses:
@@ -101,26 +107,26 @@ def student_losses(
     sampling time. A part whose weight is zero is not computed. Heads also tell their loss at each timestep that the
     batch asks for, as `token_loss_at_5`.
     """
-    targets, tokens_BL = share.targets, share.tokens_BL
-    logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, share.labels_B)
-    asked_BL = targets.asked_BL
-    timestep_N = targets.timestep_B[:, None].expand_as(tokens_BL)[asked_BL]
+    targets, tokens_BL = micro_batch.targets, micro_batch.tokens_BL
+    logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, micro_batch.labels_B)
+    target_mask_BL = targets.target_mask_BL
+    timestep_N = targets.timestep_B[:, None].expand_as(tokens_BL)[target_mask_BL]
     parts: dict[str, Tensor] = {}
     if config.token_weight:
-        missed_N = F.cross_entropy(logits_BLV[asked_BL], tokens_BL[asked_BL], reduction="none")
-        parts |= _means("token_loss", missed_N, timestep_N, asked)
+        missed_N = F.cross_entropy(logits_BLV[target_mask_BL], tokens_BL[target_mask_BL], reduction="none")
+        parts |= _means("token_loss", missed_N, timestep_N, batch_targets)
     rows_BLC = student.tokenizer.embed(tokens_BL)
     if config.embedding_weight:
-        squares_NC = (embeddings_BLC[asked_BL] - rows_BLC[asked_BL]).square()
-        parts |= _means("embedding_loss", squares_NC.mean(-1), timestep_N, asked)
+        squares_NC = (embeddings_BLC[target_mask_BL] - rows_BLC[target_mask_BL]).square()
+        parts |= _means("embedding_loss", squares_NC.mean(-1), timestep_N, batch_targets)
     if config.image_weight:
         sequence_BLC = torch.where(
-            asked_BL[:, :, None], answered_rows(student, logits_BLV, embeddings_BLC), rows_BLC
+            target_mask_BL[:, :, None], answered_rows(student, logits_BLV, embeddings_BLC), rows_BLC
         )
         with torch.no_grad():
             images = student.tokenizer.decode(rows_BLC)
         distance_B = image_distance(student.tokenizer.decode(sequence_BLC), images)
-        parts["image_loss"] = distance_B.sum() / asked.num_pairs
+        parts["image_loss"] = distance_B.sum() / batch_targets.num_pairs
     weights = {
         "token_loss": config.token_weight,
         "embedding_loss": config.embedding_weight,
@@ -130,13 +136,13 @@ def student_losses(
     return Losses(total, parts)
 
 
-def _means(name: str, loss_N: Tensor, timestep_N: Tensor, asked: Asked) -> dict[str, Tensor]:
+def _means(name: str, loss_N: Tensor, timestep_N: Tensor, batch_targets: BatchTargets) -> dict[str, Tensor]:
     """What a share adds to a head's mean loss over all positions that are asked, and over those of each timestep."""
     at = {
         f"{name}_at_{timestep}": loss_N.detach()[timestep_N == timestep].sum() / count
-        for timestep, count in asked.positions.items()
+        for timestep, count in batch_targets.positions.items()
     }
-    return {name: loss_N.sum() / asked.num_positions, **at}
+    return {name: loss_N.sum() / batch_targets.num_positions, **at}
 
 
 def answered_rows(student: Student, logits_BLV: Tensor, embeddings_BLC: Tensor) -> Tensor:

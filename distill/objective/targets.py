@@ -14,11 +14,11 @@ from generate_pairs.teachers.base import TokenLayout
 
 @dataclass(frozen=True)
 class Targets:
-    """A batch as the student sees it: `asked_BL` is True where a token has to be predicted."""
+    """A batch as the student sees it: `target_mask_BL` is True where a token has to be predicted."""
 
     states_BLC: Tensor
     timestep_B: Tensor
-    asked_BL: Tensor
+    target_mask_BL: Tensor
 
 
 def trajectory_states(
@@ -34,9 +34,9 @@ def trajectory_states(
         layout: the teacher's token layout.
     """
     step_of_token_L = torch.tensor(layout.step_of_token, device=tokens_BL.device)
-    asked_BL = step_of_token_L >= timestep_B[:, None]
-    states_BLC = torch.where(asked_BL[:, :, None], noise_BLC, codebook_VC[tokens_BL])
-    return Targets(states_BLC, timestep_B, asked_BL)
+    target_mask_BL = step_of_token_L >= timestep_B[:, None]
+    states_BLC = torch.where(target_mask_BL[:, :, None], noise_BLC, codebook_VC[tokens_BL])
+    return Targets(states_BLC, timestep_B, target_mask_BL)
 
 
 def draw_timesteps(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from distill.config import NoiseWeight
-from distill.lineage import load_teacher_of
+from distill.lineage import load_teacher_of_student
 from distill.sampling.image_store import ImageStore
-from distill.sampling.method_spec import Method, _listed
+from distill.sampling.method_spec import Method, join_numbers
 from distill.sampling.methods import Methods
 from distill.student.export import ExportConfig
 from distill.student.sampler import student_images
@@ -27,7 +27,7 @@ from shards.dataset.captions import captions_sha256
 from shards.format.spec import without_names
 from shards.storage.files import sha256_bytes
 
-LABELS_IN_WORDS = 20
+LISTED_LABELS = 20
 """More labels than these are told by their number and sha256."""
 
 Make = Callable[[int, Tensor], Tensor]
@@ -57,7 +57,7 @@ def sample_request(
         "noise_weight": None if method.name.startswith("teacher") else _as_json(noise_weight),
         "lineage": None if lineage is None else without_names(lineage),
         "seed": seed,
-        "labels": labels_in_words(labels),
+        "labels": describe_labels(labels),
         "num_images": num_images,
     }
 
@@ -67,12 +67,12 @@ def _as_json(weight: NoiseWeight) -> float | list[float]:
     return list(weight) if isinstance(weight, tuple) else weight
 
 
-def labels_in_words(labels: Sequence[int]) -> str:
+def describe_labels(labels: Sequence[int]) -> str:
     """Labels that are taken in turn: `0..9`, `3,7`, or their number and sha256."""
     if len(labels) > 2 and tuple(labels) == tuple(range(len(labels))):
         return f"0..{len(labels) - 1}"
-    if len(labels) <= LABELS_IN_WORDS:
-        return _listed(labels)
+    if len(labels) <= LISTED_LABELS:
+        return join_numbers(labels)
     return f"{len(labels):,} labels, sha256 {sha256_bytes(np.array(labels, dtype='<i8').tobytes())}"
 
 
@@ -107,10 +107,10 @@ def teacher_for(
     """The teacher that a method needs; None where it needs none.
 
     Raises:
-        Refused: it cannot be had, see `load_teacher_of`; or it is named and not needed.
+        Refused: it cannot be had, see `load_teacher_of_student`; or it is named and not needed.
     """
     if method.timesteps is None:
-        return load_teacher_of(student, teacher_name, device)
+        return load_teacher_of_student(student, teacher_name, device)
     if teacher_name is not None:
         raise Refused(f"--teacher {teacher_name}: {method.name} needs no teacher")
     return None

@@ -60,12 +60,14 @@ class Method:
             passes += [method.last - 1] if method.last - 1 < student.layout.num_steps else []
         return [timestep for timestep in passes if timestep not in student.timesteps]
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """Its name and, of a student's, the timesteps."""
-        return self.name if self.timesteps is None else f"{self.name}, timesteps {_listed(self.timesteps)}"
+        return (
+            self.name if self.timesteps is None else f"{self.name}, timesteps {join_numbers(self.timesteps)}"
+        )
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def join_numbers(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))
 
 

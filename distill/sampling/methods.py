@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.lineage import load_maker
+from distill.lineage import load_teacher_of_pairs
 from distill.sampling.baselines import TokenFrequencies, sample_onestep_star, sample_skip_n
 from distill.sampling.method_spec import PreTrained, usual_methods
 from distill.sampling.teacher_involved import sample_teacher_involved
@@ -39,7 +39,7 @@ those that fill what skip-1, skip-2, ... leave out."""
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedImages:
     """What a method made: images (B, channels, height, width) in [0, 1] and the tokens behind them (B, L)."""
 
     images_BIHW: Tensor
@@ -113,7 +113,9 @@ class Methods:
         return self.teacher.tokenizer.embed(tokens_BL), tokens_BL
 
     @torch.inference_mode()
-    def make(self, method: str, first: int, labels_B: Tensor, drawn_BL: Tensor | None = None) -> Made:
+    def make(
+        self, method: str, first: int, labels_B: Tensor, drawn_BL: Tensor | None = None
+    ) -> GeneratedImages:
         """Images `first` onwards by one method; an image is the same in any batch, up to the rounding of products.
 
         `drawn_BL` are the tokens of the method `teacher` for these images, if they are known: skip-n begins with them.
@@ -133,7 +135,7 @@ class Methods:
         else:
             embeddings_BLC, tokens_BL = self.sequence(method, first, labels_B)
             images = self.teacher.tokenizer.decode(embeddings_BLC)
-        return Made(to_unit_range(images), tokens_BL)
+        return GeneratedImages(to_unit_range(images), tokens_BL)
 
     def counted_as(self, labels_B: Tensor) -> Tensor:
         """Which rows of the table of frequencies labels have: of captions it has one for all, see `count_tokens`."""
@@ -196,7 +198,9 @@ def open_methods(
             f"{manifest.spec.fingerprint[:12]}"
         )
     made_by, flow = manifest.spec.lineage["teacher"], manifest.spec.lineage["flow_map"]
-    teacher = load_maker(manifest, teacher_name, getattr(torch, made_by["dtype"])).teacher.to(device)
+    teacher = load_teacher_of_pairs(manifest, teacher_name, getattr(torch, made_by["dtype"])).teacher.to(
+        device
+    )
     if manifest.spec.captions is not None:
         texts = texts_of_pairs(pairs_root, manifest.spec, device)
         student, teacher = student.with_texts(texts), teacher.with_texts(texts)
@@ -214,7 +218,7 @@ def open_methods(
 
 def make_batches(
     methods: Methods, method: str, labels: Tensor, drawn: Tensor | None = None
-) -> Iterator[tuple[slice, Made]]:
+) -> Iterator[tuple[slice, GeneratedImages]]:
     """Images in [0, 1] and tokens of all labels by one method, a batch at a time, each with its place among them.
 
     `drawn` are the tokens of the method `teacher`, if they are known.

@@ -19,7 +19,7 @@ from distill.student.student import Student
 from distill.student.var import VarStudent
 from generate_pairs.teachers.importing.checkpoint_file import load_parts, two_files
 from generate_pairs.teachers.importing.inspect import teacher_networks
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.published import TEACHERS, HubFile, Part
 from generate_pairs.teachers.registry import family_of
 from generate_pairs.teachers.var.transformer import IGNORED_BUFFERS as VAR_BUFFERS
@@ -83,7 +83,7 @@ def import_student(files: Sequence[str], name: str, out: Path) -> None:
     teacher = TEACHERS[published.teacher]
     given = two_files(files, name, (published.network.file, teacher.tokenizer.file))
     # On the meta device nothing is allocated, so the weights are in memory once.
-    with blank():
+    with on_meta_device():
         tokenizer = family_of(teacher.family).tokenizer(teacher.tokenizer.config)
         network = build_network(
             teacher.family, published.network.config, teacher.tokenizer.config.codebook_dim
@@ -121,7 +121,7 @@ def refuse_taken(out: Path) -> None:
 def networks() -> dict[str, tuple[Part, nn.Module]]:
     """Every network of both tables by what it is called, on the meta device."""
     found = teacher_networks()
-    with blank():
+    with on_meta_device():
         for name, published in STUDENTS.items():
             teacher = TEACHERS[published.teacher]
             codebook_dim = teacher.tokenizer.config.codebook_dim

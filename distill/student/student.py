@@ -27,7 +27,7 @@ from distill.student.networks import build_network
 from distill.student.sampler import first_timesteps, most_at_once, sample_images
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_strictly
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.registry import build_tokenizer, transformer_config
 from generate_pairs.text.encoders import ENCODER_KEY, recorded_encoder, texts_of
 from generate_pairs.text.feature_store import default_folder
@@ -95,7 +95,7 @@ class Student(StudentModel):
 
     @classmethod
     def _of(cls, config: ExportConfig, folder: Path) -> Student:
-        with refusing_misfits(folder), blank():
+        with refusing_misfits(folder), on_meta_device():
             tokenizer = build_tokenizer(config.family, config.tokenizer).decoder_only()
             network_config = transformer_config(config.family, config.network)
             network = build_network(config.family, network_config, tokenizer.codebook_VC.shape[1])

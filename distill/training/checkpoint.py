@@ -27,7 +27,7 @@ MARK_NAME = re.compile(r"step-(\d{6}|[1-9]\d{6,})\.json")
 MARK_KEYS = {"schema_version", "step", "sha256", "state", "identity"}
 
 
-class Broken(Exception):
+class DamagedCheckpoint(Exception):
     """A checkpoint that is not whole; there may be an older one."""
 
 
@@ -103,7 +103,7 @@ def newest_checkpoint(folder: Path, identity: Mapping[str, Any], num_steps: int)
     for step in reversed(_steps(folder)):
         try:
             return Resumed(load_checkpoint(folder, step), tuple(broken))
-        except Broken as error:
+        except DamagedCheckpoint as error:
             broken.append(str(error))
     if broken:
         raise Refused(_all_broken(folder, broken))
@@ -114,7 +114,7 @@ def load_checkpoint(folder: Path, step: int) -> Checkpoint:
     """The checkpoint of a step, whole.
 
     Raises:
-        Broken: its mark or its tensors are damaged, or gone.
+        DamagedCheckpoint: its mark or its tensors are damaged, or gone.
         Refused: it is of another schema.
     """
     mark = _read_mark(_path(folder, step, "json"), step)
@@ -122,7 +122,7 @@ def load_checkpoint(folder: Path, step: int) -> Checkpoint:
     content = read_bytes(path) if path.is_file() else b""
     if sha256_bytes(content) != mark["sha256"]:
         problem = "damaged (its sha256 is not the recorded one)" if content else "missing or empty"
-        raise Broken(f"{path} is {problem}")
+        raise DamagedCheckpoint(f"{path} is {problem}")
     return Checkpoint(mark["step"], load(content), mark["state"], mark["identity"])
 
 
@@ -146,7 +146,7 @@ def refuse_other_training(
         try:
             mark = _read_mark(path, step)
             break
-        except Broken as error:
+        except DamagedCheckpoint as error:
             broken.append(str(error))
     if mark is None:
         if broken:
@@ -174,13 +174,13 @@ def _read_mark(path: Path, step: int) -> dict[str, Any]:
     try:
         mark = json.loads(read_bytes(path))
     except ValueError as error:
-        raise Broken(f"{path} is damaged") from error
+        raise DamagedCheckpoint(f"{path} is damaged") from error
     if isinstance(mark, dict) and mark.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise Refused(
             f"{path} has schema_version {mark['schema_version']}, this version reads {SCHEMA_VERSION}"
         )
     if not isinstance(mark, dict) or not mark.keys() >= MARK_KEYS or mark["step"] != step:
-        raise Broken(f"{path} is damaged, it is not what onestep wrote")
+        raise DamagedCheckpoint(f"{path} is damaged, it is not what onestep wrote")
     return mark
 
 

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class World:
     """Who this process is among those of a training, and how they agree.
 
     Attributes:
@@ -44,7 +44,7 @@ class Ranks:
     on_host: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes and speaks."""
         return self.rank == 0
 
@@ -67,7 +67,7 @@ class Ranks:
                 for tensor, part in zip(bucket, parts, strict=True):
                     tensor.copy_(part.view_as(tensor))
 
-    def first_says(self, number: int | None) -> int | None:
+    def broadcast_from_zero(self, number: int | None) -> int | None:
         """What the first process passes, whatever the others do; None is an answer.
 
         Raises:
@@ -80,7 +80,7 @@ class Ranks:
             dist.broadcast(said, src=0)
         return None if said.item() < 0 else int(said.item())
 
-    def smallest(self, number: int) -> int:
+    def all_reduce_min(self, number: int) -> int:
         """The least of what all processes pass.
 
         Raises:
@@ -99,7 +99,7 @@ class Ranks:
         Raises:
             Failed: another process is gone.
         """
-        return self.smallest(0 if flag else 1) == 0
+        return self.all_reduce_min(0 if flag else 1) == 0
 
     def wait(self) -> None:
         """Go on when all have come here.
@@ -107,7 +107,7 @@ class Ranks:
         Raises:
             Failed: another process is gone.
         """
-        self.smallest(0)
+        self.all_reduce_min(0)
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -123,7 +123,7 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks(device: str) -> Iterator[Ranks]:
+def init_distributed(device: str) -> Iterator[World]:
     """The processes that torchrun started, joined while the block lasts; without torchrun, this process alone.
 
     Args:
@@ -136,7 +136,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     local_rank, on_host = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     chosen = _device(device, local_rank, on_host)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield Ranks(device=chosen)
+        yield World(device=chosen)
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -146,10 +146,10 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise Failed(f"the processes of this training cannot be joined: {error}") from error
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), chosen, on_host)
+    world = World(dist.get_rank(), dist.get_world_size(), chosen, on_host)
     # Who is refused leaves at once, and takes the meeting place along: not before all have met.
-    ranks.wait()
-    yield ranks
+    world.wait()
+    yield world
     # Not where the block failed: the others may never come.
     dist.destroy_process_group()
 

@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 from distill.config import TrainConfig
-from distill.objective.losses import Asked, Losses, Share, student_losses
+from distill.objective.losses import BatchTargets, Losses, MicroBatch, student_losses
 from distill.objective.perceptual import image_distance
 from distill.student.student import Student
-from distill.training.distributed import Ranks
+from distill.training.distributed import World
 from distill.training.precision import computing
 
 
 class Gradients:
     """Computes a student's losses and their gradient, over as many parts, threads and processes as there are."""
 
-    def __init__(self, student: Student, config: TrainConfig, ranks: Ranks, device_batch_size: int) -> None:
+    def __init__(self, student: Student, config: TrainConfig, world: World, device_batch_size: int) -> None:
         """What computes for this process.
 
         Args:
             student: on the process's device.
             config: of the losses, the precision and the threads.
-            ranks: whose gradients are added up.
+            world: whose gradients are added up.
             device_batch_size: pairs that are computed at once.
 
         Raises:
@@ -37,20 +37,20 @@ class Gradients:
         """
         self.student = student
         self.config = config
-        self.ranks = ranks
+        self.world = world
         self.device_batch_size = device_batch_size
         self.parameters = list(student.network.parameters())
-        self.image_distance = image_distance(config, ranks.device)
+        self.image_distance = image_distance(config, world.device)
         self._threads = ThreadPoolExecutor(config.threads, "share", torch.set_num_threads, (1,))
 
-    def __call__(self, share: Share, asked: Asked) -> Losses:
+    def __call__(self, micro_batch: MicroBatch, batch_targets: BatchTargets) -> Losses:
         """The losses of a batch, detached; each parameter's `grad` becomes its gradient, None where there is none.
 
         Parts and shares are added in order, so that the same cut gives the same bytes.
 
         Args:
-            share: this process's pairs of the batch.
-            asked: what is asked in the whole batch.
+            micro_batch: this process's pairs of the batch.
+            batch_targets: what is asked in the whole batch.
 
         Raises:
             Failed: another process is gone.
@@ -58,20 +58,26 @@ class Gradients:
         for parameter in self.parameters:
             parameter.grad = None
         losses: list[Losses] = []
-        for part in share.split(-(-len(share.labels_B) // self.device_batch_size)):
-            shares = part.split(self.config.threads)
-            computed = list(self._threads.map(lambda each: self._share(each, asked), shares))
+        for part in micro_batch.split(-(-len(micro_batch.labels_B) // self.device_batch_size)):
+            micro_batches = part.split(self.config.threads)
+            computed = list(
+                self._threads.map(lambda each: self._gradient(each, batch_targets), micro_batches)
+            )
             for _, gradient in computed:
                 self._accumulate(gradient)
             losses += [each for each, _ in computed]
         total = _added(losses)
-        self.ranks.add([total.total, *total.parts.values()])
-        self.ranks.add([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        self.world.add([total.total, *total.parts.values()])
+        self.world.add([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         return total
 
-    def _share(self, share: Share, asked: Asked) -> tuple[Losses, list[Tensor | None]]:
+    def _gradient(
+        self, micro_batch: MicroBatch, batch_targets: BatchTargets
+    ) -> tuple[Losses, list[Tensor | None]]:
         with computing(self.student.starts.device, self.config.precision):
-            losses = student_losses(self.student, share, asked, self.config, self.image_distance)
+            losses = student_losses(
+                self.student, micro_batch, batch_targets, self.config, self.image_distance
+            )
         gradient = torch.autograd.grad(losses.total, self.parameters, allow_unused=True)
         parts = {name: value.detach() for name, value in losses.parts.items()}
         return Losses(losses.total.detach(), parts), list(gradient)

@@ -15,10 +15,10 @@ import torch
 from distill.config import TrainConfig
 from distill.student.networks import build_network
 from distill.training.activations import checkpoint_layers, kept_bytes, kept_bytes_of_images, layers_of
-from distill.training.distributed import Ranks
+from distill.training.distributed import World
 from distill.training.precision import weight_dtype
 from generate_pairs.teachers.checkpoints import LoadedTeacher
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.registry import build_tokenizer
 from shards.core.errors import Refused
 
@@ -58,7 +58,7 @@ class MemoryNeed:
             Refused: activations cannot be checkpointed in this family's network.
         """
         teacher, width = loaded.teacher, weight_dtype(config.precision).itemsize
-        with blank():
+        with on_meta_device():
             network = build_network(loaded.family, teacher.transformer.config, teacher.codebook_dim)
         count = sum(parameter.numel() for parameter in network.parameters())
         tokenizer = sum(tensor.numel() * width for tensor in teacher.tokenizer.state_dict().values())
@@ -71,7 +71,7 @@ class MemoryNeed:
             # Of one layer at a time everything.
             kept = between + (kept - between) // len(layers)
         if config.image_weight:
-            with blank():
+            with on_meta_device():
                 decoder = build_tokenizer(loaded.family, asdict(teacher.tokenizer.config))
             kept += kept_bytes_of_images(decoder, length, channels)
         # What the gradient of the logits is written to.
@@ -96,7 +96,7 @@ class MemoryNeed:
                 return at_once
         return 0
 
-    def in_words(self, pairs: int) -> str:
+    def describe(self, pairs: int) -> str:
         """What takes how much."""
         return (
             f"{_gigabytes(self.total(pairs))} a process: {_gigabytes(self.state)} for weights, gradients, averages and "
@@ -105,11 +105,11 @@ class MemoryNeed:
         )
 
 
-def free_bytes(ranks: Ranks) -> int:
+def free_bytes(world: World) -> int:
     """Memory that is free for this process, before it has allocated anything."""
-    if ranks.device.type == "cuda":
-        return torch.cuda.mem_get_info(ranks.device)[0]
-    return psutil.virtual_memory().available // ranks.on_host
+    if world.device.type == "cuda":
+        return torch.cuda.mem_get_info(world.device)[0]
+    return psutil.virtual_memory().available // world.on_host
 
 
 def device_batch_size(need: MemoryNeed, pairs: int, asked: int | str, free: int) -> int:
@@ -131,7 +131,7 @@ def device_batch_size(need: MemoryNeed, pairs: int, asked: int | str, free: int)
         saving = [f"less is taken with {' or '.join(need.savers)}"] if need.savers else []
         ways = ", and ".join(fitting + saving) or "no other setting takes less"
         raise Refused(
-            f"this training does not fit: it needs {need.in_words(max(at_once, 1))}; "
+            f"this training does not fit: it needs {need.describe(max(at_once, 1))}; "
             f"{_gigabytes(int(free * USABLE))} can be used here: {ways}"
         )
     return at_once

@@ -59,7 +59,7 @@ class MetricsLog:
         if self.board is not None:
             self.board(step, numbers)
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """The newest losses, for a progress line."""
         losses = [name for name in ("token_loss", "embedding_loss", "image_loss") if name in self.last]
         words = [f"{name.removesuffix('_loss')} {self.last[name]:.3f}" for name in losses]
@@ -140,14 +140,14 @@ def _to_bytes(table: pyarrow.Table) -> bytes:
 
 
 @contextmanager
-def tensorboard(out: Path, first_step: int, wanted: bool, is_first: bool) -> Iterator[Board | None]:
+def tensorboard(out: Path, first_step: int, wanted: bool, is_main: bool) -> Iterator[Board | None]:
     """What to tell each line of a log, if it is wanted.
 
     Args:
         out: the student's folder; events lie in `tensorboard/` there.
         first_step: where the training goes on: what was logged after it is taken back.
         wanted: whether anything is written.
-        is_first: whether this process is the one that writes; the others are refused alike, and write nothing.
+        is_main: whether this process is the one that writes; the others are refused alike, and write nothing.
 
     Raises:
         Refused: it is wanted and not installed.
@@ -161,7 +161,7 @@ def tensorboard(out: Path, first_step: int, wanted: bool, is_first: bool) -> Ite
         raise Refused(
             "train.tensorboard needs the package tensorboard: pip install 'onestep[tensorboard]', or set it to false"
         ) from error
-    if not is_first:
+    if not is_main:
         yield None
         return
     with SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1) as writer:

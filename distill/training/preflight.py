@@ -84,7 +84,7 @@ def training_plan(config: DistillConfig, size: int, loaded: LoadedTeacher | None
     """
     train = config.train
     at_once = train.batch_size if train.device_batch_size == "auto" else int(train.device_batch_size)
-    memory = [MemoryNeed.of(loaded, train).in_words(min(at_once, train.batch_size))] if loaded else []
+    memory = [MemoryNeed.of(loaded, train).describe(min(at_once, train.batch_size))] if loaded else []
     return [
         f"a student at timesteps {list(config.student.timesteps)}, split {config.student.split}",
         f"{train.num_steps:,} steps of {train.batch_size:,} pairs: "

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.config import DistillConfig
-from distill.lineage import load_maker
-from distill.objective.losses import Asked, Share
+from distill.lineage import load_teacher_of_pairs
+from distill.objective.losses import BatchTargets, MicroBatch
 from distill.objective.targets import draw_timesteps, trajectory_states
 from distill.student.student import Student
 from distill.training.activations import checkpoint_layers
 from distill.training.checkpoint import Checkpoint, training_identity
-from distill.training.distributed import Ranks
+from distill.training.distributed import World
 from distill.training.gradients import Gradients
 from distill.training.memory import MemoryNeed, device_batch_size, free_bytes
 from distill.training.optimizers import Optimizer, ema_decay, update_ema
@@ -36,7 +36,7 @@ from shards.dataset.manifest import Manifest
 from shards.storage.paths import Location
 from shards.streaming.stream import PairBatch, PairStream
 
-WATCHED_PAIRS = 1_000
+EVAL_PAIRS = 1_000
 """Of the held-out pairs, and of those that are learned from, how many are looked at during training."""
 MOST_LOGITS = 2**27
 """Logits that are held at once when pairs are looked at: 512 MiB."""
@@ -51,7 +51,7 @@ class Training:
         teacher_name: str,
         pairs_root: Location,
         size: int | None,
-        ranks: Ranks,
+        world: World,
     ) -> None:
         """Load the teacher, open the pairs, initialise the student.
 
@@ -60,14 +60,14 @@ class Training:
             teacher_name: the teacher that made the pairs.
             pairs_root: the pair data set.
             size: how many training pairs; None for all.
-            ranks: the processes that train, and this one's device.
+            world: the processes that train, and this one's device.
 
         Raises:
             Refused: the settings do not fit the teacher, it is not the one that made the pairs, there are fewer
                 pairs than `size`, or the training does not fit the device's memory.
         """
         self.config = config
-        self.ranks = ranks
+        self.world = world
         manifest = Manifest.open(pairs_root)
         check_distillation(config, TokenLayout(manifest.spec.tokens_per_step), manifest.spec.num_heldout)
         self.view = manifest.view(size)
@@ -78,12 +78,12 @@ class Training:
             self.view,
             train.batch_size,
             train.seed,
-            ranks.rank,
-            ranks.size,
+            world.rank,
+            world.size,
             num_workers=train.num_workers,
-            pin_memory=ranks.device.type == "cuda",
+            pin_memory=world.device.type == "cuda",
         )
-        loaded = load_maker(manifest, teacher_name)
+        loaded = load_teacher_of_pairs(manifest, teacher_name)
         torch.manual_seed(train.seed)
         self.student = Student.from_teacher(
             loaded,
@@ -95,26 +95,26 @@ class Training:
             lineage=manifest.spec.lineage,
             noise_weight=config.student.noise_weight,
         )
-        need, own_pairs = MemoryNeed.of(loaded, train), train.batch_size // ranks.size
-        at_once = device_batch_size(need, own_pairs, train.device_batch_size, free_bytes(ranks))
+        need, own_pairs = MemoryNeed.of(loaded, train), train.batch_size // world.size
+        at_once = device_batch_size(need, own_pairs, train.device_batch_size, free_bytes(world))
         # All have to cut alike: the sum of a batch is rounded as it is cut.
-        at_once = ranks.smallest(at_once)
-        self.student.to(ranks.device, weight_dtype(train.precision))
+        at_once = world.all_reduce_min(at_once)
+        self.student.to(world.device, weight_dtype(train.precision))
         if manifest.spec.captions is not None:
-            self.student = self.student.with_texts(texts_of_pairs(pairs_root, manifest.spec, ranks.device))
+            self.student = self.student.with_texts(texts_of_pairs(pairs_root, manifest.spec, world.device))
         if train.checkpoint_activations:
             checkpoint_layers(self.student.network)
         if train.compile:
             self.student.network.compile()
         self.layout = loaded.teacher.layout
         self.codebook_VC = self.student.tokenizer.codebook_VC
-        watched = min(WATCHED_PAIRS, heldout.size, self.view.size)
-        self.heldout_batch = next(PairStream(pairs_root, heldout, min(WATCHED_PAIRS, heldout.size), seed=0))
-        self.seen_batch = next(PairStream(pairs_root, manifest.view(watched), watched, seed=0))
+        watched = min(EVAL_PAIRS, heldout.size, self.view.size)
+        self.heldout_batch = next(PairStream(pairs_root, heldout, min(EVAL_PAIRS, heldout.size), seed=0))
+        self.train_batch = next(PairStream(pairs_root, manifest.view(watched), watched, seed=0))
         self.names = [name for name, _ in self.student.network.named_parameters()]
         self.parameters = list(self.student.network.parameters())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
-        self.gradients = Gradients(self.student, train, ranks, at_once)
+        self.gradients = Gradients(self.student, train, world, at_once)
         self.optimizer = Optimizer(self.student.network, train)
         self.step = 0
         self.seconds = 0.0
@@ -141,9 +141,9 @@ class Training:
         batch = next(self.stream)
         self.waited_seconds += time.perf_counter() - asked_at
         own = len(batch.index_B)
-        first = self.ranks.rank * own
-        share = self.share(batch, torch.from_numpy(timestep_B[first : first + own]))
-        losses = self.gradients(share, Asked.of(timestep_B, self.layout))
+        first = self.world.rank * own
+        micro_batch = self.micro_batch(batch, torch.from_numpy(timestep_B[first : first + own]))
+        losses = self.gradients(micro_batch, BatchTargets.of(timestep_B, self.layout))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
         if not torch.isfinite(norm):
             raise Failed(
@@ -156,15 +156,15 @@ class Training:
         self.seconds += time.perf_counter() - began
         return {"loss": losses.total, "gradient_norm": norm, **losses.parts}
 
-    def share(self, batch: PairBatch, timestep_B: Tensor) -> Share:
+    def micro_batch(self, batch: PairBatch, timestep_B: Tensor) -> MicroBatch:
         """A batch's pairs as the student is shown them at these timesteps, on its device."""
-        device, dtype = self.ranks.device, self.codebook_VC.dtype
+        device, dtype = self.world.device, self.codebook_VC.dtype
         noise_BLC = batch.noise_BLC.to(device, non_blocking=True).to(dtype)
         tokens_BL, label_B, timestep_B = (
             tensor.to(device, non_blocking=True) for tensor in (batch.tokens_BL, batch.label_B, timestep_B)
         )
         targets = trajectory_states(noise_BLC, tokens_BL, timestep_B, self.codebook_VC, self.layout)
-        return Share(targets, tokens_BL, label_B)
+        return MicroBatch(targets, tokens_BL, label_B)
 
     @contextmanager
     def averaged(self) -> Iterator[Student]:
@@ -180,11 +180,11 @@ class Training:
             for parameter, data in zip(self.parameters, own, strict=True):
                 parameter.data = data
 
-    def watched_metrics(self) -> dict[str, float]:
+    def eval_metrics(self) -> dict[str, float]:
         """`token_metrics` on held-out pairs and on pairs that are learned from: the gap between them is what the student
         knows by heart.
         """
-        batches = {"heldout": self.heldout_batch, "train": self.seen_batch}
+        batches = {"heldout": self.heldout_batch, "train": self.train_batch}
         return {
             f"{kind}_{name}": value
             for kind, batch in batches.items()
@@ -200,16 +200,20 @@ class Training:
         # All logits at once would take tens of gigabytes with a teacher of full size.
         at_once = max(1, MOST_LOGITS // (batch.tokens_BL.shape[1] * len(self.codebook_VC)))
         timestep_B = torch.zeros_like(batch.label_B)
-        share = self.share(batch, timestep_B).every(self.ranks.rank, self.ranks.size)
+        micro_batch = self.micro_batch(batch, timestep_B).every(self.world.rank, self.world.size)
         sums = torch.zeros(2, dtype=torch.float64)
         with self.averaged() as student:
-            for part in share.split(-(-len(share.labels_B) // at_once)) if len(share.labels_B) else []:
-                with computing(self.ranks.device, self.config.train.precision):
+            for part in (
+                micro_batch.split(-(-len(micro_batch.labels_B) // at_once))
+                if len(micro_batch.labels_B)
+                else []
+            ):
+                with computing(self.world.device, self.config.train.precision):
                     logits_BLV, _ = student(part.targets.states_BLC, part.targets.timestep_B, part.labels_B)
                 missed = F.cross_entropy(logits_BLV.flatten(0, 1), part.tokens_BL.flatten(), reduction="sum")
                 matched = (logits_BLV.argmax(-1) == part.tokens_BL).sum()
                 sums += torch.stack([missed.double(), matched.double()]).cpu()
-        self.ranks.add([sums])
+        self.world.add([sums])
         count = batch.tokens_BL.numel()
         return {"token_loss": sums[0].item() / count, "token_match": sums[1].item() / count}
 
@@ -228,7 +232,7 @@ class Training:
                 tensors[f"optimizer.{key}.{name}"] = value
         state = {
             "stream": self.stream.state_dict(),
-            "processes": self.ranks.size,
+            "processes": self.world.size,
             "device_batch_size": self.gradients.device_batch_size,
         }
         return Checkpoint(self.step, tensors, state, self.identity)
@@ -248,7 +252,7 @@ class Training:
                 self.optimizer.restore(parameter, state)
         self.stream.load_state_dict(checkpoint.state["stream"])
         # How a batch is cut decides how its sum is rounded: what fitted before is kept, as far as nobody says otherwise.
-        same = checkpoint.state["processes"] == self.ranks.size
+        same = checkpoint.state["processes"] == self.world.size
         if same and self.config.train.device_batch_size == "auto":
             at_once = min(self.gradients.device_batch_size, checkpoint.state["device_batch_size"])
             self.gradients.device_batch_size = at_once

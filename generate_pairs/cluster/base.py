@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
-from generate_pairs.cluster.work_queue import HandOut
+from generate_pairs.cluster.work_queue import WorkQueue
 
 Unit = TypeVar("Unit")
 
@@ -19,15 +19,15 @@ class Pool(Protocol):
     """Runs units somewhere, as long as they are handed out, and yields each as it ends."""
 
     def run(
-        self, work: Callable[[Unit], Any], hand_out: HandOut[Unit]
+        self, work: Callable[[Unit], Any], queue: WorkQueue[Unit]
     ) -> Iterator[tuple[Unit, Future[Any]]]: ...
 
 
 class InProcess:
     """One unit after another, here."""
 
-    def run(self, work: Callable[[Unit], Any], hand_out: HandOut[Unit]) -> Iterator[tuple[Unit, Future[Any]]]:
-        while (unit := hand_out.take()) is not None:
+    def run(self, work: Callable[[Unit], Any], queue: WorkQueue[Unit]) -> Iterator[tuple[Unit, Future[Any]]]:
+        while (unit := queue.pop()) is not None:
             future: Future[Any] = Future()
             try:
                 future.set_result(work(unit))

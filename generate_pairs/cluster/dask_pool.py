@@ -10,8 +10,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from generate_pairs.cluster.base import Unit, WorkersDied
-from generate_pairs.cluster.work_queue import HandOut
-from shards.core.callbacks import Tell
+from generate_pairs.cluster.work_queue import WorkQueue
+from shards.core.callbacks import Notify
 from shards.core.errors import Failed
 
 POLL_SECONDS = 0.5
@@ -26,16 +26,16 @@ class OnDask:
     and Dask, which blames a death on all units that the dead worker held, blames the one that ran.
     """
 
-    def __init__(self, client: Any, tell: Tell) -> None:
-        self.client, self.tell = client, tell
+    def __init__(self, client: Any, notify: Notify) -> None:
+        self.client, self.notify = client, notify
 
-    def run(self, work: Callable[[Unit], Any], hand_out: HandOut[Unit]) -> Iterator[tuple[Unit, Future[Any]]]:
+    def run(self, work: Callable[[Unit], Any], queue: WorkQueue[Unit]) -> Iterator[tuple[Unit, Future[Any]]]:
         ended: SimpleQueue[Any] = SimpleQueue()
         under_way: dict[Any, Unit] = {}
-        census = Census(self.client, self.tell)
-        while (under_way or not hand_out.is_over) and not hand_out.is_abandoned:
-            num_workers = census.count()
-            while len(under_way) < num_workers and (unit := hand_out.take()) is not None:
+        worker_count = WorkerCount(self.client, self.notify)
+        while (under_way or not queue.is_over) and not queue.cancelled:
+            num_workers = worker_count.count()
+            while len(under_way) < num_workers and (unit := queue.pop()) is not None:
                 submitted = self.client.submit(work, unit, pure=False)
                 under_way[submitted] = unit
                 submitted.add_done_callback(ended.put)
@@ -69,11 +69,11 @@ class OnDask:
         return outcome
 
 
-class Census:
+class WorkerCount:
     """How many workers a cluster has: asked now and then, and told when it has had none for long."""
 
-    def __init__(self, client: Any, tell: Tell, clock: Callable[[], float] = time.monotonic) -> None:
-        self.client, self.tell, self.clock = client, tell, clock
+    def __init__(self, client: Any, notify: Notify, clock: Callable[[], float] = time.monotonic) -> None:
+        self.client, self.notify, self.clock = client, notify, clock
         self._number = 0
         self._last_asked = -math.inf
         self._last_seen: float | None = clock()
@@ -94,7 +94,7 @@ class Census:
         if self._number:
             self._last_seen = now
         elif self._last_seen is not None and now - self._last_seen > PATIENCE_SECONDS:
-            self.tell(f"{_named(self.client)} has no workers; waiting for some")
+            self.notify(f"{_named(self.client)} has no workers; waiting for some")
             self._last_seen = None
         return self._number
 

@@ -9,17 +9,17 @@ from generate_pairs.cluster.base import InProcess, Pool
 from generate_pairs.cluster.dask_clusters import _connected, _local_cluster, _watched
 from generate_pairs.cluster.dask_pool import OnDask
 from generate_pairs.config import ClusterConfig
-from shards.core.callbacks import Tell
+from shards.core.callbacks import Notify
 
 
 @contextmanager
-def pool(cluster: ClusterConfig, workers: int, tell: Tell) -> Iterator[Pool]:
+def pool(cluster: ClusterConfig, workers: int, notify: Notify) -> Iterator[Pool]:
     """Where units run while the block does.
 
     Args:
         cluster: local processes, Slurm jobs, or the address of a Dask scheduler.
         workers: how many; 0 computes in this process. A scheduler that runs has its own number.
-        tell: hears what it is and where it can be watched.
+        notify: hears what it is and where it can be watched.
 
     Raises:
         Refused: there is no such cluster.
@@ -31,15 +31,15 @@ def pool(cluster: ClusterConfig, workers: int, tell: Tell) -> Iterator[Pool]:
 
     if cluster.scheduler == "local":
         with _local_cluster(workers, cluster.device) as local, Client(local) as client:
-            tell(f"{workers} local workers{_watched(client)}")
-            yield OnDask(client, tell)
+            notify(f"{workers} local workers{_watched(client)}")
+            yield OnDask(client, notify)
     elif cluster.scheduler == "slurm":
         from generate_pairs.cluster.slurm import slurm_cluster
 
         with slurm_cluster(cluster, workers) as jobs, Client(jobs) as client:
-            tell(f"{workers} Slurm jobs{_watched(client)}")
-            yield OnDask(client, tell)
+            notify(f"{workers} Slurm jobs{_watched(client)}")
+            yield OnDask(client, notify)
     else:
         with _connected(cluster.scheduler) as client:
-            tell(f"{cluster.scheduler}: {len(client.nthreads())} workers{_watched(client)}")
-            yield OnDask(client, tell)
+            notify(f"{cluster.scheduler}: {len(client.nthreads())} workers{_watched(client)}")
+            yield OnDask(client, notify)

@@ -12,12 +12,12 @@ Unit = TypeVar("Unit")
 """What is handed out: a work unit of stage one, a cell of an ablation."""
 
 
-class HandOut(Generic[Unit]):
+class WorkQueue(Generic[Unit]):
     """The units that nobody works on yet.
 
     Attributes:
         is_stopped: a stop was asked for while there were units left.
-        is_late: the next unit would not have ended in time.
+        past_deadline: the next unit would not have ended in time.
     """
 
     def __init__(
@@ -43,28 +43,30 @@ class HandOut(Generic[Unit]):
         self._left = len(units)
         self._should_stop, self._deadline, self._clock = should_stop, deadline, clock
         self._longest = 0.0
-        self.is_stopped = self.is_late = False
+        self.is_stopped = self.past_deadline = False
 
-    def took(self, seconds: float) -> None:
+    def record_duration(self, seconds: float) -> None:
         """One unit has ended: the next ones are expected to take as long as the longest so far."""
         self._longest = max(self._longest, seconds)
 
     @property
     def is_over(self) -> bool:
         """Whether no further unit will be handed out."""
-        if self._left and not (self.is_stopped or self.is_late):
+        if self._left and not (self.is_stopped or self.past_deadline):
             self.is_stopped = self._should_stop()
-            self.is_late = self._deadline is not None and self._clock() + self._longest >= self._deadline
-        return not self._left or self.is_stopped or self.is_late
+            self.past_deadline = (
+                self._deadline is not None and self._clock() + self._longest >= self._deadline
+            )
+        return not self._left or self.is_stopped or self.past_deadline
 
     @property
-    def is_abandoned(self) -> bool:
+    def cancelled(self) -> bool:
         """Whether nobody waits for the units under way any more."""
         if not self._waits and not self.is_stopped:
             self.is_stopped = self._should_stop()
         return not self._waits and self.is_stopped
 
-    def take(self) -> Unit | None:
+    def pop(self) -> Unit | None:
         """The next unit, None when there is none to begin."""
         if self.is_over:
             return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from generate_pairs.text.digit_captions import digits_words
+from generate_pairs.text.digit_captions import spelled_numbers
 from generate_pairs.text.small_t5 import SmallT5Config
 
 
@@ -125,7 +125,7 @@ RECIPES: Mapping[str, Recipe] = {
         tokenizer_phase=Phase(3_000, 64, 2e-3),
         transformer_phase=Phase(6_000, 64, 2e-3, weight_decay=0.02),
         encoder=SmallT5Config(
-            width=64, depth=2, num_heads=4, head_dim=16, ffn_width=128, words=digits_words()
+            width=64, depth=2, num_heads=4, head_dim=16, ffn_width=128, words=spelled_numbers()
         ),
     ),
     "digits-var": Recipe(

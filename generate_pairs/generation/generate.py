@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from generate_pairs.config import GenerateConfig
 from generate_pairs.generation.plan import plan_generation
-from generate_pairs.generation.shard_jobs import GenerationSummary, make_shards
+from generate_pairs.generation.shard_jobs import GenerationSummary, generate_shards
 from generate_pairs.generation.work_units import Task, work_unit
 from generate_pairs.text.feature_store import FOLDER as FEATURES_FOLDER
-from shards.core.callbacks import Report, ShouldStop, Tell
+from shards.core.callbacks import Notify, Report, ShouldStop
 from shards.dataset.captions import commit_captions, load_captions
 from shards.dataset.manifest import (
     Manifest,
@@ -35,7 +35,7 @@ def generate(
     should_stop: ShouldStop,
     task: Task | None = None,
     deadline: float | None = None,
-    tell: Tell = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> GenerationSummary:
     """Make every missing shard of a data set.
 
@@ -47,7 +47,7 @@ def generate(
         should_stop: asked before every shard; finished shards stay, and those under way are finished.
         task: make this share of the shards only, as one of several processes that know nothing of each other.
         deadline: when, by `time.monotonic`, the last shard should have ended: none is begun that would end later.
-        tell: hears once where the shards are made.
+        notify: hears once where the shards are made.
 
     Raises:
         Refused: the folder holds pairs made with other settings, or cannot be written to.
@@ -65,7 +65,7 @@ def generate(
     size = plan.spec.pairs_per_shard
     share = task or Task(0, 1)
     units = [work_unit(index, size, config.pairs.batch_size) for index in plan.missing if share.owns(index)]
-    made = make_shards(
+    made = generate_shards(
         config.teacher,
         root,
         plan.spec,
@@ -77,7 +77,7 @@ def generate(
         # Its worker is a process of its own, as one of a cluster is, and dies as alone.
         cluster=config.cluster.logging_into(root) if task else config.cluster,
         deadline=deadline,
-        tell=tell,
+        notify=notify,
     )
     join_when_complete(root, plan.num_shards)
     return made

@@ -13,7 +13,7 @@ from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.text.caption_lists import CaptionList, read_captions
-from generate_pairs.text.encoders import ENCODER_KEY, asked_encoder, recorded_encoder
+from generate_pairs.text.encoders import ENCODER_KEY, recorded_encoder, requested_encoder
 from generate_pairs.text.feature_store import EncoderSpec
 from shards.core.errors import Refused
 from shards.dataset.captions import captions_sha256, load_captions
@@ -113,7 +113,7 @@ def text_pair_spec(
     )
 
 
-def asked_pairs(
+def requested_pairs(
     config: GenerateConfig, loaded: LoadedTeacher, root: Location | None
 ) -> tuple[PairSpec, CaptionList | None]:
     """The data set that a configuration asks for, and the captions of a text-conditional teacher.
@@ -135,7 +135,7 @@ def asked_pairs(
     if root is None or there is None or there.captions is None:
         captions = read_captions(config.captions)
         return text_pair_spec(
-            config, loaded, captions, asked_encoder(config.captions, loaded.teacher)
+            config, loaded, captions, requested_encoder(config.captions, loaded.teacher)
         ), captions
     if config.captions.file is None:
         if config.captions.indices is not None:
@@ -144,7 +144,7 @@ def asked_pairs(
     else:
         captions = read_captions(config.captions)
     recorded = recorded_encoder(there.lineage)
-    encoder = asked_encoder(config.captions, loaded.teacher, recorded)
+    encoder = requested_encoder(config.captions, loaded.teacher, recorded)
     return text_pair_spec(config, loaded, captions, encoder), captions
 
 
@@ -152,9 +152,9 @@ def refuse_other_pairs(config: GenerateConfig, loaded: LoadedTeacher, root: Loca
     """Confirms that a data set is the one that a configuration asks for.
 
     Raises:
-        Refused: it is another one; names what differs. Or as `asked_pairs`.
+        Refused: it is another one; names what differs. Or as `requested_pairs`.
     """
-    spec, _ = asked_pairs(config, loaded, root)
+    spec, _ = requested_pairs(config, loaded, root)
     refuse_other_spec(root, spec)
 
 
@@ -184,7 +184,7 @@ def plan_generation(config: GenerateConfig, root: Location) -> GenerationPlan:
     """
     loaded = load_teacher(config.teacher.name)
     refuse_unknown_sampling(config, loaded)
-    spec, captions = asked_pairs(config, loaded, root)
+    spec, captions = requested_pairs(config, loaded, root)
     num_shards = config.pairs.num_shards
     missing: Sequence[int] = range(num_shards)
     if dataset_exists(root):

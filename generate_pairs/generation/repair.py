@@ -11,7 +11,7 @@ from pathlib import PurePath
 from generate_pairs.config import GenerateConfig, PairsConfig, TeacherConfig
 from generate_pairs.generation.generate import generate, join_when_complete
 from generate_pairs.generation.plan import refuse_fewer_pairs
-from generate_pairs.generation.shard_jobs import GenerationSummary, make_shards
+from generate_pairs.generation.shard_jobs import GenerationSummary, generate_shards
 from generate_pairs.generation.work_units import work_unit
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, refuse_unknown
 from shards.core.callbacks import Report, ShouldStop
@@ -57,7 +57,7 @@ def repair(
         should_stop: as in `generate`.
 
     Returns:
-        What was done; `mended` tells, shard by shard, how the new bytes compare with the old.
+        What was done; `replaced` tells, shard by shard, how the new bytes compare with the old.
 
     Raises:
         Refused: dataset.json itself or the list of captions is damaged, or the teacher is not the one that made the
@@ -86,7 +86,7 @@ def repair(
         )
         for index in indices
     ]
-    summary = make_shards(
+    summary = generate_shards(
         teacher,
         root,
         spec,

@@ -13,16 +13,16 @@ from pathlib import Path
 
 from generate_pairs.cluster.base import WorkersDied
 from generate_pairs.cluster.open_pool import pool
-from generate_pairs.cluster.work_queue import HandOut
+from generate_pairs.cluster.work_queue import WorkQueue
 from generate_pairs.compute.devices import chosen_device
 from generate_pairs.config import ClusterConfig, TeacherConfig
 from generate_pairs.generation.work_units import WorkUnit
-from generate_pairs.generation.worker import make_shard
-from generate_pairs.generation.worker_log import last_words, logged
-from shards.core.callbacks import Report, ShouldStop, Tell
+from generate_pairs.generation.worker import generate_shard
+from generate_pairs.generation.worker_log import last_lines, logged
+from shards.core.callbacks import Notify, Report, ShouldStop
 from shards.core.errors import Failed, OutOfTime, Refused, Stopped
 from shards.dataset.manifest_row import shard_name
-from shards.dataset.replace_shard import Mended
+from shards.dataset.replace_shard import Replacement
 from shards.format.spec import PairSpec
 from shards.storage.paths import Location
 
@@ -34,16 +34,16 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True)
 class GenerationSummary:
-    """What a generation did; `mended` tells of the shards that replaced others, by their place."""
+    """What a generation did; `replaced` tells of the shards that replaced others, by their place."""
 
-    num_shards_made: int
-    num_pairs_made: int
+    num_shards: int
+    num_pairs: int
     seconds: float
-    mended: tuple[Mended, ...] = ()
+    replaced: tuple[Replacement, ...] = ()
 
     @property
     def pairs_per_second(self) -> float:
-        return self.num_pairs_made / self.seconds if self.seconds else 0.0
+        return self.num_pairs / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Outcome:
     """What came of a unit: how long it took, and of one that replaces a shard, how the new one compares."""
 
     seconds: float
-    mended: Mended | None
+    replaced: Replacement | None
 
 
 def run_unit(job: Job, unit: WorkUnit) -> Outcome:
@@ -78,11 +78,11 @@ def run_unit(job: Job, unit: WorkUnit) -> Outcome:
     with _ONE_AT_A_TIME:
         began = time.monotonic()
         with logged(job.log_folder, shard_name(unit.shard_index)) if job.log_folder else nullcontext():
-            result = make_shard(job.root, job.spec, job.teacher, unit, chosen_device(job.device))
-        return Outcome(time.monotonic() - began, result if isinstance(result, Mended) else None)
+            result = generate_shard(job.root, job.spec, job.teacher, unit, chosen_device(job.device))
+        return Outcome(time.monotonic() - began, result if isinstance(result, Replacement) else None)
 
 
-def make_shards(
+def generate_shards(
     teacher: TeacherConfig,
     root: Location,
     spec: PairSpec,
@@ -94,7 +94,7 @@ def make_shards(
     should_stop: ShouldStop,
     cluster: ClusterConfig | None = None,
     deadline: float | None = None,
-    tell: Tell = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> GenerationSummary:
     """Make these shards, on a pool of workers.
 
@@ -113,54 +113,54 @@ def make_shards(
     cluster = cluster or ClusterConfig()
     size = spec.pairs_per_shard
     done_before = num_pairs - len(units) * size
-    made, failures, mended = 0, list[str](), list[Mended]()
-    hand_out = HandOut(units, should_stop, deadline)
+    made, failures, replaced = 0, list[str](), list[Replacement]()
+    queue = WorkQueue(units, should_stop, deadline)
     if units:
         report(done_before, num_pairs, "")
         if cluster.scheduler != "local" or workers:
             cluster = cluster.logging_into(root)
         job = _job(teacher, root, spec, cluster)
         try:
-            with pool(cluster, min(_num_workers(cluster, workers), len(units)), tell) as running:
-                for unit, future in running.run(partial(run_unit, job), hand_out):
-                    if (mishap := _mishap(unit, future, job)) is not None:
-                        failures.append(mishap)
+            with pool(cluster, min(_num_workers(cluster, workers), len(units)), notify) as running:
+                for unit, future in running.run(partial(run_unit, job), queue):
+                    if (failure := _failure(unit, future, job)) is not None:
+                        failures.append(failure)
                     else:
                         made += 1
                         outcome = future.result()
-                        hand_out.took(outcome.seconds)
-                        mended += [outcome.mended] if outcome.mended else []
+                        queue.record_duration(outcome.seconds)
+                        replaced += [outcome.replaced] if outcome.replaced else []
                     note = f"{len(failures)} failed" if failures else ""
                     report(done_before + made * size, num_pairs, note)
         except Failed as error:
             raise Failed(
                 f"{error}. {made} of {len(units)} missing shards in {root} are made and kept"
             ) from error
-    _end_early(hand_out, f"{made} of {len(units)} missing shards are made and kept", failures)
+    _end_early(queue, f"{made} of {len(units)} missing shards are made and kept", failures)
     if failures:
         raise Failed(
-            f"{len(failures)} of {len(units)} shards in {root} could not be made: {listed(failures)}. "
+            f"{len(failures)} of {len(units)} shards in {root} could not be made: {join_first(failures)}. "
             "The rest are done; the same command makes what is missing"
         )
-    mended.sort(key=lambda one: one.row.first_pair)
-    return GenerationSummary(made, made * size, time.monotonic() - began, tuple(mended))
+    replaced.sort(key=lambda one: one.row.first_pair)
+    return GenerationSummary(made, made * size, time.monotonic() - began, tuple(replaced))
 
 
-def _end_early(hand_out: HandOut, kept: str, failures: Sequence[str]) -> None:
+def _end_early(queue: WorkQueue, kept: str, failures: Sequence[str]) -> None:
     """Ends a generation that did not hand out all units.
 
     Raises:
         Stopped: a stop was asked for.
         OutOfTime: the next shard would have ended too late.
     """
-    failed = f". {len(failures)} could not be made: {listed(failures)}" if failures else ""
-    if hand_out.is_late:
+    failed = f". {len(failures)} could not be made: {join_first(failures)}" if failures else ""
+    if queue.past_deadline:
         raise OutOfTime(f"the next shard might not end before the time limit; {kept}{failed}")
-    if hand_out.is_stopped:
+    if queue.is_stopped:
         raise Stopped(f"{kept}{failed}")
 
 
-def listed(failures: Sequence[str]) -> str:
+def join_first(failures: Sequence[str]) -> str:
     """The first mishaps in full: a thousand of them have few reasons."""
     more = len(failures) - LISTED_FAILURES
     return "; ".join(failures[:LISTED_FAILURES]) + (f"; and {more} more" if more > 0 else "")
@@ -173,14 +173,14 @@ def _job(teacher: TeacherConfig, root: Location, spec: PairSpec, cluster: Cluste
         # A GPU that the job did not ask for may be seen there, but is somebody else's.
         device = "cuda" if cluster.gpus else "cpu"
     logs = Path(cluster.log_folder) if cluster.log_folder else None
-    return Job(root.absolute(), spec, teacher.with_whole_path(), device, logs)
+    return Job(root.absolute(), spec, teacher.with_absolute_path(), device, logs)
 
 
 def _num_workers(cluster: ClusterConfig, workers: int) -> int:
     return cluster.jobs if cluster.scheduler == "slurm" else workers
 
 
-def _mishap(unit: WorkUnit, future: Future[Outcome], job: Job) -> str | None:
+def _failure(unit: WorkUnit, future: Future[Outcome], job: Job) -> str | None:
     """Which shard could not be made, and why; None where it was made.
 
     Raises:
@@ -193,12 +193,12 @@ def _mishap(unit: WorkUnit, future: Future[Outcome], job: Job) -> str | None:
             raise refusal
         case Failed() | OSError() | ImportError() as error:
             raise Failed(str(error)) from error
-        case mishap:
-            reason = str(mishap) or repr(mishap)
+        case failure:
+            reason = str(failure) or repr(failure)
     name = shard_name(unit.shard_index)
-    if not isinstance(mishap, WorkersDied) or job.log_folder is None:
+    if not isinstance(failure, WorkersDied) or job.log_folder is None:
         return f"{name}: {reason}"
-    words = last_words(job.log_folder, name)
+    words = last_lines(job.log_folder, name)
     if words is None:
         return f"{name}: {reason}; their logs are in {job.log_folder} on the machines they ran on"
     path, lines = words

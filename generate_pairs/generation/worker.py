@@ -30,7 +30,7 @@ from shards.core.errors import Failed
 from shards.dataset.captions import load_captions
 from shards.dataset.manifest import read_spec
 from shards.dataset.manifest_row import ManifestRow, shard_name
-from shards.dataset.replace_shard import Mended, mend_shard
+from shards.dataset.replace_shard import Replacement, replace_shard
 from shards.dataset.writer import commit_shard, committed_row
 from shards.format.noise import gaussian_noise
 from shards.format.pairs import Pairs, label
@@ -103,9 +103,9 @@ def pair_maker(config: TeacherConfig, solver_steps: int, sha256: str, device: st
     return PairMaker(loaded.teacher, flow_map, SamplingSettings.of(config.model_dump()))
 
 
-def make_shard(
+def generate_shard(
     root: Location, spec: PairSpec, config: TeacherConfig, unit: WorkUnit, device: str = "cpu"
-) -> ManifestRow | Mended:
+) -> ManifestRow | Replacement:
     """Make and commit one shard; running it twice gives the same bytes.
 
     A shard that is committed by now, by another driver perhaps, costs no computing, unless it is to be replaced.
@@ -138,7 +138,7 @@ def make_shard(
         }
         pairs = Pairs.concatenate(batches)
         if unit.replaces:
-            return mend_shard(root, spec, unit.shard_index, pairs, facts, unit.committed)
+            return replace_shard(root, spec, unit.shard_index, pairs, facts, unit.committed)
         return commit_shard(root, spec, unit.shard_index, pairs, facts)
 
 

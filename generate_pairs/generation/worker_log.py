@@ -45,7 +45,7 @@ def logged(folder: Path, shard: str) -> Iterator[None]:
     _note(log, f"ends {shard} after {time.monotonic() - began:.1f} s")
 
 
-def last_words(folder: Path, shard: str) -> tuple[Path, Sequence[str]] | None:
+def last_lines(folder: Path, shard: str) -> tuple[Path, Sequence[str]] | None:
     """The log of the worker that died last while it made a shard, and the log's last lines.
 
     None where no log in the folder begins the shard without ending it: the worker wrote it on another machine.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from generate_pairs.config import TINY
 from generate_pairs.teachers.base import Teacher
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.published import TEACHERS
 from generate_pairs.teachers.registry import build_teacher
 from generate_pairs.teachers.tiny_random import tiny_teacher
@@ -140,7 +140,7 @@ def load_teacher(
         header, tensors = _read(path)
         # On the meta device nothing is allocated, so the weights are in memory once.
         try:
-            with blank():
+            with on_meta_device():
                 teacher = build_teacher(header["family"], header["transformer"], header["tokenizer"])
         except (TypeError, ValueError) as error:
             raise Refused(
@@ -174,7 +174,7 @@ def shape_of_teacher(name: str) -> tuple[str, Teacher]:
     else:
         with _opened(resolve(name)) as (header, _):
             family, configs = header["family"], (header["transformer"], header["tokenizer"])
-    with blank():
+    with on_meta_device():
         return family, build_teacher(family, *configs)
 
 

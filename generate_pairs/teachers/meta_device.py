@@ -37,7 +37,7 @@ def normal_rows(*shape: int) -> Tensor:
 
 
 @contextmanager
-def blank() -> Iterator[None]:
+def on_meta_device() -> Iterator[None]:
     """Modules that are built in the block lie on the meta device: nothing is allocated and nothing computed."""
     with torch.device("meta"), _Uninitialised():
         yield

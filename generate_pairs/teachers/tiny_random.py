@@ -16,7 +16,7 @@ from torch import Tensor
 
 from generate_pairs.config import TINY
 from generate_pairs.teachers.base import Teacher
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.published import TEACHERS
 from generate_pairs.teachers.registry import build_teacher
 from shards.core.errors import Refused
@@ -56,7 +56,7 @@ def tiny_teacher(name: str) -> tuple[str, Teacher]:
         tokenizer, vocab_size=VOCAB_SIZE, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=2 * latent_size
     )
     # On the meta device no layer draws weights of its own, which would come from the global generator.
-    with blank():
+    with on_meta_device():
         teacher = build_teacher(published.family, asdict(small_transformer), asdict(small_tokenizer))
     weights = {key: drawn(key, tensor) for key, tensor in teacher.state_dict().items()}
     teacher.load_state_dict(weights, assign=True)

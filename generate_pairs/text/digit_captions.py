@@ -41,6 +41,6 @@ def digit_of(caption: str) -> int | None:
 
 
 @cache
-def digits_words() -> tuple[str, ...]:
+def spelled_numbers() -> tuple[str, ...]:
     """The words of all captions, sorted."""
     return tuple(sorted({word for caption in digits_captions() for word in caption.split()}))

@@ -24,7 +24,7 @@ ENCODER_KEY = "text_encoder"
 """Of a lineage: the record of the encoder."""
 
 
-def asked_encoder(
+def requested_encoder(
     config: CaptionsConfig, teacher: Teacher, recorded: EncoderSpec | None = None
 ) -> EncoderSpec:
     """The encoder that the settings name, as a text-conditional teacher needs it; nothing of it is loaded.
@@ -39,7 +39,7 @@ def asked_encoder(
         Refused: there is none of that name, or its features are not those that the teacher takes.
     """
     takes = teacher.transformer.config
-    name = config.with_whole_paths().encoder
+    name = config.with_absolute_paths().encoder
     if recorded is not None and (name is None or recorded.name in (name, os.path.abspath(name))):
         return recorded if name is None else replace(recorded, dtype=config.encoder_dtype)
     if name is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from generate_pairs.config import ENCODERS, TINY
 from generate_pairs.teachers.checkpoints import load_strictly
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.tiny_random import drawn
 from generate_pairs.text.base import Encoded, TextEncoder
 from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, padded
@@ -104,7 +104,7 @@ def embedded_names() -> tuple[str, ...]:
 
 def tiny_random(width: int) -> SmallT5:
     """An encoder of bytes with random weights, the same whenever it is asked for."""
-    with blank():
+    with on_meta_device():
         model = SmallT5(SmallT5Config(width, depth=1, num_heads=2, head_dim=16, ffn_width=32))
     weights = {name: drawn(name, tensor) for name, tensor in model.state_dict().items()}
     model.load_state_dict(weights, assign=True)
@@ -139,7 +139,7 @@ def _read(path: Path) -> SmallT5:
             f"captions.encoder: {path} is no text encoder of this project ({error}): one that was trained with "
             "its teacher, a folder of a T5, or hf://OWNER/REPOSITORY"
         ) from error
-    with blank():
+    with on_meta_device():
         model = SmallT5(config)
     load_strictly(model, tensors, path)
     return model

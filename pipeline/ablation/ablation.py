@@ -14,9 +14,9 @@ from distill.student.networks import build_network
 from distill.training.preflight import check_distillation
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from pipeline.ablation.cell import CellDir
-from pipeline.ablation.grid import Cell, Match, look_interval
+from pipeline.ablation.grid import Cell, Match, eval_interval
 from pipeline.config.keys import leaves
 from pipeline.config.run_config import RunConfig, to_toml
 from pipeline.run_folder.run_dir import RunDir, check
@@ -75,7 +75,7 @@ class Ablation:
 
     def every_of(self, cell: Cell) -> int:
         """Steps between looks at a cell."""
-        return look_interval(cell.config, self.every)
+        return eval_interval(cell.config, self.every)
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether a cell needs no more work."""
@@ -180,7 +180,7 @@ def _refuse_size(cell: Cell, available: int, manifest: Manifest) -> None:
 
 def _refuse_small_disk(ablation: Ablation, loaded: LoadedTeacher) -> None:
     """Weights, averages and two moments in each checkpoint that stays, and the export: for every cell to come."""
-    with blank():
+    with on_meta_device():
         network = build_network(loaded.family, loaded.teacher.transformer.config, loaded.teacher.codebook_dim)
     weights = sum(4 * parameter.numel() for parameter in network.parameters())
     decoder = sum(tensor.nbytes for tensor in loaded.teacher.tokenizer.decoder_state().values())

@@ -15,11 +15,11 @@ from typing import Any
 from distill.evaluation.curve_scores import StudentScores
 from distill.training.metrics import join_metrics
 from distill.training.state import Training
-from distill.training.trainer import Watch, train
+from distill.training.trainer import EvalCallback, train
 from pipeline.config.run_config import RunConfig
 from pipeline.report.run_page import write_report
 from pipeline.run_folder.run_dir import RunDir, check, claim
-from pipeline.runtime.progress import teller
+from pipeline.runtime.progress import notifier
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Refused
 from shards.storage.files import commit_bytes, list_names, read_bytes
@@ -105,9 +105,9 @@ def run_cell(
         return
     # Before the folder is claimed: a run's folder without it would have pairs of its own made. A whole path: who goes on
     # with the cell may stand elsewhere.
-    commit_bytes(cell.run.pairs_elsewhere, f"{pairs.absolute()}\n".encode())
+    commit_bytes(cell.run.external_pairs, f"{pairs.absolute()}\n".encode())
     claim(root, config)
-    look = Look(config)
+    run = CellEvaluator(config)
     trained = train(
         config.distill,
         config.teacher.name,
@@ -116,8 +116,8 @@ def run_cell(
         size=config.pairs.num_pairs,
         report=report,
         should_stop=should_stop,
-        watch=Watch(every, lambda training: cell.add(training.step, look(training))),
-        tell=teller(root.name),
+        eval_callback=EvalCallback(every, lambda training: cell.add(training.step, run(training))),
+        notify=notifier(root.name),
     )
     join_metrics(cell.run.student / "metrics", cell.run.metrics)
     write_report(cell.run)
@@ -126,7 +126,7 @@ def run_cell(
     commit_bytes(cell.finished, (json.dumps(mark, indent=2) + "\n").encode())
 
 
-class Look:
+class CellEvaluator:
     """Measures a student on its way: on held-out pairs, on pairs that it learns from, and by its images."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -134,7 +134,7 @@ class Look:
 
     def __call__(self, training: Training) -> list[Number]:
         numbers: list[Number] = []
-        for name, batch in (("heldout", training.heldout_batch), ("train", training.seen_batch)):
+        for name, batch in (("heldout", training.heldout_batch), ("train", training.train_batch)):
             protocol = f"{len(batch.index_B)} {'held-out' if name == 'heldout' else 'training'} pairs"
             numbers += [
                 {"method": None, "metric": f"{name}_{metric}", "value": value, "protocol": protocol}

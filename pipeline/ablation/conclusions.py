@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pipeline.ablation.ablation import Ablation
-from pipeline.ablation.figures import method_words
+from pipeline.ablation.figures import describe_method
 from pipeline.ablation.page import DRAWN, write_answers
-from pipeline.ablation.power_law import MIN_SIZES, CannotTell, PowerLaw, doubling_sentence, fit_power_law
+from pipeline.ablation.power_law import MIN_SIZES, NoFit, PowerLaw, doubling_sentence, fit_power_law
 from pipeline.ablation.table import (
-    Final,
+    FinalValue,
     Series,
     final_numbers,
     read_table,
@@ -20,9 +20,9 @@ from pipeline.ablation.table import (
     values_by_size,
 )
 from pipeline.config.run_config import to_toml
-from pipeline.report.metric_names import GAP
+from pipeline.report.metric_names import GENERALISATION_GAP
 
-Fitted = dict[Series, PowerLaw | CannotTell]
+Fitted = dict[Series, PowerLaw | NoFit]
 
 
 def answer(ablation: Ablation, failures: Sequence[tuple[str, str]]) -> list[str]:
@@ -58,16 +58,16 @@ def answer(ablation: Ablation, failures: Sequence[tuple[str, str]]) -> list[str]
     return [to_markdown(finals).rstrip("\n"), *sentences, f"{ablation.root / 'report.html'}"]
 
 
-def fitted(finals: Sequence[Final]) -> Fitted:
+def fitted(finals: Sequence[FinalValue]) -> Fitted:
     """A law for each series, or why there is none."""
     return {
         series: fit_power_law(np.array(sizes), np.array(values))
         for series, (sizes, values) in values_by_size(finals).items()
-        if series.metric in DRAWN or series.metric == GAP
+        if series.metric in DRAWN or series.metric == GENERALISATION_GAP
     }
 
 
-def sentences_of(finals: Sequence[Final], laws: Mapping[Series, PowerLaw | CannotTell]) -> Iterator[str]:
+def sentences_of(finals: Sequence[FinalValue], laws: Mapping[Series, PowerLaw | NoFit]) -> Iterator[str]:
     """What doubling the pairs from the largest size would change, for each metric and method that has figures."""
     settings = settings_of(finals)
     num_sizes = max(len({final.size for final in finals if final.series == series}) for series in laws)
@@ -82,7 +82,7 @@ def sentences_of(finals: Sequence[Final], laws: Mapping[Series, PowerLaw | Canno
         if title is None:
             continue
         largest = max(final.size for final in finals if final.series == series)
-        of = [method_words(series.method)] if series.method else []
+        of = [describe_method(series.method)] if series.method else []
         of += [series.setting.text] if len(settings) > 1 else []
         # Within a sentence; a name keeps its capital.
         words = title if title.startswith("Fréchet") else title[0].lower() + title[1:]
@@ -90,7 +90,7 @@ def sentences_of(finals: Sequence[Final], laws: Mapping[Series, PowerLaw | Canno
         yield doubling_sentence(f"{words}{detail}", law, largest)
 
 
-def _facts(ablation: Ablation, finals: Sequence[Final]) -> list[tuple[str, str]]:
+def _facts(ablation: Ablation, finals: Sequence[FinalValue]) -> list[tuple[str, str]]:
     cells = {(final.series.setting, final.size, seed) for final in finals for seed, _ in final.seeds}
     steps = sorted({final.step for final in finals})
     return [

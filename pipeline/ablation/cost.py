@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.training.checkpoint import refuse_other_training
-from distill.training.distributed import joined_ranks
+from distill.training.distributed import init_distributed
 from distill.training.state import Training
 from generate_pairs.compute.threads import computing_threads
 from pipeline.ablation.ablation import Ablation
-from pipeline.ablation.cell import Look
+from pipeline.ablation.cell import CellEvaluator
 from pipeline.ablation.grid import Cell
 from pipeline.config.run_config import RunConfig
 from pipeline.runtime.progress import duration
@@ -62,9 +62,9 @@ def plan_lines(ablation: Ablation, report: Report) -> list[str]:
 
 def measured(config: RunConfig, pairs: Location) -> CellCost:
     """Train a few steps and look once, in this process; keeps nothing."""
-    with joined_ranks(config.train.device) as ranks, computing_threads(1):
-        training = Training(config.distill, config.teacher.name, pairs, config.pairs.num_pairs, ranks)
-        look = Look(config)
+    with init_distributed(config.train.device) as world, computing_threads(1):
+        training = Training(config.distill, config.teacher.name, pairs, config.pairs.num_pairs, world)
+        look = CellEvaluator(config)
         for _ in range(WARM_STEPS):
             training.update()
         began, steps = time.monotonic(), 0

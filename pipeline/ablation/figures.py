@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from pipeline.ablation.table import Curve, Final, Series, Setting, settings_of
+from pipeline.ablation.table import AblationSetting, FinalValue, LearningCurve, Series, settings_of
 from pipeline.report.figure_style import (
     MARKERS,
     QUIET,
@@ -24,7 +24,7 @@ from pipeline.report.figure_style import (
     scale_values,
     style,
 )
-from pipeline.report.metric_names import GAP, LINEAR, axis_words
+from pipeline.report.metric_names import GENERALISATION_GAP, LINEAR, axis_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ class Stretch(NamedTuple):
     high_N: np.ndarray
 
 
-def labels(settings: Sequence[Setting]) -> dict[Setting, str]:
+def labels(settings: Sequence[AblationSetting]) -> dict[AblationSetting, str]:
     """Each setting in no more words than tell it from the others; in full where there is but one."""
     common = set.intersection(*(set(setting.parts) for setting in settings)) if len(settings) > 1 else set()
     return {setting: "; ".join(part for part in setting.parts if part not in common) for setting in settings}
@@ -61,14 +61,14 @@ def labels(settings: Sequence[Setting]) -> dict[Setting, str]:
 
 @style()
 def metric_against_size(
-    finals: Sequence[Final], metric: str, method: str | None = None, laws: Laws | None = None
+    finals: Sequence[FinalValue], metric: str, method: str | None = None, laws: Laws | None = None
 ) -> Figure:
     """Final values over the number of training pairs: mean and spread over seeds, seeds as faint dots, and laws.
 
     A law is drawn where there is one, dashed from the largest size of its setting to twice that.
     """
     shown = [final for final in finals if final.series.metric == metric]
-    figure, axes = new_figure(PAIRS, axis_words(metric, shown[0].protocol))
+    figure, axes = new_figure(PAIRS, axis_label(metric, shown[0].protocol))
     settings, drawn = settings_of(finals), _laws(shown, laws or {})
     handles = []
     for index, setting in enumerate(settings):
@@ -103,14 +103,14 @@ def metric_against_size(
     scale_values(axes, _values(shown, drawn), metric in LINEAR)
     sizes = sorted({final.size for final in shown})
     scale_sizes(axes, sizes, max(sizes[-1], *(ahead.size_N[-1] for _, ahead in drawn.values()), 0))
-    head(figure, method_words(method), handles if len(settings) > 1 else [])
+    head(figure, describe_method(method), handles if len(settings) > 1 else [])
     return figure
 
 
 @style()
-def gap_against_size(finals: Sequence[Final], laws: Laws | None = None) -> Figure:
+def gap_against_size(finals: Sequence[FinalValue], laws: Laws | None = None) -> Figure:
     """How much better the student does on pairs that it learned from, over the number of training pairs."""
-    figure = metric_against_size(finals, GAP, None, laws)
+    figure = metric_against_size(finals, GENERALISATION_GAP, None, laws)
     (axes,) = figure.axes
     low, high = axes.get_ylim()
     if low <= 0 <= high:
@@ -119,7 +119,9 @@ def gap_against_size(finals: Sequence[Final], laws: Laws | None = None) -> Figur
 
 
 @style()
-def curves_by_size(curves: Sequence[Curve], metric: str, method: str | None, setting: Setting) -> Figure:
+def curves_by_size(
+    curves: Sequence[LearningCurve], metric: str, method: str | None, setting: AblationSetting
+) -> Figure:
     """A metric over epochs in one setting, a line for each size: figure 8 of arXiv 2412.17153."""
     sizes = sorted({curve.size for curve in curves})
     shades = dict(zip(sizes, _shades(len(sizes)), strict=True))
@@ -128,12 +130,12 @@ def curves_by_size(curves: Sequence[Curve], metric: str, method: str | None, set
         for curve in curves
         if curve.series == Series(setting, method, metric)
     ]
-    title = " · ".join(filter(None, (method_words(method), setting.text)))
+    title = " · ".join(filter(None, (describe_method(method), setting.text)))
     return _draw_curves([curve for curve in curves if curve.series.metric == metric], title, lines)
 
 
 @style()
-def curves_by_setting(curves: Sequence[Curve], metric: str, method: str | None, size: int) -> Figure:
+def curves_by_setting(curves: Sequence[LearningCurve], metric: str, method: str | None, size: int) -> Figure:
     """A metric over epochs at one size, a line for each setting: figure 7 of arXiv 2412.17153."""
     settings = settings_of(curves)
     names = labels(settings)
@@ -142,19 +144,19 @@ def curves_by_setting(curves: Sequence[Curve], metric: str, method: str | None, 
         for curve in curves
         if curve.series[1:] == (method, metric) and curve.size == size
     ]
-    title = " · ".join(filter(None, (method_words(method), f"{size:,} training pairs")))
+    title = " · ".join(filter(None, (describe_method(method), f"{size:,} training pairs")))
     compared = [curve for curve in curves if curve.series.metric == metric and curve.size == size]
     return _draw_curves(compared, title, lines)
 
 
-def comparable_size(curves: Iterable[Curve], metric: str, method: str | None) -> int | None:
+def comparable_size(curves: Iterable[LearningCurve], metric: str, method: str | None) -> int | None:
     """The largest size at which two settings can be compared, None where there is none."""
     sizes = [curve.size for curve in curves if curve.series[1:] == (method, metric)]
     return max((size for size in sizes if sizes.count(size) > 1), default=None)
 
 
 def _draw_curves(
-    compared: Sequence[Curve], title: str, lines: Sequence[tuple[Curve, Any, str, str]]
+    compared: Sequence[LearningCurve], title: str, lines: Sequence[tuple[LearningCurve, Any, str, str]]
 ) -> Figure:
     """Lines with bands of the spread over a logarithmic epoch axis.
 
@@ -164,7 +166,7 @@ def _draw_curves(
         lines: curve, colour, marker and label of each.
     """
     metric = compared[0].series.metric
-    figure, axes = new_figure(EPOCHS, axis_words(metric, compared[0].protocol))
+    figure, axes = new_figure(EPOCHS, axis_label(metric, compared[0].protocol))
     handles = []
     for curve, colour, marker, label in lines:
         # A logarithmic axis has no place for what was measured before the first step.
@@ -184,7 +186,7 @@ def _draw_curves(
     return figure
 
 
-def _laws(shown: Iterable[Final], laws: Laws) -> dict[Series, tuple[Stretch, Stretch]]:
+def _laws(shown: Iterable[FinalValue], laws: Laws) -> dict[Series, tuple[Stretch, Stretch]]:
     """Every law of what a metric's figures show: over the sizes, and from the largest to twice that."""
     sizes: dict[Series, list[int]] = {}
     for final in shown:
@@ -203,12 +205,12 @@ def _stretch(law: Law, first: int, last: int) -> Stretch:
 
 
 def _values(
-    shown: Iterable[Final | Curve], laws: Mapping[Series, Iterable[Stretch]] | None = None
+    shown: Iterable[FinalValue | LearningCurve], laws: Mapping[Series, Iterable[Stretch]] | None = None
 ) -> list[float]:
     """Every value that the figures of a metric have to show, with its spread, and of laws' bands what is near."""
     found: list[float] = []
     for number in shown:
-        if isinstance(number, Final):
+        if isinstance(number, FinalValue):
             found += [value for _, value in number.seeds]
             pairs = [(number.mean, number.spread)]
         else:
@@ -242,7 +244,7 @@ def _shades(count: int) -> list[Any]:
     return [colormaps["viridis"](position) for position in np.linspace(0.05, 0.82, count)[::-1]]
 
 
-def method_words(method: str | None) -> str:
+def describe_method(method: str | None) -> str:
     """`student-2` as `student-2 (two steps)`; others by their name."""
     name, _, steps = (method or "").rpartition("-")
     words = {"1": "one step", "2": "two steps"}.get(steps, f"{steps} steps")

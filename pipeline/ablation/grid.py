@@ -19,7 +19,7 @@ from shards.core.errors import Refused
 from shards.core.mismatch import flat
 from shards.core.settings import FREE
 
-LOOKS = 10
+EVALUATIONS = 10
 """How often a cell is looked at on its way, where nobody says otherwise."""
 
 Match = Literal["steps", "epochs"]
@@ -174,9 +174,9 @@ def swept_values(base: RunConfig, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def look_interval(config: RunConfig, every: int | None) -> int:
+def eval_interval(config: RunConfig, every: int | None) -> int:
     """Steps between two looks at a cell."""
-    return every or math.ceil(config.train.num_steps / LOOKS)
+    return every or math.ceil(config.train.num_steps / EVALUATIONS)
 
 
 def _size(text: str, available: int) -> int:

@@ -16,13 +16,13 @@ from pipeline.ablation.figures import (
     comparable_size,
     curves_by_setting,
     curves_by_size,
+    describe_method,
     gap_against_size,
-    method_words,
     metric_against_size,
 )
 from pipeline.ablation.table import (
-    Curve,
-    Final,
+    FinalValue,
+    LearningCurve,
     curves,
     final_numbers,
     methods_of,
@@ -33,7 +33,7 @@ from pipeline.ablation.table import (
 )
 from pipeline.report.figure_style import Drawn, draw
 from pipeline.report.html import fill
-from pipeline.report.metric_names import GAP
+from pipeline.report.metric_names import GENERALISATION_GAP
 from shards.storage.files import commit_bytes, list_names, remove
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def write_answers(folder: Path, table: pyarrow.Table, about: Mapping[str, Any], 
         about: `name`, `description`, `match` ("steps" or "epochs"), `facts` as (name, text), `sentences` with the
             answers, `unfinished` as (cell, reason), `config` as TOML. Rows of unfinished cells are left out: their
             last step is not their end.
-        laws: what was fitted, by setting (`Setting.text`), method and metric; what has a `reason` instead of a curve
-            is not drawn, and its reason is told.
+        laws: what was fitted, by setting (`AblationSetting.text`), method and metric; what has a `reason` instead of
+            a curve is not drawn, and its reason is printed.
 
     Raises:
         Refused: the folder cannot be written to.
@@ -121,7 +121,7 @@ def write_answers(folder: Path, table: pyarrow.Table, about: Mapping[str, Any], 
     commit_bytes(folder / "report.html", page.encode())
 
 
-def figures_by_size(finals: Sequence[Final], laws: Laws) -> Iterator[Shown]:
+def figures_by_size(finals: Sequence[FinalValue], laws: Laws) -> Iterator[Shown]:
     """Final values against the number of pairs, for each metric and method."""
     for metric, title in DRAWN.items():
         for method in methods_of(finals, metric):
@@ -133,22 +133,27 @@ def figures_by_size(finals: Sequence[Final], laws: Laws) -> Iterator[Shown]:
             )
 
 
-def figures_of_gap(finals: Sequence[Final], laws: Laws) -> Iterator[Shown]:
+def figures_of_gap(finals: Sequence[FinalValue], laws: Laws) -> Iterator[Shown]:
     """The overfitting gap against the number of pairs, where it was measured."""
-    if methods_of(finals, GAP):
+    if methods_of(finals, GENERALISATION_GAP):
         words = "Overfitting gap (held-out less training cross-entropy) against the number of training pairs."
         figure = gap_against_size(finals, laws)
-        yield _show(_name("size", GAP, None), words, figure, _reasons(finals, GAP, None, laws))
+        yield _show(
+            _name("size", GENERALISATION_GAP, None),
+            words,
+            figure,
+            _reasons(finals, GENERALISATION_GAP, None, laws),
+        )
 
 
-def figures_on_the_way(ways: Sequence[Curve]) -> Iterator[tuple[str, Iterator[Shown]]]:
+def figures_on_the_way(ways: Sequence[LearningCurve]) -> Iterator[tuple[str, Iterator[Shown]]]:
     """For each metric its title and its curves: by size in each setting, then by setting at one size."""
     for metric, title in DRAWN.items():
         if methods_of(ways, metric):
             yield title, _on_the_way(ways, metric, title)
 
 
-def _on_the_way(ways: Sequence[Curve], metric: str, title: str) -> Iterator[Shown]:
+def _on_the_way(ways: Sequence[LearningCurve], metric: str, title: str) -> Iterator[Shown]:
     methods, taken = methods_of(ways, metric), set[str]()
     for setting in settings_of(ways):
         for method in methods:
@@ -179,10 +184,10 @@ def _name(kind: str, metric: str, method: str | None, setting: str = "") -> str:
 
 
 def _of(title: str, method: str | None) -> str:
-    return f"{title} of {method_words(method)}" if method else title
+    return f"{title} of {describe_method(method)}" if method else title
 
 
-def _reasons(finals: Sequence[Final], metric: str, method: str | None, laws: Laws) -> Iterator[str]:
+def _reasons(finals: Sequence[FinalValue], metric: str, method: str | None, laws: Laws) -> Iterator[str]:
     """Why there is no curve, where a law was looked for in vain; settings of the same reason together."""
     settings = settings_of(finals)
     found: dict[str, list[str]] = {}

@@ -44,7 +44,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class CannotTell:
+class NoFit:
     """No law: why the data cannot tell, as the end of a sentence."""
 
     reason: str
@@ -136,7 +136,7 @@ class PowerLaw:
         return guess_3N
 
 
-def fit_power_law(size_N: Array, value_N: Array) -> PowerLaw | CannotTell:
+def fit_power_law(size_N: Array, value_N: Array) -> PowerLaw | NoFit:
     """Fit y(n) = a + b n^-c, c > 0 and b of either sign, to a metric of N runs.
 
     Args:
@@ -157,16 +157,16 @@ def fit_power_law(size_N: Array, value_N: Array) -> PowerLaw | CannotTell:
         raise ValueError("sizes must be positive numbers of pairs")
     num_bad = np.count_nonzero(~np.isfinite(value_N))
     if num_bad:
-        return CannotTell(f"{num_bad} of {len(value_N)} values are not finite")
+        return NoFit(f"{num_bad} of {len(value_N)} values are not finite")
     # Sums depend on the order of their terms in the last bit.
     order = np.lexsort((value_N, size_N))
     size_K, index_N, count_K = np.unique(size_N[order], return_inverse=True, return_counts=True)
     if len(size_K) < MIN_SIZES:
-        return CannotTell(f"a curve needs at least {MIN_SIZES} sizes, and there are {len(size_K)}")
+        return NoFit(f"a curve needs at least {MIN_SIZES} sizes, and there are {len(size_K)}")
     origin, unit = float(value_N.min()), float(np.ptp(value_N))
     rounding = 4 * np.finfo(np.float64).eps * float(np.abs(value_N).max())
     if unit <= rounding:
-        return CannotTell("all values are equal")
+        return NoFit("all values are equal")
     scaled_N = (value_N[order] - origin) / unit
     mean_K = np.bincount(index_N, weights=scaled_N) / count_K
     # Data without noise still have rounding errors: no squares are less than theirs, so that none are zero.
@@ -174,19 +174,19 @@ def fit_power_law(size_N: Array, value_N: Array) -> PowerLaw | CannotTell:
     runs = Runs(size_K, count_K, mean_K, within, len(value_N) - 2)
     exponents = _exponents(runs)
     if _is_misfit(runs, exponents):
-        return CannotTell("no power law comes nearly as close to the sizes' means as seeds of one size agree")
+        return NoFit("no power law comes nearly as close to the sizes' means as seeds of one size agree")
     law = _law(runs, exponents, origin, unit)
     change = law.doubling(law.sizes[1])
     # Every change has the sign of -b: the intervals hold zero from any size on, or from none.
     if change.low <= 0 <= change.high:
         interval = f"{_digits(change.low, 2)} to {_digits(change.high, 2)}"
-        return CannotTell(f"the 90 % interval from {law.sizes[1]:,.0f} on, {interval}, contains zero")
+        return NoFit(f"the 90 % interval from {law.sizes[1]:,.0f} on, {interval}, contains zero")
     return law
 
 
-def doubling_sentence(metric: str, law: PowerLaw | CannotTell, size: int) -> str:
+def doubling_sentence(metric: str, law: PowerLaw | NoFit, size: int) -> str:
     """What twice as many pairs as `size` > 0 would do to a metric (its name in words), or why nobody can tell."""
-    if isinstance(law, CannotTell):
+    if isinstance(law, NoFit):
         unknown = f"What doubling the pairs from {size:,} would change in the {metric}"
         return f"{unknown}, these data cannot tell: {law.reason}."
     change = law.doubling(size)

@@ -11,12 +11,12 @@ from typing import Any
 
 from generate_pairs.cluster.base import InProcess, Pool
 from generate_pairs.cluster.open_pool import pool
-from generate_pairs.cluster.work_queue import HandOut
+from generate_pairs.cluster.work_queue import WorkQueue
 from pipeline.ablation.ablation import Ablation, claim_ablation
 from pipeline.ablation.cell import run_cell
 from pipeline.ablation.collect import write_table
-from pipeline.ablation.grid import Cell, look_interval
-from shards.core.callbacks import Report, ShouldStop, Tell
+from pipeline.ablation.grid import Cell, eval_interval
+from shards.core.callbacks import Notify, Report, ShouldStop
 from shards.core.errors import Stopped
 from shards.storage.paths import Location
 
@@ -25,7 +25,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def run_ablation(
-    ablation: Ablation, *, workers: int, report: Report, should_stop: ShouldStop, tell: Tell
+    ablation: Ablation, *, workers: int, report: Report, should_stop: ShouldStop, notify: Notify
 ) -> list[tuple[str, str]]:
     """Train every cell that is not finished, and write the table of all that are.
 
@@ -34,7 +34,7 @@ def run_ablation(
         workers: local worker processes; 0 trains in this one. Without meaning for another cluster.
         report: called with (steps done, steps in all, the cell under way).
         should_stop: asked after every step in this process; cells on workers go on from their last checkpoints.
-        tell: hears once where the cells are trained.
+        notify: hears once where the cells are trained.
 
     Returns:
         The cells that failed, each with the reason; the others are done.
@@ -49,29 +49,29 @@ def run_ablation(
     failures: list[tuple[str, str]] = []
     if todo:
         progress = _Progress(ablation, todo, report)
-        hand_out = HandOut(todo, should_stop, waits=False)
+        queue = WorkQueue(todo, should_stop, waits=False)
         cluster = ablation.base.cluster.logging_into(ablation.root)
         asked = cluster.jobs if cluster.scheduler == "slurm" else workers
-        with pool(cluster, min(asked, len(todo)), tell) as running:
-            for cell, future in running.run(_work(ablation, running, progress, should_stop), hand_out):
+        with pool(cluster, min(asked, len(todo)), notify) as running:
+            for cell, future in running.run(_work(ablation, running, progress, should_stop), queue):
                 if (reason := _failure(future)) is not None:
                     failures.append((cell.name, reason))
                 progress.ended(cell)
-        if hand_out.is_stopped:
+        if queue.is_stopped:
             left = sum(not ablation.is_finished(cell) for cell in ablation.cells)
             raise Stopped(f"{len(ablation.cells) - left} of {len(ablation.cells)} cells are done and kept")
     write_table(ablation)
     return failures
 
 
-def train_elsewhere(pairs: Location, cells_folder: Path, every: int | None, cell: Cell) -> None:
+def train_in_processes(pairs: Location, cells_folder: Path, every: int | None, cell: Cell) -> None:
     """Train a cell on a worker, which tells nobody how far it is. Raises as `run_cell`."""
     with _ONE_AT_A_TIME:
         run_cell(
             cell.config,
             pairs,
             cells_folder / cell.name,
-            look_interval(cell.config, every),
+            eval_interval(cell.config, every),
             report=lambda *_: None,
             should_stop=lambda: False,
         )
@@ -102,7 +102,7 @@ def _work(
     """What trains a cell: here it tells every step and stops after any, elsewhere it travels without them."""
     if not isinstance(running, InProcess):
         return partial(
-            train_elsewhere, ablation.pairs.absolute(), ablation.cells_folder.absolute(), ablation.every
+            train_in_processes, ablation.pairs.absolute(), ablation.cells_folder.absolute(), ablation.every
         )
 
     def here(cell: Cell) -> None:

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.report.metric_names import GAP
+from pipeline.report.metric_names import GENERALISATION_GAP
 from pipeline.report.table import NOTHING, Table
 from shards.core.errors import Refused
 from shards.storage.files import read_bytes
@@ -44,7 +44,7 @@ COLUMNS = {
 SUMMARY = (
     ("heldout_token_loss", "held-out cross-entropy", 4),
     ("heldout_token_match", "held-out token match", 4),
-    (GAP, "overfitting gap", 4),
+    (GENERALISATION_GAP, "overfitting gap", 4),
     ("frechet_distance", "Fréchet distance", 3),
     ("recall", "recall", 3),
 )
@@ -54,7 +54,7 @@ _LOSSES = ("heldout_token_loss", "train_token_loss")
 
 
 @dataclass(frozen=True)
-class Setting:
+class AblationSetting:
     """What is compared at every size: the student's timesteps and a value for each swept key, as text.
 
     A value is None where the cell has none of its own, but the preset's.
@@ -84,7 +84,7 @@ class Setting:
 class Series(NamedTuple):
     """What is measured of what: a metric of a method (None: on pairs, without a method), in a setting."""
 
-    setting: Setting
+    setting: AblationSetting
     method: str | None
     metric: str
 
@@ -97,7 +97,7 @@ class SeedValue(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Final:
+class FinalValue:
     """A number of the answer: what the seeds of one size came to at their last step."""
 
     series: Series
@@ -126,7 +126,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Curve:
+class LearningCurve:
     """A metric on its way, by ascending epoch."""
 
     series: Series
@@ -162,7 +162,7 @@ def read_table(path: Path) -> pyarrow.Table:
         raise Refused(f"{path} is no table of an ablation ({error}): {way_out}") from error
 
 
-def final_numbers(table: pyarrow.Table, without: Collection[str] = ()) -> list[Final]:
+def final_numbers(table: pyarrow.Table, without: Collection[str] = ()) -> list[FinalValue]:
     """What the cells came to at their last steps, seeds taken together; by setting, size, method and metric.
 
     Args:
@@ -178,7 +178,7 @@ def final_numbers(table: pyarrow.Table, without: Collection[str] = ()) -> list[F
         if row["step"] == last[row["cell"]]:
             groups[row["series"], row["size"]].append(row)
     finals = [
-        Final(
+        FinalValue(
             series=series,
             size=size,
             seeds=tuple(sorted(SeedValue(row["seed"], row["value"]) for row in group)),
@@ -191,7 +191,7 @@ def final_numbers(table: pyarrow.Table, without: Collection[str] = ()) -> list[F
     return sorted(finals, key=_in_order)
 
 
-def curves(table: pyarrow.Table, without: Collection[str] = ()) -> list[Curve]:
+def curves(table: pyarrow.Table, without: Collection[str] = ()) -> list[LearningCurve]:
     """How the cells came there, seeds taken together step by step; in the order of `final_numbers`."""
     groups: defaultdict[tuple[Series, int], defaultdict[int, list[dict[str, Any]]]]
     groups = defaultdict(lambda: defaultdict(list))
@@ -205,11 +205,11 @@ def curves(table: pyarrow.Table, without: Collection[str] = ()) -> list[Curve]:
             for values in ([row["value"] for row in group],)
         ]
         protocol = next(iter(by_step.values()))[0]["protocol"]
-        found.append(Curve(series, size, tuple(sorted(points)), protocol))
+        found.append(LearningCurve(series, size, tuple(sorted(points)), protocol))
     return sorted(found, key=_in_order)
 
 
-def values_by_size(finals: Iterable[Final]) -> dict[Series, tuple[list[int], list[float]]]:
+def values_by_size(finals: Iterable[FinalValue]) -> dict[Series, tuple[list[int], list[float]]]:
     """For each series its sizes and values, one a seed: what a law is fitted to."""
     found: defaultdict[Series, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
     for final in finals:
@@ -219,18 +219,18 @@ def values_by_size(finals: Iterable[Final]) -> dict[Series, tuple[list[int], lis
     return dict(found)
 
 
-def settings_of(numbers: Iterable[Final | Curve]) -> list[Setting]:
+def settings_of(numbers: Iterable[FinalValue | LearningCurve]) -> list[AblationSetting]:
     """Every setting, once, in order."""
     return sorted({number.series.setting for number in numbers}, key=lambda setting: setting.order)
 
 
-def methods_of(numbers: Iterable[Final | Curve], metric: str) -> list[str | None]:
+def methods_of(numbers: Iterable[FinalValue | LearningCurve], metric: str) -> list[str | None]:
     """Of what a metric was measured, in order; [None] for a metric of pairs, [] for one that was not measured."""
     found = {number.series.method for number in numbers if number.series.metric == metric}
     return sorted(found, key=lambda method: method or "")
 
 
-def summary_table(finals: Sequence[Final]) -> Table:
+def summary_table(finals: Sequence[FinalValue]) -> Table:
     """A row for each setting and size, `mean ± spread` for each important metric that was measured."""
     columns = [
         (method, metric, f"{title}, {method}" if method else title, digits)
@@ -244,7 +244,7 @@ def summary_table(finals: Sequence[Final]) -> Table:
         found = [cells.get((Series(setting, method, metric), size)) for method, metric, _, _ in columns]
         seeds = max((len(final.seeds) for final in found if final), default=0)
         numbers = [
-            _in_words(final, digits, seeds) for final, (_, _, _, digits) in zip(found, columns, strict=True)
+            _describe(final, digits, seeds) for final, (_, _, _, digits) in zip(found, columns, strict=True)
         ]
         swept = [NOTHING if value is None else value for _, value in setting.swept]
         table.append((setting.timesteps, *swept, f"{size:,}", str(seeds), *numbers))
@@ -252,7 +252,7 @@ def summary_table(finals: Sequence[Final]) -> Table:
     return Table(header, tuple(table))
 
 
-def to_markdown(finals: Sequence[Final]) -> str:
+def to_markdown(finals: Sequence[FinalValue]) -> str:
     """The table for people."""
     table = summary_table(finals)
     first = table.header.index("training pairs")
@@ -262,7 +262,7 @@ def to_markdown(finals: Sequence[Final]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
-def to_csv(finals: Sequence[Final]) -> str:
+def to_csv(finals: Sequence[FinalValue]) -> str:
     """All final numbers, one a line, with every digit; the spread is empty where there is one seed."""
     keys = [key for key, _ in finals[0].series.setting.swept] if finals else []
     text = io.StringIO()
@@ -282,7 +282,7 @@ def _rows(table: pyarrow.Table, without: Collection[str]) -> list[dict[str, Any]
     rows = []
     for row in table.to_pylist():
         if row["cell"] not in without and row["value"] is not None and math.isfinite(row["value"]):
-            setting = Setting(row["timesteps"], tuple((key, row[key]) for key in keys))
+            setting = AblationSetting(row["timesteps"], tuple((key, row[key]) for key in keys))
             rows.append({**row, "series": Series(setting, row["method"], row["metric"])})
     return [*rows, *_gaps(rows)]
 
@@ -297,14 +297,14 @@ def _gaps(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             heldout, seen = (look[metric] for metric in _LOSSES)
             yield {
                 **heldout,
-                "series": Series(heldout["series"].setting, None, GAP),
-                "metric": GAP,
+                "series": Series(heldout["series"].setting, None, GENERALISATION_GAP),
+                "metric": GENERALISATION_GAP,
                 "value": heldout["value"] - seen["value"],
                 "protocol": f"{heldout['protocol']} against {seen['protocol']}",
             }
 
 
-def _in_order(number: Final | Curve) -> tuple[Any, ...]:
+def _in_order(number: FinalValue | LearningCurve) -> tuple[Any, ...]:
     setting, method, metric = number.series
     return setting.order, number.size, method or "", metric
 
@@ -322,7 +322,7 @@ def _spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _in_words(final: Final | None, digits: int, seeds: int) -> str:
+def _describe(final: FinalValue | None, digits: int, seeds: int) -> str:
     """`mean ± spread`; with the number of seeds only where a row's numbers differ in it."""
     if final is None:
         return NOTHING

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.published_numbers import Published, published_rows, published_source
-from pipeline.run_folder.results import Row, judged_words, seconds_per_image, speedup, steady_batch
+from pipeline.run_folder.results import Row, describe_evaluation, seconds_per_image, speedup, steady_batch
 
 HEADER = (
     *("method", "steps", "parameters", "Frechet", "to teacher", "inception", "precision", "recall"),
@@ -70,7 +70,7 @@ def method_table(evaluation: Mapping[str, Any], teacher: str) -> MethodTable:
     cells = [line for row in rows for line in _with_published(row, rows, batch, published)]
     cells += [_published_cells(one, one.method) for one in published if one.method not in known]
     return MethodTable(
-        f"Protocol {judged_words(evaluation)}",
+        f"Protocol {describe_evaluation(evaluation)}",
         tuple(cells),
         tuple(_notes(evaluation, batch, published)),
     )

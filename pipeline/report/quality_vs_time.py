@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.report.figure_style import INK, QUIET, SETTING_COLOURS, head, new_figure, scale, style
-from pipeline.report.metric_names import axis_words
+from pipeline.report.metric_names import axis_label
 from pipeline.report.published_numbers import Published
 from pipeline.run_folder.results import Row, seconds_per_image, steady_batch
 
@@ -70,7 +70,7 @@ def quality_against_time(rows: Sequence[Row], protocol: str, published: Sequence
         if one.seconds_per_image and not one.is_later and (kind := kind_of(one.method))
     ]
     figure, axes = new_figure(
-        f"milliseconds an image, in batches of {steady_batch(rows)}", axis_words(METRIC, protocol)
+        f"milliseconds an image, in batches of {steady_batch(rows)}", axis_label(METRIC, protocol)
     )
     handles = []
     for index, (kind, (words, marker)) in enumerate(KINDS.items()):

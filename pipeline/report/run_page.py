@@ -14,7 +14,14 @@ from pipeline.report.published_numbers import published_rows
 from pipeline.report.table import NOTHING, Table, _number, _times, _whole, _with_deviation
 from pipeline.report.terminal_summary import took
 from pipeline.report.training_charts import training_curves
-from pipeline.run_folder.results import Results, Row, judged_words, read_results, seconds_per_image, speedup
+from pipeline.run_folder.results import (
+    Results,
+    Row,
+    describe_evaluation,
+    read_results,
+    seconds_per_image,
+    speedup,
+)
 from pipeline.run_folder.run_dir import RunDir
 from pipeline.runtime.progress import duration
 from shards.storage.files import commit_bytes
@@ -55,7 +62,7 @@ class Judgement:
     def of(cls, evaluation: Mapping[str, Any], teacher: str) -> Judgement:
         """That of an evaluation.json; the teacher's name tells what is published about it."""
         return cls(
-            judged_words(evaluation),
+            describe_evaluation(evaluation),
             evaluation_table(evaluation["rows"]),
             quality_picture(evaluation, teacher),
             evaluation.get("repeats", 1) > 1,
@@ -81,7 +88,7 @@ def render(results: Results) -> str:
         headlines=headlines(results),
         pictures=pictures(results),
         captions=[shortened(caption) for caption in results.evaluation.get("captions", [])],
-        judged=judged_words(results.evaluation) if results.rows else "",
+        judged=describe_evaluation(results.evaluation) if results.rows else "",
         judgements=[
             Judgement.of(evaluation, results.config.teacher.name) for evaluation in results.evaluations
         ],

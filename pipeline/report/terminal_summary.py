@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from pipeline.run_folder.results import PairStatistics, Results, Row, judged_words, seconds_per_image, speedup
+from pipeline.run_folder.results import (
+    PairStatistics,
+    Results,
+    Row,
+    describe_evaluation,
+    seconds_per_image,
+    speedup,
+)
 from pipeline.runtime.progress import duration
-from shards.dataset.replace_shard import Mended
+from shards.dataset.replace_shard import Replacement
 
 SCORES = (
     ("frechet_distance", "Frechet"),
@@ -36,7 +43,7 @@ def summary_lines(results: Results) -> list[str]:
         f"timesteps {','.join(map(str, config.student.timesteps))}, split {config.student.split}"
     )
     if results.rows:
-        lines.append(f"judged    {judged_words(results.evaluation)}")
+        lines.append(f"judged    {describe_evaluation(results.evaluation)}")
     lines += table_lines(results.rows, SUMMARY_METHODS)
     lines.append(f"took      {took(results)}")
     lines.append(
@@ -53,17 +60,17 @@ def pairs_line(pairs: PairStatistics) -> str:
     )
 
 
-def mended_lines(mended: Sequence[Mended]) -> list[str]:
+def replacement_lines(replaced: Sequence[Replacement]) -> list[str]:
     """How shards that were made again compare with the old ones, a line each; many alike are summed up."""
-    equal = [one.row.shard for one in mended if one.is_equal]
-    others = [one for one in mended if not one.is_equal]
+    equal = [one.row.shard for one in replaced if one.is_equal]
+    others = [one for one in replaced if not one.is_equal]
     if len(equal) > MANY:
         lines = [f"{len(equal):,} shards: equal to what was committed"]
     else:
         lines = [f"{shard}: equal to what was committed" for shard in equal]
     lines += [f"{one.row.shard}: {_difference(one)}; it has a new row" for one in others[:MANY]]
     if more := others[MANY:]:
-        total = Mended(
+        total = Replacement(
             row=more[0].row,
             is_equal=False,
             num_tokens=sum(one.num_tokens for one in more),
@@ -74,7 +81,7 @@ def mended_lines(mended: Sequence[Mended]) -> list[str]:
     return lines
 
 
-def _difference(one: Mended) -> str:
+def _difference(one: Replacement) -> str:
     if not one.num_compared:
         return "nothing is left to compare it with"
     lost = one.num_tokens - one.num_compared

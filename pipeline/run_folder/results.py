@@ -167,7 +167,7 @@ def speedup(row: Row, rows: Sequence[Row], batch_size: int = 1) -> float | None:
     return teacher / own if teacher and own else None
 
 
-def judged_words(evaluation: Mapping[str, Any]) -> str:
+def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
     """What the numbers of an evaluation mean nothing without, as in `digits, 2,000 images, noise seed 0`."""
     seed, repeats = evaluation["seed"], evaluation.get("repeats", 1)
     seeds = f"noise seed {seed}" if repeats == 1 else f"noise seeds {seed} to {seed + repeats - 1}"

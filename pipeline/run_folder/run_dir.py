@@ -52,12 +52,12 @@ class RunDir:
     def pairs(self) -> Location:
         """The pair data set: the run's own, or the one elsewhere that it shares with other runs."""
         try:
-            return location(self.pairs_elsewhere.read_text("utf-8").strip())
+            return location(self.external_pairs.read_text("utf-8").strip())
         except FileNotFoundError:
             return self.root / "pairs"
 
     @property
-    def pairs_elsewhere(self) -> Path:
+    def external_pairs(self) -> Path:
         """A file that holds the folder or URL of the pairs, where they are not the run's own."""
         return self.root / "pairs.location"
 

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from shards.core.callbacks import Report, Tell
+from shards.core.callbacks import Notify, Report
 
 FIRST_LINE_SECONDS = 5.0
 LINE_INTERVAL_SECONDS = 10.0
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def teller(title: str) -> Tell:
+def notifier(title: str) -> Notify:
     """What long work tells a person once, on standard error: `title: sentence`, between two lines of progress."""
     return lambda sentence: tqdm.write(f"{title}: {sentence}", file=sys.stderr)
 

@@ -10,5 +10,5 @@ Report = Callable[[int, int, str], None]
 ShouldStop = Callable[[], bool]
 """Asked between units of work; once it says yes, the work keeps what is finished and raises `Stopped`."""
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 """Told a sentence that a person should read once, while the work goes on."""

@@ -21,7 +21,7 @@ from shards.dataset.manifest_row import (
     table_problem,
 )
 from shards.dataset.reader import check_file, decode_shard
-from shards.format.content_rules import broken_rules, foreign_noise
+from shards.format.content_rules import broken_rules, wrong_noise
 from shards.format.pairs import Pairs
 from shards.format.spec import Array, PairSpec
 from shards.storage.files import read_bytes, sha256_bytes
@@ -127,7 +127,7 @@ def _content_check(
     except (Refused, Failed) as error:
         message = f"{error}; run `onestep shards repair {root}`"
         return ShardCheck((*findings, Finding("broken", str(path), message)), row.sha256, sha256)
-    foreign_B = foreign_noise(spec, pairs, whole=True)
+    foreign_B = wrong_noise(spec, pairs, whole=True)
     broken = [Finding(kind, str(path), problem) for kind, problem in broken_rules(spec, pairs, foreign_B)]
     if texts is not None and pairs.text_B is not None:
         others = np.flatnonzero(pairs.text_B != np.array(texts, dtype=object))

@@ -14,7 +14,7 @@ from shards.core.errors import Failed
 from shards.dataset.manifest import View
 from shards.dataset.manifest_row import ManifestRow, shard_path
 from shards.format.caption_members import first_blocks, read_texts, sample_rows
-from shards.format.content_rules import broken_rules, foreign_noise
+from shards.format.content_rules import broken_rules, wrong_noise
 from shards.format.noise import gaussian_noise
 from shards.format.pairs import Pairs, checksum
 from shards.format.spec import Array, PairSpec
@@ -45,7 +45,7 @@ def read_shard(
             check_file(row, data)
         pairs = decode_shard(spec, row, data)
         if verify and rules:
-            for _, problem in broken_rules(spec, pairs, foreign_noise(spec, pairs, whole=False)):
+            for _, problem in broken_rules(spec, pairs, wrong_noise(spec, pairs, whole=False)):
                 raise Failed(problem)
         return pairs
 

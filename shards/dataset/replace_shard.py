@@ -20,7 +20,7 @@ from shards.storage.paths import Location
 
 
 @dataclass(frozen=True)
-class Mended:
+class Replacement:
     """How a shard that was made again compares with the one that it replaces.
 
     Attributes:
@@ -38,14 +38,14 @@ class Mended:
     num_differing: int = 0
 
 
-def mend_shard(
+def replace_shard(
     root: Location,
     spec: PairSpec,
     shard_index: int,
     pairs: Pairs,
     row_extras: Mapping[str, Any],
     committed: ManifestRow | None,
-) -> Mended:
+) -> Replacement:
     """Puts a shard in place of what is there: how a damaged or lost one is mended.
 
     Where the bytes are those that were committed, only the file is put back. Otherwise file and row are
@@ -70,12 +70,12 @@ def mend_shard(
             commit_bytes(path, data)
         if not _stands(root, committed):
             restore_row(root, committed)
-        return Mended(committed, True, pairs.tokens_BL.size)
+        return Replacement(committed, True, pairs.tokens_BL.size)
     blocks = first_blocks(spec, np.frombuffer(data, dtype=np.uint8), len(pairs))
     num_compared, num_differing = _compared(spec, pairs, blocks, path)
     commit_bytes(path, data)
     replace_row(root, row)
-    return Mended(row, False, pairs.tokens_BL.size, num_compared, num_differing)
+    return Replacement(row, False, pairs.tokens_BL.size, num_compared, num_differing)
 
 
 def _stands(root: Location, row: ManifestRow) -> bool:

@@ -21,7 +21,7 @@ def broken_rules(spec: PairSpec, pairs: Pairs, foreign_B: Array) -> Iterator[tup
     Args:
         spec: the data set's spec.
         pairs: consecutive pairs, at least one.
-        foreign_B: which pairs hold noise that is not theirs, see `foreign_noise`.
+        foreign_B: which pairs hold noise that is not theirs, see `wrong_noise`.
     """
     # Without its sign, a negative token lies beyond any vocabulary.
     unsigned_BL = pairs.tokens_BL.view(f"u{spec.token_dtype.itemsize}")
@@ -38,7 +38,7 @@ def broken_rules(spec: PairSpec, pairs: Pairs, foreign_B: Array) -> Iterator[tup
             yield kind, f"{np.count_nonzero(breaking_B)} pairs, the first of them {first}, hold {what}"
 
 
-def foreign_noise(spec: PairSpec, pairs: Pairs, whole: bool) -> Array:
+def wrong_noise(spec: PairSpec, pairs: Pairs, whole: bool) -> Array:
     """Which of consecutive pairs (B,) hold other noise than their counter gives, bit by bit; bool.
 
     Args:

@@ -14,7 +14,7 @@ from shards.format.pairs import Pairs
 from shards.format.spec import Array
 from shards.streaming.order import Order, rank_slice
 from shards.streaming.shard_source import ShardSource
-from shards.streaming.shard_window import LoadedShards
+from shards.streaming.shard_window import ShardWindow
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class PairBatches(Dataset[PairBatch]):
         return self.view.first + self.order.indices(start, stop), epoch_B
 
     @cached_property
-    def _loaded(self) -> LoadedShards:
+    def _loaded(self) -> ShardWindow:
         """Made in the process that reads, so that nothing of it is ever handed to another one."""
         # A batch may end one window and begin the next.
-        return LoadedShards(self.source, self.view, min(2 * self.order.window, len(self.view.rows)))
+        return ShardWindow(self.source, self.view, min(2 * self.order.window, len(self.view.rows)))

@@ -17,7 +17,7 @@ KEPT_SECONDS = 7 * 24 * 3600
 """Notes of a job that added none for so long are taken away; a job that lives then hashes again."""
 
 
-class Ledger:
+class HashCache:
     """Remembers checks that passed, for this process or, in a folder, for all that share it."""
 
     def __init__(self, folder: Path | None = None) -> None:

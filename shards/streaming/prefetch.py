@@ -22,7 +22,7 @@ ORPHANED_SECONDS = 1.0
 """So often a worker looks whether there is still someone to read for."""
 
 
-class LoadedAhead(Iterator[PairBatch]):
+class PrefetchedBatches(Iterator[PairBatch]):
     """The batches from some number on, the same whatever the number of workers.
 
     What a worker cannot make is raised where that batch would have been handed over, and as it is without workers.
@@ -40,7 +40,7 @@ class LoadedAhead(Iterator[PairBatch]):
             prefetch: how many batches each makes ahead.
             pin_memory: put batches where a GPU can copy from while the CPU goes on.
         """
-        with warnings.catch_warnings(), _told_where_it_is_asked():
+        with warnings.catch_warnings(), without_sigchld_handler():
             # More workers than cores is what remote shards want: most of them wait.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             self._outcomes: Any = iter(_loader(batches, first, num_workers, prefetch, pin_memory))
@@ -67,7 +67,7 @@ class LoadedAhead(Iterator[PairBatch]):
 
 
 @contextmanager
-def _told_where_it_is_asked() -> Iterator[None]:
+def without_sigchld_handler() -> Iterator[None]:
     """Takes torch's handler of SIGCHLD away again: it would raise in the middle of whatever the parent is at."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -14,23 +14,23 @@ from shards.dataset.reader import check_digest
 from shards.storage.files import read_bytes, reading
 from shards.storage.paths import Location
 from shards.streaming.download_cache import ShardCache
-from shards.streaming.hash_ledger import Ledger
+from shards.streaming.hash_ledger import HashCache
 from shards.streaming.memory_map import MappedFiles
 
 
 class ShardSource:
     """The files of a data set's shards; each is hashed when it is first read, and again when it has changed."""
 
-    def __init__(self, root: Location, ledger: Ledger, cache: ShardCache | None) -> None:
+    def __init__(self, root: Location, hash_cache: HashCache, cache: ShardCache | None) -> None:
         """The shards below a root.
 
         Args:
             root: the data set's folder.
-            ledger: remembers which files were hashed.
+            hash_cache: remembers which files were hashed.
             cache: keeps the shards of a root that is not on a disk of this host; None for one that is.
         """
         self.root = root
-        self._ledger = ledger
+        self._hash_cache = hash_cache
         self._cache = cache
 
     def path(self, row: ManifestRow) -> Location:
@@ -61,7 +61,7 @@ class ShardSource:
                 raise Failed("it was written to while it was read")
 
         def read(file: FileIO, name: str) -> bool:
-            return self._ledger.once(name, files.put(slot, file, row.num_bytes), row.sha256, check)
+            return self._hash_cache.once(name, files.put(slot, file, row.num_bytes), row.sha256, check)
 
         if self._cache is not None:
             return self._read_cached(self._cache, path, row, read)

@@ -10,7 +10,7 @@ from shards.core.errors import Failed
 from shards.dataset.manifest import View
 from shards.dataset.manifest_row import ManifestRow
 from shards.dataset.reader import FramedSamples, framed_samples, pairs_in_place, regenerated_noise, repairable
-from shards.format.content_rules import broken_rules, foreign_noise
+from shards.format.content_rules import broken_rules, wrong_noise
 from shards.format.pairs import Pairs
 from shards.format.spec import Array
 from shards.format.tar_layout import BLOCK, Member, layout_of
@@ -18,7 +18,7 @@ from shards.streaming.memory_map import MappedFiles
 from shards.streaming.shard_source import ShardSource
 
 
-class LoadedShards:
+class ShardWindow:
     """Up to `capacity` shards of a view, each held against its row as it comes in; the least recently used goes."""
 
     def __init__(self, source: ShardSource, view: View, capacity: int) -> None:
@@ -102,7 +102,7 @@ class LoadedShards:
         spec, samples = self._view.spec, self._take_apart(row, slot)
         made_again = None if spec.noise == "stored" else self._noise[slot].reshape(-1, *spec.noise_shape)
         pairs = pairs_in_place(spec, row, samples, made_again)
-        for _, problem in broken_rules(spec, pairs, foreign_noise(spec, pairs, whole=False)):
+        for _, problem in broken_rules(spec, pairs, wrong_noise(spec, pairs, whole=False)):
             raise Failed(problem)
 
     def _pairs(self, index_B: Array, slot_B: Array, place_B: Array) -> Pairs:

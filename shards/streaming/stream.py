@@ -14,9 +14,9 @@ from shards.format.spec import Array
 from shards.storage.paths import Location, location
 from shards.streaming.batches import PairBatch, PairBatches
 from shards.streaming.download_cache import DEFAULT_BYTES, ShardCache, default_folder
-from shards.streaming.hash_ledger import Ledger, job_folder
+from shards.streaming.hash_ledger import HashCache, job_folder
 from shards.streaming.order import Order
-from shards.streaming.prefetch import LoadedAhead
+from shards.streaming.prefetch import PrefetchedBatches
 from shards.streaming.shard_source import ShardSource
 
 STATE_VERSION = 1
@@ -94,10 +94,10 @@ class PairStream(Iterator[PairBatch]):
         self._pin_memory = pin_memory
         cache = None if isinstance(self.root, Path) else _cache(cache_dir, cache_bytes, view, window)
         # What one process hashes needs no note on disk.
-        ledger = Ledger(job_folder() if num_workers or world_size > 1 else None)
-        source = ShardSource(self.root, ledger, cache)
+        hash_cache = HashCache(job_folder() if num_workers or world_size > 1 else None)
+        source = ShardSource(self.root, hash_cache, cache)
         self._batches = PairBatches(source, view, order, batch_size, rank, world_size)
-        self._ahead: LoadedAhead | None = None
+        self._ahead: PrefetchedBatches | None = None
 
     def __next__(self) -> PairBatch:
         try:
@@ -168,7 +168,7 @@ class PairStream(Iterator[PairBatch]):
     def _batch(self, number: int) -> PairBatch:
         if self._num_workers:
             if self._ahead is None:
-                self._ahead = LoadedAhead(
+                self._ahead = PrefetchedBatches(
                     self._batches, number, self._num_workers, self._prefetch, self._pin_memory
                 )
             return next(self._ahead)

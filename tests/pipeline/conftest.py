@@ -70,7 +70,7 @@ class Stages:
     pairs_done: int = 0
     steps_done: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
-    mended: tuple[Any, ...] = ()
+    replaced: tuple[Any, ...] = ()
     asked: PairSpec = SPEC
 
     def plan_generation(self, config: Any, root: Path) -> Any:
@@ -91,20 +91,20 @@ class Stages:
         self._enter("generate", workers=workers)
         _write_pairs(root, 3)
         report(60, 60, "")
-        return SimpleNamespace(num_shards_made=3, num_pairs_made=60, seconds=2.0, pairs_per_second=30.0)
+        return SimpleNamespace(num_shards=3, num_pairs=60, seconds=2.0, pairs_per_second=30.0)
 
     def repair(
         self, root: Path, teacher: str | None, *, findings: Any, workers: int, report: Any, should_stop: Any
     ) -> Any:
         kinds = [finding.kind for finding in findings]
         self._enter("repair", workers=workers, root=root, teacher=teacher, findings=kinds)
-        return SimpleNamespace(num_shards_made=2, mended=self.mended)
+        return SimpleNamespace(num_shards=2, replaced=self.replaced)
 
     def extend(
         self, root: Path, num_pairs: int, teacher: str | None, *, workers: int, report: Any, should_stop: Any
     ) -> Any:
         self._enter("extend", workers=workers, root=root, num_pairs=num_pairs, teacher=teacher)
-        return SimpleNamespace(num_shards_made=0, num_pairs_made=0, pairs_per_second=0.0)
+        return SimpleNamespace(num_shards=0, num_pairs=0, pairs_per_second=0.0)
 
     def refuse_fewer_pairs(self, config: Any, root: Path) -> None:
         if config.pairs.num_pairs < self.pairs_done:
@@ -127,7 +127,7 @@ class Stages:
         size: Any,
         report: Any,
         should_stop: Any,
-        tell: Any = None,
+        notify: Any = None,
     ) -> Any:
         self._enter("train", size=size, teacher=teacher)
         out.mkdir(parents=True, exist_ok=True)

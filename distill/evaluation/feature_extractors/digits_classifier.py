@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distill.evaluation.feature_extractors.base import extract
 from generate_pairs.digits.dataset import NUM_CLASSES, augmented, load_digits_split
 from generate_pairs.teachers.base import to_unit_range
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from shards.core.errors import Failed
 from shards.storage.files import commit_bytes
 
@@ -76,7 +76,7 @@ def load_digits_classifier(path: Path = WEIGHTS) -> DigitsClassifier:
     Raises:
         Failed: the file is missing or does not hold exactly this classifier's tensors.
     """
-    with blank():
+    with on_meta_device():
         classifier = DigitsClassifier()
     try:
         classifier.load_state_dict(load_file(path), assign=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from generate_pairs.teachers.checkpoints import load_strictly
 from generate_pairs.teachers.importing.checkpoint_file import read_checkpoint
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from shards.core.errors import Refused
 
 DIM = 2048
@@ -139,7 +139,7 @@ def _blank_network() -> nn.Module:
     """torch-fidelity's network on the meta device; its own loader, which trusts any pickle, gets nothing to load."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    class Blank(FeatureExtractorInceptionV3):
+    class OnMetaDevice(FeatureExtractorInceptionV3):
         def load_state_dict(self, *arguments: Any, **more: Any) -> Any:
             return super().load_state_dict(*arguments, **more) if self.loads else None
 
@@ -148,8 +148,8 @@ def _blank_network() -> nn.Module:
     nothing = io.BytesIO()
     torch.save({}, nothing)
     nothing.seek(0)
-    with blank():
-        network = Blank("blank", [str(DIM)], feature_extractor_weights_path=nothing)
+    with on_meta_device():
+        network = OnMetaDevice("blank", [str(DIM)], feature_extractor_weights_path=nothing)
     network.loads = True
     return network
 

@@ -19,7 +19,7 @@ from generate_pairs.teachers.checkpoints import (
     save_teacher,
 )
 from generate_pairs.teachers.importing.checkpoint_file import SAFETENSORS, load_parts, two_files
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.published import TEACHERS
 from generate_pairs.teachers.registry import build_teacher
 from shards.core.errors import Refused
@@ -51,7 +51,7 @@ def import_teacher(files: Sequence[str], name: str) -> Path:
         refuse_other_import(out, [sha256[path] for path in given])
         return out
     # On the meta device nothing is allocated, so the weights are in memory once.
-    with blank():
+    with on_meta_device():
         teacher = build_teacher(
             published.family, asdict(published.transformer.config), asdict(published.tokenizer.config)
         )

@@ -12,7 +12,7 @@ from generate_pairs.teachers.checkpoints import (
     shortened,
 )
 from generate_pairs.teachers.importing.checkpoint_file import read_checkpoint
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.published import TEACHERS, VQ8, Container, HubFile, Part
 from generate_pairs.teachers.registry import family_of
 from shards.core.errors import Refused
@@ -35,7 +35,7 @@ def num_parameters(network: nn.Module) -> int:
 def published_transformer(name: str) -> nn.Module:
     """The transformer of a published teacher on the meta device: shapes alone."""
     published = TEACHERS[name]
-    with blank():
+    with on_meta_device():
         transformer: nn.Module = family_of(published.family).transformer(published.transformer.config)
     return transformer
 
@@ -44,7 +44,7 @@ def teacher_networks() -> dict[str, tuple[Part, nn.Module]]:
     """Every network of the table of teachers by what it is called, on the meta device; tokenizers once each."""
     found: dict[str, tuple[Part, nn.Module]] = {}
     seen: dict[HubFile, str] = {}
-    with blank():
+    with on_meta_device():
         for name, published in TEACHERS.items():
             found[f"transformer of {name}"] = (published.transformer, published_transformer(name))
             file = published.tokenizer.file
@@ -77,7 +77,7 @@ def inspect(path: Path, tables: Mapping[str, tuple[Part, nn.Module]]) -> list[Fi
     return [fit for fit in fits if not fit.wrong] or [min(fits, key=lambda fit: len(fit.wrong))]
 
 
-def in_words(fits: Sequence[Fit]) -> list[str]:
+def describe(fits: Sequence[Fit]) -> list[str]:
     """What `inspect` found, a line each."""
     if fits[0].wrong:
         nearest = fits[0]

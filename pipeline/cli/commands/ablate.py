@@ -122,7 +122,7 @@ def command(
     flags = {"captions.file": captions, "train.num_steps": num_steps, "cluster.scheduler": cluster}
     base = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
     # A cell is a run's folder of its own, and may be gone on with from anywhere.
-    base = base.model_copy(update={"teacher": base.teacher.with_whole_path()})
+    base = base.model_copy(update={"teacher": base.teacher.with_absolute_path()})
     swept: dict[str, tuple[object, ...]] = {}
     for key, values in map(parse_sweep, sweeps):
         if key in swept:
@@ -138,7 +138,7 @@ def command(
     cells = tuple(make_cells(base, axes, match))
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
     from generate_pairs.generation.plan import refuse_other_pairs
-    from generate_pairs.generation.shard_jobs import listed
+    from generate_pairs.generation.shard_jobs import join_first
     from generate_pairs.teachers.checkpoints import load_teacher
     from pipeline.ablation.ablation import Ablation, refuse_ablation
     from pipeline.ablation.conclusions import answer
@@ -161,12 +161,12 @@ def command(
             workers=_workers(workers, base.train.threads),
             report=report,
             should_stop=should_stop,
-            tell=lambda sentence: click.echo(sentence, err=True),
+            notify=lambda sentence: click.echo(sentence, err=True),
         )
     click.echo("\n".join(answer(ablation, failures)))
     if failures:
         raise Failed(
-            f"{len(failures)} of {len(cells)} cells failed: {listed([': '.join(each) for each in failures])}. "
+            f"{len(failures)} of {len(cells)} cells failed: {join_first([': '.join(each) for each in failures])}. "
             "The others are done; the same command tries these again"
         )
 

@@ -84,7 +84,7 @@ def command(
       onestep distill var-d16 --pairs pairs/d16 --out students/d16 --processes 8 --print-job-script > job.sh
     """
     from pipeline.config.run_config import compose, to_toml
-    from pipeline.runtime.progress import duration, progress, teller
+    from pipeline.runtime.progress import duration, notifier, progress
     from pipeline.runtime.signals import stopping
     from shards.core.errors import Refused
     from shards.dataset.manifest import Manifest
@@ -129,7 +129,7 @@ def command(
             size=size,
             report=report,
             should_stop=should_stop,
-            tell=teller("student"),
+            notify=notifier("student"),
         )
     if not trained.speaks:
         return

@@ -64,7 +64,7 @@ def command(
       onestep evaluate runs/var-d16 --protocol folder --reference photos --set evaluation.features=inception
     """
     from pipeline.config.run_config import as_text
-    from pipeline.evaluation_request import asked_evaluation, planned, result_file, tables
+    from pipeline.evaluation_request import planned, requested_evaluation, result_file, tables
     from pipeline.run_folder.run_dir import RunDir
 
     run_dir = RunDir(run)
@@ -77,7 +77,7 @@ def command(
         "evaluation.seed": seed,
     }
     changes = overrides(settings, flags)
-    asked = asked_evaluation(config, changes)
+    asked = requested_evaluation(config, changes)
     if table or markdown:
         shown = tables(run_dir, config, asked, changes, f"onestep evaluate {run}")
         click.echo("\n\n".join("\n".join(one.markdown() if markdown else one.text()) for one in shown))
@@ -90,14 +90,14 @@ def command(
     if dry_run:
         click.echo("\n".join(planned(run_dir, asked, file)))
         return
-    from pipeline.run import judge
+    from pipeline.run import scorer
     from pipeline.runtime.signals import stopping
 
     with stopping() as should_stop:
-        judge(run_dir, config, should_stop, asked, file.name)
+        scorer(run_dir, config, should_stop, asked, file.name)
     from pipeline.report.terminal_summary import table_lines
-    from pipeline.run_folder.results import judged_words
+    from pipeline.run_folder.results import describe_evaluation
 
     judged = run_dir.read_json(file)
-    click.echo("\n".join([judged_words(judged), *table_lines(judged["rows"])]))
+    click.echo("\n".join([describe_evaluation(judged), *table_lines(judged["rows"])]))
     click.echo(f"{file}; `onestep report {run}` puts it on a page")

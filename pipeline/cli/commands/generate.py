@@ -101,7 +101,7 @@ def command(
     from pipeline.config.run_config import as_text, compose, to_toml
     from pipeline.report.terminal_summary import pairs_line
     from pipeline.run_folder.results import PairStatistics
-    from pipeline.runtime.progress import progress, teller
+    from pipeline.runtime.progress import notifier, progress
     from pipeline.runtime.signals import stopping
     from shards.dataset.manifest import Manifest
 
@@ -146,9 +146,9 @@ def command(
             should_stop=should_stop,
             task=task,
             deadline=deadline,
-            tell=teller("pairs"),
+            notify=notifier("pairs"),
         )
-    click.echo(f"made {made.num_pairs_made:,} pairs, {made.pairs_per_second:,.1f} pairs/s")
+    click.echo(f"made {made.num_pairs:,} pairs, {made.pairs_per_second:,.1f} pairs/s")
     click.echo(f"{out}: {pairs_line(PairStatistics.of(Manifest.open(out)))}")
 
 

@@ -243,7 +243,7 @@ def command(
             report=report,
             should_stop=should_stop,
         )
-    click.echo(f"{out}: {len(labels_N):,} images, {chosen.in_words()}, seed {seed}")
+    click.echo(f"{out}: {len(labels_N):,} images, {chosen.describe()}, seed {seed}")
 
 
 def captions_of(
@@ -313,7 +313,7 @@ def plan_lines(out: Path, student: Student, method: Method, store: ImageStore) -
     size = count * height * width * (3 if out.suffix == ".npz" else channels)
     kinds = {".png": "one grid", ".npz": "the ADM evaluator's npz", "": "a folder of PNG files"}
     return [
-        f"{'method':8}{method.in_words()}: {steps} network passes an image",
+        f"{'method':8}{method.describe()}: {steps} network passes an image",
         f"{'images':8}{count:,} of {channels} x {height} x {width}, {store.num_kept:,} are there already",
         f"{'labels':8}{request['labels']} in turn",
         f"{'seed':8}{request['seed']}",

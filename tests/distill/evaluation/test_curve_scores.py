@@ -9,14 +9,14 @@ import torch
 
 from distill.config import DistillConfig, EvaluationConfig
 from distill.evaluation.curve_scores import StudentScores
-from distill.evaluation.evaluate import judge_all
-from distill.evaluation.partial_results import Unfinished
-from distill.evaluation.protocols import open_judge
+from distill.evaluation.evaluate import evaluate_methods
+from distill.evaluation.partial_results import PartialResults
+from distill.evaluation.protocols import open_scorer
 from distill.sampling.methods import open_methods
 from distill.student.student import Student
-from distill.training.distributed import Ranks
+from distill.training.distributed import World
 from distill.training.state import Training
-from distill.training.trainer import Watch, train
+from distill.training.trainer import EvalCallback, train
 
 CONFIG = DistillConfig.model_validate(
     {
@@ -33,7 +33,7 @@ CONFIG = DistillConfig.model_validate(
 )
 
 
-def trained(out: Path, pairs_root: Path, teacher_path: Path, watch: Watch | None) -> dict[str, bytes]:
+def trained(out: Path, pairs_root: Path, teacher_path: Path, watch: EvalCallback | None) -> dict[str, bytes]:
     train(
         CONFIG,
         str(teacher_path),
@@ -57,7 +57,7 @@ def test_a_look_changes_nothing(pairs_root: Path, teacher_path: Path, tmp_path: 
             scores(student)
         seen.append((training.step, training.averages[0].clone()))
 
-    watched = trained(tmp_path / "watched", pairs_root, teacher_path, Watch(3, look))
+    watched = trained(tmp_path / "watched", pairs_root, teacher_path, EvalCallback(3, look))
     assert [step for step, _ in seen] == [3, 6, 9, 10]
     assert watched == trained(tmp_path / "alone", pairs_root, teacher_path, None)
     marks = {path.stem for path in (tmp_path / "watched" / "checkpoints").glob("*.json")}
@@ -76,15 +76,15 @@ def test_a_look_that_was_lost_is_taken_again(pairs_root: Path, teacher_path: Pat
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        trained(tmp_path / "lost", pairs_root, teacher_path, Watch(3, look))
-    again = trained(tmp_path / "lost", pairs_root, teacher_path, Watch(3, look))
+        trained(tmp_path / "lost", pairs_root, teacher_path, EvalCallback(3, look))
+    again = trained(tmp_path / "lost", pairs_root, teacher_path, EvalCallback(3, look))
     assert [step for step, _ in seen] == [3, 6, 6, 9, 10]
     assert torch.equal(seen[1][1], seen[2][1])
     assert again == trained(tmp_path / "whole", pairs_root, teacher_path, None)
 
 
 def test_averages_are_lent_and_given_back(pairs_root: Path, teacher_path: Path) -> None:
-    training = Training(CONFIG, str(teacher_path), pairs_root, 96, Ranks())
+    training = Training(CONFIG, str(teacher_path), pairs_root, 96, World())
     for _ in range(3):
         training.update()
     before = [parameter.detach().clone() for parameter in training.parameters]
@@ -110,8 +110,10 @@ def test_scores_are_those_of_the_evaluation(pairs_root: Path, teacher_path: Path
         patch.setattr(
             "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25)
         )
-        judge = open_judge(config, (1, 8, 8))
-        rows, _ = judge_all(methods, judge, None, config, Unfinished(), lambda *_: None, lambda: False)
+        scorer = open_scorer(config, (1, 8, 8))
+        rows, _ = evaluate_methods(
+            methods, scorer, None, config, PartialResults(), lambda *_: None, lambda: False
+        )
     judged = {row["method"]: row for row in rows}
     scores = StudentScores(config)
     assert scores.protocol == "digits, 300 images, seed 2"
@@ -138,7 +140,7 @@ def test_without_real_images_there_is_no_score(teacher_path: Path) -> None:
 def test_token_metrics_are_those_of_the_averages_and_the_same_in_pieces(
     pairs_root: Path, teacher_path: Path, monkeypatch
 ) -> None:
-    training = Training(CONFIG, str(teacher_path), pairs_root, 96, Ranks())
+    training = Training(CONFIG, str(teacher_path), pairs_root, 96, World())
     for _ in range(3):
         training.update()
     whole = training.token_metrics(training.heldout_batch)

@@ -16,12 +16,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from distill.config import DistillConfig, EvaluationConfig
-from distill.evaluation.evaluate import evaluate, judge_all
+from distill.evaluation.evaluate import evaluate, evaluate_methods
 from distill.evaluation.feature_extractors import inception
 from distill.evaluation.feature_extractors.base import extract
 from distill.evaluation.feature_extractors.digits_classifier import load_digits_classifier
 from distill.evaluation.image_metrics import Moments
-from distill.evaluation.partial_results import Unfinished
+from distill.evaluation.partial_results import PartialResults
 from distill.evaluation.sample_grids import compared, save_samples
 from distill.evaluation.scorer import SCORES
 from distill.images import save_images
@@ -511,7 +511,9 @@ def test_no_batch_is_larger_than_what_is_made_at_once(
 
     monkeypatch.setattr(type(methods), "make", counting)
     config = EvaluationConfig(protocol="samples", num_images=12)
-    _, images = judge_all(methods, None, None, config, Unfinished(), lambda *_: None, lambda: False)
+    _, images = evaluate_methods(
+        methods, None, None, config, PartialResults(), lambda *_: None, lambda: False
+    )
     assert timed == [1]
     assert made == [5, 5, 2] * len(methods.names)
     assert {len(batch) for batch in images.values()} == {12}
@@ -527,7 +529,9 @@ def test_only_as_many_images_are_kept_as_are_shown(
         Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12
     )
     config = EvaluationConfig(protocol="samples", num_images=12)
-    _, images = judge_all(methods, None, None, config, Unfinished(), lambda *_: None, lambda: False)
+    _, images = evaluate_methods(
+        methods, None, None, config, PartialResults(), lambda *_: None, lambda: False
+    )
     assert {len(shown) for shown in images.values()} == {6}
     labels = torch.arange(12) % 10
     assert torch.equal(images["student-1"], make_all(methods, "student-1", labels)[0][:6])

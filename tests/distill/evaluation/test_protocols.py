@@ -24,8 +24,8 @@ from distill.evaluation.image_metrics import (
     inception_score,
     precision_recall,
 )
-from distill.evaluation.protocols import check_evaluation, open_judge
-from distill.evaluation.scorer import SCORES, Judge, Seen
+from distill.evaluation.protocols import check_evaluation, open_scorer
+from distill.evaluation.scorer import SCORES, FeatureAccumulator, Scorer
 from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
 from shards.core.errors import Refused
@@ -115,12 +115,12 @@ def image_folder(real: Tensor, tmp_path: Path) -> Path:
 
 def judged(config: EvaluationConfig, images: Tensor, batch_size: int = 37) -> dict[str, Any]:
     """Scores of images that come a batch at a time."""
-    judge = open_judge(config, SHAPE)
-    assert judge is not None
-    seen = judge.begin()
+    scorer = open_scorer(config, SHAPE)
+    assert scorer is not None
+    seen = scorer.begin()
     for batch in images.split(batch_size):
         seen.add(batch)
-    return judge.scores_of(seen, torch.zeros(len(images), dtype=torch.int64))
+    return scorer.scores_of(seen, torch.zeros(len(images), dtype=torch.int64))
 
 
 def rounded(images: Tensor) -> Tensor:
@@ -162,9 +162,9 @@ def test_dd_gives_a_distance_and_nothing_else(fake: Tensor, tmp_path: Path) -> N
     expected = frechet_distance(reference, Moments.of(Projection()(rounded(fake))))
     assert found["frechet_distance"] == pytest.approx(expected, rel=1e-6)
     assert {found[score] for score in SCORES if score != "frechet_distance"} == {None}
-    judge = open_judge(config, SHAPE)
-    assert judge is not None
-    assert len(judge.facts["reference_sha256"]) == 64
+    scorer = open_scorer(config, SHAPE)
+    assert scorer is not None
+    assert len(scorer.facts["reference_sha256"]) == 64
 
 
 @pytest.mark.usefixtures("installed")
@@ -181,16 +181,16 @@ def test_a_folder_is_seen_through_what_another_package_brings(
     nearest = precision_recall(Manifold.of(theirs), Manifold.of(ours))
     assert (found["precision"], found["recall"]) == (nearest.precision, nearest.recall)
     assert found["class_accuracy"] is None
-    judge = open_judge(config, SHAPE)
-    assert judge is not None
-    assert judge.facts["reference_images"] == 130
+    scorer = open_scorer(config, SHAPE)
+    assert scorer is not None
+    assert scorer.facts["reference_images"] == 130
 
 
 def test_a_folder_of_digits_is_seen_through_the_digits_classifier(image_folder: Path, fake: Tensor) -> None:
     config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="digits")
-    judge = open_judge(config, SHAPE)
-    assert judge is not None
-    found = judge.scores(fake, load_digits_split().test_labels[:110])
+    scorer = open_scorer(config, SHAPE)
+    assert scorer is not None
+    found = scorer.scores(fake, load_digits_split().test_labels[:110])
     assert found["frechet_distance"] < 2
     assert found["class_accuracy"] > 0.95
 
@@ -199,29 +199,29 @@ def test_a_judge_beside_the_teacher_tells_how_far_images_are_from_its_own(
     image_folder: Path, real: Tensor, fake: Tensor
 ) -> None:
     config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="digits")
-    alone = open_judge(config, SHAPE)
+    alone = open_scorer(config, SHAPE)
     assert alone is not None
     assert alone.scores(fake, None)["teacher_distance"] is None
     # They come in batches of any size, and are rounded as files hold them, like all that is judged.
     taught = torch.cat([real[:60], fake[:40]]) - 0.001
-    judge = alone.beside_teacher(alone.moments(taught.split(33)))
-    found = judge.scores(fake, None)
+    scorer = alone.with_teacher_reference(alone.moments(taught.split(33)))
+    found = scorer.scores(fake, None)
     classifier = load_digits_classifier()
     theirs, ours = (Moments.of(extract(classifier, rounded(images))) for images in (taught, fake))
     assert found["teacher_distance"] == pytest.approx(frechet_distance(theirs, ours), rel=1e-6)
     assert {**found, "teacher_distance": None} == alone.scores(fake, None)
-    assert judge.scores(taught, None)["teacher_distance"] == pytest.approx(0, abs=1e-9)
+    assert scorer.scores(taught, None)["teacher_distance"] == pytest.approx(0, abs=1e-9)
 
 
 def test_images_that_come_in_parts_are_judged_as_those_that_come_at_once(fake: Tensor) -> None:
-    judge = Judge.digits(to_unit_range(load_digits_split().train_images))
+    scorer = Scorer.digits(to_unit_range(load_digits_split().train_images))
     labels = load_digits_split().test_labels[:110]
-    whole = judge.scores(fake, labels)
+    whole = scorer.scores(fake, labels)
     for size in (1, 50, 109):
-        seen = judge.begin()
+        seen = scorer.begin()
         for batch in fake.split(size):
             seen.add(batch)
-        assert judge.scores_of(seen, labels) == whole
+        assert scorer.scores_of(seen, labels) == whole
 
 
 def test_features_are_computed_so_many_at_once_however_images_come() -> None:
@@ -232,7 +232,7 @@ def test_features_are_computed_so_many_at_once_however_images_come() -> None:
             looked.append(len(images_BIHW))
             return super().forward(images_BIHW)
 
-    seen = Seen(Counting(), 4)
+    seen = FeatureAccumulator(Counting(), 4)
     for count in (3, 3, 9, 1):
         seen.add(torch.rand(count, 1, 8, 8))
     assert seen.features_NF().shape == (16, DIM)
@@ -243,7 +243,7 @@ def test_features_are_computed_so_many_at_once_however_images_come() -> None:
 
 
 def test_only_pixels_that_are_judged_are_kept(fake: Tensor) -> None:
-    seen = Seen(Projection(), 50).add(fake)
+    seen = FeatureAccumulator(Projection(), 50).add(fake)
     assert seen._pixels == []
     assert seen._waiting is not None
     assert len(seen._waiting) == 10
@@ -256,7 +256,7 @@ def test_only_images_like_the_real_digits_are_judged_as_digits() -> None:
         Refused, match=r"this teacher's are of 3 x 256 x 256: set evaluation\.protocol to samples"
     ):
         check_evaluation(EvaluationConfig(protocol="digits"), (3, 256, 256))
-    assert open_judge(EvaluationConfig(protocol="samples"), (3, 256, 256)) is None
+    assert open_scorer(EvaluationConfig(protocol="samples"), (3, 256, 256)) is None
 
 
 @pytest.mark.usefixtures("small_inception", "installed")

@@ -17,7 +17,7 @@ from distill.evaluation.evaluate import evaluate
 from distill.evaluation.feature_extractors.base import extract
 from distill.evaluation.feature_extractors.digits_classifier import load_digits_classifier
 from distill.evaluation.image_metrics import Moments, frechet_distance
-from distill.evaluation.partial_results import MOMENTS_FILE, Unfinished
+from distill.evaluation.partial_results import MOMENTS_FILE, PartialResults
 from distill.evaluation.teacher_images import TeacherImages
 from distill.training.trainer import train
 from generate_pairs.digits.dataset import load_digits_split
@@ -161,7 +161,7 @@ def test_their_moments_are_kept_when_an_evaluation_is_stopped(
 
 
 def test_moments_come_back_bit_by_bit_and_damaged_ones_are_named(tmp_path: Path) -> None:
-    unfinished = Unfinished.open(tmp_path, {"one": 1})
+    unfinished = PartialResults.open(tmp_path, {"one": 1})
     found = Moments.of(torch.randn(50, 7, generator=torch.Generator().manual_seed(0)))
     again = [unfinished.moments(lambda: found), unfinished.moments(lambda: pytest.fail("measured twice"))]
     for moments in again:
@@ -172,4 +172,4 @@ def test_moments_come_back_bit_by_bit_and_damaged_ones_are_named(tmp_path: Path)
         file.write_bytes(damaged)
         with pytest.raises(Refused, match=rf"teacher\.npz is damaged: delete {tmp_path} to begin"):
             unfinished.moments(lambda: found)
-    assert Unfinished().moments(lambda: found) is found
+    assert PartialResults().moments(lambda: found) is found

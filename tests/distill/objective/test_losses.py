@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.config import TrainConfig
-from distill.objective.losses import Asked, Share, answered_rows, squared_distance, student_losses
+from distill.objective.losses import BatchTargets, MicroBatch, answered_rows, squared_distance, student_losses
 from distill.objective.targets import Targets, trajectory_states
 from distill.student.student import Student
 from generate_pairs.teachers.checkpoints import load_teacher
@@ -40,36 +40,38 @@ def batch(student: Student) -> tuple[Targets, Tensor, Tensor]:
     return targets, tokens_BL, torch.tensor([1, 5, 9])
 
 
-def asked_of(student: Student) -> Asked:
-    return Asked.of(np.array([0, 2, 2]), student.layout)
+def asked_of(student: Student) -> BatchTargets:
+    return BatchTargets.of(np.array([0, 2, 2]), student.layout)
 
 
 def test_each_part_is_the_mean_over_what_is_asked(
     student: Student, batch: tuple[Targets, Tensor, Tensor]
 ) -> None:
     targets, tokens_BL, labels_B = batch
-    losses = student_losses(student, Share(*batch), asked_of(student), TrainConfig(**WEIGHTS))
+    losses = student_losses(student, MicroBatch(*batch), asked_of(student), TrainConfig(**WEIGHTS))
     logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, labels_B)
     codebook_VC = student.tokenizer.codebook_VC
-    asked = [
+    batch_targets = [
         (sample, position)
         for sample, timestep in enumerate([0, 2, 2])
         for position in range(student.layout.starts[timestep], student.layout.num_tokens)
     ]
-    token = torch.stack([-logits_BLV[at].log_softmax(-1)[tokens_BL[at]] for at in asked]).mean()
-    distance = torch.stack([(embeddings_BLC[at] - codebook_VC[tokens_BL[at]]).square() for at in asked])
+    token = torch.stack([-logits_BLV[at].log_softmax(-1)[tokens_BL[at]] for at in batch_targets]).mean()
+    distance = torch.stack(
+        [(embeddings_BLC[at] - codebook_VC[tokens_BL[at]]).square() for at in batch_targets]
+    )
     sequence_BLC = codebook_VC[tokens_BL].clone()
-    for at in asked:
+    for at in batch_targets:
         below_split = student.layout.step_of_token[at[1]] < student.split
         expected_row_C = logits_BLV[at].softmax(-1) @ codebook_VC
         sequence_BLC[at] = expected_row_C if below_split else embeddings_BLC[at]
     decode = student.tokenizer.decode
     image = F.mse_loss(decode(sequence_BLC), decode(codebook_VC[tokens_BL]))
     expected = {"token_loss": token, "embedding_loss": distance.mean(), "image_loss": image}
-    shown_first = [sample == 0 for sample, _ in asked]
+    shown_first = [sample == 0 for sample, _ in batch_targets]
     for number, timestep in enumerate((0, 2)):
         of_it = torch.tensor(shown_first) == (number == 0)
-        chosen = [at for at, is_of_it in zip(asked, of_it, strict=True) if is_of_it]
+        chosen = [at for at, is_of_it in zip(batch_targets, of_it, strict=True) if is_of_it]
         expected[f"token_loss_at_{timestep}"] = torch.stack(
             [-logits_BLV[at].log_softmax(-1)[tokens_BL[at]] for at in chosen]
         ).mean()
@@ -86,7 +88,7 @@ def test_a_part_without_weight_is_not_there(
     student: Student, batch: tuple[Targets, Tensor, Tensor], name: str
 ) -> None:
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
-    losses = student_losses(student, Share(*batch), asked_of(student), TrainConfig(**alone))
+    losses = student_losses(student, MicroBatch(*batch), asked_of(student), TrainConfig(**alone))
     at = [] if name == "image" else [f"{name}_loss_at_0", f"{name}_loss_at_2"]
     assert list(losses.parts) == [f"{name}_loss", *at]
     assert losses.total == losses.parts[f"{name}_loss"]
@@ -98,7 +100,7 @@ def test_each_part_teaches_the_heads_whose_answers_it_judges(
 ) -> None:
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
     student.zero_grad()
-    student_losses(student, Share(*batch), asked_of(student), TrainConfig(**alone)).total.backward()
+    student_losses(student, MicroBatch(*batch), asked_of(student), TrainConfig(**alone)).total.backward()
     # An image is made of the token head's answers below the split, and of the continuous head's after it.
     image = {"tokens", "embeddings"} if student.split < student.layout.num_steps else {"tokens"}
     learning = {"token": {"tokens"}, "embedding": {"embeddings"}, "image": image}[name]
@@ -132,8 +134,8 @@ def test_another_distance_between_images_takes_the_place_of_the_squared_one(
     student: Student, batch: tuple[Targets, Tensor, Tensor]
 ) -> None:
     config = TrainConfig(token_weight=0.0, image_weight=1.0)
-    plain = student_losses(student, Share(*batch), asked_of(student), config)
+    plain = student_losses(student, MicroBatch(*batch), asked_of(student), config)
     doubled = student_losses(
-        student, Share(*batch), asked_of(student), config, lambda a, b: 2.0 * squared_distance(a, b)
+        student, MicroBatch(*batch), asked_of(student), config, lambda a, b: 2.0 * squared_distance(a, b)
     )
     torch.testing.assert_close(doubled.total, 2.0 * plain.total)

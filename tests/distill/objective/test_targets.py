@@ -19,7 +19,7 @@ def test_state_is_data_before_the_timestep_and_noise_after() -> None:
     for row, start in enumerate((0, 1, 5, 14)):
         assert torch.equal(targets.states_BLC[row, :start], codebook_VC[:start])
         assert torch.equal(targets.states_BLC[row, start:], noise_BLC[row, start:])
-        assert targets.asked_BL[row].tolist() == [False] * start + [True] * (14 - start)
+        assert targets.target_mask_BL[row].tolist() == [False] * start + [True] * (14 - start)
 
 
 def test_timestep_depends_on_seed_epoch_and_pair_alone() -> None:

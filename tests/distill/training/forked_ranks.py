@@ -77,9 +77,9 @@ def fail_after(steps: int) -> None:
     Training.update = update
 
 
-def become(rank: int, port: int, asked: dict[str, Any]) -> NoReturn:
+def become(rank: int, port: int, batch_targets: dict[str, Any]) -> NoReturn:
     """In a forked process: be one of a training, and end as it ends."""
-    log, size = Path(asked["log"]), asked["processes"]
+    log, size = Path(batch_targets["log"]), batch_targets["processes"]
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
         os.dup2(os.open(log / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
     if size > 1:
@@ -87,13 +87,13 @@ def become(rank: int, port: int, asked: dict[str, Any]) -> NoReturn:
         os.environ.update({name: str(number) for name, number in names.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     record_batches(log / f"{rank}.pairs")
-    if rank == asked.get("signalled"):
-        signal_after(asked["after"])
-    if rank == asked.get("failing"):
-        fail_after(asked["after"])
+    if rank == batch_targets.get("signalled"):
+        signal_after(batch_targets["after"])
+    if rank == batch_targets.get("failing"):
+        fail_after(batch_targets["after"])
     code: Any = 70
     try:
-        main(asked["arguments"])
+        main(batch_targets["arguments"])
     except SystemExit as ended:
         code = ended.code or 0
     finally:
@@ -120,9 +120,9 @@ def codes_of(children: list[int]) -> list[int]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for line in sys.stdin:
-        asked, port, children = json.loads(line), free_port(), list[int]()
-        for rank in range(asked["processes"]):
+        batch_targets, port, children = json.loads(line), free_port(), list[int]()
+        for rank in range(batch_targets["processes"]):
             children.append(os.fork())
             if children[-1] == 0:
-                become(rank, port, asked)
+                become(rank, port, batch_targets)
         print(json.dumps(codes_of(children)), flush=True)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import TrainConfig
-from distill.objective.losses import Asked, Losses, Share, student_losses
+from distill.objective.losses import BatchTargets, Losses, MicroBatch, student_losses
 from distill.objective.targets import trajectory_states
 from distill.student.student import Student
 from distill.training.activations import checkpoint_layers, layers_of
-from distill.training.distributed import Ranks
+from distill.training.distributed import World
 from distill.training.gradients import Gradients
 from distill.training.memory import MemoryNeed
 from distill.training.precision import Precision, computing, weight_dtype
@@ -34,14 +34,16 @@ def student(loaded: LoadedTeacher) -> Student:
     return Student.from_teacher(loaded, (0, 2), 3, "", 1, initialise=True)
 
 
-def share_of(student: Student, pairs: int) -> tuple[Share, Asked]:
+def share_of(student: Student, pairs: int) -> tuple[MicroBatch, BatchTargets]:
     """Random pairs, from all noise."""
     generator, codebook_VC = torch.Generator().manual_seed(1), student.tokenizer.codebook_VC
     tokens_BL = torch.randint(24, (pairs, student.layout.num_tokens), generator=generator)
     noise_BLC = torch.randn(pairs, student.layout.num_tokens, 3, generator=generator).to(codebook_VC.dtype)
     timestep_B = torch.zeros(pairs, dtype=torch.int64)
     targets = trajectory_states(noise_BLC, tokens_BL, timestep_B, codebook_VC, student.layout)
-    return Share(targets, tokens_BL, torch.arange(pairs) % 10), Asked.of(timestep_B.numpy(), student.layout)
+    return MicroBatch(targets, tokens_BL, torch.arange(pairs) % 10), BatchTargets.of(
+        timestep_B.numpy(), student.layout
+    )
 
 
 def really_kept(student: Student, config: TrainConfig, pairs: int) -> int:
@@ -54,12 +56,12 @@ def really_kept(student: Student, config: TrainConfig, pairs: int) -> int:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    share, asked = share_of(student, pairs)
+    micro_batch, batch_targets = share_of(student, pairs)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         computing(CPU, config.precision),
     ):
-        losses = student_losses(student, share, asked, config)
+        losses = student_losses(student, micro_batch, batch_targets, config)
     del losses
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -102,7 +104,7 @@ def test_no_gradient_changes_where_layers_are_checkpointed(student: Student) -> 
     config = TrainConfig(embedding_weight=0.5, image_weight=0.25)
 
     def computed() -> tuple[Losses, list[Tensor]]:
-        gradients = Gradients(student, config, Ranks(), 5)
+        gradients = Gradients(student, config, World(), 5)
         losses = gradients(*share_of(student, 5))
         return losses, [parameter.grad for parameter in gradients.parameters]
 

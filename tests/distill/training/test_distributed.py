@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill.training.distributed import BUCKET_BYTES, Ranks, buckets, joined_ranks
+from distill.training.distributed import BUCKET_BYTES, World, buckets, init_distributed
 from shards.core.errors import Refused
 
 QUARTER = BUCKET_BYTES // 4 // 4
@@ -55,20 +55,24 @@ def test_the_cut_does_not_depend_on_the_values() -> None:
 
 
 def test_one_process_agrees_with_itself() -> None:
-    ranks, tensor = Ranks(), torch.tensor([1.5, -2.0])
-    ranks.add([tensor])
-    ranks.wait()
+    world, tensor = World(), torch.tensor([1.5, -2.0])
+    world.add([tensor])
+    world.wait()
     assert tensor.tolist() == [1.5, -2.0]
-    assert [ranks.first_says(None), ranks.first_says(3), ranks.smallest(7)] == [None, 3, 7]
-    assert ranks.any(True)
-    assert not ranks.any(False)
-    assert ranks.is_first
+    assert [world.broadcast_from_zero(None), world.broadcast_from_zero(3), world.all_reduce_min(7)] == [
+        None,
+        3,
+        7,
+    ]
+    assert world.any(True)
+    assert not world.any(False)
+    assert world.is_main
 
 
 def test_without_torchrun_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    with joined_ranks("cpu") as ranks:
-        assert ranks == Ranks()
+    with init_distributed("cpu") as world:
+        assert world == World()
         assert not torch.distributed.is_initialized()
 
 
@@ -76,7 +80,7 @@ def test_a_gpu_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with (
         pytest.raises(Refused, match=r"torch finds no GPU here: set train\.device to cpu"),
-        joined_ranks("cuda"),
+        init_distributed("cuda"),
     ):
         pass
 
@@ -89,7 +93,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, d
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with (
         pytest.raises(Refused, match="started 3 processes here for 2 GPUs: start one for each"),
-        joined_ranks(device),
+        init_distributed(device),
     ):
         pass
 
@@ -102,8 +106,8 @@ import torch.distributed as dist
 import distill.training.distributed as module
 from distill.config import TrainConfig
 from distill.training.gradients import Gradients
-from distill.objective.losses import Asked, Share
-from distill.training.distributed import Ranks, joined_ranks
+from distill.objective.losses import BatchTargets, MicroBatch
+from distill.training.distributed import World, init_distributed
 from distill.student.student import Student
 from distill.objective.targets import trajectory_states
 from generate_pairs.teachers.checkpoints import load_teacher
@@ -176,6 +180,6 @@ def test_two_processes_add_up_the_gradient_of_the_whole_batch_and_agree(
         assert answers["own share alone"] > 1e-3
         assert answers["ranks"] == [rank, 2, rank == 0]
         assert answers["mixed"] == [[3.0] * 3, 30, [[1.0] * 2] * 2]
-        assert answers["first_says"] == [5, None]
+        assert answers["broadcast_from_zero"] == [5, None]
         assert answers["smallest"] == 2
         assert answers["any"] == [True, False]

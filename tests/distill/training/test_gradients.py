@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from distill.config import TrainConfig
-from distill.objective.losses import Asked, Losses, Share
+from distill.objective.losses import BatchTargets, Losses, MicroBatch
 from distill.objective.targets import trajectory_states
 from distill.student.student import Student
-from distill.training.distributed import Ranks
+from distill.training.distributed import World
 from distill.training.gradients import Gradients
 from generate_pairs.teachers.checkpoints import load_teacher
 
@@ -33,9 +33,9 @@ def losses_of(student: Student, threads: int = 1, at_once: int = 5) -> tuple[Los
         noise_BLC, tokens_BL, timestep_B, student.tokenizer.codebook_VC, student.layout
     )
     config = TrainConfig(threads=threads, embedding_weight=0.5, image_weight=0.25)
-    gradients = Gradients(student, config, Ranks(), at_once)
-    share = Share(targets, tokens_BL, torch.tensor([0, 1, 2, 3, 4]))
-    losses = gradients(share, Asked.of(timestep_B.numpy(), student.layout))
+    gradients = Gradients(student, config, World(), at_once)
+    micro_batch = MicroBatch(targets, tokens_BL, torch.tensor([0, 1, 2, 3, 4]))
+    losses = gradients(micro_batch, BatchTargets.of(timestep_B.numpy(), student.layout))
     return losses, [parameter.grad for parameter in gradients.parameters]
 
 

@@ -78,11 +78,14 @@ def test_bfloat16_rounds_and_float32_does_not(teacher_path: Path, pairs_root: Pa
 )
 def test_a_compiled_network_has_the_same_losses(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
     plain, compiled = (
-        run(tmp_path / str(asked), teacher_path, pairs_root, num_steps=5, compile=asked)
-        for asked in (False, True)
+        run(tmp_path / str(batch_targets), teacher_path, pairs_root, num_steps=5, compile=batch_targets)
+        for batch_targets in (False, True)
     )
     np.testing.assert_allclose(compiled, plain, rtol=1e-4)
-    names = [load_file(tmp_path / str(asked) / "student.safetensors").keys() for asked in (False, True)]
+    names = [
+        load_file(tmp_path / str(batch_targets) / "student.safetensors").keys()
+        for batch_targets in (False, True)
+    ]
     assert names[0] == names[1]
 
 
@@ -106,8 +109,8 @@ def test_a_deterministic_training_is_the_same_on_a_cpu(
     teacher_path: Path, pairs_root: Path, tmp_path: Path
 ) -> None:
     losses = [
-        run(tmp_path / str(asked), teacher_path, pairs_root, num_steps=3, deterministic=asked)
-        for asked in (False, True)
+        run(tmp_path / str(batch_targets), teacher_path, pairs_root, num_steps=3, deterministic=batch_targets)
+        for batch_targets in (False, True)
     ]
     assert (losses[0] == losses[1]).all()
     assert not torch.are_deterministic_algorithms_enabled()

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from distill.config import DistillConfig
-from distill.lineage import load_maker
+from distill.lineage import load_teacher_of_pairs
 from distill.training.preflight import check_distillation
 from generate_pairs.teachers.base import TokenLayout
 from shards.core.errors import Refused
@@ -85,6 +85,9 @@ def test_values_out_of_range_are_refused(key: str, value: object) -> None:
 
 def test_a_teacher_that_did_not_make_the_pairs_is_refused(pairs_root: Path, teacher_path: Path) -> None:
     manifest = Manifest.open(pairs_root)
-    assert load_maker(manifest, str(teacher_path)).sha256 == manifest.spec.lineage["teacher"]["sha256"]
+    assert (
+        load_teacher_of_pairs(manifest, str(teacher_path)).sha256
+        == manifest.spec.lineage["teacher"]["sha256"]
+    )
     with pytest.raises(Refused, match=r"were made by teacher .* not by digits"):
-        load_maker(manifest, "digits")
+        load_teacher_of_pairs(manifest, "digits")

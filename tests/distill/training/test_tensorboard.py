@@ -91,7 +91,7 @@ def test_of_several_processes_the_first_one_writes(monkeypatch: pytest.MonkeyPat
         def __exit__(self, *_: object) -> None: ...
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
-    for is_first in (False, True):
-        with tensorboard(tmp_path, 0, True, is_first) as board:
-            assert (board is not None) == is_first
-        assert len(opened) == is_first
+    for is_main in (False, True):
+        with tensorboard(tmp_path, 0, True, is_main) as board:
+            assert (board is not None) == is_main
+        assert len(opened) == is_main

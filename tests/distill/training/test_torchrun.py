@@ -58,7 +58,7 @@ class Torchrun:
             time.sleep(0.005)
         assert self.step >= step, self.said()
 
-    def ranks(self) -> list[psutil.Process]:
+    def world(self) -> list[psutil.Process]:
         """The processes that train, by rank."""
         found = psutil.Process(self.process.pid).children(recursive=True)
         return sorted(
@@ -103,21 +103,21 @@ def torchrun(
 
 def kill_one(run: Torchrun, chosen: random.Random) -> None:
     """Torchrun then ends the other one."""
-    chosen.choice(run.ranks()).kill()
+    chosen.choice(run.world()).kill()
     assert run.finish() == 1, run.said()
 
 
 def kill_all(run: Torchrun, chosen: random.Random) -> None:
-    for rank in run.ranks():
+    for rank in run.world():
         rank.kill()
     assert run.finish() == 1, run.said()
 
 
 def kill_the_tree(run: Torchrun, chosen: random.Random) -> None:
     """As when a node is lost: torchrun itself first."""
-    ranks = run.ranks()
+    world = run.world()
     run.process.kill()
-    for rank in ranks:
+    for rank in world:
         rank.kill()
     assert run.finish() == -signal.SIGKILL
 
@@ -157,15 +157,17 @@ def test_killed_and_stopped_it_ends_in_the_same_bytes(
     assert untouched.codes == [0, 0], untouched.said(0)
 
     arguments = distilling(killed, **settings)
-    share = NUM_STEPS // len(ends)
+    micro_batch = NUM_STEPS // len(ends)
     for number, end in enumerate(ends):
         with torchrun(arguments, killed, tmp_path / str(number), environment) as run:
             began_at = run.step
             # Another checkpoint than the one that it began with, so that this very process has trained.
-            run.wait_for(max(began_at + 1, number * share + chosen.randrange(share - 2 * INTERVAL)))
+            run.wait_for(
+                max(began_at + 1, number * micro_batch + chosen.randrange(micro_batch - 2 * INTERVAL))
+            )
             time.sleep(chosen.uniform(0, 0.1))
             assert not run.ended, run.said()
-            assert len(run.ranks()) == 2
+            assert len(run.world()) == 2
             end(run, chosen)
         assert began_at < run.step < NUM_STEPS
         assert not (killed / "student.safetensors").exists()

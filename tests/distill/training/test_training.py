@@ -307,7 +307,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_it_is_said(
     path.write_bytes(content)
     (tmp_path / "student.safetensors").unlink()
     said: list[str] = []
-    run(tmp_path, pairs_root, teacher_path, distill_config(), tell=said.append)
+    run(tmp_path, pairs_root, teacher_path, distill_config(), notify=said.append)
     assert said == [f"{path} is damaged (its sha256 is not the recorded one): going on from step 8 instead"]
     assert export_bytes(tmp_path) == export_bytes(uninterrupted)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from generate_pairs.cluster.dask_pool import Census, OnDask
-from generate_pairs.cluster.work_queue import HandOut
+from generate_pairs.cluster.dask_pool import OnDask, WorkerCount
+from generate_pairs.cluster.work_queue import WorkQueue
 from generate_pairs.generation.work_units import WorkUnit, work_unit
 from shards.core.errors import Failed
 
@@ -31,21 +31,21 @@ class Scheduler:
 
 def test_workers_are_counted_now_and_then() -> None:
     scheduler = Scheduler()
-    census = Census(scheduler, lambda _: None, lambda: scheduler.now)
+    worker_count = WorkerCount(scheduler, lambda _: None, lambda: scheduler.now)
     scheduler.workers = 3
-    assert [census.count(), census.count()] == [3, 3]
+    assert [worker_count.count(), worker_count.count()] == [3, 3]
     scheduler.workers = 2
-    assert census.count() == 3
+    assert worker_count.count() == 3
     scheduler.now += 0.5
-    assert (census.count(), scheduler.asked) == (2, 2)
+    assert (worker_count.count(), scheduler.asked) == (2, 2)
 
 
 def test_a_cluster_without_workers_is_told_once_each_time() -> None:
     scheduler, told = Scheduler(), list[str]()
-    census = Census(scheduler, told.append, lambda: scheduler.now)
+    worker_count = WorkerCount(scheduler, told.append, lambda: scheduler.now)
     for workers in [0] * 80 + [1] + [0] * 80:
         scheduler.workers = workers
-        assert census.count() == workers
+        assert worker_count.count() == workers
         scheduler.now += 0.5
     assert told == ["the Dask scheduler at tcp://here:8786 has no workers; waiting for some"] * 2
 
@@ -54,7 +54,7 @@ def test_a_scheduler_that_is_gone_is_a_failure() -> None:
     scheduler = Scheduler()
     scheduler.workers = -1
     with pytest.raises(Failed, match="the Dask scheduler at tcp://here:8786 is lost"):
-        Census(scheduler, lambda _: None).count()
+        WorkerCount(scheduler, lambda _: None).count()
 
 
 class Client:
@@ -106,8 +106,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_unit_is_let_go_as_soon_as_the_next_is_submitted() -> None:
-    client, hand_out = Client(1), HandOut([work_unit(index, 10, 5) for index in range(3)], lambda: False)
-    ended = OnDask(client, lambda _: None).run(lambda _: None, hand_out)
+    client, queue = Client(1), WorkQueue([work_unit(index, 10, 5) for index in range(3)], lambda: False)
+    ended = OnDask(client, lambda _: None).run(lambda _: None, queue)
     assert [future.result() for _, future in ended] == [0, 1, 2]
     assert [note for note in client.notes if not note.startswith("fetch")] == [
         *("submit 0", "end 0"),
@@ -121,18 +121,18 @@ def test_a_unit_is_let_go_as_soon_as_the_next_is_submitted() -> None:
 def test_units_under_way_are_left_where_nobody_waits_for_them() -> None:
     client, wishes = Client(2), list[bool]()
     units = [work_unit(index, 10, 5) for index in range(3)]
-    hand_out = HandOut(units, lambda: bool(wishes), waits=False)
+    queue = WorkQueue(units, lambda: bool(wishes), waits=False)
     ended = []
-    for unit, _ in OnDask(client, lambda _: None).run(lambda unit: unit, hand_out):
+    for unit, _ in OnDask(client, lambda _: None).run(lambda unit: unit, queue):
         ended.append(unit)
         wishes.append(True)
     assert ended == units[:1]
-    assert hand_out.is_stopped
+    assert queue.is_stopped
 
 
 @pytest.mark.usefixtures("impatient")
 def test_whoever_leaves_with_a_unit_that_ended_has_begun_no_further_one() -> None:
-    client, hand_out = Client(2), HandOut([work_unit(index, 10, 5) for index in range(5)], lambda: False)
-    ended = OnDask(client, lambda _: None).run(lambda _: None, hand_out)
+    client, queue = Client(2), WorkQueue([work_unit(index, 10, 5) for index in range(5)], lambda: False)
+    ended = OnDask(client, lambda _: None).run(lambda _: None, queue)
     next(ended)
     assert client.notes == ["submit 0", "submit 1", "end 0", "end 1", "fetch 0"]

@@ -78,4 +78,7 @@ def test_augmentation_is_light(split):
     nearness = (moved - split.train_images.repeat(4, 1, 1, 1)).square().mean()
     assert 0.03 < nearness < 0.06
     blank = torch.full((3, 1, 8, 8), -1.0)
-    assert torch.equal(augmented(blank, torch.zeros(3, dtype=torch.int64), 2, 0)[0], blank.repeat(3, 1, 1, 1))
+    assert torch.equal(
+        augmented(blank, torch.zeros(3, dtype=torch.int64), 2, 0)[0],
+        blank.repeat(3, 1, 1, 1),
+    )

@@ -66,7 +66,7 @@ def test_a_set_of_fewer_pairs_is_the_beginning_of_a_larger_one(
     rows = row_files(tmp_path)
     assert len(small) == 2
     summary = generate(generate_config(teacher_path), tmp_path, workers=0, report=REPORT, should_stop=NEVER)
-    assert summary.num_shards_made == 2
+    assert summary.num_shards == 2
     assert shard_files(tmp_path) == shard_files(pairs_root)
     assert {name: row_files(tmp_path)[name] for name in rows} == rows
     assert small.items() <= shard_files(tmp_path).items()
@@ -77,7 +77,7 @@ def test_finished_shards_are_not_made_again(
 ) -> None:
     before = row_files(pairs_root)
     summary = generate(generate_config(teacher_path), pairs_root, workers=0, report=REPORT, should_stop=NEVER)
-    assert summary.num_shards_made == 0
+    assert summary.num_shards == 0
     assert row_files(pairs_root) == before
 
 
@@ -216,24 +216,24 @@ def test_a_shard_that_another_driver_committed_costs_no_computing(
     rows = row_files(tmp_path)
     monkeypatch.setattr(worker, "pair_maker", lambda *_: pytest.fail("it computes"))
     unit = work_unit(2, 32, 16)
-    row = worker.make_shard(tmp_path, plan.spec, config.teacher, unit)
+    row = worker.generate_shard(tmp_path, plan.spec, config.teacher, unit)
     assert row == Manifest.open(tmp_path).rows[2]
     assert row_files(tmp_path) == rows
     with pytest.raises(pytest.fail.Exception, match="it computes"):
-        worker.make_shard(tmp_path, plan.spec, config.teacher, replace(unit, replaces=True))
+        worker.generate_shard(tmp_path, plan.spec, config.teacher, replace(unit, replaces=True))
 
 
 def breaking(error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lets shard 2 break with this error; returns a list that fills with the shards that are tried."""
-    real, tried = making.make_shard, []
+    real, tried = making.generate_shard, []
 
-    def make_shard(root, spec, teacher, unit, device):
+    def generate_shard(root, spec, teacher, unit, device):
         tried.append(unit.shard_index)
         if unit.shard_index == 2:
             raise error
         return real(root, spec, teacher, unit, device)
 
-    monkeypatch.setattr(making, "make_shard", make_shard)
+    monkeypatch.setattr(making, "generate_shard", generate_shard)
     return tried
 
 
@@ -382,7 +382,7 @@ def test_repair_makes_damaged_and_missing_shards_again(
     damaged_root: Path, teacher_path: Path, tmp_path: Path
 ) -> None:
     summary = repair(damaged_root, str(teacher_path), workers=0, report=REPORT, should_stop=NEVER)
-    assert summary.num_shards_made == 2
+    assert summary.num_shards == 2
     assert shard_files(damaged_root)["pairs-000001.tar"] == (tmp_path / "whole.tar").read_bytes()
     assert verify(damaged_root) == []
     # Each as it was made, or as its neighbour: a matrix product of another shape may round differently.

@@ -60,13 +60,13 @@ def test_generate_reads_each_row_once_and_makes_what_is_missing(
     root: Path, rows_read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row_path(root, shard_name(77)).unlink()
-    real, tried = making.make_shard, []
+    real, tried = making.generate_shard, []
 
-    def make_shard(root, spec, teacher, unit, device):
+    def generate_shard(root, spec, teacher, unit, device):
         tried.append(unit.shard_index)
         return real(root, spec, teacher, unit, device)
 
-    monkeypatch.setattr(making, "make_shard", make_shard)
+    monkeypatch.setattr(making, "generate_shard", generate_shard)
     config = growth.settings(NUM_SHARDS + 1)
     refuse_fewer_pairs(config, root)
     generate(config, root, workers=0, report=lambda *_: None, should_stop=lambda: False)

@@ -31,7 +31,7 @@ def make(config: GenerateConfig, root: Location, workers: int = 0, stop: bool = 
         report=lambda *_: None,
         should_stop=lambda: stop and len(Manifest.open(root).rows) > 0,
     )
-    return summary.num_shards_made
+    return summary.num_shards
 
 
 def tars(root: Location) -> dict[str, bytes]:
@@ -76,7 +76,7 @@ def test_a_deleted_object_is_found_and_made_again(
     assert remove(root / lost)
     assert {finding.kind for finding in verify(root)} & {"broken", "missing"}
     summary = repair(root, str(teacher_path), workers=0, report=lambda *_: None, should_stop=lambda: False)
-    assert summary.num_shards_made == 1
+    assert summary.num_shards == 1
     assert tars(root) == tars(pairs_root)
     assert verify(root) == []
     assert len(read_joined(root)) == 4

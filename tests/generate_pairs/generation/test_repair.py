@@ -58,7 +58,11 @@ def test_repair_proves_every_shard_that_has_a_row(root: Path, teacher_path: Path
         break_shard(root, index)
     (root / "shards" / "pairs-000003.tar").unlink()
     made = repair(root, str(teacher_path), **QUIETLY | {"workers": workers})
-    assert [(one.row.first_pair, one.is_equal) for one in made.mended] == [(0, True), (64, True), (96, True)]
+    assert [(one.row.first_pair, one.is_equal) for one in made.replaced] == [
+        (0, True),
+        (64, True),
+        (96, True),
+    ]
     assert files(root) == before
 
 
@@ -68,7 +72,7 @@ def test_repair_gives_a_lost_row_back_from_the_joined_table(root: Path, teacher_
     (root / "manifest" / "pairs-000001.parquet").unlink()
     (root / "manifest" / "pairs-000002.parquet").write_bytes(b"damaged")
     made = repair(root, str(teacher_path), **QUIETLY)
-    assert [one.is_equal for one in made.mended] == [True, True]
+    assert [one.is_equal for one in made.replaced] == [True, True]
     assert files(root) == before
 
 
@@ -76,8 +80,8 @@ def test_repair_compares_with_an_old_shard_that_nothing_vouches_for(root: Path, 
     (root / "manifest" / "pairs-000001.parquet").unlink()
     (root / "manifest.parquet").unlink()
     made = repair(root, str(teacher_path), **QUIETLY)
-    (mended,) = made.mended
-    assert (mended.is_equal, mended.num_compared, mended.num_differing) == (False, 32 * 16, 0)
+    (replaced,) = made.replaced
+    assert (replaced.is_equal, replaced.num_compared, replaced.num_differing) == (False, 32 * 16, 0)
     assert verify(root) == []
 
 
@@ -95,9 +99,9 @@ def test_repair_on_another_platform_tells_how_many_tokens_differ(
 
     break_shard(root, 1)
     monkeypatch.setattr(worker, "walk", walk)
-    (mended,) = repair(root, str(teacher_path), **QUIETLY).mended
+    (replaced,) = repair(root, str(teacher_path), **QUIETLY).replaced
     # In both batches of sixteen.
-    assert (mended.is_equal, mended.num_compared, mended.num_differing) == (False, 32 * 16, 6)
+    assert (replaced.is_equal, replaced.num_compared, replaced.num_differing) == (False, 32 * 16, 6)
     assert verify(root) == []
     changed = {name for name, data in files(root).items() if data != whole[name]}
     assert changed == {"shards/pairs-000001.tar", "manifest/pairs-000001.parquet", "manifest.parquet"}
@@ -121,9 +125,9 @@ def test_noise_of_another_platform_is_caught_and_repaired(
         monkeypatch.setattr(module, "gaussian_noise", elsewhere)
     (finding,) = verify(root)
     assert "the noise of pair 40 regenerated from its counter has another checksum" in finding.message
-    (mended,) = repair(root, str(teacher_path), **QUIETLY).mended
-    assert (mended.row.shard, mended.is_equal, mended.num_compared) == ("pairs-000001", False, 32 * 16)
-    assert mended.num_differing <= 16
+    (replaced,) = repair(root, str(teacher_path), **QUIETLY).replaced
+    assert (replaced.row.shard, replaced.is_equal, replaced.num_compared) == ("pairs-000001", False, 32 * 16)
+    assert replaced.num_differing <= 16
     assert verify(root) == []
     monkeypatch.undo()
     assert [finding.kind for finding in verify(root)] == ["broken"]
@@ -139,14 +143,14 @@ def test_an_extended_set_is_the_larger_one(
         config = generate_config(teacher_path, num_pairs=num_pairs, noise=noise, batch_size=8)
         generate(config, tmp_path / folder, **QUIETLY)
     made = extend(tmp_path / "small", 70, str(moved), **QUIETLY)
-    assert made.num_shards_made == 2
+    assert made.num_shards == 2
     large, extended = (
         {name: data for name, data in files(tmp_path / folder).items() if "manifest" not in name}
         for folder in ("large", "small")
     )
     assert extended == large
     assert [row.batch_size for row in Manifest.open(tmp_path / "small").rows] == [8] * 4
-    assert extend(tmp_path / "small", 96, str(moved), **QUIETLY).num_shards_made == 0
+    assert extend(tmp_path / "small", 96, str(moved), **QUIETLY).num_shards == 0
     with pytest.raises(Refused, match="already holds 96 training pairs"):
         extend(tmp_path / "small", 64, str(moved), **QUIETLY)
 

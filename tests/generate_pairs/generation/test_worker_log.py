@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from generate_pairs.generation.worker_log import last_words, logged
+from generate_pairs.generation.worker_log import last_lines, logged
 from shards.core.errors import Failed, Refused
 
 
@@ -36,10 +36,10 @@ def test_a_crash_leaves_its_stack(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
     assert ran.returncode < 0
-    path, lines = last_words(tmp_path, "pairs-000007")
+    path, lines = last_lines(tmp_path, "pairs-000007")
     assert path.parent == tmp_path
     assert any("most recent call first" in line for line in lines)
-    assert last_words(tmp_path, "pairs-000001") is None
+    assert last_lines(tmp_path, "pairs-000001") is None
 
 
 def test_the_last_to_die_has_the_last_word(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_last_to_die_has_the_last_word(tmp_path: Path) -> None:
         (tmp_path / f"{name}.log").write_text(f"now begins pairs-000003\n{name} was here\n")
         os.utime(tmp_path / f"{name}.log", (time, time))
     (tmp_path / "c.log").write_text("now begins pairs-000003\nnow ends pairs-000003 after 1.0 s\n")
-    path, lines = last_words(tmp_path, "pairs-000003")
+    path, lines = last_lines(tmp_path, "pairs-000003")
     assert path.name == "a.log"
     assert lines == ["now begins pairs-000003", "a was here"]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from generate_pairs.teachers.meta_device import blank
+from generate_pairs.teachers.meta_device import on_meta_device
 
 REPOSITORY = Path(__file__).parents[3]
 
 
 def test_modules_lie_on_the_meta_device_and_outside_the_block_they_are_initialised() -> None:
-    with blank():
+    with on_meta_device():
         made = nn.ModuleList([nn.Embedding(3, 4), nn.Linear(3, 4), nn.Conv2d(3, 4, 3), nn.LayerNorm(3)])
         nn.init.trunc_normal_(nn.Parameter(torch.empty(3, 4)), std=0.02)
     assert {parameter.device.type for parameter in made.parameters()} == {"meta"}

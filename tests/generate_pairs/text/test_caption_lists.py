@@ -12,7 +12,7 @@ import pytest
 
 from generate_pairs.config import CaptionsConfig
 from generate_pairs.text.caption_lists import CaptionList, prompted, read_captions
-from generate_pairs.text.digit_captions import NAMES, digit_of, digits_captions, digits_words
+from generate_pairs.text.digit_captions import NAMES, digit_of, digits_captions, spelled_numbers
 from shards.core.errors import Refused
 
 ODD = (
@@ -194,7 +194,7 @@ def test_captions_of_digits_ask_for_each_digit_alike_often() -> None:
             assert digit_of(caption) == (first + second if words[1] == "sum" else first - second)
         else:
             assert digit_of(caption) == NAMES.index(words[-1])
-        assert set(words) <= set(digits_words())
+        assert set(words) <= set(spelled_numbers())
     assert read("digits").captions == captions
 
 
@@ -203,5 +203,5 @@ def test_an_encoder_that_ships_is_no_path(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     for name in ("digits", "mine"):
         (tmp_path / name).mkdir()
-    assert CaptionsConfig(encoder="digits").with_whole_paths().encoder == "digits"
-    assert CaptionsConfig(encoder="mine").with_whole_paths().encoder == str(tmp_path / "mine")
+    assert CaptionsConfig(encoder="digits").with_absolute_paths().encoder == "digits"
+    assert CaptionsConfig(encoder="mine").with_absolute_paths().encoder == str(tmp_path / "mine")

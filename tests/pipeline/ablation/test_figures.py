@@ -19,11 +19,11 @@ from pipeline.ablation.figures import (
     labels,
     metric_against_size,
 )
-from pipeline.ablation.table import Setting, curves, final_numbers, methods_of, settings_of
+from pipeline.ablation.table import AblationSetting, curves, final_numbers, methods_of, settings_of
 from pipeline.report.figure_style import DOTS_PER_INCH, WIDTH, _log_ticks, draw, short_count
-from pipeline.report.metric_names import GAP
+from pipeline.report.metric_names import GENERALISATION_GAP
 
-METRICS = ("heldout_token_loss", "heldout_token_match", "frechet_distance", "recall", GAP)
+METRICS = ("heldout_token_loss", "heldout_token_match", "frechet_distance", "recall", GENERALISATION_GAP)
 MakeTable = Callable[..., Any]
 
 GRIDS: dict[str, dict[str, Any]] = {
@@ -44,7 +44,7 @@ class Line:
         return middle_N, middle_N - 0.5, middle_N + 0.5
 
 
-class CannotTell:
+class NoFit:
     reason = "four sizes are too few"
 
 
@@ -101,7 +101,7 @@ def test_a_partial_grid_is_drawn_as_far_as_it_goes(ablation_table: MakeTable) ->
 
 def test_a_line_for_each_size_over_epochs(ablation_table: MakeTable) -> None:
     ways = curves(ablation_table(timesteps=("0,8",)))
-    figure = curves_by_size(ways, "heldout_token_loss", None, Setting("0,8"))
+    figure = curves_by_size(ways, "heldout_token_loss", None, AblationSetting("0,8"))
     lines = drawn_lines(figure)
     assert len(lines) == 4
     np.testing.assert_allclose(lines[0].get_xdata(), [4, 8, 12])
@@ -120,7 +120,7 @@ def test_what_was_measured_before_the_first_step_has_no_place_on_the_axis(ablati
     rows = ablation_table(sizes=(5000,), seeds=1, timesteps=("0,8",)).to_pylist()
     first = [{**row, "step": 0, "epoch": 0.0, "value": 50.0} for row in rows if row["step"] == 100]
     ways = curves(type(ablation_table()).from_pylist([*first, *rows]))
-    figure = curves_by_size(ways, "heldout_token_loss", None, Setting("0,8"))
+    figure = curves_by_size(ways, "heldout_token_loss", None, AblationSetting("0,8"))
     assert min(drawn_lines(figure)[0].get_xdata()) == 2.0
     assert figure.axes[0].get_ylim()[1] < 2
 
@@ -158,7 +158,7 @@ def test_a_law_is_dashed_from_the_largest_size_to_twice_that(ablation_table: Mak
     finals = final_numbers(ablation_table())
     laws = {
         ("timesteps 0,8", None, "heldout_token_loss"): Line(),
-        ("timesteps 0,4", None, "heldout_token_loss"): CannotTell(),
+        ("timesteps 0,4", None, "heldout_token_loss"): NoFit(),
     }
     axes = metric_against_size(finals, "heldout_token_loss", None, laws).axes[0]
     (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
@@ -221,8 +221,8 @@ def test_values_that_span_much_get_a_logarithmic_axis_but_for_shares(ablation_ta
 
 
 def test_settings_are_named_by_what_tells_them_apart() -> None:
-    first = Setting("0,8", (("train.learning_rate", "0.003"),))
-    second = Setting("0,8", (("train.learning_rate", "0.01"),))
+    first = AblationSetting("0,8", (("train.learning_rate", "0.003"),))
+    second = AblationSetting("0,8", (("train.learning_rate", "0.01"),))
     assert list(labels([first, second]).values()) == [
         "train.learning_rate 0.003",
         "train.learning_rate 0.01",

@@ -10,7 +10,7 @@ from pipeline.ablation.grid import (
     Axes,
     Cell,
     cell_name,
-    look_interval,
+    eval_interval,
     make_cells,
     parse_sizes,
     parse_sweep,
@@ -178,5 +178,5 @@ def test_a_curve_has_ten_points_where_nobody_says_otherwise(
     base: RunConfig, steps: int, every: int | None, interval: int
 ) -> None:
     config = base.model_copy(update={"train": base.train.model_copy(update={"num_steps": steps})})
-    assert look_interval(config, every) == interval
+    assert eval_interval(config, every) == interval
     assert Cell("x", config).epochs == steps * 128 / 40_000

@@ -33,7 +33,7 @@ class Line:
         return size_N * 0 + 1.2, size_N * 0 + 1.1, size_N * 0 + 1.3
 
 
-class CannotTell:
+class NoFit:
     reason = "two sizes are <too> few"
 
 
@@ -149,11 +149,11 @@ def test_settings_whose_file_names_are_alike_keep_their_own_figures(
 def test_why_there_is_no_law_is_told(tmp_path: Path, ablation_table: MakeTable) -> None:
     table = ablation_table(sizes=(2500, 5000), methods=())
     key = (None, "heldout_token_loss")
-    laws = {("timesteps 0,4", *key): CannotTell(), ("timesteps 0,8", *key): Line()}
+    laws = {("timesteps 0,4", *key): NoFit(), ("timesteps 0,8", *key): Line()}
     _, page = written(tmp_path, table, laws)
     assert "No law for timesteps 0,4: two sizes are <too> few." in page.text
     assert "A curve is a fitted power law" in page.text
-    both = {(setting, *key): CannotTell() for setting in ("timesteps 0,4", "timesteps 0,8")}
+    both = {(setting, *key): NoFit() for setting in ("timesteps 0,4", "timesteps 0,8")}
     _, page = written(tmp_path, table, both)
     assert "No law: two sizes are <too> few." in page.text
     assert "A curve is a fitted power law" not in page.text

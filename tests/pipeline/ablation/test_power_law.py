@@ -13,8 +13,8 @@ from scipy import stats
 from pipeline.ablation import power_law
 from pipeline.ablation.power_law import (
     EXPONENTS,
-    CannotTell,
     Change,
+    NoFit,
     PowerLaw,
     _f_table,
     _t_cdf,
@@ -63,7 +63,7 @@ def law_of(size_N: Array, value_N: Array) -> PowerLaw:
 
 def reason_of(size_N: Array, value_N: Array) -> str:
     answer = fit_power_law(size_N, value_N)
-    assert isinstance(answer, CannotTell)
+    assert isinstance(answer, NoFit)
     return answer.reason
 
 
@@ -348,7 +348,7 @@ def test_noise_alone_cannot_tell(num_seeds: int) -> None:
     draw = np.random.Generator(np.random.Philox(7))
     size_N = np.repeat(EIGHT, num_seeds)
     answers = [fit_power_law(size_N, 0.3 + 0.01 * draw.standard_normal(len(size_N))) for _ in range(NUM_SETS)]
-    reasons = [answer.reason for answer in answers if isinstance(answer, CannotTell)]
+    reasons = [answer.reason for answer in answers if isinstance(answer, NoFit)]
     assert len(reasons) >= acceptance(0.9, NUM_SETS)[0] * NUM_SETS
     assert sum("contains zero" in reason for reason in reasons) >= 0.98 * len(reasons)
     low, high = reasons[0].removeprefix("the 90 % interval from 128,000 on, ").split(", ")[0].split(" to ")
@@ -368,9 +368,7 @@ def test_what_no_power_law_meets_cannot_tell() -> None:
 def test_true_power_laws_are_seldom_called_misfits() -> None:
     """About one in a hundred (over 3000: 0.8 %) where half of the variance is common to the runs of a size."""
     answers = [fit_power_law(*noisy(EIGHT, 3, 0.5, 0.01, 0.01, key)) for key in range(NUM_SETS)]
-    assert (
-        sum(isinstance(answer, CannotTell) for answer in answers) <= acceptance(0.01, NUM_SETS)[1] * NUM_SETS
-    )
+    assert sum(isinstance(answer, NoFit) for answer in answers) <= acceptance(0.01, NUM_SETS)[1] * NUM_SETS
 
 
 def test_sizes_with_one_seed_beside_sizes_with_many() -> None:

@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 
 import pipeline.ablation.cost
 import pipeline.ablation.runner
-from distill.training.distributed import Ranks
+from distill.training.distributed import World
 from distill.training.metrics import read_metrics
 from distill.training.state import Training
 from pipeline.ablation.cell import CellDir
@@ -216,7 +216,7 @@ def test_cells_of_a_seed_begin_alike_and_are_watched_on_the_same_pairs(preset: P
 
     def training(size: int, seed: int) -> Training:
         asked = changed(config, {"train.seed": seed}, "here").distill
-        return Training(asked, config.teacher.name, pairs, size, Ranks())
+        return Training(asked, config.teacher.name, pairs, size, World())
 
     small, large, other = training(32, 0), training(64, 0), training(64, 1)
     assert all(map(torch.equal, small.parameters, large.parameters))

@@ -13,10 +13,10 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.ablation.table import (
-    Final,
+    AblationSetting,
+    FinalValue,
     Point,
     Series,
-    Setting,
     curves,
     final_numbers,
     read_table,
@@ -26,10 +26,10 @@ from pipeline.ablation.table import (
     to_markdown,
     values_by_size,
 )
-from pipeline.report.metric_names import GAP
+from pipeline.report.metric_names import GENERALISATION_GAP
 from shards.core.errors import Failed, Refused
 
-BOTH = Setting("0,8")
+BOTH = AblationSetting("0,8")
 LOSS, SEEN = "heldout_token_loss", "train_token_loss"
 
 
@@ -62,7 +62,7 @@ def table(rows: list[dict[str, Any]]) -> pyarrow.Table:
     return pyarrow.Table.from_pylist(rows)
 
 
-def numbers(rows: list[dict[str, Any]], **options: Any) -> dict[tuple[Any, ...], Final]:
+def numbers(rows: list[dict[str, Any]], **options: Any) -> dict[tuple[Any, ...], FinalValue]:
     finals = final_numbers(table(rows), **options)
     return {(final.series.method, final.series.metric, final.size): final for final in finals}
 
@@ -75,7 +75,7 @@ def test_the_last_step_counts_and_seeds_are_taken_together() -> None:
 
 
 def test_the_gap_is_taken_cell_by_cell() -> None:
-    final = numbers(two_seeds())[None, GAP, 50]
+    final = numbers(two_seeds())[None, GENERALISATION_GAP, 50]
     assert sorted(value for _, value in final.seeds) == [0.25, 0.5]
     assert final.mean == 0.375
     # The spread of the differences, 0.177, which is less than the losses' own.

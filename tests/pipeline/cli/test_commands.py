@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 
 from shards.dataset.manifest import Manifest
-from shards.dataset.replace_shard import Mended
+from shards.dataset.replace_shard import Replacement
 
 Command = Callable[..., Result]
 
@@ -174,9 +174,9 @@ def test_shards_repair_makes_again_what_is_broken(onestep: Command, stages: Any,
 def test_shards_repair_tells_how_each_shard_compares(onestep: Command, stages: Any, pairs: Path) -> None:
     rows = Manifest.open(pairs).rows
     stages.mended = (
-        Mended(rows[0], True, 320),
-        Mended(rows[1], False, 320, num_compared=300, num_differing=3),
-        Mended(rows[2], False, 320),
+        Replacement(rows[0], True, 320),
+        Replacement(rows[1], False, 320, num_compared=300, num_differing=3),
+        Replacement(rows[2], False, 320),
     )
     result = onestep("shards", "repair", pairs, "--workers", 0)
     assert result.stdout.splitlines()[:3] == [
@@ -188,8 +188,8 @@ def test_shards_repair_tells_how_each_shard_compares(onestep: Command, stages: A
 
 def test_many_repaired_shards_are_summed_up(onestep: Command, stages: Any, pairs: Path) -> None:
     row = Manifest.open(pairs).rows[0]
-    changed = Mended(row, False, 8, num_compared=8, num_differing=1)
-    stages.mended = (*[Mended(row, True, 8)] * 30, *[changed] * 25)
+    changed = Replacement(row, False, 8, num_compared=8, num_differing=1)
+    stages.mended = (*[Replacement(row, True, 8)] * 30, *[changed] * 25)
     lines = onestep("shards", "repair", pairs, "--workers", 0).stdout.splitlines()
     assert lines[0] == "30 shards: equal to what was committed"
     assert lines[-2] == "5 shards more: 5 of 40 tokens differ (12.5 %); they have new rows"

@@ -13,7 +13,7 @@ from click.testing import Result
 
 from distill.config import EvaluationConfig
 from pipeline.config.run_config import compose
-from pipeline.evaluation_request import asked_evaluation
+from pipeline.evaluation_request import requested_evaluation
 from pipeline.report.method_table import HEADER, method_table, short_parameters
 from pipeline.report.published_numbers import published_rows
 from shards.core.errors import Refused
@@ -31,7 +31,7 @@ def run(onestep: Command, stages: Any, tmp_path: Path) -> Path:
 
 
 def asked(changes: Sequence[str], preset: str = "digits") -> EvaluationConfig:
-    return asked_evaluation(compose(preset, ["evaluation.seed=3", "evaluation.repeats=2"]), changes)
+    return requested_evaluation(compose(preset, ["evaluation.seed=3", "evaluation.repeats=2"]), changes)
 
 
 def test_by_the_runs_own_protocol_its_settings_count_where_nothing_else_is_said() -> None:

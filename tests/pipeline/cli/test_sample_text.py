@@ -15,7 +15,7 @@ from PIL import Image
 from distill import Student
 from generate_pairs.compute.threads import computing_threads
 from generate_pairs.config import GenerateConfig
-from generate_pairs.generation.plan import asked_pairs
+from generate_pairs.generation.plan import requested_pairs
 from generate_pairs.teachers.checkpoints import load_teacher
 from shards.core.errors import Refused
 
@@ -33,7 +33,7 @@ def exported(folder: Path, teacher: str, **captions: str) -> Path:
     """The export of an untrained student of an embedded teacher."""
     loaded = load_teacher(teacher)
     settings = {"teacher": {"name": teacher, "guidance_scale": 1.25}, "pairs": {}, "captions": captions}
-    spec, _ = asked_pairs(GenerateConfig.model_validate(settings), loaded, None)
+    spec, _ = requested_pairs(GenerateConfig.model_validate(settings), loaded, None)
     torch.manual_seed(0)
     made = Student.from_teacher(
         loaded, (0, 8), 16, spec.fingerprint, 100, initialise=True, lineage=spec.lineage

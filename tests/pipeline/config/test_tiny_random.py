@@ -19,7 +19,7 @@ from PIL import Image
 from distill.student.sampler import sample_sequence
 from distill.student.student import Student
 from distill.training.checkpoint import newest_checkpoint
-from distill.training.distributed import Ranks
+from distill.training.distributed import World
 from distill.training.state import Training
 from pipeline.cli.main import main
 from pipeline.config.run_config import RunConfig, compose, to_toml
@@ -169,7 +169,7 @@ def test_the_student_draws_in_one_step_and_in_two(
 def test_the_export_makes_the_tokens_of_the_student_that_was_trained(whole: Path, preset: str) -> None:
     _, num_tokens, timesteps = PRESETS[preset]
     config = compose(preset, EVEN_SMALLER, tiny_random=True)
-    training = Training(config.distill, config.teacher.name, whole / "pairs", config.pairs.num_pairs, Ranks())
+    training = Training(config.distill, config.teacher.name, whole / "pairs", config.pairs.num_pairs, World())
     newest = newest_checkpoint(whole / "student" / "checkpoints", training.identity, config.train.num_steps)
     assert newest is not None
     training.restore(newest.checkpoint)

@@ -11,7 +11,7 @@ import shards.dataset.manifest_row
 import shards.dataset.replace_shard
 from shards import Manifest, read_shard, verify
 from shards.dataset.manifest_row import forget, replace_row, row_path, shard_path
-from shards.dataset.replace_shard import mend_shard
+from shards.dataset.replace_shard import replace_shard
 
 LATER = {"seconds": 9.0, "host": "elsewhere", "device": "gpu", "batch_size": 4, "versions": "numpy 3"}
 
@@ -50,8 +50,8 @@ def test_equal_bytes_keep_the_row(make_spec, make_dataset, make_pairs, noise, ki
     path, row = shard_path(manifest.root, "pairs-000001"), row_path(manifest.root, "pairs-000001")
     data, row_data = path.read_bytes(), row.read_bytes()
     path.write_bytes(damage(data, kind))
-    mended = mend_shard(manifest.root, spec, 1, make_pairs(spec, 1), LATER, manifest.rows[1])
-    assert (mended.is_equal, mended.row) == (True, manifest.rows[1])
+    replaced = replace_shard(manifest.root, spec, 1, make_pairs(spec, 1), LATER, manifest.rows[1])
+    assert (replaced.is_equal, replaced.row) == (True, manifest.rows[1])
     assert (path.read_bytes(), row.read_bytes()) == (data, row_data)
 
 
@@ -60,9 +60,9 @@ def test_a_row_whose_sums_disagree_is_replaced(make_spec, make_dataset, make_pai
     wrong = replace(manifest.rows[1], xxh3_128="0" * 32)
     replace_row(manifest.root, wrong)
     pairs = make_pairs(manifest.spec, 1)
-    mended = mend_shard(manifest.root, manifest.spec, 1, pairs, LATER, wrong)
-    assert (mended.is_equal, mended.num_compared, mended.num_differing) == (False, 48, 0)
-    assert mended.row.xxh3_128 == manifest.rows[1].xxh3_128
+    replaced = replace_shard(manifest.root, manifest.spec, 1, pairs, LATER, wrong)
+    assert (replaced.is_equal, replaced.num_compared, replaced.num_differing) == (False, 48, 0)
+    assert replaced.row.xxh3_128 == manifest.rows[1].xxh3_128
     assert verify(manifest.root) == []
 
 
@@ -70,8 +70,8 @@ def test_a_row_without_the_later_sum_stands(make_spec, make_dataset, make_pairs)
     manifest = make_dataset(make_spec(), 2)
     older = replace(manifest.rows[1], xxh3_128=None)
     replace_row(manifest.root, older)
-    mended = mend_shard(manifest.root, manifest.spec, 1, make_pairs(manifest.spec, 1), LATER, older)
-    assert (mended.is_equal, mended.row) == (True, older)
+    replaced = replace_shard(manifest.root, manifest.spec, 1, make_pairs(manifest.spec, 1), LATER, older)
+    assert (replaced.is_equal, replaced.row) == (True, older)
     assert verify(manifest.root) == []
 
 
@@ -86,11 +86,11 @@ def test_other_bytes_are_compared_and_get_a_row(
     manifest = make_dataset(spec, 2)
     path = shard_path(manifest.root, "pairs-000001")
     path.write_bytes(damage(path.read_bytes(), kind))
-    mended = mend_shard(manifest.root, spec, 1, elsewhere, LATER, manifest.rows[1])
-    assert (mended.is_equal, mended.num_tokens) == (False, 48)
-    assert (mended.num_compared, mended.num_differing) == (6 * readable, differing)
-    assert (mended.row.host, mended.row.sha256 == manifest.rows[1].sha256) == ("elsewhere", False)
-    assert Manifest.open(manifest.root).rows == (manifest.rows[0], mended.row)
+    replaced = replace_shard(manifest.root, spec, 1, elsewhere, LATER, manifest.rows[1])
+    assert (replaced.is_equal, replaced.num_tokens) == (False, 48)
+    assert (replaced.num_compared, replaced.num_differing) == (6 * readable, differing)
+    assert (replaced.row.host, replaced.row.sha256 == manifest.rows[1].sha256) == ("elsewhere", False)
+    assert Manifest.open(manifest.root).rows == (manifest.rows[0], replaced.row)
     assert verify(manifest.root) == []
 
 
@@ -98,8 +98,8 @@ def test_a_lost_shard_leaves_nothing_to_compare(make_spec, make_dataset, elsewhe
     manifest = make_dataset(make_spec(), 2)
     shard_path(manifest.root, "pairs-000001").unlink()
     forget(manifest.root, "pairs-000001")
-    mended = mend_shard(manifest.root, manifest.spec, 1, elsewhere, LATER, None)
-    assert (mended.is_equal, mended.num_compared) == (False, 0)
+    replaced = replace_shard(manifest.root, manifest.spec, 1, elsewhere, LATER, None)
+    assert (replaced.is_equal, replaced.num_compared) == (False, 0)
     assert verify(manifest.root) == []
 
 
@@ -112,7 +112,7 @@ def test_a_lost_row_comes_back_from_the_joined_table(make_spec, make_dataset, ma
     if left is not None:
         path.write_bytes(left)
     pairs = make_pairs(manifest.spec, 1)
-    assert mend_shard(manifest.root, manifest.spec, 1, pairs, LATER, manifest.rows[1]).is_equal
+    assert replace_shard(manifest.root, manifest.spec, 1, pairs, LATER, manifest.rows[1]).is_equal
     assert Manifest.open(manifest.root).rows == manifest.rows
     assert verify(manifest.root) == []
 
@@ -167,7 +167,7 @@ def test_killed_anywhere_the_damage_is_found_or_mended(
                 (shards.dataset.manifest_row, "remove"),
             ):
                 patched.setattr(module, name, deadly.around(getattr(module, name)))
-            mend_shard(manifest.root, spec, 1, pairs, LATER, manifest.rows[1])
+            replace_shard(manifest.root, spec, 1, pairs, LATER, manifest.rows[1])
         found.append([finding.kind for finding in verify(manifest.root)])
     assert found == [["broken"]] * (num_moments - 1) + [[]]
     whole = read_shard(manifest.root, spec, Manifest.open(manifest.root).rows[1])

@@ -30,7 +30,7 @@ from shards.dataset.manifest import refuse_other_spec
 from shards.dataset.manifest_row import shard_path
 from shards.dataset.parquet_export import export_parquet
 from shards.dataset.reader import decode_shard
-from shards.dataset.replace_shard import mend_shard
+from shards.dataset.replace_shard import replace_shard
 from shards.dataset.writer import shard_and_row, shard_bytes
 from shards.format.pairs import label
 from shards.format.tar_layout import bytes_per_pair, layout_of
@@ -267,7 +267,7 @@ def test_verify_reads_captions_too(spec, dataset, texts) -> None:
     manifest = dataset(spec, 2)
     assert verify(manifest.root) == []
     swapped = texts(spec, 1, ODD[::-1])
-    mend_shard(manifest.root, spec, 1, swapped, EXTRAS, None)
+    replace_shard(manifest.root, spec, 1, swapped, EXTRAS, None)
     (finding,) = verify(manifest.root)
     assert (finding.kind, finding.where) == ("captions", str(shard_path(manifest.root, "pairs-000001")))
     assert finding.message == "8 pairs, the first of them 8, hold a caption that is not their label's"
@@ -281,12 +281,12 @@ def test_mending_compares_what_is_left(spec, dataset, texts) -> None:
     path, pairs = shard_path(manifest.root, "pairs-000000"), texts(spec, 0)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    mended = mend_shard(manifest.root, spec, 0, pairs, EXTRAS, manifest.rows[0])
+    mended = replace_shard(manifest.root, spec, 0, pairs, EXTRAS, manifest.rows[0])
     assert mended.is_equal
     assert path.read_bytes() == whole
     tokens_BL = pairs.tokens_BL.copy()
     tokens_BL[2, 0] ^= 1
-    mended = mend_shard(manifest.root, spec, 0, replace(pairs, tokens_BL=tokens_BL), EXTRAS, None)
+    mended = replace_shard(manifest.root, spec, 0, replace(pairs, tokens_BL=tokens_BL), EXTRAS, None)
     assert (mended.is_equal, mended.num_compared, mended.num_differing) == (False, 48, 1)
 
 

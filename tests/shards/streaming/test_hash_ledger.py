@@ -17,7 +17,7 @@ import shards.streaming.hash_ledger
 import shards.streaming.shard_source
 from shards import Failed, Refused
 from shards.dataset.manifest_row import shard_path
-from shards.streaming.hash_ledger import KEPT_SECONDS, Ledger, job_folder
+from shards.streaming.hash_ledger import KEPT_SECONDS, HashCache, job_folder
 from shards.streaming.stream import PairStream
 
 
@@ -86,11 +86,11 @@ def test_a_check_that_fails_is_not_noted(tmp_path) -> None:
         raise Failed("wrong")
 
     calls = []
-    for ledger in (Ledger(job_folder()), Ledger()):
+    for hash_cache in (HashCache(job_folder()), HashCache()):
         with pytest.raises(Failed, match="wrong"):
-            ledger.once("file", status(path), "sha", wrong)
-        assert ledger.once("file", status(path), "sha", lambda: calls.append("again"))
-        assert not ledger.once("file", status(path), "sha", lambda: calls.append("once more"))
+            hash_cache.once("file", status(path), "sha", wrong)
+        assert hash_cache.once("file", status(path), "sha", lambda: calls.append("again"))
+        assert not hash_cache.once("file", status(path), "sha", lambda: calls.append("once more"))
     assert calls == ["again", "again"]
 
 
@@ -99,8 +99,8 @@ def test_another_state_is_checked_again(tmp_path, change) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content")
     os.utime(path, ns=(0, 10**9))
-    ledger = Ledger(job_folder())
-    assert ledger.once("file", status(path), "sha", lambda: None)
+    hash_cache = HashCache(job_folder())
+    assert hash_cache.once("file", status(path), "sha", lambda: None)
     if change == "size":
         path.write_bytes(b"contents")
         os.utime(path, ns=(0, 10**9))
@@ -111,8 +111,8 @@ def test_another_state_is_checked_again(tmp_path, change) -> None:
         path.write_bytes(b"content")
         os.utime(path, ns=(0, 10**9))
     name, sha256 = "other" if change == "name" else "file", "other" if change == "sha256" else "sha"
-    assert Ledger(job_folder()).once(name, status(path), sha256, lambda: None)
-    assert not Ledger(job_folder()).once(name, status(path), sha256, lambda: pytest.fail("checked"))
+    assert HashCache(job_folder()).once(name, status(path), sha256, lambda: None)
+    assert not HashCache(job_folder()).once(name, status(path), sha256, lambda: pytest.fail("checked"))
 
 
 WHERE = "from shards.streaming.hash_ledger import job_folder; print(job_folder())"

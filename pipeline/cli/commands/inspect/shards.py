@@ -148,7 +148,7 @@ def repair(pairs: Location, teacher: str | None, workers: int | None) -> None:
     told how many tokens differ from those that can still be read, and the new shard gets a row of its own.
     """
     from generate_pairs.generation.repair import repair as make_again
-    from pipeline.report.terminal_summary import mended_lines
+    from pipeline.report.terminal_summary import replacement_lines
     from pipeline.runtime.progress import progress
     from pipeline.runtime.signals import stopping
     from shards.core.host import available_cores
@@ -165,9 +165,9 @@ def repair(pairs: Location, teacher: str | None, workers: int | None) -> None:
             report=report,
             should_stop=should_stop,
         )
-    for line in mended_lines(made.mended):
+    for line in replacement_lines(made.replaced):
         click.echo(line)
-    click.echo(f"{pairs}: {made.num_shards_made:,} shards made again")
+    click.echo(f"{pairs}: {made.num_shards:,} shards made again")
 
 
 @command.command("join")
@@ -217,7 +217,7 @@ def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | 
             report=report,
             should_stop=should_stop,
         )
-    click.echo(f"made {made.num_pairs_made:,} pairs, {made.pairs_per_second:,.1f} pairs/s")
+    click.echo(f"made {made.num_pairs:,} pairs, {made.pairs_per_second:,.1f} pairs/s")
     click.echo(f"{pairs}: {pairs_line(PairStatistics.of(Manifest.open(pairs)))}")
 
 

@@ -98,10 +98,10 @@ def inspect_file(file: str) -> None:
     """
     from distill.student.published import networks
     from generate_pairs.teachers.importing.checkpoint_file import local_file
-    from generate_pairs.teachers.importing.inspect import in_words, inspect
+    from generate_pairs.teachers.importing.inspect import describe, inspect
 
     fits = inspect(local_file(file), networks())
-    click.echo("\n".join(f"{file} {line}" if "fits" in line else line for line in in_words(fits)))
+    click.echo("\n".join(f"{file} {line}" if "fits" in line else line for line in describe(fits)))
     if any(fit.wrong for fit in fits):
         raise click.exceptions.Exit(1)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from generate_pairs.teachers.importing.inspect import in_words, inspect, teacher_networks
+from generate_pairs.teachers.importing.inspect import describe, inspect, teacher_networks
 from generate_pairs.teachers.published import TEACHERS
 from shards.core.errors import Refused
 
@@ -21,12 +21,12 @@ def test_a_file_is_recognised_by_its_tensors(published: Any) -> None:
     ):
         place = published.container(role)
         where = f", at {'.'.join(place)}," if place else ""
-        assert in_words(inspect(Path(published.write(role)), tables)) == [f"fits{where} {line}"]
+        assert describe(inspect(Path(published.write(role)), tables)) == [f"fits{where} {line}"]
 
 
 def test_networks_of_one_shape_are_both_named(published: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TEACHERS, "small-twin", TEACHERS[published.teacher])
-    lines = in_words(inspect(Path(published.write("transformer")), teacher_networks()))
+    lines = describe(inspect(Path(published.write("transformer")), teacher_networks()))
     assert [line.rpartition(" ")[2] for line in lines[:-1]] == [published.teacher, "small-twin"]
     assert lines[-1] == "these have the same names and shapes: only you can tell which it is"
 
@@ -40,7 +40,7 @@ def test_a_checkpoint_with_two_networks_names_both_and_where(
         "var", weights.official("transformer"), weights.official("tokenizer")
     )
     file = published_files.written(published.folder / "ar-ckpt-best.pth", content)
-    assert in_words(inspect(Path(file), teacher_networks())) == [
+    assert describe(inspect(Path(file), teacher_networks())) == [
         "fits, at trainer.var_wo_ddp, the transformer of small-var",
         "fits, at trainer.vae_local, the tokenizer vae_ch160v4096z32.pth",
     ]
@@ -50,7 +50,7 @@ def test_what_fits_nothing_is_held_against_the_nearest(published: Any) -> None:
     state = published.weights.official("transformer")
     name = next(iter(published.weights.transformer))
     del state[name]
-    (line,) = in_words(inspect(Path(published.write("transformer", state)), teacher_networks()))
+    (line,) = describe(inspect(Path(published.write("transformer", state)), teacher_networks()))
     nearest = f"the transformer of {published.teacher}: missing {name}"
     assert line == f"fits nothing that is published; nearest is {nearest}"
 
