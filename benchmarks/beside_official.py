@@ -101,7 +101,7 @@ class BatchTargets:
         return SamplingSettings(2.0, top_k=8000)
 
     def pack(self, ours: nn.Module) -> None:
-        """Lay weights out as stage one and `onestep sample` do, unless they are to stay as they were loaded."""
+        """Lay weights out as stage one and `tokenleap sample` do, unless they are to stay as they were loaded."""
         if not self.plain:
             pack_linears(ours)
 

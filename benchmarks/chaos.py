@@ -1,6 +1,6 @@
 """Does a generation that is killed and let down by its file system end in the same bytes as one that never was?
 
-Every run of `onestep generate` has a fresh folder, and its command is given again until it ends with 0. At first each
+Every run of `tokenleap generate` has a fresh folder, and its command is given again until it ends with 0. At first each
 try takes a random number of workers, below a file system that fails at random (faults.py), while the driver, a worker
 or all of them are killed (SIGKILL) at random moments; from try 7 on nothing is done to it any more.
 Linux only. A seed fixes what is done and after how long, not how far the processes have come by then.
@@ -41,7 +41,7 @@ MAX_TRIES = 8
 TRY_SECONDS = 120.0
 STALE_HOURS = 2
 HEADER = ("run", "tries", "drivers killed", "workers killed", "faults")
-MISTAKE = "mistake in onestep"
+MISTAKE = "mistake in tokenleap"
 
 
 @dataclass
@@ -76,7 +76,7 @@ class ChaosRun:
         self._finish_cleanly()
         log = self.place.log.read_text()
         if MISTAKE in log:
-            raise Failed("a failure was told as a mistake in onestep, not as what it was")
+            raise Failed("a failure was told as a mistake in tokenleap, not as what it was")
         self._hold_against(expected)
         self.counts["faults"] = log.count(MARK)
         return [str(self.number), *(str(self.counts[name]) for name in HEADER[1:])]
@@ -164,7 +164,7 @@ class ChaosRun:
         if differing := [name for name in expected | found if expected.get(name) != found.get(name)]:
             raise Failed(f"not as in an untouched run: {', '.join(differing)}")
         if findings := verify(self.place.root):
-            raise Failed(f"`onestep shards verify` finds {findings[0]}")
+            raise Failed(f"`tokenleap shards verify` finds {findings[0]}")
 
 
 def _end(strays: set[psutil.Process]) -> None:

@@ -40,7 +40,7 @@ ALLOWED = {1: 1.05, 2: 1.10}
 @click.option(
     "--repeats", default=5, show_default=True, help="Measurements of each kind, in turn; medians are told."
 )
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in `onestep generate`.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in `tokenleap generate`.")
 def main(preset: str, shards: int, repeats: int, settings: tuple[str, ...]) -> None:
     """Measure PRESET's shards made by Dask workers and by bare loops.
 

@@ -3,7 +3,7 @@
 PSS counts a page that n processes share as 1/n of a page in each, so the sum over the tree is what the machine
 really gave; RSS would count the libraries again for every worker. Linux only.
 
-    python benchmarks/footprint.py -- onestep run digits --out runs/digits
+    python benchmarks/footprint.py -- tokenleap run digits --out runs/digits
 """
 
 from __future__ import annotations

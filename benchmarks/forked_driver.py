@@ -1,6 +1,6 @@
-"""`onestep generate` in a process that is forked, not started: a real one to kill, without the seconds of its imports.
+"""`tokenleap generate` in a process that is forked, not started: a real one to kill, without the seconds of its imports.
 
-The workers of such a driver are forked as well, where `onestep` itself starts its workers afresh.
+The workers of such a driver are forked as well, where `tokenleap` itself starts its workers afresh.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import webdataset  # noqa: F401, as well
 from faults import Faults
 
 from generate_pairs.teachers.checkpoints import load_teacher
-from pipeline.cli.main import main as onestep
+from pipeline.cli.main import main as tokenleap
 from shards.dataset.manifest import DATASET_FILE, Manifest
 from shards.dataset.manifest_row import SHARD_FOLDER
 from shards.storage.files import TEMPORARY_SUFFIX, list_names, sha256_file
@@ -78,7 +78,7 @@ class Place:
 
 @dataclass
 class Driver:
-    """One try: `onestep generate` in a process of its own, the first of its session."""
+    """One try: `tokenleap generate` in a process of its own, the first of its session."""
 
     place: Place
     workers: int
@@ -110,7 +110,7 @@ class Driver:
         try:
             if self.faults is not None:
                 self.faults.install()
-            onestep([*arguments, *settings], prog_name="onestep")
+            tokenleap([*arguments, *settings], prog_name="tokenleap")
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         except BaseException:

@@ -4,7 +4,7 @@ One ablation goes through untouched, its cells one after another. A second one i
 group) at N random moments, one in each N-th of all looks at its students, and started again with the same command; it
 takes 0 and 2 workers in turn.
 
-    onestep generate digits --out pairs --num-pairs 2000
+    tokenleap generate digits --out pairs --num-pairs 2000
     python benchmarks/kill_ablation.py digits --pairs pairs --sizes 500,1000,2000 --num-steps 60 --kills 10 --work kills
 """
 
@@ -62,8 +62,8 @@ def kill(arguments: list[str], out: Path, workers: int, wanted: int, delay: floa
 @click.command(cls=Script)
 @preset_argument
 @click.option("--pairs", type=FolderPath, required=True, help="The pair data set.")
-@click.option("--sizes", required=True, help="As in `onestep ablate`.")
-@click.option("--seeds", default=2, show_default=True, help="As in `onestep ablate`.")
+@click.option("--sizes", required=True, help="As in `tokenleap ablate`.")
+@click.option("--seeds", default=2, show_default=True, help="As in `tokenleap ablate`.")
 @click.option("--kills", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 @click.option("--work", type=FolderPath, required=True, metavar="DIR", help="Folder of both ablations.")

@@ -4,7 +4,7 @@ One training goes through untouched. A second one is killed (SIGKILL) at N rando
 and started again with the same command each time: in turn one of its processes dies, all of them do, torchrun dies with
 all of them. Compared are the export, the newest checkpoint with its mark, and the log without the clock's columns.
 
-    onestep generate digits --out pairs --num-pairs 20000
+    tokenleap generate digits --out pairs --num-pairs 20000
     python benchmarks/kill_training.py digits --pairs pairs --kills 20 --num-steps 400 --work kills \
         --set train.threads=1 --set train.checkpoint_interval=10
 """
@@ -168,7 +168,7 @@ def differences(whole: KillableTraining, killed: KillableTraining) -> list[str]:
 
 
 def distill_command(preset: str, pairs: Path, processes: int, options: Sequence[str]) -> tuple[str, ...]:
-    """`onestep distill` below torchrun."""
+    """`tokenleap distill` below torchrun."""
     torchrun = [
         sys.executable,
         "-m",
@@ -182,7 +182,7 @@ def distill_command(preset: str, pairs: Path, processes: int, options: Sequence[
 @click.command(cls=Script)
 @preset_argument
 @click.option("--pairs", type=FolderPath, required=True, help="The pair data set.")
-@click.option("--size", type=click.IntRange(min=1), metavar="N", help="As in `onestep distill`.")
+@click.option("--size", type=click.IntRange(min=1), metavar="N", help="As in `tokenleap distill`.")
 @click.option("--kills", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True, help="That train.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")

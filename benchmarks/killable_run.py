@@ -108,7 +108,7 @@ class KillableRun:
 
 @contextmanager
 def started(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`onestep` with these arguments, what it says added to a log; nothing of its process group outlives the block."""
+    """`tokenleap` with these arguments, what it says added to a log; nothing of its process group outlives the block."""
     with log.open("ab") as file:
         command = [sys.executable, "-m", "pipeline.cli", *arguments]
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)

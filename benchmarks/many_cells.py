@@ -3,7 +3,7 @@
 The cells' folders are written by this program as a finished training leaves them, with ten looks each and no weights.
 Everything is imported before the clock starts, as in a process that goes on.
 
-    onestep generate digits --out pairs --num-pairs 2000
+    tokenleap generate digits --out pairs --num-pairs 2000
     python benchmarks/many_cells.py digits --pairs pairs --cells 200
 """
 

@@ -119,10 +119,8 @@ def main(preset: str, seeds: int, settings: tuple[str, ...]) -> None:
     header = ["position", "chi-square", "degrees of freedom", "p"]
     rows = [[str(at), f"{t.statistic:.1f}", str(t.degrees), f"{t.p:.4f}"] for at, t in enumerate(tests)]
     click.echo(markdown(header, rows))
-    all_reduce_min = min(1.0, len(tests) * min(test.p for test in tests))
-    click.echo(
-        f"\n{len(labels_M):,} sequences of each kind; smallest p times {len(tests)}: {all_reduce_min:.3f}"
-    )
+    smallest = min(1.0, len(tests) * min(test.p for test in tests))
+    click.echo(f"\n{len(labels_M):,} sequences of each kind; smallest p times {len(tests)}: {smallest:.3f}")
 
 
 if __name__ == "__main__":

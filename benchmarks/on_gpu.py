@@ -2,7 +2,7 @@
 
 The flow map is timed as one kernel and by single operations, on random logits. Pairs are made as a worker of stage one
 makes them, with the preset's guidance and filters; the walk with multinomial draws beside it tells what the map adds. A
-training takes its steps on such pairs as `onestep distill` does. Samples are token sequences; decoding is timed beside
+training takes its steps on such pairs as `tokenleap distill` does. Samples are token sequences; decoding is timed beside
 them. Embedded presets are sampled with their own teachers.
 
     python benchmarks/on_gpu.py --work gpu --presets var-d16,llamagen-b

@@ -38,7 +38,7 @@ from shards.core.settings import FREE
 SEED = "train.seed"
 NOTHING = ""
 JUDGING = {"num_images": "--num-images", "seed": "--seed", "repeats": "--repeats"}
-"""Options of `onestep evaluate`, by the settings that they stand for."""
+"""Options of `tokenleap evaluate`, by the settings that they stand for."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Judged:
         config, evaluation = run_dir.read_config(), run_dir.read_json(run_dir.evaluation)
         exported = run_dir.read_json(run_dir.student / "config.json")
         if not evaluation or not same_student(evaluation, exported):
-            raise Refused(f"{folder}: its student is not judged; `onestep evaluate {folder}` does it")
+            raise Refused(f"{folder}: its student is not judged; `tokenleap evaluate {folder}` does it")
         return cls(run_dir, config, evaluation)
 
     @property
@@ -110,7 +110,7 @@ def changes(before: RunConfig, after: RunConfig) -> dict[str, Any]:
 
 def commands_of(preset: str, run: Judged) -> Iterator[str]:
     """The command that makes a run, and the one that judged it again with other noise or more images, if one did."""
-    words = ["onestep", "run", preset, "--out", str(run.run_dir.root)]
+    words = ["tokenleap", "run", preset, "--out", str(run.run_dir.root)]
     for key, value in changes(compose(preset), run.config).items():
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         words += ["--set", f"{key}={text}"]
@@ -119,7 +119,7 @@ def commands_of(preset: str, run: Judged) -> Iterator[str]:
     again = [(option, judged[key]) for key, option in JUDGING.items() if judged[key] != asked[key]]
     if again:
         options = [word for option, value in again for word in (option, str(value))]
-        yield shlex.join(["onestep", "evaluate", str(run.run_dir.root), *options])
+        yield shlex.join(["tokenleap", "evaluate", str(run.run_dir.root), *options])
 
 
 def table(runs: Sequence[Judged]) -> tuple[list[str], list[list[str]]]:
@@ -205,7 +205,7 @@ def _three_digits(value: float) -> str:
 @preset_argument
 @click.argument("runs", type=FolderPath, nargs=-1, required=True)
 def main(preset: str, runs: tuple[Path, ...]) -> None:
-    """Print the table of RUNS, folders of `onestep run PRESET` that differ in train.seed alone."""
+    """Print the table of RUNS, folders of `tokenleap run PRESET` that differ in train.seed alone."""
     click.echo("\n".join(page(preset, [Judged.read(folder) for folder in runs])))
 
 

@@ -71,14 +71,14 @@ def write_pairs(folder: Path, num_samples: int) -> None:
     np.save(folder / "labels.npy", everything.label_B)
 
 
-def run(python: str, name: str, folder: Path, *, with_onestep: bool) -> str:
+def run(python: str, name: str, folder: Path, *, with_tokenleap: bool) -> str:
     """One reader or writer in a process of its own; returns the last line it printed.
 
     Raises:
         Failed: it did not end well.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if with_onestep:
+    if with_tokenleap:
         environment["PYTHONPATH"] = str(PROGRAM.parents[1])
     finished = subprocess.run(
         [python, str(PROGRAM), name, str(folder)], capture_output=True, text=True, env=environment
@@ -95,7 +95,7 @@ def measured(peers_python: str, folder: Path, repeats: int) -> dict[str, list[li
         for name, rounds in seconds.items():
             ours = name == "ours"
             python = sys.executable if ours else peers_python
-            rounds.append(json.loads(run(python, name, folder, with_onestep=ours)))
+            rounds.append(json.loads(run(python, name, folder, with_tokenleap=ours)))
         click.echo(f"round {number + 1} of {repeats} is done", err=True)
     return seconds
 
@@ -129,7 +129,7 @@ def main(peers_python: str, samples: int, repeats: int) -> None:
         folder = Path(name)
         write_pairs(folder, samples)
         for writer in ("write-mosaicml", "write-litdata"):
-            run(peers_python, writer, folder, with_onestep=False)
+            run(peers_python, writer, folder, with_tokenleap=False)
         click.echo(table(measured(peers_python, folder, repeats), samples))
 
 

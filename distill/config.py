@@ -211,7 +211,7 @@ class EvaluationConfig(Settings):
     features: str = Field(
         "inception",
         description="what the protocol folder looks through: inception, digits, or what a package registers as "
-        "onestep.features",
+        "tokenleap.features",
     )
     inception_weights: str | None = Field(
         None,

@@ -41,10 +41,9 @@ def load_teacher_of_student(
     """
     if student.lineage is None:
         raise Refused(
-            "this student's config.json names no lineage, so nobody knows its teacher and that one's settings. A student "
-            "that was exported before lineages were recorded gets one from the same `onestep distill` given again, where "
-            "its checkpoint is still read; a published student has none. Without a teacher it is sampled with --steps or "
-            "--timesteps"
+            "this student's config.json names no lineage, so its teacher and that teacher's settings are unknown. If it "
+            "was exported before lineages were recorded, and its checkpoint can still be read, run the same `tokenleap "
+            "distill` again; a published student has no lineage. Sample it without a teacher, with --steps or --timesteps"
         )
     made_by = student.lineage["teacher"]
     way = "--teacher NAME-OR-FILE tells where it is"

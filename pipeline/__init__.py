@@ -1,1 +1,1 @@
-"""What a person touches: the `onestep` command, its presets, the run folder and the report."""
+"""What a person touches: the `tokenleap` command, its presets, the run folder and the report."""

@@ -78,7 +78,7 @@ def _probe_lines(config: GenerateConfig, num_pairs: int) -> Iterator[str]:
     probes = stored(spec.fingerprint)
     yield from (_measured(probe, num_pairs) for probe in probes)
     if not probes:
-        yield "no probe of these settings is stored here: `onestep generate ... --probe` measures one"
+        yield "no probe of these settings is stored here: `tokenleap generate ... --probe` measures one"
 
 
 def _estimate_lines(

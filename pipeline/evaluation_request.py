@@ -1,4 +1,4 @@
-"""What `onestep evaluate` is asked for: settings of the evaluation, the file of its answers, and tables of them."""
+"""What `tokenleap evaluate` is asked for: settings of the evaluation, the file of its answers, and tables of them."""
 
 from __future__ import annotations
 

@@ -149,8 +149,8 @@ def _refuse_other_size(run_dir: RunDir, num_pairs: int) -> None:
         raise Refused(
             f"pairs.num_pairs: there {there}, asked {num_pairs}: the student in {run_dir.student} has begun to "
             f"learn from {there:,} pairs. Ask for that many to go on with it. For another student of more, make "
-            f"them with `onestep generate {run_dir.config} --out {run_dir.pairs} --num-pairs {num_pairs}`, then "
-            f"`onestep distill {run_dir.config} --pairs {run_dir.pairs} --out` another folder"
+            f"them with `tokenleap generate {run_dir.config} --out {run_dir.pairs} --num-pairs {num_pairs}`, then "
+            f"`tokenleap distill {run_dir.config} --pairs {run_dir.pairs} --out` another folder"
         )
 
 

@@ -29,9 +29,9 @@ def training_job(cluster: ClusterConfig, command: str, nodes: int, processes: in
     again = shlex.join(_without_job_options(shlex.split(command)))
     gpus = [f"--gpus-per-node={processes}"] if cluster.gpus else []
     cores = cluster.cores * processes
-    log = f"{cluster.log_folder or '.'}/onestep-distill-%j.log"
+    log = f"{cluster.log_folder or '.'}/tokenleap-distill-%j.log"
     directives = [
-        "--job-name=onestep-distill",
+        "--job-name=tokenleap-distill",
         f"--nodes={nodes}",
         "--ntasks-per-node=1",
         f"--cpus-per-task={cores}",

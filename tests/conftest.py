@@ -109,8 +109,8 @@ def brief_timing() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def brief_onestep() -> list[str]:
-    """`onestep` in a process of its own, where an evaluation times its methods for a moment only."""
+def brief_tokenleap() -> list[str]:
+    """`tokenleap` in a process of its own, where an evaluation times its methods for a moment only."""
     script = (
         f"from distill.evaluation import timing; vars(timing).update({BRIEF_TIMING}); "
         "from pipeline.cli.main import main; main()"
@@ -191,7 +191,7 @@ def published_files() -> ModuleType:
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty folder of this test's own for imported teachers."""
-    monkeypatch.setenv("ONESTEP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TOKENLEAP_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
 

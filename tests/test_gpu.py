@@ -281,7 +281,7 @@ def done(command: list[str], *arguments: object) -> subprocess.CompletedProcess[
 
 
 def torchrun(processes: int) -> list[str]:
-    """`onestep` in so many processes."""
+    """`tokenleap` in so many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [*command, "-m", "pipeline.cli"]
 
@@ -357,7 +357,7 @@ def test_a_student_makes_the_same_images(
 
 @pytest.mark.parametrize("preset", ["digits", "digits-var", "digits-text"])
 def test_a_run_on_the_gpu_ends_in_scores_near_a_processors(
-    preset: str, brief_onestep: list[str], tmp_path: Path
+    preset: str, brief_tokenleap: list[str], tmp_path: Path
 ) -> None:
     sizes = {
         "pairs.num_pairs": 750,
@@ -372,7 +372,7 @@ def test_a_run_on_the_gpu_ends_in_scores_near_a_processors(
     for device in ("cpu", "cuda"):
         devices = {f"{section}.device": device for section in ("cluster", "train", "evaluation")}
         flags = [f"--set={key}={value}" for key, value in (sizes | devices).items()]
-        ended = done(brief_onestep, "run", preset, "--out", tmp_path / device, "--workers", 0, *flags)
+        ended = done(brief_tokenleap, "run", preset, "--out", tmp_path / device, "--workers", 0, *flags)
         assert ended.returncode == 0, ended.stderr
         evaluation = json.loads((tmp_path / device / "evaluation.json").read_text())
         scores[device] = {row["method"]: row["frechet_distance"] for row in evaluation["rows"]}

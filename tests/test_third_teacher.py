@@ -58,7 +58,7 @@ class Place:
     source: Path
     site: Path
     folder: Path
-    onestep: list[str]
+    tokenleap: list[str]
 
     @property
     def teacher(self) -> Path:
@@ -79,8 +79,8 @@ class Place:
                 more = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(self.site)]
             case "python":
                 words = [sys.executable, *words[1:]]
-            case "onestep":
-                words = [*self.onestep, *words[1:]]
+            case "tokenleap":
+                words = [*self.tokenleap, *words[1:]]
                 if "run" in words:
                     settings = [("--set", f"{key}={value}") for key, value in SMALL.items()]
                     more = ["--workers", "0", *(word for pair in settings for word in pair)]
@@ -91,9 +91,9 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(brief_onestep: list[str], tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(brief_tokenleap: list[str], tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Every command of the page has been given."""
-    place = Place(*(tmp_path_factory.mktemp(name) for name in ("source", "site", "folder")), brief_onestep)
+    place = Place(*(tmp_path_factory.mktemp(name) for name in ("source", "site", "folder")), brief_tokenleap)
     blocks = documented()
     for folder, names in (
         (place.source, ("grid_gru.py", "pyproject.toml")),
@@ -201,7 +201,9 @@ def test_the_export_loads_without_the_teacher_and_draws(place: Place, module: Mo
 
 
 def test_a_family_that_is_not_installed_is_refused(place: Place) -> None:
-    message = "no family of teachers is called 'grid-gru': there are llamagen, var. .* group onestep.teachers"
+    message = (
+        "no family of teachers is called 'grid-gru': there are llamagen, var. .* group tokenleap.teachers"
+    )
     with pytest.raises(Refused, match=message):
         load_teacher(str(place.teacher))
     with pytest.raises(Refused, match=message):
@@ -211,9 +213,9 @@ def test_a_family_that_is_not_installed_is_refused(place: Place) -> None:
 def test_a_family_without_a_student_is_refused_before_any_pair(
     place: Place, module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("distill.student.networks.ENTRY_POINTS", "onestep.no-such-group")
+    monkeypatch.setattr("distill.student.networks.ENTRY_POINTS", "tokenleap.no-such-group")
     config = compose(str(place.folder / "mine.toml"), [f"teacher.name={place.teacher}"])
-    message = "no student is called 'grid-gru': there are llamagen, var. .* group onestep.no-such-group"
+    message = "no student is called 'grid-gru': there are llamagen, var. .* group tokenleap.no-such-group"
     with pytest.raises(Refused, match=message):
         run(config, tmp_path / "run", workers=0)
     assert not (tmp_path / "run").exists()

@@ -70,7 +70,7 @@ def test_installed_wheel_makes_pairs_in_an_empty_folder(wheel: Path, tmp_path: P
     command = [
         *(
             sys.executable,
-            str(site / "bin" / "onestep"),
+            str(site / "bin" / "tokenleap"),
             "generate",
             "digits",
             "--out",

@@ -27,7 +27,7 @@ def image_distance(config: TrainConfig, device: torch.device) -> ImageDistance:
         import lpips
     except ImportError as error:
         raise Refused(
-            "train.image_distance is lpips, which is not installed: pip install 'onestep[lpips]', or set it to squared"
+            "train.image_distance is lpips, which is not installed: pip install '.[lpips]', or set it to squared"
         ) from error
     try:
         network = lpips.LPIPS(net="vgg", verbose=False)

@@ -298,7 +298,7 @@ def _read_request(folder: Path) -> dict[str, Any] | None:
 
 def _request_in(path: Path) -> dict[str, Any]:
     with _reading_zip(path) as archive:
-        return _parsed(archive.comment, f"{path}, which `onestep sample` did not write,")
+        return _parsed(archive.comment, f"{path}, which `tokenleap sample` did not write,")
 
 
 @contextmanager

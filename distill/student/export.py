@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -17,9 +17,6 @@ from distill.config import NoiseWeight, misfit
 from generate_pairs.teachers.importing.hub import HUB, hub_folder
 from shards.core.errors import Refused
 from shards.storage.files import read_bytes, sha256_bytes
-
-if TYPE_CHECKING:
-    from distill.config import NoiseWeight
 
 SCHEMA_VERSION = 2
 CONFIG_FILE = "config.json"
@@ -144,7 +141,9 @@ def read_tensors(folder: Path, stem: str, sha256: str) -> tuple[dict[str, Tensor
 
 
 def _way_out(folder: Path) -> str:
-    return f"run the same `onestep distill ... --out {folder}` again, which exports from its last checkpoint"
+    return (
+        f"run the same `tokenleap distill ... --out {folder}` again, which exports from its last checkpoint"
+    )
 
 
 def refuse_missing_export(folder: Path) -> None:
@@ -158,5 +157,7 @@ def refuse_missing_export(folder: Path) -> None:
     if (folder / "config.json").is_file():
         return
     inside = folder / "student"
-    hint = f"did you mean {inside}?" if (inside / "config.json").is_file() else "`onestep distill` writes one"
+    hint = (
+        f"did you mean {inside}?" if (inside / "config.json").is_file() else "`tokenleap distill` writes one"
+    )
     raise Refused(f"{folder} holds no student (no config.json); {hint}")

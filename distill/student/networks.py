@@ -12,7 +12,7 @@ from distill.student.var import VarStudent
 from generate_pairs.teachers.base import TextCondition
 from generate_pairs.teachers.registry import plugin
 
-ENTRY_POINTS = "onestep.students"
+ENTRY_POINTS = "tokenleap.students"
 """Other packages bring the student of their family by an entry point of this group, named like the family."""
 
 

@@ -61,7 +61,7 @@ STUDENTS: Mapping[str, PublishedStudent] = {
     "llamagen-dd-b": _student("llamagen-b-256", "LlamaGen-DD/llamagen-B.pt", (0, 80), 80),
     "llamagen-dd-l": _student("llamagen-l-256", "LlamaGen-DD/llamagen-L.pt", (0, 80), 130),
 }
-"""By the names that `onestep students import --as` takes."""
+"""By the names that `tokenleap students import --as` takes."""
 
 
 def import_student(files: Sequence[str], name: str, out: Path) -> None:

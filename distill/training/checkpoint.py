@@ -180,7 +180,7 @@ def _read_mark(path: Path, step: int) -> dict[str, Any]:
             f"{path} has schema_version {mark['schema_version']}, this version reads {SCHEMA_VERSION}"
         )
     if not isinstance(mark, dict) or not mark.keys() >= MARK_KEYS or mark["step"] != step:
-        raise DamagedCheckpoint(f"{path} is damaged, it is not what onestep wrote")
+        raise DamagedCheckpoint(f"{path} is damaged, it is not what tokenleap wrote")
     return mark
 
 

@@ -159,7 +159,7 @@ def tensorboard(out: Path, first_step: int, wanted: bool, is_main: bool) -> Iter
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise Refused(
-            "train.tensorboard needs the package tensorboard: pip install 'onestep[tensorboard]', or set it to false"
+            "train.tensorboard needs the package tensorboard: pip install '.[tensorboard]', or set it to false"
         ) from error
     if not is_main:
         yield None

@@ -57,13 +57,13 @@ def _cluster(config: ClusterConfig) -> Iterator[Any]:
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
-        raise Refused("Slurm jobs need dask-jobqueue: pip install 'onestep[slurm]'") from error
+        raise Refused("Slurm jobs need dask-jobqueue: pip install '.[slurm]'") from error
 
     where = {"host": config.host} if config.host else {}
     directives = [f"--output={config.log_folder}/slurm-%j.log", *config.directives]
     try:
         cluster = SLURMCluster(
-            job_name="onestep-generate",
+            job_name="tokenleap-generate",
             queue=config.queue,
             account=config.account,
             walltime=config.walltime,

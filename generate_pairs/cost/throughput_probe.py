@@ -1,6 +1,6 @@
 """A probe: how fast pairs are made here, measured on a few batches, and kept for plans to come.
 
-Probes lie in `${ONESTEP_HOME:-~/.cache/onestep}/probes`, one JSON file for each data set's fingerprint, device and
+Probes lie in `${TOKENLEAP_HOME:-~/.cache/tokenleap}/probes`, one JSON file for each data set's fingerprint, device and
 batch size.
 """
 
@@ -133,7 +133,7 @@ def _read(path: Path) -> Probe:
     try:
         return Probe(**json.loads(read_bytes(path)))
     except (TypeError, ValueError) as error:
-        raise Refused(f"{path} is not a probe that onestep wrote: delete it ({error})") from error
+        raise Refused(f"{path} is not a probe that tokenleap wrote: delete it ({error})") from error
 
 
 def _folder() -> Path:

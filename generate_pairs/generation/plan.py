@@ -225,5 +225,5 @@ def refuse_fewer_pairs(config: GenerateConfig, root: Location) -> None:
     if same_cut and held > asked.num_shards * spec.pairs_per_shard - spec.num_heldout:
         raise Refused(
             f"pairs.num_pairs is {asked.num_pairs}, but {root} already holds {held} training pairs: ask for as "
-            "many or more. To learn from fewer of them, leave them there and use `onestep distill --size`"
+            "many or more. To learn from fewer of them, leave them there and use `tokenleap distill --size`"
         )

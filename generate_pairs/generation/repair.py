@@ -151,14 +151,14 @@ def recorded_teacher(
         root: the data set's folder.
         spec: its spec.
         teacher_name: where the teacher is found, if not under the name that the data set records.
-        command: of `onestep shards`, for the message.
+        command: of `tokenleap shards`, for the message.
 
     Raises:
         Refused: it is not there, or another one is.
     """
     made_by = spec.lineage["teacher"]
     settings = {key: made_by[key] for key in TeacherConfig.model_fields}
-    way = f"`onestep shards {command} {root} --teacher FILE` tells where it is"
+    way = f"`tokenleap shards {command} {root} --teacher FILE` tells where it is"
     config = TeacherConfig.model_validate(settings | {"name": teacher_name or made_by["name"]})
     if teacher_name is None:
         try:

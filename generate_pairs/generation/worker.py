@@ -154,7 +154,7 @@ def dask_setup(worker: object) -> None:
 
 def software_versions(device: str) -> str:
     """What pairs are made with on a device, in words, as the manifest records it."""
-    words = [f"onestep {version('onestep')}", f"torch {torch.__version__}", f"numpy {np.__version__}"]
+    words = [f"tokenleap {version('tokenleap')}", f"torch {torch.__version__}", f"numpy {np.__version__}"]
     if device.startswith("cuda") and kernel_is_possible():
         import triton
 

@@ -1,7 +1,7 @@
 """Teachers on disk: one safetensors file, weights and configuration together, loaded strictly.
 
 Names resolve to a file: an embedded teacher that ships with the package, one imported into
-`${ONESTEP_HOME:-~/.cache/onestep}/teachers`, or a path ending in .safetensors. `tiny-random/NAME` is no file, but the
+`${TOKENLEAP_HOME:-~/.cache/tokenleap}/teachers`, or a path ending in .safetensors. `tiny-random/NAME` is no file, but the
 published teacher NAME made small, with random weights.
 """
 
@@ -32,6 +32,7 @@ from shards.storage.files import commit_file, sha256_bytes, sha256_file
 
 EMBEDDED = Path(__file__).parent / "weights"
 HEADER = "onestep_teacher"
+"""Key of the file's header; it carries the project's first name, because files with it exist."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def embedded_names() -> tuple[str, ...]:
 
 def imported_folder() -> Path:
     """Where imported teachers lie."""
-    return Path(os.environ.get("ONESTEP_HOME", "~/.cache/onestep")).expanduser() / "teachers"
+    return Path(os.environ.get("TOKENLEAP_HOME", "~/.cache/tokenleap")).expanduser() / "teachers"
 
 
 def imported_names() -> tuple[str, ...]:
@@ -89,7 +90,7 @@ def resolve(name: str) -> Path:
         published = TEACHERS[name]
         raise Refused(
             f"teacher.name: {name} is not here yet. Get {published.transformer.file} and "
-            f"{published.tokenizer.file}, then `onestep teachers import {published.transformer.file.name} "
+            f"{published.tokenizer.file}, then `tokenleap teachers import {published.transformer.file.name} "
             f"{published.tokenizer.file.name} --as {name}`"
         )
     known = [*embedded_names(), *imported_names()]
@@ -259,7 +260,7 @@ def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
             if HEADER not in metadata:
                 raise Refused(
                     f"{path} is a safetensors file, but not a teacher written by this project: bring it in with "
-                    "`onestep teachers import`"
+                    "`tokenleap teachers import`"
                 )
             yield json.loads(metadata[HEADER]), file
     except SafetensorError as error:

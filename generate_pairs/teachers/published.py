@@ -131,7 +131,7 @@ TEACHERS: Mapping[str, PublishedTeacher] = {
     "llamagen-t2i-256": _text_conditional(256, stage=1),
     "llamagen-t2i-512": _text_conditional(512, stage=2),
 }
-"""By the names that `onestep teachers import --as` takes. Files of one size at 256 and at 384 pixels hold tensors of
+"""By the names that `tokenleap teachers import --as` takes. Files of one size at 256 and at 384 pixels hold tensors of
 the same shapes, so only a person can tell them apart."""
 
 VQ8 = Part(

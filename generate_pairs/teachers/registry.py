@@ -1,6 +1,6 @@
 """Families of teachers: the classes that each is built from, ours and those that other packages bring.
 
-A package brings one by an entry point of the group `onestep.teachers`: its name is the family's, its object a `Family`.
+A package brings one by an entry point of the group `tokenleap.teachers`: its name is the family's, its object a `Family`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from generate_pairs.teachers.var.teacher import VarConfig, VarTeacher, VarTransf
 from generate_pairs.teachers.var.tokenizer import VarTokenizer, VarTokenizerConfig
 from shards.core.errors import Refused
 
-ENTRY_POINTS = "onestep.teachers"
+ENTRY_POINTS = "tokenleap.teachers"
 
 
 @dataclass(frozen=True)

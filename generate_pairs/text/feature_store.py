@@ -274,5 +274,5 @@ def _moved(condition: TextCondition, device: torch.device) -> TextCondition:
 
 
 def default_folder() -> Path:
-    """Where this host keeps features that belong to no data set: `${ONESTEP_HOME:-~/.cache/onestep}/text_features`."""
-    return Path(os.environ.get("ONESTEP_HOME", "~/.cache/onestep")).expanduser() / FOLDER
+    """Where this host keeps features of no data set: `${TOKENLEAP_HOME:-~/.cache/tokenleap}/text_features`."""
+    return Path(os.environ.get("TOKENLEAP_HOME", "~/.cache/tokenleap")).expanduser() / FOLDER

@@ -102,7 +102,7 @@ def quiet_transformers(key: str, name: str) -> Iterator[Any]:
     try:
         import transformers
     except ImportError as error:
-        raise Refused(f"{key}: {name} needs transformers: pip install 'onestep[text]'") from error
+        raise Refused(f"{key}: {name} needs transformers: pip install '.[text]'") from error
     logging = transformers.utils.logging
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

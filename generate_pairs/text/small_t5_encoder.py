@@ -24,6 +24,7 @@ from shards.storage.files import commit_file, sha256_bytes, sha256_file
 from shards.storage.paths import expanded
 
 HEADER = "onestep_text_encoder"
+"""Key of the file's header; it carries the project's first name, because files with it exist."""
 
 
 class SmallEncoder(TextEncoder):

@@ -169,7 +169,7 @@ def _refuse_size(cell: Cell, available: int, manifest: Manifest) -> None:
     if size > available:
         raise Refused(
             f"--sizes: {size} pairs are asked for, and {manifest.root} holds {available} for training; "
-            f"`onestep shards extend {manifest.root} --num-pairs {size}` makes the rest"
+            f"`tokenleap shards extend {manifest.root} --num-pairs {size}` makes the rest"
         )
     # Of captions most come up once.
     num_classes = spec.num_classes if spec.captions is None else 1

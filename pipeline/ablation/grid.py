@@ -110,7 +110,7 @@ def refuse_unsweepable(key: str) -> None:
     if section in {"teacher", "pairs"}:
         raise Refused(
             f"--grid {key}: it changes the pairs, and all cells learn from the same ones; make another data set with "
-            "`onestep generate` and ablate that"
+            "`tokenleap generate` and ablate that"
         )
     if section == "evaluation":
         raise Refused(f"--grid {key}: all cells are judged alike; choose it for all with --set {key}=VALUE")

@@ -144,7 +144,7 @@ def read_table(path: Path) -> pyarrow.Table:
     """
     import pyarrow
 
-    way_out = "delete it; `onestep ablate` collects it again from the cells"
+    way_out = "delete it; `tokenleap ablate` collects it again from the cells"
     data = read_bytes(path)
     try:
         table = read_parquet(data)

@@ -47,8 +47,8 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
 
         return describe_errors(error), REFUSED
     return (
-        f"unexpected {type(error).__name__}: {error}. This is a mistake in onestep; "
-        "the same command with `onestep --debug` in front shows where",
+        f"unexpected {type(error).__name__}: {error}. This is a mistake in tokenleap; "
+        "the same command with `tokenleap --debug` in front shows where",
         FAILED,
     )
 

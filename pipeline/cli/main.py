@@ -1,4 +1,4 @@
-"""The command `onestep`: loads a command when it is asked for, and ends every failure with one message."""
+"""The command `tokenleap`: loads a command when it is asked for, and ends every failure with one message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHARED = ("distill",)
 """Commands that several processes of torchrun do together."""
 
 
-class Onestep(click.Group):
+class Tokenleap(click.Group):
     """The group of all commands; each is `command` in the module of its name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -44,7 +44,7 @@ class Onestep(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["onestep.command"] = shlex.join(["onestep", *args])
+        ctx.meta["tokenleap.command"] = shlex.join(["tokenleap", *args])
         return super().parse_args(ctx, args)
 
     def resolve_command(
@@ -74,8 +74,8 @@ class Onestep(click.Group):
         except (Exception, KeyboardInterrupt) as error:  # the last stop of every failure there is
             if ctx.params["debug"]:
                 traceback.print_exception(error)
-            message, exit_code = explain(error, ctx.meta["onestep.command"])
-            speaker = "onestep" if processes == "1" else f"onestep, process {rank} of {processes}"
+            message, exit_code = explain(error, ctx.meta["tokenleap.command"])
+            speaker = "tokenleap" if processes == "1" else f"tokenleap, process {rank} of {processes}"
             click.echo(f"{speaker}: {message}", err=True)
             ctx.exit(exit_code)
 
@@ -84,11 +84,13 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, asked: bool) 
     if asked:
         from pipeline.runtime.installation import version
 
-        click.echo(f"onestep {version()}")
+        click.echo(f"tokenleap {version()}")
         ctx.exit()
 
 
-@click.group(cls=Onestep, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Tokenleap, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
 @click.option(
     "--version",
@@ -107,9 +109,9 @@ def main(debug: bool) -> None:
 
     \b
     Examples:
-      onestep run digits                      everything, on a laptop, into runs/digits
-      onestep run digits --dry-run            what it would do
-      onestep sample runs/digits/student --steps 1 --out digits.png
+      tokenleap run digits                      everything, on a laptop, into runs/digits
+      tokenleap run digits --dry-run            what it would do
+      tokenleap sample runs/digits/student --steps 1 --out digits.png
 
     Every long command goes on where it stopped when it is given again.
     Exit codes: 2 refused before any work, 1 failed on the way, 130 Ctrl-C, 143 SIGTERM or SIGUSR1.

@@ -1,7 +1,7 @@
 """What all figures share: paper, style, scales, legend and files.
 
 Drawn with matplotlib's `Figure` alone, never with pyplot: no window system, no global state, and the same bytes each
-time. matplotlib is imported where something is drawn, and not before: `onestep --help` has no use for it.
+time. matplotlib is imported where something is drawn, and not before: `tokenleap --help` has no use for it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
@@ -24,6 +21,8 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT, LINE = 4.4, 3.2, 0.18
 """Inches: a column and a half of a paper, and a phone's width at the size of its text; a line above the axes adds."""
 DOTS_PER_INCH = 200
+HASH_SALT = "onestep"
+"""Seeds the element names in SVG files; it carries the project's first name, so that figures keep their bytes."""
 CHARACTERS = 56
 """That many fit side by side."""
 LOG_RATIO = 8
@@ -59,7 +58,7 @@ def style() -> Iterator[None]:
         # Names come from people, and a dollar sign is no formula there.
         "text.parse_math": False,
         "svg.fonttype": "path",
-        "svg.hashsalt": "onestep",
+        "svg.hashsalt": HASH_SALT,
     }
     # Resetting the backend would look for a window system.
     defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}

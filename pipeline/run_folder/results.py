@@ -127,7 +127,7 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
         table = read_parquet(read_bytes(path))
     except (pyarrow.ArrowException, OSError) as error:
         raise Refused(
-            f"{path} is damaged: delete it; `onestep run` joins it again from student/metrics"
+            f"{path} is damaged: delete it; `tokenleap run` joins it again from student/metrics"
         ) from error
     numeric = [
         field.name

@@ -103,7 +103,7 @@ class RunDir:
         if not self.config.is_file():
             raise Refused(
                 f"{self.root} is not a run: it has no {self.config.name}. "
-                f"`onestep run PRESET --out {self.root}` makes one"
+                f"`tokenleap run PRESET --out {self.root}` makes one"
             )
         origin = str(self.config)
         return validated(parse_toml(read_bytes(self.config).decode(), origin), origin)
@@ -180,7 +180,7 @@ def forbidden_changes(there: RunConfig, asked: RunConfig) -> list[str]:
 def environment() -> dict[str, Any]:
     """What a result may depend on besides its settings: versions, machine, threads."""
     return {
-        "onestep": version(),
+        "tokenleap": version(),
         "python": platform.python_version(),
         "packages": _versions(),
         "platform": platform.platform(),

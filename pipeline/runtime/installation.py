@@ -1,4 +1,4 @@
-"""Which copy of onestep this is, and whether its four import names are really its own."""
+"""Which copy of tokenleap this is, and whether its four import names are really its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def version() -> str:
     from importlib.metadata import version as installed_version
 
     try:
-        return installed_version("onestep")
+        return installed_version("tokenleap")
     except PackageNotFoundError:
         return "unknown"
 
@@ -47,6 +47,6 @@ def refuse_foreign_packages() -> None:
     places = "; ".join(f"`import {name}` finds {folder or 'nothing'}" for name, folder in foreign.items())
     home = Path(__file__).resolve().parents[2]
     raise ImportError(
-        f"{places}, but this onestep lies in {home}. Another package took the name: "
-        "uninstall or rename it, leave its folder, or give onestep an environment of its own"
+        f"{places}, but this tokenleap lies in {home}. Another package took the name: "
+        "uninstall or rename it, leave its folder, or give tokenleap an environment of its own"
     )

@@ -17,7 +17,7 @@ from shards.storage.paths import Location, location
 
 CAPTIONS_FILE = "captions.parquet"
 _COLUMN = "caption"
-_REMEDY = "`onestep generate` with the same captions writes it again"
+_REMEDY = "`tokenleap generate` with the same captions writes it again"
 
 
 def captions_sha256(captions: Sequence[str]) -> str:

@@ -125,7 +125,7 @@ def _content_check(
         check_file(row, data)
         pairs = decode_shard(spec, row, data)
     except (Refused, Failed) as error:
-        message = f"{error}; run `onestep shards repair {root}`"
+        message = f"{error}; run `tokenleap shards repair {root}`"
         return ShardCheck((*findings, Finding("broken", str(path), message)), row.sha256, sha256)
     foreign_B = wrong_noise(spec, pairs, whole=True)
     broken = [Finding(kind, str(path), problem) for kind, problem in broken_rules(spec, pairs, foreign_B)]

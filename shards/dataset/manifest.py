@@ -69,7 +69,7 @@ def read_spec(root: Location | str) -> PairSpec:
     """The spec in dataset.json.
 
     Raises:
-        Refused: there is no data set, or dataset.json is not what onestep wrote.
+        Refused: there is no data set, or dataset.json is not what tokenleap wrote.
     """
     path = location(root) / DATASET_FILE
     (data,) = read_each([path])
@@ -150,7 +150,7 @@ class Manifest:
         if is_web(root) and not joined:
             raise Refused(
                 f"{root} cannot be listed and has no {JOINED_FILE} that names its shards: "
-                "`onestep shards join` makes one, where the pairs were made"
+                "`tokenleap shards join` makes one, where the pairs were made"
             )
         names = committed_names(root)
         single = read_rows(root, [name for name in names if name not in joined])
@@ -185,14 +185,14 @@ class Manifest:
             missing = shard_name(gap // self.spec.pairs_per_shard)
             raise Refused(
                 f"{self.root}: {missing} is not there though later shards are; "
-                f"run the same `onestep generate ... --out {self.root}` again"
+                f"run the same `tokenleap generate ... --out {self.root}` again"
             )
         wanted = available if size is None else size
         if wanted < 1 or wanted > available:
             asked = "training pairs" if size is None else f"{size} training pairs"
             raise Refused(
                 f"asked for {asked} of {self.root}, which holds {available} of them; "
-                f"`onestep generate ... --out {self.root} --num-pairs {max(wanted, 1)}` would extend it"
+                f"`tokenleap generate ... --out {self.root} --num-pairs {max(wanted, 1)}` would extend it"
             )
         return self._cut(first, wanted)
 
@@ -206,7 +206,7 @@ class Manifest:
         if self._first_gap() < size:
             raise Refused(
                 f"{self.root} does not hold all of its {size} held out pairs yet; "
-                f"run the same `onestep generate ... --out {self.root}` again"
+                f"run the same `tokenleap generate ... --out {self.root}` again"
             )
         return self._cut(0, size)
 
@@ -272,5 +272,5 @@ def _in_order(root: Location, spec: PairSpec, found: Iterable[ManifestRow | None
         if row.fingerprint != spec.fingerprint:
             raise Refused(f"{row_path(root, row.shard)}: {problem}")
         if problem:
-            raise Failed(f"{row_path(root, row.shard)}: {problem}; run `onestep shards repair {root}`")
+            raise Failed(f"{row_path(root, row.shard)}: {problem}; run `tokenleap shards repair {root}`")
     return tuple(rows)

@@ -138,9 +138,9 @@ def read_rows(root: Location | str, names: Sequence[str]) -> Iterator[ManifestRo
         try:
             rows = _from_parquet(path, data)
         except Failed as error:
-            raise Failed(f"{error}; run `onestep shards repair {root}`") from error
+            raise Failed(f"{error}; run `tokenleap shards repair {root}`") from error
         if len(rows) != 1 or rows[0].shard != name:
-            raise Failed(f"{path} does not hold the one row of {name}; run `onestep shards repair {root}`")
+            raise Failed(f"{path} does not hold the one row of {name}; run `tokenleap shards repair {root}`")
         yield rows[0]
 
 

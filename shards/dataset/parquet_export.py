@@ -20,7 +20,7 @@ from shards.storage.files import commit_file
 from shards.storage.paths import Location
 
 SPEC_KEY = "onestep.dataset"
-"""Where the file's metadata hold what dataset.json says."""
+"""Metadata key of the content of dataset.json; it carries the project's first name, because files with it exist."""
 
 
 def export_parquet(

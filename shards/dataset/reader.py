@@ -56,7 +56,7 @@ def repairable(root: object, path: object) -> Iterator[None]:
     try:
         yield
     except Failed as error:
-        raise Failed(f"{path}: {error}; run `onestep shards repair {root}`") from error
+        raise Failed(f"{path}: {error}; run `tokenleap shards repair {root}`") from error
 
 
 def check_file(row: ManifestRow, data: bytes) -> None:

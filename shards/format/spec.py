@@ -146,7 +146,7 @@ class PairSpec:
         """
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise Refused(f"schema_version is {version!r}: this version of onestep reads {SCHEMA_VERSION}")
+            raise Refused(f"schema_version is {version!r}: this version of tokenleap reads {SCHEMA_VERSION}")
         try:
             spec = cls(
                 lineage=dict(content["lineage"]),
@@ -171,7 +171,7 @@ class PairSpec:
                 "put back what was changed"
             )
         if unknown := content.keys() - spec.to_json().keys():
-            raise Refused(f"the key {min(unknown)!r} is none that this version of onestep knows")
+            raise Refused(f"the key {min(unknown)!r} is none that this version of tokenleap knows")
         # Data sets founded before there was this key have none.
         rest = {key: value for key, value in content.items() if key != "sha256"}
         if content.get("sha256", digest := _sha256_json(rest)) != digest:

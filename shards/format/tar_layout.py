@@ -18,6 +18,7 @@ from shards.format.pairs import KEY_DIGITS
 from shards.format.spec import Array, PairSpec
 
 TAR_OWNER = "onestep"
+"""The project's first name: it is part of the bytes of every shard, so it never changes."""
 TAR_MODE = 0o444
 BLOCK = tarfile.BLOCKSIZE
 # Columns of a tar header: where the six digits of the checksum begin, and where the octal size ends.

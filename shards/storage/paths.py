@@ -80,7 +80,7 @@ def _url(place: str, protocol: str) -> UPath:
 
         get_filesystem_class(protocol)
     except ImportError as error:
-        raise Refused(f"{place} cannot be used yet ({error}); `pip install 'onestep[{extra}]'`") from error
+        raise Refused(f"{place} cannot be used yet ({error}); `pip install '.[{extra}]'`") from error
     except ValueError as error:
         raise Refused(f"{place}: {protocol}:// is no kind of address that fsspec knows") from error
     # What another machine has written since is what counts: a remembered listing would hide it.

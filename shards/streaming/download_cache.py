@@ -18,8 +18,8 @@ _SUFFIX = ".tar"
 
 
 def default_folder() -> Path:
-    """Where shards are kept: `${ONESTEP_HOME:-~/.cache/onestep}/shards`."""
-    return Path(os.environ.get("ONESTEP_HOME", "~/.cache/onestep")).expanduser() / "shards"
+    """Where shards are kept: `${TOKENLEAP_HOME:-~/.cache/tokenleap}/shards`."""
+    return Path(os.environ.get("TOKENLEAP_HOME", "~/.cache/tokenleap")).expanduser() / "shards"
 
 
 class ShardCache:

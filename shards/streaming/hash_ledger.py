@@ -76,7 +76,7 @@ def job_folder() -> Path:
     Raises:
         Refused: another user made a folder of this name, or there is no place for temporary files.
     """
-    base = Path(tempfile.gettempdir()) / f"onestep-{os.getuid()}"
+    base = Path(tempfile.gettempdir()) / f"tokenleap-{os.getuid()}"
     try:
         base.mkdir(mode=0o700, exist_ok=True)
         status = base.lstat()

@@ -58,7 +58,7 @@ class PairStream(Iterator[PairBatch]):
             num_workers: processes that read ahead, 0 for none; the batches are the same.
             prefetch: batches that each of them makes ahead.
             pin_memory: give batches in memory that a GPU can copy from while the CPU goes on.
-            cache_dir: where shards of a remote root are kept, `${ONESTEP_HOME:-~/.cache/onestep}/shards` by default;
+            cache_dir: where shards of a remote root are kept, `${TOKENLEAP_HOME:-~/.cache/tokenleap}/shards` by default;
                 shared by all processes of this host.
             cache_bytes: what they may take there.
 

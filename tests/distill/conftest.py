@@ -53,7 +53,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Forked:
-    """Starts processes of `onestep`, forked from one that has loaded torch."""
+    """Starts processes of `tokenleap`, forked from one that has loaded torch."""
 
     server: subprocess.Popen[str]
     folder: Path

@@ -48,7 +48,7 @@ def _write_pairs(root: Path, num_shards: int) -> None:
 
 
 @pytest.fixture
-def onestep() -> Callable[..., Result]:
+def tokenleap() -> Callable[..., Result]:
     """Calls the command line in this process."""
     return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -216,23 +216,22 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
     made = Stages()
     _fake_module(
         monkeypatch,
-        "generate_pairs.generation.generate",
-        generate=made.generate,
+        "generate_pairs.generation.plan",
         plan_generation=made.plan_generation,
         refuse_fewer_pairs=made.refuse_fewer_pairs,
         refuse_other_pairs=made.refuse_other_pairs,
         GenerationPlan=SimpleNamespace,
     )
+    _fake_module(monkeypatch, "generate_pairs.generation.generate", generate=made.generate)
     _fake_module(monkeypatch, "generate_pairs.generation.repair", repair=made.repair, extend=made.extend)
     monkeypatch.setattr("generate_pairs.teachers.checkpoints.load_teacher", lambda name: name)
-    _fake_module(
-        monkeypatch,
-        "distill.training.trainer",
-        refuse_training=made.refuse_training,
-        refuse_unwritable=lambda folder: None,
-        train=made.train,
-        training_plan=lambda config, size, loaded=None: [f"{config.train.num_steps} steps on {size} pairs"],
+    monkeypatch.setattr("distill.training.preflight.refuse_training", made.refuse_training)
+    monkeypatch.setattr(
+        "distill.training.preflight.training_plan",
+        lambda config, size, loaded=None: [f"{config.train.num_steps} steps on {size} pairs"],
     )
+    _fake_module(monkeypatch, "distill.training.trainer", train=made.train)
+    monkeypatch.setattr("shards.storage.files.refuse_unwritable", lambda folder: None)
     _fake_module(monkeypatch, "distill.training.metrics", join_metrics=made.join_metrics)
     _fake_module(
         monkeypatch, "distill.evaluation.evaluate", evaluate=made.evaluate, EVALUATION_FILE="evaluation.json"

@@ -1,4 +1,4 @@
-"""`onestep plan` and `generate --probe`: exact bytes, a rate that was measured, and estimates that say so."""
+"""`tokenleap plan` and `generate --probe`: exact bytes, a rate that was measured, and estimates that say so."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def preset(teacher_path: Path, tmp_path: Path) -> Path:
 
 
 def test_a_probe_measures_keeps_and_writes_no_pairs(
-    onestep: Command, preset: Path, home: Path, tmp_path: Path
+    tokenleap: Command, preset: Path, home: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pairs"
-    result = onestep("generate", preset, "--out", out, "--probe")
+    result = tokenleap("generate", preset, "--out", out, "--probe")
     assert result.exit_code == 0, result.stderr
     assert "0 shards are done, 4 to make" in result.stdout
     (path,) = (home / "probes").iterdir()
@@ -50,55 +50,55 @@ def test_a_probe_measures_keeps_and_writes_no_pairs(
 
 
 def test_a_probe_counts_what_is_left_to_make(
-    onestep: Command, preset: Path, home: Path, tmp_path: Path
+    tokenleap: Command, preset: Path, home: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pairs"
-    assert onestep("generate", preset, "--out", out, "--workers", 0).exit_code == 0
+    assert tokenleap("generate", preset, "--out", out, "--workers", 0).exit_code == 0
     rows = sorted((out / "manifest").iterdir())
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert " 0 device-hours, measured" in onestep("generate", preset, "--out", out, "--probe").stdout
+    assert " 0 device-hours, measured" in tokenleap("generate", preset, "--out", out, "--probe").stdout
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     rows[2].unlink()
-    assert "3 shards are done, 1 to make" in onestep("generate", preset, "--out", out, "--probe").stdout
+    assert "3 shards are done, 1 to make" in tokenleap("generate", preset, "--out", out, "--probe").stdout
 
 
 def test_a_plan_takes_the_rate_of_a_stored_probe(
-    onestep: Command, preset: Path, home: Path, tmp_path: Path
+    tokenleap: Command, preset: Path, home: Path, tmp_path: Path
 ) -> None:
-    before = onestep("plan", preset, "--device", "h100")
+    before = tokenleap("plan", preset, "--device", "h100")
     assert "no probe of these settings is stored here" in before.stdout
-    onestep("generate", preset, "--out", tmp_path / "pairs", "--probe")
+    tokenleap("generate", preset, "--out", tmp_path / "pairs", "--probe")
     (path,) = (home / "probes").iterdir()
     probe = json.loads(path.read_text()) | {"seconds": 32 / 50, "device": "GPU of mine"}
     path.write_text(json.dumps(probe))
-    result = onestep("plan", preset, "--num-pairs", 1_799_968, "--device", "h100")
+    result = tokenleap("plan", preset, "--num-pairs", 1_799_968, "--device", "h100")
     assert (
         "GPU of mine: 50 pairs/s at batch 12, 10 device-hours, measured by a probe of 3 batches"
         in result.stdout
     )
-    other = onestep("plan", preset, "--set", "teacher.top_k=3", "--device", "h100")
+    other = tokenleap("plan", preset, "--set", "teacher.top_k=3", "--device", "h100")
     assert "no probe of these settings is stored here" in other.stdout
     path.write_text("{}")
-    refused = onestep("plan", preset)
+    refused = tokenleap("plan", preset)
     assert refused.exit_code == 2
-    assert f"{path} is not a probe that onestep wrote: delete it" in refused.stderr
+    assert f"{path} is not a probe that tokenleap wrote: delete it" in refused.stderr
 
 
 def test_a_plan_tells_the_bytes_that_generate_will_write(
-    onestep: Command, preset: Path, home: Path, tmp_path: Path
+    tokenleap: Command, preset: Path, home: Path, tmp_path: Path
 ) -> None:
-    lines = onestep("plan", preset, "--device", "h100").stdout.splitlines()
+    lines = tokenleap("plan", preset, "--device", "h100").stdout.splitlines()
     for noise, line in zip(("stored", "counter"), lines[1:3], strict=True):
         out = tmp_path / noise
-        onestep("generate", preset, "--out", out, "--workers", 0, "--set", f"pairs.noise={noise}")
+        tokenleap("generate", preset, "--out", out, "--workers", 0, "--set", f"pairs.noise={noise}")
         size = sum(path.stat().st_size for path in (out / "shards").iterdir())
         assert f"{size / 1e6:,.1f} MB in all" in line
         assert line.startswith(f'pairs.noise = "{noise}": ')
 
 
 @pytest.mark.parametrize("name", presets())
-def test_every_preset_can_be_planned_without_its_teacher(onestep: Command, home: Path, name: str) -> None:
-    result = onestep("plan", name, "--num-pairs", 1_200_000, "--device", "a100", "--device", "h100")
+def test_every_preset_can_be_planned_without_its_teacher(tokenleap: Command, home: Path, name: str) -> None:
+    result = tokenleap("plan", name, "--num-pairs", 1_200_000, "--device", "a100", "--device", "h100")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("1,200,000 training pairs and 1,000 held out, in 1,201 shards of 1,000\n")
     estimates = [line for line in result.stdout.splitlines() if "estimated (40% of " in line]
@@ -117,8 +117,8 @@ def test_every_preset_can_be_planned_without_its_teacher(onestep: Command, home:
     ],
 )
 def test_what_cannot_be_planned_is_refused(
-    onestep: Command, home: Path, arguments: list[Any], message: str
+    tokenleap: Command, home: Path, arguments: list[Any], message: str
 ) -> None:
-    result = onestep(*arguments)
+    result = tokenleap(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr

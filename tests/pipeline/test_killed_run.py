@@ -46,11 +46,11 @@ Moment = Callable[[Path], bool]
 
 
 @contextmanager
-def started(onestep: list[str], preset: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`onestep run` in a process group of its own, none of which outlives the block."""
+def started(tokenleap: list[str], preset: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`tokenleap run` in a process group of its own, none of which outlives the block."""
     with log_of(out).open("ab") as log:
         process = subprocess.Popen(
-            [*onestep, "run", str(preset), "--out", str(out), "--workers", "0"],
+            [*tokenleap, "run", str(preset), "--out", str(out), "--workers", "0"],
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=log,
@@ -69,14 +69,14 @@ def log_of(out: Path) -> Path:
     return out.with_suffix(".log")
 
 
-def run_to_the_end(onestep: list[str], preset: Path, out: Path) -> None:
-    with started(onestep, preset, out) as process:
+def run_to_the_end(tokenleap: list[str], preset: Path, out: Path) -> None:
+    with started(tokenleap, preset, out) as process:
         assert process.wait() == 0, log_of(out).read_text()
 
 
-def run_and_kill(onestep: list[str], preset: Path, out: Path, moment: Moment, delay: float) -> None:
+def run_and_kill(tokenleap: list[str], preset: Path, out: Path, moment: Moment, delay: float) -> None:
     """Kill the run `delay` seconds after the moment has come; it must not have ended by then."""
-    with started(onestep, preset, out) as process:
+    with started(tokenleap, preset, out) as process:
         deadline = time.monotonic() + 60
         while not moment(out) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -113,12 +113,12 @@ def scores(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("family", ["llamagen"], indirect=True)
 def test_killed_in_every_phase_a_run_ends_with_the_same_bytes(
-    brief_onestep: list[str], teacher_path: Path, tmp_path: Path
+    brief_tokenleap: list[str], teacher_path: Path, tmp_path: Path
 ) -> None:
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET.format(teacher=teacher_path))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_to_the_end(brief_onestep, preset, whole)
+    run_to_the_end(brief_tokenleap, preset, whole)
     chosen = random.Random(0)
     shards, checkpoint = chosen.randint(1, NUM_SHARDS - 3), 20 * chosen.randint(1, CHECKPOINTS - 2)
     evaluating = json.loads((whole / "seconds.json").read_text())["evaluation"]
@@ -129,11 +129,11 @@ def test_killed_in_every_phase_a_run_ends_with_the_same_bytes(
     ]
     rows: dict[str, tuple[bytes, int]] = {}
     for moment, delay in moments:
-        run_and_kill(brief_onestep, preset, killed, moment, delay)
+        run_and_kill(brief_tokenleap, preset, killed, moment, delay)
         assert rows.items() <= committed_rows(killed).items()
         rows = committed_rows(killed)
         assert not (killed / "evaluation.json").exists()
-    run_to_the_end(brief_onestep, preset, killed)
+    run_to_the_end(brief_tokenleap, preset, killed)
 
     assert rows.items() == committed_rows(killed).items()
     assert len(rows) == NUM_SHARDS

@@ -20,11 +20,11 @@ from shards.dataset.reader import read_shard
 
 
 def test_the_first_pairs_of_each_class_are_shown(
-    onestep: Callable[..., Result], pairs_root: Path, teacher_path: Path, tmp_path: Path
+    tokenleap: Callable[..., Result], pairs_root: Path, teacher_path: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "grid.png"
     arguments: tuple[Any, ...] = ("shards", "preview", pairs_root, "--out", out, "--teacher", teacher_path)
-    result = onestep(*arguments, "--labels", "3,7", "--columns", 5)
+    result = tokenleap(*arguments, "--labels", "3,7", "--columns", 5)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{out}: 5 pairs of each of 2 classes\n"
     manifest = Manifest.open(pairs_root)
@@ -42,7 +42,7 @@ def test_the_first_pairs_of_each_class_are_shown(
     # The last image of the last row, each of its pixels four screen pixels wide.
     shown = np.asarray(Image.open(out))[-32:, -32:]
     assert np.array_equal(shown[::4, ::4], (image[0, 0] * 255).round().numpy())
-    assert onestep(*arguments).exit_code == 0
+    assert tokenleap(*arguments).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_first_pairs_of_each_class_are_shown(
     ],
 )
 def test_what_cannot_be_shown_is_refused(
-    onestep: Callable[..., Result],
+    tokenleap: Callable[..., Result],
     pairs_root: Path,
     teacher_path: Path,
     tmp_path: Path,
@@ -62,7 +62,7 @@ def test_what_cannot_be_shown_is_refused(
     message: str,
 ) -> None:
     arguments = ["shards", "preview", pairs_root, "--out", tmp_path / "x.png", "--teacher", teacher_path]
-    result = onestep(*arguments, *more)
+    result = tokenleap(*arguments, *more)
     assert result.exit_code == 2
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []

@@ -25,9 +25,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_makes_everything_and_ends_in_ten_lines(onestep: Command, stages: Any, tmp_path: Path) -> None:
+def test_a_run_makes_everything_and_ends_in_ten_lines(
+    tokenleap: Command, stages: Any, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
-    result = onestep("run", "digits", "--out", out, "--workers", 0, "--num-pairs", 20_000)
+    result = tokenleap("run", "digits", "--out", out, "--workers", 0, "--num-pairs", 20_000)
     assert result.exit_code == 0, result.stderr
     assert stages.calls == ["generate", "train", "join_metrics", "evaluate"]
     assert stages.arguments["train"] == {"size": 20_000, "teacher": "digits"}
@@ -46,33 +48,37 @@ def test_a_run_makes_everything_and_ends_in_ten_lines(onestep: Command, stages: 
 
 
 def test_the_folder_is_named_after_the_preset(
-    onestep: Command, stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenleap: Command, stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert onestep("run", "digits-var", "--workers", 0).exit_code == 0
+    assert tokenleap("run", "digits-var", "--workers", 0).exit_code == 0
     assert (tmp_path / "runs" / "digits-var" / "report.html").is_file()
 
 
-def test_the_same_command_again_does_not_judge_again(onestep: Command, stages: Any, tmp_path: Path) -> None:
+def test_the_same_command_again_does_not_judge_again(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", 0)
-    first, second = onestep(*arguments), onestep(*arguments)
+    first, second = tokenleap(*arguments), tokenleap(*arguments)
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert stages.calls.count("evaluate") == 1
 
 
-def test_a_student_that_was_trained_on_is_judged_again(onestep: Command, stages: Any, tmp_path: Path) -> None:
+def test_a_student_that_was_trained_on_is_judged_again(
+    tokenleap: Command, stages: Any, tmp_path: Path
+) -> None:
     arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", 0)
-    onestep(*arguments, "--num-steps", 2000)
-    result = onestep(*arguments, "--num-steps", 3000)
+    tokenleap(*arguments, "--num-steps", 2000)
+    result = tokenleap(*arguments, "--num-steps", 3000)
     assert result.exit_code == 0, result.stderr
     assert stages.calls.count("evaluate") == 2
 
 
 def test_a_dry_run_shows_configuration_and_plan_and_writes_nothing(
-    onestep: Command, stages: Any, tmp_path: Path
+    tokenleap: Command, stages: Any, tmp_path: Path
 ) -> None:
     sizes = ("--num-pairs", 20_000, "--num-steps", 2000)
-    result = onestep("run", "digits", "--out", tmp_path / "run", "--set", "train.seed=9", *sizes, "--dry-run")
+    result = tokenleap(
+        "run", "digits", "--out", tmp_path / "run", "--set", "train.seed=9", *sizes, "--dry-run"
+    )
     assert result.exit_code == 0, result.stderr
     assert "seed = 9" in result.stdout
     assert "3 shards to make" in result.stdout
@@ -82,20 +88,20 @@ def test_a_dry_run_shows_configuration_and_plan_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_in_a_finished_run_changes_no_byte(onestep: Command, stages: Any, tmp_path: Path) -> None:
-    onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+def test_a_dry_run_in_a_finished_run_changes_no_byte(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
+    tokenleap("run", "digits", "--out", tmp_path, "--workers", 0)
     before = files(tmp_path)
-    result = onestep("run", "digits", "--out", tmp_path, "--dry-run")
+    result = tokenleap("run", "digits", "--out", tmp_path, "--dry-run")
     assert "is done" in result.stdout
     assert files(tmp_path) == before
 
 
-def test_another_run_in_the_folder_is_refused(onestep: Command, stages: Any, tmp_path: Path) -> None:
-    onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+def test_another_run_in_the_folder_is_refused(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
+    tokenleap("run", "digits", "--out", tmp_path, "--workers", 0)
     stages.calls.clear()
     before = files(tmp_path)
     for more in ([], ["--dry-run"]):
-        result = onestep("run", "digits", "--out", tmp_path, "--set", "train.seed=5", *more)
+        result = tokenleap("run", "digits", "--out", tmp_path, "--set", "train.seed=5", *more)
         assert result.exit_code == 2
         assert f"{tmp_path} holds a run with other settings: train.seed: there 0, asked 5." in result.stderr
         assert "another --out" in result.stderr
@@ -116,9 +122,9 @@ def test_another_run_in_the_folder_is_refused(onestep: Command, stages: Any, tmp
     ],
 )
 def test_what_the_teacher_does_not_fit_is_refused_before_the_folder_is_claimed(
-    onestep: Command, stages: Any, tmp_path: Path, override: str, message: str, more: list[str]
+    tokenleap: Command, stages: Any, tmp_path: Path, override: str, message: str, more: list[str]
 ) -> None:
-    result = onestep("run", "digits", "--out", tmp_path / "run", "--workers", 0, "--set", override, *more)
+    result = tokenleap("run", "digits", "--out", tmp_path / "run", "--workers", 0, "--set", override, *more)
     assert result.exit_code == 2
     assert message in result.stderr
     assert stages.calls == []
@@ -128,46 +134,48 @@ def test_what_the_teacher_does_not_fit_is_refused_before_the_folder_is_claimed(
 @pytest.mark.parametrize("name", ["evaluation.json", "seconds.json", "environment.json"])
 @pytest.mark.parametrize("content", ['{"pairs": 1', "[]", "\xff"])
 def test_a_damaged_file_is_named_before_any_work_and_deleting_it_is_the_way_out(
-    onestep: Command, stages: Any, tmp_path: Path, name: str, content: str
+    tokenleap: Command, stages: Any, tmp_path: Path, name: str, content: str
 ) -> None:
     arguments = ("run", "digits", "--out", tmp_path, "--workers", 0)
-    onestep(*arguments)
+    tokenleap(*arguments)
     stages.calls.clear()
     (tmp_path / name).write_bytes(content.encode("latin-1"))
-    result = onestep(*arguments)
+    result = tokenleap(*arguments)
     assert result.exit_code == 2
     assert (
-        result.stderr == f"onestep: {tmp_path / name} is damaged: delete it and give the same command again\n"
+        result.stderr
+        == f"tokenleap: {tmp_path / name} is damaged: delete it and give the same command again\n"
     )
     assert stages.calls == []
     (tmp_path / name).unlink()
-    assert onestep(*arguments).exit_code == 0
+    assert tokenleap(*arguments).exit_code == 0
 
 
 def test_more_pairs_than_a_student_has_begun_to_learn_from_are_refused_with_the_way(
-    onestep: Command, stages: Any, tmp_path: Path
+    tokenleap: Command, stages: Any, tmp_path: Path
 ) -> None:
     arguments = ("run", "digits", "--out", tmp_path, "--workers", 0, "--num-pairs")
-    onestep(*arguments, 20_000)
+    tokenleap(*arguments, 20_000)
     stages.calls.clear()
     mark = Checkpoint(5, {}, {}, {"pairs": 20_000})
     save_checkpoint(tmp_path / "student" / "checkpoints", mark)
-    result = onestep(*arguments, 30_000)
+    result = tokenleap(*arguments, 30_000)
     assert result.exit_code == 2
     assert "pairs.num_pairs: there 20000, asked 30000" in result.stderr
     assert (
-        f"`onestep generate {tmp_path}/config.toml --out {tmp_path}/pairs --num-pairs 30000`" in result.stderr
+        f"`tokenleap generate {tmp_path}/config.toml --out {tmp_path}/pairs --num-pairs 30000`"
+        in result.stderr
     )
     assert (
-        f"`onestep distill {tmp_path}/config.toml --pairs {tmp_path}/pairs --out` another folder"
+        f"`tokenleap distill {tmp_path}/config.toml --pairs {tmp_path}/pairs --out` another folder"
         in result.stderr
     )
     assert stages.calls == []
-    assert onestep(*arguments, 20_000).exit_code == 0
+    assert tokenleap(*arguments, 20_000).exit_code == 0
 
 
 def test_what_ends_a_phase_is_told_though_its_time_cannot_be_written(
-    onestep: Command, stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenleap: Command, stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pipeline.run
 
@@ -176,49 +184,51 @@ def test_what_ends_a_phase_is_told_though_its_time_cannot_be_written(
 
     monkeypatch.setattr(pipeline.run, "add_seconds", refuse)
     stages.stop_in = "train"
-    stopped = onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+    stopped = tokenleap("run", "digits", "--out", tmp_path, "--workers", 0)
     assert stopped.exit_code == 1
     assert "no space left for seconds.json" in stopped.stderr
     stages.stop_in = "generate"
-    stopped = onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+    stopped = tokenleap("run", "digits", "--out", tmp_path, "--workers", 0)
     assert stopped.exit_code == 130
     assert "12 of 20 steps are done and kept" in stopped.stderr
 
 
 @pytest.mark.parametrize("phase", ["generate", "train", "evaluate"])
 def test_a_stop_says_how_to_go_on_and_going_on_works(
-    onestep: Command, stages: Any, tmp_path: Path, phase: str
+    tokenleap: Command, stages: Any, tmp_path: Path, phase: str
 ) -> None:
     arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", "0")
     stages.stop_in = phase
-    stopped = onestep(*arguments)
+    stopped = tokenleap(*arguments)
     assert stopped.exit_code == 130
-    command = f"onestep run digits --out {tmp_path / 'run'} --workers 0"
-    assert stopped.stderr == f"onestep: stopped: 12 of 20 steps are done and kept. Go on with: {command}\n"
+    command = f"tokenleap run digits --out {tmp_path / 'run'} --workers 0"
+    assert stopped.stderr == f"tokenleap: stopped: 12 of 20 steps are done and kept. Go on with: {command}\n"
     stages.stop_in = ""
-    assert onestep(*arguments).exit_code == 0
+    assert tokenleap(*arguments).exit_code == 0
 
 
-def test_wall_time_adds_up_over_the_runs_of_a_command(onestep: Command, stages: Any, tmp_path: Path) -> None:
-    onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+def test_wall_time_adds_up_over_the_runs_of_a_command(
+    tokenleap: Command, stages: Any, tmp_path: Path
+) -> None:
+    tokenleap("run", "digits", "--out", tmp_path, "--workers", 0)
     (tmp_path / "seconds.json").write_text(json.dumps({"pairs": 100.0, "student": 200.0}))
-    onestep("run", "digits", "--out", tmp_path, "--workers", 0)
+    tokenleap("run", "digits", "--out", tmp_path, "--workers", 0)
     seconds = json.loads((tmp_path / "seconds.json").read_text())
     assert 100.0 <= seconds["pairs"] < 101.0
     assert 200.0 <= seconds["student"] < 201.0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_unwritable_folder_is_refused(onestep: Command, stages: Any, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
-    result = onestep("run", "digits", "--out", tmp_path / "closed" / "run", "--workers", 0)
+    result = tokenleap("run", "digits", "--out", tmp_path / "closed" / "run", "--workers", 0)
     assert result.exit_code == 2
     assert "Permission denied" in result.stderr
 
 
-def test_a_file_in_the_folders_place_is_refused(onestep: Command, stages: Any, tmp_path: Path) -> None:
+def test_a_file_in_the_folders_place_is_refused(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    result = onestep("run", "digits", "--out", tmp_path / "file" / "run", "--workers", 0)
+    result = tokenleap("run", "digits", "--out", tmp_path / "file" / "run", "--workers", 0)
     assert result.exit_code == 2
     assert str(tmp_path / "file") in result.stderr
 
@@ -261,6 +271,6 @@ def test_a_real_signal_ends_the_process_with_its_exit_code(
     assert ran.returncode == exit_code
     assert "stopping after this step; once more to stop at once" in ran.stderr
     assert ran.stderr.endswith(
-        "shards are made and kept. Go on with: onestep generate digits --out pairs --workers 0\n"
+        "shards are made and kept. Go on with: tokenleap generate digits --out pairs --workers 0\n"
     )
     assert "Traceback" not in ran.stderr

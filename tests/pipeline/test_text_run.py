@@ -1,4 +1,4 @@
-"""`onestep run digits-text` made small: captions from the pairs to the report, CLIP scores, other sizes."""
+"""`tokenleap run digits-text` made small: captions from the pairs to the report, CLIP scores, other sizes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_other_captions_are_another_run(run: Path, tmp_path: Path) -> None:
 def test_a_clip_scores_every_method(
     run: Path, text_models: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ONESTEP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TOKENLEAP_HOME", str(tmp_path / "home"))
     folder = text_models.write_clip(tmp_path / "clip")
     asked = (
         "evaluate",
@@ -139,7 +139,8 @@ def test_lost_captions_are_told_and_generating_gives_them_back(run: Path, tmp_pa
     told = run_quickly("shards", "verify", pairs, "--workers", 0)
     assert told.exit_code == 1
     assert (
-        f"captions: {captions} is missing; `onestep generate` with the same captions writes it" in told.stdout
+        f"captions: {captions} is missing; `tokenleap generate` with the same captions writes it"
+        in told.stdout
     )
     assert "mends it, once what every pair is made from is back" in told.stderr
     refused = run_quickly("shards", "repair", pairs, "--workers", 0)

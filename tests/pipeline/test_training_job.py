@@ -44,9 +44,9 @@ def test_every_key_stands_in_the_script() -> None:
         prologue=("module load cuda", "export A=1"),
         directives=("--constraint=a100",),
     )
-    script = training_job(config, "onestep distill digits --pairs pairs --out students/digits", 2, 8)
+    script = training_job(config, "tokenleap distill digits --pairs pairs --out students/digits", 2, 8)
     assert directives(script) == [
-        "--job-name=onestep-distill",
+        "--job-name=tokenleap-distill",
         "--nodes=2",
         "--ntasks-per-node=1",
         "--cpus-per-task=32",
@@ -55,7 +55,7 @@ def test_every_key_stands_in_the_script() -> None:
         "--time=10:00:00",
         "--partition=gpu",
         "--account=lab",
-        "--output='/shared/my logs/onestep-distill-%j.log'",
+        "--output='/shared/my logs/tokenleap-distill-%j.log'",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{SECONDS_BEFORE_THE_END}",
@@ -75,16 +75,16 @@ def test_every_key_stands_in_the_script() -> None:
     [("16GiB", 1, "16384M"), ("1.5GB", 2, "2862M"), ("512 MB", 1, "489M"), ("2000kB", 1, "2M")],
 )
 def test_memory_is_told_in_a_unit_that_slurm_knows(memory: str, processes: int, expected: str) -> None:
-    script = training_job(ClusterConfig(memory=memory), "onestep distill digits", 1, processes)
+    script = training_job(ClusterConfig(memory=memory), "tokenleap distill digits", 1, processes)
     assert f"--mem={expected}" in directives(script)
 
 
 def test_without_gpus_queue_and_account_none_are_asked_for() -> None:
-    script = training_job(ClusterConfig(), "onestep distill digits", 1, 1)
+    script = training_job(ClusterConfig(), "tokenleap distill digits", 1, 1)
     assert not [
         each for each in directives(script) if "gpu" in each or "partition" in each or "account" in each
     ]
-    assert "--output=./onestep-distill-%j.log" in directives(script)
+    assert "--output=./tokenleap-distill-%j.log" in directives(script)
 
 
 @pytest.mark.parametrize(
@@ -95,23 +95,23 @@ def test_without_gpus_queue_and_account_none_are_asked_for() -> None:
     ],
 )
 def test_the_command_prints_a_script_of_itself_without_what_asked_for_it(
-    onestep: Command, tmp_path: Path, before: list[str], after: list[str]
+    tokenleap: Command, tmp_path: Path, before: list[str], after: list[str]
 ) -> None:
     words = ["--pairs", "my pairs; rm -rf $HOME", "--out", "it's/here", "--set", 'cluster.prologue=["true"]']
-    result = onestep("distill", "digits", *before, *words, *after)
+    result = tokenleap("distill", "digits", *before, *words, *after)
     assert result.exit_code == 0, result.output
     assert "true" in result.output.splitlines()
     refuse_bad_syntax(result.output)
     again = launched(result.output)
     assert again[-1] == "&"
-    assert again[again.index("--no-python") + 1 : -1] == ["onestep", "distill", "digits", *words]
+    assert again[again.index("--no-python") + 1 : -1] == ["tokenleap", "distill", "digits", *words]
     assert {"--nnodes=2", "--nproc-per-node=8"} <= set(again)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("option", ["--nodes", "--processes"])
-def test_a_job_s_options_without_a_job_are_refused(onestep: Command, pairs: Path, option: str) -> None:
-    result = onestep("distill", "digits", "--pairs", pairs, "--out", pairs.parent / "out", option, "2")
+def test_a_job_s_options_without_a_job_are_refused(tokenleap: Command, pairs: Path, option: str) -> None:
+    result = tokenleap("distill", "digits", "--pairs", pairs, "--out", pairs.parent / "out", option, "2")
     assert result.exit_code == 2
     assert "--print-job-script" in result.output
     assert "torchrun --nproc-per-node=" in result.output

@@ -18,7 +18,7 @@ if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
 fi >/dev/null
 
 mkdir -p "$folder/state" "$folder/spool"
-munge_folder=$(mktemp -d /run/onestep-munge.XXXXXX)
+munge_folder=$(mktemp -d /run/tokenleap-munge.XXXXXX)
 chown munge "$munge_folder"
 chmod 755 "$munge_folder"
 [ -f /etc/munge/munge.key ] || { dd if=/dev/urandom of=/etc/munge/munge.key bs=1024 count=1 status=none; }
@@ -30,7 +30,7 @@ cp "$munge_folder/munged.pid" "$folder/munged.pid"
 
 host=$(hostname -s)
 cat >"$folder/slurm.conf" <<CONF
-ClusterName=onestep
+ClusterName=tokenleap
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=${SLURMCTLD_PORT:-16817}
 SlurmdPort=${SLURMD_PORT:-16818}

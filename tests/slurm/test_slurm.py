@@ -197,7 +197,7 @@ def test_a_job_array_of_which_one_task_is_cancelled(
 
 
 def distill(folder: Path, slurm: dict[str, str], pairs: Path, out: str, *options: str) -> list[str]:
-    """A command that trains in two processes, as words after `onestep`'s or torchrun's."""
+    """A command that trains in two processes, as words after `tokenleap`'s or torchrun's."""
     bin_folder = Path(sys.executable).parent
     settings = ["student.split=16", "train.num_steps=600", "train.batch_size=16", "train.warmup_steps=4"]
     settings += ["train.checkpoint_interval=50", "train.log_interval=1", "train.device=cpu"]
@@ -238,7 +238,7 @@ def test_a_training_whose_time_is_up_is_put_back_into_the_queue_and_ends_in_the_
     # As Slurm does when the time is nearly up.
     subprocess.run(["scancel", "--signal=USR1", "--batch", job], env=slurm, check=True)
     wait_until(lambda: shown(slurm, job, "Restarts") == "1", "the job's return into the queue")
-    said = (folder / f"onestep-distill-{job}.log").read_text()
+    said = (folder / f"tokenleap-distill-{job}.log").read_text()
     assert "of 600 steps are done and kept in there/checkpoints" in said
     assert not (out / "student.safetensors").exists()
     wait_until(lambda: shown(slurm, job, "JobState") == "PENDING", "the end of the first half")

@@ -1,6 +1,6 @@
 """The interface of feature extractors, which evaluation alone uses.
 
-Other packages add extractors by an entry point of the group `onestep.features`: a callable without arguments that
+Other packages add extractors by an entry point of the group `tokenleap.features`: a callable without arguments that
 returns a `FeatureExtractor`.
 """
 
@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-ENTRY_POINTS = "onestep.features"
+ENTRY_POINTS = "tokenleap.features"
 
 
 class FeatureExtractor(Protocol):

@@ -57,7 +57,7 @@ def refuse_missing(name: str) -> Path:
             f"{KEY}: {folder} holds no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt"
         )
     if find_spec("transformers") is None:
-        raise Refused(f"{KEY}: {name} needs transformers: pip install 'onestep[text]'")
+        raise Refused(f"{KEY}: {name} needs transformers: pip install '.[text]'")
     return folder
 
 

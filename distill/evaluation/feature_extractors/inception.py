@@ -108,7 +108,7 @@ def refuse_missing_package() -> None:
     if find_spec("torch_fidelity") is None:
         raise Refused(
             "these scores look through the Inception network of torch-fidelity, which is not installed: "
-            "pip install 'onestep[evaluation]'"
+            "pip install '.[evaluation]'"
         )
 
 

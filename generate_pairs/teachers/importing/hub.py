@@ -51,7 +51,7 @@ def _client(name: str) -> Iterator[Any]:
         import huggingface_hub
     except ImportError as error:
         raise Refused(
-            f"{name} needs the Hugging Face client: pip install 'onestep[hub]', or download the file yourself"
+            f"{name} needs the Hugging Face client: pip install '.[hub]', or download the file yourself"
         ) from error
     try:
         yield huggingface_hub

@@ -1,4 +1,4 @@
-"""`onestep ablate`: how many pairs are enough, and whatever else of stage two is asked."""
+"""`tokenleap ablate`: how many pairs are enough, and whatever else of stage two is asked."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def command(
 
     \b
     Examples:
-      onestep ablate digits --pairs pairs/digits --sizes 2500,5000,10000,20000 --seeds 2 --out ablations/digits
-      onestep ablate digits --pairs pairs/digits --sizes 25%,50%,100% --timesteps 0,4 --timesteps 0,8 --out ablations/t
-      onestep ablate digits --pairs pairs/digits --sizes 10000 --grid train.learning_rate=3e-3,6e-3 --out ablations/lr
+      tokenleap ablate digits --pairs pairs/digits --sizes 2500,5000,10000,20000 --seeds 2 --out ablations/digits
+      tokenleap ablate digits --pairs pairs/digits --sizes 25%,50%,100% --timesteps 0,4 --timesteps 0,8 --out ablations/t
+      tokenleap ablate digits --pairs pairs/digits --sizes 10000 --grid train.learning_rate=3e-3,6e-3 --out ablations/lr
 
     \b
     The folder holds:
@@ -130,7 +130,7 @@ def command(
         swept[key] = values
     if base.evaluation.clip is not None:
         raise Refused(
-            "evaluation.clip: cells are not judged by a CLIP; `onestep evaluate CELL` is, one by one"
+            "evaluation.clip: cells are not judged by a CLIP; `tokenleap evaluate CELL` is, one by one"
         )
     if len(set(timesteps)) < len(timesteps):
         raise Refused("--timesteps names a set twice: each set makes its own cells")

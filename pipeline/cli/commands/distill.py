@@ -1,4 +1,4 @@
-"""`onestep distill`: stage two, the student."""
+"""`tokenleap distill`: stage two, the student."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def command(
 
     \b
     Examples:
-      onestep distill digits --pairs pairs/digits --out students/digits
-      onestep distill digits --pairs pairs/digits --out students/small --size 5000
-      onestep distill var-d16 --tiny-random --pairs pairs/trial --out students/trial
-      torchrun --nproc-per-node=8 --no-python onestep distill var-d16 --pairs pairs/d16 --out students/d16
-      onestep distill var-d16 --pairs pairs/d16 --out students/d16 --processes 8 --print-job-script > job.sh
+      tokenleap distill digits --pairs pairs/digits --out students/digits
+      tokenleap distill digits --pairs pairs/digits --out students/small --size 5000
+      tokenleap distill var-d16 --tiny-random --pairs pairs/trial --out students/trial
+      torchrun --nproc-per-node=8 --no-python tokenleap distill var-d16 --pairs pairs/d16 --out students/d16
+      tokenleap distill var-d16 --pairs pairs/d16 --out students/d16 --processes 8 --print-job-script > job.sh
     """
     from pipeline.config.run_config import compose, to_toml
     from pipeline.runtime.progress import duration, notifier, progress
@@ -98,12 +98,12 @@ def command(
     if print_job_script:
         from pipeline.training_job import training_job
 
-        click.echo(training_job(config.cluster, ctx.meta["onestep.command"], nodes, processes))
+        click.echo(training_job(config.cluster, ctx.meta["tokenleap.command"], nodes, processes))
         return
     if (nodes, processes) != (1, 1):
         raise Refused(
             "--nodes and --processes are those of a Slurm job: give --print-job-script, or start several processes "
-            f"here with: torchrun --nproc-per-node={processes} --no-python onestep distill ..."
+            f"here with: torchrun --nproc-per-node={processes} --no-python tokenleap distill ..."
         )
     view = Manifest.open(pairs).view(size)
     # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.

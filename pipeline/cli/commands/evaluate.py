@@ -1,4 +1,4 @@
-"""`onestep evaluate`: judge a run's student, by the run's own protocol or another, or print tables of what was found."""
+"""`tokenleap evaluate`: evaluate a run's student, or print tables of earlier results."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def command(
 ) -> None:
     """Judge the student of a run once more, or print what was found.
 
-    evaluation.json and samples/ are made anew. RUN is the folder of `onestep run`; its own settings apply where no
+    evaluation.json and samples/ are made anew. RUN is the folder of `tokenleap run`; its own settings apply where no
     option says otherwise. An evaluation that was stopped goes on when it is given again. docs/evaluation.md says what
     each protocol is, and which files it needs.
 
     \b
     Examples:
-      onestep evaluate runs/digits --repeats 3
-      onestep evaluate runs/digits --table               every table that there is
-      onestep evaluate runs/var-d16 --protocol adm --reference VIRTUAL_imagenet256_labeled.npz
-      onestep evaluate runs/var-d16 --protocol folder --reference photos --set evaluation.features=inception
+      tokenleap evaluate runs/digits --repeats 3
+      tokenleap evaluate runs/digits --table               every table that there is
+      tokenleap evaluate runs/var-d16 --protocol adm --reference VIRTUAL_imagenet256_labeled.npz
+      tokenleap evaluate runs/var-d16 --protocol folder --reference photos --set evaluation.features=inception
     """
     from pipeline.config.run_config import as_text
     from pipeline.evaluation_request import planned, requested_evaluation, result_file, tables
@@ -79,7 +79,7 @@ def command(
     changes = overrides(settings, flags)
     asked = requested_evaluation(config, changes)
     if table or markdown:
-        shown = tables(run_dir, config, asked, changes, f"onestep evaluate {run}")
+        shown = tables(run_dir, config, asked, changes, f"tokenleap evaluate {run}")
         click.echo("\n\n".join("\n".join(one.markdown() if markdown else one.text()) for one in shown))
         return
 
@@ -100,4 +100,4 @@ def command(
 
     judged = run_dir.read_json(file)
     click.echo("\n".join([describe_evaluation(judged), *table_lines(judged["rows"])]))
-    click.echo(f"{file}; `onestep report {run}` puts it on a page")
+    click.echo(f"{file}; `tokenleap report {run}` puts it on a page")

@@ -1,4 +1,4 @@
-"""`onestep export`: a student in the layout of somebody else's code."""
+"""`tokenleap export`: a student in the layout of somebody else's code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def command(student: Path, layout: str, out: Path) -> None:
 
     \b
     Example:
-      onestep export runs/var-d16/student --format official --out var-d16.pth
+      tokenleap export runs/var-d16/student --format official --out var-d16.pth
     """
     from distill.student.export import read_export_config
     from distill.student.published import export_official, official_suffix

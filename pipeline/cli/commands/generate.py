@@ -1,4 +1,4 @@
-"""`onestep generate`: stage one, the pair data set."""
+"""`tokenleap generate`: stage one, the pair data set."""
 
 from __future__ import annotations
 
@@ -82,15 +82,15 @@ def command(
 
     \b
     Examples:
-      onestep generate digits --out pairs/digits
-      onestep generate digits --out pairs/digits --num-pairs 50000 --workers 8
-      onestep generate digits --out pairs/guided --set teacher.guidance_scale=3
-      onestep generate var-d16 --tiny-random --out pairs/trial
-      onestep generate llamagen-t2i --captions captions.parquet --out pairs/t2i
-      onestep generate digits --out s3://bucket/pairs
-      onestep generate digits --out pairs/digits --probe
-      onestep generate var-d16 --out pairs/d16 --cluster slurm --set cluster.jobs=64 --set cluster.gpus=1
-      onestep generate var-d16 --out pairs/d16 --task-index $SLURM_ARRAY_TASK_ID --task-count 64
+      tokenleap generate digits --out pairs/digits
+      tokenleap generate digits --out pairs/digits --num-pairs 50000 --workers 8
+      tokenleap generate digits --out pairs/guided --set teacher.guidance_scale=3
+      tokenleap generate var-d16 --tiny-random --out pairs/trial
+      tokenleap generate llamagen-t2i --captions captions.parquet --out pairs/t2i
+      tokenleap generate digits --out s3://bucket/pairs
+      tokenleap generate digits --out pairs/digits --probe
+      tokenleap generate var-d16 --out pairs/d16 --cluster slurm --set cluster.jobs=64 --set cluster.gpus=1
+      tokenleap generate var-d16 --out pairs/d16 --task-index $SLURM_ARRAY_TASK_ID --task-count 64
 
     --workers are processes of this machine, and --cluster finds workers elsewhere. Tasks need neither: each makes
     its share in its own process. The pairs are the same, whoever makes them.

@@ -1,4 +1,4 @@
-"""`onestep plan`: what a pair data set would cost, before there is anything of it."""
+"""`tokenleap plan`: what a pair data set would cost, before there is anything of it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def command(
 ) -> None:
     """Tell what pairs cost: shards, bytes, pairs per second, device-hours.
 
-    Speeds are those of stored probes (`onestep generate PRESET --out PAIRS --probe`) of the same settings, and
+    Speeds are those of stored probes (`tokenleap generate PRESET --out PAIRS --probe`) of the same settings, and
     estimates from the teacher's architecture, which are marked so. The teacher need not be here; nothing is written.
 
     \b
     Examples:
-      onestep plan var-d16 --num-pairs 1200000
-      onestep plan digits --device cpu
+      tokenleap plan var-d16 --num-pairs 1200000
+      tokenleap plan digits --device cpu
     """
     from pipeline.config.run_config import compose
 

@@ -1,4 +1,4 @@
-"""`onestep report`: a run on one page."""
+"""`tokenleap report`: a run on one page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def command(run: Path) -> None:
 
     \b
     Example:
-      onestep report runs/digits
+      tokenleap report runs/digits
     """
     from pipeline.report.run_page import write_report
     from pipeline.report.terminal_summary import summary_lines

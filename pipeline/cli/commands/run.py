@@ -1,4 +1,4 @@
-"""`onestep run`: pairs, student, evaluation and report in one folder."""
+"""`tokenleap run`: pairs, student, evaluation and report in one folder."""
 
 from __future__ import annotations
 
@@ -45,17 +45,16 @@ def command(
     """Run both stages, judge the student and write a report.
 
     PRESET is a TOML file or a shipped preset: digits, digits-64, digits-text and digits-var, whose teachers ship too, or
-    var-d16, var-d20, var-d24, llamagen-b, llamagen-l, llamagen-t2i and llamagen-t2i-512, whose teachers `onestep teachers
-    import` brings in. What is finished is skipped and what was begun goes on, so the same command again is the way to
-    resume.
+    var-d16, var-d20, var-d24, llamagen-b, llamagen-l, llamagen-t2i and llamagen-t2i-512, whose teachers `teachers import`
+    brings in. Run the same command again to resume: finished work is skipped.
 
     \b
     Examples:
-      onestep run digits
-      onestep run var-d16 --tiny-random           try a large preset out, on any machine
-      onestep run llamagen-t2i --captions captions.txt
-      onestep run digits --out runs/wide --set student.timesteps=0,8 --set train.batch_size=256
-      onestep run digits --num-steps 4000         go on with a finished run
+      tokenleap run digits
+      tokenleap run var-d16 --tiny-random           try a large preset out, on any machine
+      tokenleap run llamagen-t2i --captions captions.txt
+      tokenleap run digits --out runs/wide --set student.timesteps=0,8 --set train.batch_size=256
+      tokenleap run digits --num-steps 4000         go on with a finished run
 
     \b
     The folder holds:

@@ -1,4 +1,4 @@
-"""`onestep sample`: images from a student, or from its teacher."""
+"""`tokenleap sample`: images from a student, or from its teacher."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from distill.student.export import refuse_missing_export
 from pipeline.cli.options import MAX_SEED, StudentPath, comma_separated, dry_run_option, weights
 
 if TYPE_CHECKING:
@@ -161,11 +160,11 @@ def command(
 
     \b
     Examples:
-      onestep sample runs/digits/student --out digits.png
-      onestep sample runs/digits/student --steps 2 --labels 3,7 --num-images 64 --out threes-and-sevens.png
-      onestep sample runs/digits/student --timesteps 0,8 --num-images 1000 --out images
-      onestep sample runs/digits/student --method pre-trained-5-9 --num-images 50000 --out digits.npz
-      onestep sample runs/digits-text/student --prompt "a three" --prompt "the sum of one and two" --out threes.png
+      tokenleap sample runs/digits/student --out digits.png
+      tokenleap sample runs/digits/student --steps 2 --labels 3,7 --num-images 64 --out threes-and-sevens.png
+      tokenleap sample runs/digits/student --timesteps 0,8 --num-images 1000 --out images
+      tokenleap sample runs/digits/student --method pre-trained-5-9 --num-images 50000 --out digits.npz
+      tokenleap sample runs/digits-text/student --prompt "a three" --prompt "the sum of one and two" --out threes.png
     """
     if sum(way is not None for way in (steps, timesteps, method)) > 1:
         raise click.UsageError(
@@ -173,6 +172,8 @@ def command(
         )
     refuse_other_endings(out)
     if isinstance(student, Path):
+        from distill.student.export import refuse_missing_export
+
         refuse_missing_export(student)
     import numpy as np
 

@@ -42,7 +42,7 @@ def trained(out: Path, pairs_root: Path, teacher_path: Path, watch: EvalCallback
         size=96,
         report=lambda *_: None,
         should_stop=lambda: False,
-        watch=watch,
+        eval_callback=watch,
     )
     return {name: (out / name).read_bytes() for name in ("student.safetensors", "config.json")}
 

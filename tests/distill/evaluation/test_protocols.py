@@ -81,7 +81,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(
         "generate_pairs.teachers.registry.entry_points",
-        lambda group: entries if group == "onestep.features" else [],
+        lambda group: entries if group == "tokenleap.features" else [],
     )
 
 
@@ -282,7 +282,7 @@ def test_only_images_like_the_real_digits_are_judged_as_digits() -> None:
             {"protocol": "folder", "reference": "nowhere", "features": "colours"},
             SHAPE,
             "no feature extractor is called 'colours': there are inception, digits, lost, projection. Another "
-            "package can bring one, by an entry point of the group onestep.features",
+            "package can bring one, by an entry point of the group tokenleap.features",
         ),
         (
             {"protocol": "folder", "reference": "nowhere", "features": "lost"},

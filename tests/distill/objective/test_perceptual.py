@@ -61,7 +61,7 @@ def test_nothing_of_its_network_is_trained(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_package_that_is_not_here_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(Refused, match=r"pip install 'onestep\[lpips\]', or set it to squared"):
+    with pytest.raises(Refused, match=r"pip install '\.\[lpips\]', or set it to squared"):
         image_distance(ASKED, CPU)
 
 

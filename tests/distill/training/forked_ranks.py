@@ -1,6 +1,6 @@
 """The processes of a training, forked from one that has loaded torch: what torchrun starts, in a tenth of the time.
 
-Each line of standard input asks for one training, as JSON: `arguments` of `onestep`, `processes`, the folder `log`, and
+Each line of standard input asks for one training, as JSON: `arguments` of `tokenleap`, `processes`, the folder `log`, and
 who sends itself SIGTERM after how many steps, or fails in the next one (`signalled` or `failing`, `after`). When all its
 processes have ended, the answer is a line with their exit codes. In the folder lie what each said (`0.out`, `0.err`) and
 the pairs of its batches (`0.pairs`).

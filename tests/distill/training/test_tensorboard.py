@@ -66,7 +66,7 @@ def test_where_it_is_not_installed_it_is_refused_before_anything_is_written(
     teacher_path: Path, pairs_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(Refused, match=r"pip install 'onestep\[tensorboard\]', or set it to false"):
+    with pytest.raises(Refused, match=r"pip install '\.\[tensorboard\]', or set it to false"):
         run(tmp_path, teacher_path, pairs_root)
     assert list(tmp_path.iterdir()) == []
 

@@ -29,7 +29,7 @@ except SystemExit as ended:
     Path(sys.argv[1], os.environ["RANK"]).write_text(str(ended.code or 0))
     raise
 """
-"""What each process runs: `onestep`, whose exit code torchrun would keep to itself."""
+"""What each process runs: `tokenleap`, whose exit code torchrun would keep to itself."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ End = Callable[[Torchrun, random.Random], None]
 def torchrun(
     arguments: list[str], out: Path, folder: Path, environment: Mapping[str, str]
 ) -> Iterator[Torchrun]:
-    """`onestep` in two processes, none of which outlives the block."""
+    """`tokenleap` in two processes, none of which outlives the block."""
     (folder / "codes").mkdir(parents=True)
     (folder / "remembering.py").write_text(REMEMBERING)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -268,7 +268,7 @@ def test_a_damaged_configuration_of_an_export_is_refused_by_its_name(
 @pytest.mark.parametrize("content", ["", "[]", '{"schema_version": 2'])
 def test_a_configuration_that_is_no_object_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(Refused, match=r"config\.json is damaged.*onestep distill"):
+    with pytest.raises(Refused, match=r"config\.json is damaged.*tokenleap distill"):
         Student.from_pretrained(tmp_path)
 
 

@@ -90,13 +90,13 @@ def test_one_that_fails_ends_the_others_with_a_message_and_the_same_command_goes
     assert ended.codes == [1, 1]
     assert ended.said(failing) == (
         "",
-        f"onestep, process {failing} of 2: pairs-000002.tar is damaged\n",
+        f"tokenleap, process {failing} of 2: pairs-000002.tar is damaged\n",
     )
     other = 1 - failing
     said, complained = ended.said(other)
     assert said == ""
-    (message,) = [line for line in complained.splitlines() if line.startswith("onestep")]
-    assert message.startswith(f"onestep, process {other} of 2: this process lost the others (")
+    (message,) = [line for line in complained.splitlines() if line.startswith("tokenleap")]
+    assert message.startswith(f"tokenleap, process {other} of 2: this process lost the others (")
     assert message.endswith("the same command goes on from the last checkpoint")
     assert "Traceback" not in complained
     assert not (out / "student.safetensors").exists()
@@ -126,7 +126,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
     assert ended.codes == [2] * 5
     assert ended.said(0) == (
         "",
-        "onestep, process 0 of 5: a batch of 24 cannot be cut into 5 equal shares, one for each process: start 4, or "
+        "tokenleap, process 0 of 5: a batch of 24 cannot be cut into 5 equal shares, one for each process: start 4, or "
         "take batches of 25 pairs\n",
     )
     assert not list(out.iterdir())

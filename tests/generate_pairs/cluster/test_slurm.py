@@ -58,7 +58,7 @@ def test_every_key_stands_in_the_script(tmp_path: Path) -> None:
 
 def test_without_dask_jobqueue_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
-    with pytest.raises(Refused, match=r"pip install 'onestep\[slurm\]'"):
+    with pytest.raises(Refused, match=r"pip install '\.\[slurm\]'"):
         job_script(ClusterConfig(scheduler="slurm").logging_into(tmp_path))
 
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.parametrize("family", ["llamagen"], indirect=True)
 
 
 class Generation:
-    """`onestep generate` of four shards into one folder, as often as it takes."""
+    """`tokenleap generate` of four shards into one folder, as often as it takes."""
 
     def __init__(self, folder: Path, teacher: Path) -> None:
         self.folder, self.root = folder, folder / "pairs"
@@ -159,7 +159,7 @@ def test_told_to_end_it_finishes_what_is_under_way(generation: Generation, clean
     os.killpg(process.pid, signal.SIGTERM)
     told = ended(process, 143)
     assert "2 of 4 missing shards are made and kept" in told
-    assert "Go on with: onestep generate preset.toml" in told
+    assert "Go on with: tokenleap generate preset.toml" in told
     assert len(generation.rows()) == 2
     assert not any(psutil.pid_exists(pid) for pid in generation.logs())
     assert_completes(generation, clean, "--workers", 2)
@@ -211,7 +211,7 @@ def test_no_shard_is_begun_that_would_not_end_in_time(
 ) -> None:
     told = generation.run("--workers", 0, "--time-limit", "0:00:00", exit_code=143)
     assert "the next shard might not end before the time limit; 0 of 4 missing shards are made" in told
-    assert "Go on with: onestep generate preset.toml" in told
+    assert "Go on with: tokenleap generate preset.toml" in told
     assert_completes(generation, clean, "--workers", 0)
 
 

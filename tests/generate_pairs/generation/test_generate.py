@@ -270,7 +270,7 @@ def test_what_would_befall_every_shard_ends_the_work(
     assert tried == [0, 1, 2]
 
 
-def test_a_worker_that_is_killed_while_it_starts_is_no_mistake_of_onestep(
+def test_a_worker_that_is_killed_while_it_starts_is_no_mistake_of_tokenleap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def dying(**_: object) -> None:
@@ -430,7 +430,9 @@ def test_repair_refuses_another_teacher(pairs_root: Path, teacher_path: Path, tm
     rows = row_files(pairs_root)
     with pytest.raises(Refused, match=r"not the teacher that made .* --teacher FILE"):
         repair(pairs_root, str(other), workers=0, report=REPORT, should_stop=NEVER)
-    with pytest.raises(Refused, match=r"no teacher is called .*\. `onestep shards repair .* --teacher FILE`"):
+    with pytest.raises(
+        Refused, match=r"no teacher is called .*\. `tokenleap shards repair .* --teacher FILE`"
+    ):
         repair(pairs_root, workers=0, report=REPORT, should_stop=NEVER)
     assert row_files(pairs_root) == rows
 
@@ -449,6 +451,6 @@ def test_ctrl_c_in_a_terminal_stops_in_order(teacher_path: Path, tmp_path: Path)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "missing shards are made and kept" in told
-    assert "Go on with: onestep generate preset.toml" in told
+    assert "Go on with: tokenleap generate preset.toml" in told
     # The workers take shards in order and may finish them out of order: gaps are work to do, not damage.
     assert {finding.kind for finding in verify(tmp_path / "pairs")} <= {"missing", "uncommitted"}

@@ -61,7 +61,7 @@ print(json.dumps(measured))
 
 
 def run(script: str, *arguments: object, home: Path) -> str:
-    environment = {**os.environ, "ONESTEP_HOME": str(home)}
+    environment = {**os.environ, "TOKENLEAP_HOME": str(home)}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 

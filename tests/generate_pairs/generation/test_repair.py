@@ -157,5 +157,5 @@ def test_an_extended_set_is_the_larger_one(
 
 def test_extension_asks_for_the_teacher_that_made_the_pairs(root: Path) -> None:
     (path,) = {Manifest.open(root).spec.lineage["teacher"]["name"]}
-    with pytest.raises(Refused, match=rf"{path}.* `onestep shards extend .* --teacher FILE`"):
+    with pytest.raises(Refused, match=rf"{path}.* `tokenleap shards extend .* --teacher FILE`"):
         extend(root, 200, **QUIETLY)

@@ -146,7 +146,7 @@ def test_refuses_folders_of_something_else(write_t5: WriteT5, folder: Path, tmp_
 
 def test_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(Refused, match=r"pip install 'onestep\[text\]'"):
+    with pytest.raises(Refused, match=r"pip install '\.\[text\]'"):
         load(folder)
 
 

@@ -69,12 +69,12 @@ def preset(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def pairs(preset: Path) -> Path:
     root = preset.parent / "pairs"
-    made = onestep("generate", preset, "--out", root, "--workers", 0)
+    made = tokenleap("generate", preset, "--out", root, "--workers", 0)
     assert made.exit_code == 0, made.output
     return root
 
 
-def onestep(*arguments: object) -> Result:
+def tokenleap(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
@@ -83,7 +83,7 @@ def ablate(preset: Path, pairs: Path) -> Ablate:
     """Calls the command in this process; options after the folder override."""
 
     def call(out: Path, *options: object, sizes: str = "32,64") -> Result:
-        return onestep(
+        return tokenleap(
             "ablate",
             preset,
             "--pairs",
@@ -337,7 +337,7 @@ def test_a_cell_is_a_runs_folder(ablation: Path, pairs: Path) -> None:
         ("run", cell / "config.toml", "--out", cell, "--dry-run"),
         ("evaluate", cell),
     ):
-        done = onestep(*arguments)
+        done = tokenleap(*arguments)
         assert done.exit_code == 0, done.output
     rows = json.loads((cell / "evaluation.json").read_text())["rows"]
     judged = {(row["method"], "frechet_distance"): row["frechet_distance"] for row in rows}
@@ -408,7 +408,7 @@ def test_another_ablation_is_refused_by_what_differs(
 
 def test_other_pairs_are_refused(ablate: Ablate, preset: Path, ablation: Path, tmp_path: Path) -> None:
     other, setting = tmp_path / "pairs", ("--set", "pairs.solver_steps=8")
-    assert onestep("generate", preset, *setting, "--out", other, "--workers", 0).exit_code == 0
+    assert tokenleap("generate", preset, *setting, "--out", other, "--workers", 0).exit_code == 0
     before = written(ablation)
     refused = ablate(ablation, *setting, "--pairs", other)
     assert refused.exit_code == 2
@@ -433,7 +433,7 @@ def test_pairs_that_were_moved_are_the_same_pairs(
 @pytest.mark.parametrize(
     ("options", "sizes", "message"),
     [
-        ((), "97", "holds 96 for training; `onestep shards extend"),
+        ((), "97", "holds 96 for training; `tokenleap shards extend"),
         ((), "15", "15 pairs are fewer than 16, train.batch_size"),
         (("--set", "train.batch_size=4"), "9", "9 pairs are fewer than 10, the number of classes"),
         (("--timesteps", "0,16"), "32", "student.timesteps: 16 is not below 16, the teacher's AR steps"),

@@ -193,7 +193,7 @@ def test_a_damaged_table_is_refused_with_the_way_out(tmp_path: Path, damage: str
         path.write_bytes(path.read_bytes()[:-20])
     if damage == "text":
         path.write_text("no table")
-    with pytest.raises(Refused, match=r"ablation.parquet.*delete it; `onestep ablate` collects it again"):
+    with pytest.raises(Refused, match=r"ablation.parquet.*delete it; `tokenleap ablate` collects it again"):
         read_table(path)
 
 

@@ -182,14 +182,14 @@ def test_help_answers_in_less_than_half_a_second(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_an_example(name: str) -> None:
     command = importlib.import_module(f"{COMMANDS[name]}.{name}").command
-    assert f"onestep {name}" in command.help
+    assert f"tokenleap {name}" in command.help
     assert "Example" in command.help
 
 
-def test_version(onestep: Callable[..., Result]) -> None:
-    result = onestep("--version")
+def test_version(tokenleap: Callable[..., Result]) -> None:
+    result = tokenleap("--version")
     assert result.exit_code == 0
-    assert result.output.startswith("onestep ")
+    assert result.output.startswith("tokenleap ")
 
 
 @pytest.mark.parametrize(
@@ -200,31 +200,35 @@ def test_version(onestep: Callable[..., Result]) -> None:
         (
             StoppedBySignal("5 steps are kept.", 2),
             130,
-            "stopped: 5 steps are kept. Go on with: onestep run x",
+            "stopped: 5 steps are kept. Go on with: tokenleap run x",
         ),
-        (StoppedBySignal("gone", 2, resumable=False), 130, "stopped: gone. Begin again with: onestep run x"),
-        (StoppedBySignal("5 are kept", 15), 143, "Go on with: onestep run x"),
+        (
+            StoppedBySignal("gone", 2, resumable=False),
+            130,
+            "stopped: gone. Begin again with: tokenleap run x",
+        ),
+        (StoppedBySignal("5 are kept", 15), 143, "Go on with: tokenleap run x"),
         (KeyboardInterrupt(), 130, "stopped at once; "),
         (PermissionError(errno.EACCES, "Permission denied", "/out"), 2, "cannot use /out: Permission denied"),
         (OSError(errno.EROFS, "Read-only file system", "/out"), 2, "cannot use /out: Read-only file system"),
         (OSError(errno.ENOSPC, "No space left", "/out"), 1, "no space left for /out; free some"),
         (OSError(errno.EIO, "I/O error", "/out"), 1, "cannot use /out: I/O error"),
         (ImportError("No module named 'torch'"), 2, "cannot start: No module named 'torch'"),
-        (KeyError("x"), 1, "unexpected KeyError: 'x'. This is a mistake in onestep"),
+        (KeyError("x"), 1, "unexpected KeyError: 'x'. This is a mistake in tokenleap"),
     ],
 )
 def test_every_kind_of_failure_has_its_exit_code(error: BaseException, exit_code: int, message: str) -> None:
-    told, code = explain(error, "onestep run x")
+    told, code = explain(error, "tokenleap run x")
     assert code == exit_code
     assert message in told
 
 
-def test_a_failure_is_one_message_and_no_traceback(onestep: Callable[..., Result]) -> None:
-    result = onestep("run", "digit")
+def test_a_failure_is_one_message_and_no_traceback(tokenleap: Callable[..., Result]) -> None:
+    result = tokenleap("run", "digit")
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith(
-        "onestep: there is no preset 'digit'; presets are digits, digits-64, digits-text, digits-var, "
+        "tokenleap: there is no preset 'digit'; presets are digits, digits-64, digits-text, digits-var, "
     )
     assert result.stderr.count("\n") == 1
 
@@ -245,16 +249,16 @@ def test_a_reader_that_had_enough_is_no_failure_to_tell(pairs: Path, tmp_path: P
     assert (ran.returncode, ran.stderr) == (1, "")
 
 
-def test_debug_shows_the_traceback_as_well(onestep: Callable[..., Result]) -> None:
-    result = onestep("--debug", "run", "digit")
+def test_debug_shows_the_traceback_as_well(tokenleap: Callable[..., Result]) -> None:
+    result = tokenleap("--debug", "run", "digit")
     assert result.exit_code == 2
     assert "Traceback (most recent call last)" in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("onestep: there is no preset 'digit'")
+    assert result.stderr.splitlines()[-1].startswith("tokenleap: there is no preset 'digit'")
 
 
-def test_mistyped_commands_and_options_are_refused(onestep: Callable[..., Result]) -> None:
-    assert onestep("runn").exit_code == 2
-    assert onestep("run", "digits", "--worker", "many").exit_code == 2
+def test_mistyped_commands_and_options_are_refused(tokenleap: Callable[..., Result]) -> None:
+    assert tokenleap("runn").exit_code == 2
+    assert tokenleap("run", "digits", "--worker", "many").exit_code == 2
 
 
 def test_the_four_names_are_this_installation() -> None:
@@ -270,26 +274,26 @@ def test_somebody_elses_package_of_the_same_name_is_refused(name: str, tmp_path:
     assert ran.returncode == 2
     assert ran.stdout == ""
     assert ran.stderr.startswith(
-        f"onestep: cannot start: `import {name}` finds {tmp_path / name}, but this onestep"
+        f"tokenleap: cannot start: `import {name}` finds {tmp_path / name}, but this tokenleap"
     )
     assert ran.stderr.count("\n") == 1
 
 
 def test_torchrun_is_for_the_commands_that_share_work(
-    onestep: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    tokenleap: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused = onestep("run", "digits", "--dry-run")
+    refused = tokenleap("run", "digits", "--dry-run")
     assert refused.exit_code == 2
     assert "torchrun started 2 processes, and each would do all of `run`" in refused.output
-    assert onestep("distill", "--help").exit_code == 0
+    assert tokenleap("distill", "--help").exit_code == 0
 
 
 def test_of_several_processes_each_says_which_one_it_is(
-    onestep: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tokenleap: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    refused = onestep("distill", "digits", "--pairs", tmp_path / "none", "--out", tmp_path / "out")
+    refused = tokenleap("distill", "digits", "--pairs", tmp_path / "none", "--out", tmp_path / "out")
     assert refused.exit_code == 2
-    assert "onestep, process 1 of 2: " in refused.output
+    assert "tokenleap, process 1 of 2: " in refused.output

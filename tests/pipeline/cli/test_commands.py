@@ -26,8 +26,8 @@ def student(tmp_path: Path) -> Path:
     return folder
 
 
-def test_generate_makes_pairs_and_says_how_many(onestep: Command, stages: Any, tmp_path: Path) -> None:
-    result = onestep("generate", "digits", "--out", tmp_path / "new", "--workers", 0)
+def test_generate_makes_pairs_and_says_how_many(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
+    result = tokenleap("generate", "digits", "--out", tmp_path / "new", "--workers", 0)
     assert result.exit_code == 0, result.stderr
     assert "made 60 pairs, 30.0 pairs/s" in result.stdout
     assert "40 for training, 20 held out, 3 shards" in result.stdout
@@ -35,10 +35,10 @@ def test_generate_makes_pairs_and_says_how_many(onestep: Command, stages: Any, t
 
 
 def test_generate_dry_run_shows_configuration_and_plan_and_writes_nothing(
-    onestep: Command, stages: Any, tmp_path: Path
+    tokenleap: Command, stages: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "new"
-    result = onestep(
+    result = tokenleap(
         "generate", "digits", "--out", out, "--num-pairs", 77, "--set", "pairs.num_pairs=5", "--dry-run"
     )
     assert result.exit_code == 0, result.stderr
@@ -50,19 +50,19 @@ def test_generate_dry_run_shows_configuration_and_plan_and_writes_nothing(
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["generate", "plan"])
 def test_generate_refuses_fewer_pairs_than_there_are(
-    onestep: Command, stages: Any, tmp_path: Path, more: list[str]
+    tokenleap: Command, stages: Any, tmp_path: Path, more: list[str]
 ) -> None:
     stages.pairs_done = 100
-    result = onestep("generate", "digits", "--out", tmp_path, "--num-pairs", 10, "--workers", 0, *more)
+    result = tokenleap("generate", "digits", "--out", tmp_path, "--num-pairs", 10, "--workers", 0, *more)
     assert result.exit_code == 2
     assert f"{tmp_path} already holds 100 training pairs" in result.stderr
     assert stages.calls == []
 
 
 def test_distill_trains_on_a_view_and_reports_the_metrics(
-    onestep: Command, stages: Any, pairs: Path, tmp_path: Path
+    tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
-    result = onestep(
+    result = tokenleap(
         "distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 30, "--num-steps", 7
     )
     assert result.exit_code == 0, result.stderr
@@ -71,62 +71,62 @@ def test_distill_trains_on_a_view_and_reports_the_metrics(
 
 
 def test_distill_dry_run_plans_on_the_pairs_there_are(
-    onestep: Command, stages: Any, pairs: Path, tmp_path: Path
+    tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
     arguments = ("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--num-steps", 7)
-    result = onestep(*arguments, "--dry-run")
+    result = tokenleap(*arguments, "--dry-run")
     assert result.stdout.endswith("\n7 steps on 40 pairs\n")
     assert stages.calls == []
     assert not (tmp_path / "s").exists()
 
 
 def test_distill_refuses_in_its_dry_run_what_training_would_refuse(
-    onestep: Command, stages: Any, pairs: Path, tmp_path: Path
+    tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
     stages.steps_done = 10
     arguments = ("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--num-steps", 5)
-    result = onestep(*arguments, "--dry-run")
+    result = tokenleap(*arguments, "--dry-run")
     assert result.exit_code == 2
     assert f"there are 10 steps in {tmp_path / 's'}" in result.stderr
 
 
 def test_distill_refuses_pairs_of_other_settings(
-    onestep: Command, stages: Any, pairs: Path, tmp_path: Path
+    tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
     stages.asked = replace(stages.asked, seed=5)
-    result = onestep("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s")
+    result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s")
     assert result.exit_code == 2
     assert "seed: 0 -> 5" in result.stderr
     assert stages.calls == []
 
 
 def test_distill_refuses_more_pairs_than_there_are(
-    onestep: Command, stages: Any, pairs: Path, tmp_path: Path
+    tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
-    result = onestep("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 41)
+    result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 41)
     assert result.exit_code == 2
     assert "holds 40" in result.stderr
     assert "--num-pairs 41" in result.stderr
 
 
-def test_distill_refuses_a_folder_without_pairs(onestep: Command, stages: Any, tmp_path: Path) -> None:
-    result = onestep("distill", "digits", "--pairs", tmp_path, "--out", tmp_path / "s")
+def test_distill_refuses_a_folder_without_pairs(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
+    result = tokenleap("distill", "digits", "--pairs", tmp_path, "--out", tmp_path / "s")
     assert result.exit_code == 2
     assert f"{tmp_path} is not a pair data set" in result.stderr
 
 
 def test_a_missing_student_is_refused_and_a_run_is_told_from_its_student(
-    onestep: Command, student: Path, tmp_path: Path
+    tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
-    nothing = onestep("sample", tmp_path, "--out", tmp_path / "x.png")
+    nothing = tokenleap("sample", tmp_path, "--out", tmp_path / "x.png")
     assert nothing.exit_code == 2
-    assert f"{tmp_path} holds no student (no config.json); `onestep distill` writes one" in nothing.stderr
-    run = onestep("sample", student.parent, "--out", tmp_path / "x.png")
+    assert f"{tmp_path} holds no student (no config.json); `tokenleap distill` writes one" in nothing.stderr
+    run = tokenleap("sample", student.parent, "--out", tmp_path / "x.png")
     assert f"did you mean {student}?" in run.stderr
 
 
-def test_shards_info_tells_totals_and_lineage(onestep: Command, pairs: Path) -> None:
-    result = onestep("shards", "info", pairs)
+def test_shards_info_tells_totals_and_lineage(tokenleap: Command, pairs: Path) -> None:
+    result = tokenleap("shards", "info", pairs)
     assert result.exit_code == 0, result.stderr
     lines = dict(line.split(None, 1) for line in result.stdout.splitlines())
     assert lines["pairs"].startswith("40 for training, 20 held out, 3 shards, ")
@@ -139,46 +139,46 @@ def test_shards_info_tells_totals_and_lineage(onestep: Command, pairs: Path) -> 
     assert lines["teacher.guidance_scale"] == "1.5"
 
 
-def test_shards_verify_is_content_with_whole_pairs(onestep: Command, pairs: Path) -> None:
-    result = onestep("shards", "verify", pairs)
+def test_shards_verify_is_content_with_whole_pairs(tokenleap: Command, pairs: Path) -> None:
+    result = tokenleap("shards", "verify", pairs)
     assert (result.exit_code, result.stdout) == (0, f"{pairs}: every shard is whole\n")
 
 
-def test_shards_verify_names_the_broken_file_and_the_remedy(onestep: Command, pairs: Path) -> None:
+def test_shards_verify_names_the_broken_file_and_the_remedy(tokenleap: Command, pairs: Path) -> None:
     broken = pairs / "shards" / "pairs-000001.tar"
     content = bytearray(broken.read_bytes())
     content[2000] ^= 1
     broken.write_bytes(content)
-    result = onestep("shards", "verify", pairs)
+    result = tokenleap("shards", "verify", pairs)
     assert result.exit_code == 1
     assert f"broken: {broken}: " in result.stdout
-    assert f"`onestep shards repair {pairs}`" in result.stderr
+    assert f"`tokenleap shards repair {pairs}`" in result.stderr
 
 
-def test_an_uncommitted_shard_is_told_but_is_no_damage(onestep: Command, pairs: Path) -> None:
+def test_an_uncommitted_shard_is_told_but_is_no_damage(tokenleap: Command, pairs: Path) -> None:
     (pairs / "manifest" / "pairs-000002.parquet").unlink()
-    result = onestep("shards", "verify", pairs)
+    result = tokenleap("shards", "verify", pairs)
     assert result.exit_code == 0
     assert result.stdout.startswith("uncommitted: ")
 
 
-def test_shards_repair_makes_again_what_is_broken(onestep: Command, stages: Any, pairs: Path) -> None:
+def test_shards_repair_makes_again_what_is_broken(tokenleap: Command, stages: Any, pairs: Path) -> None:
     (pairs / "shards" / "pairs-000001.tar").unlink()
-    result = onestep("shards", "repair", pairs, "--workers", 3, "--teacher", "mine")
+    result = tokenleap("shards", "repair", pairs, "--workers", 3, "--teacher", "mine")
     assert result.exit_code == 0, result.stderr
     asked = {"workers": 3, "root": pairs, "teacher": "mine", "findings": ["broken"]}
     assert stages.arguments["repair"] == asked
     assert result.stdout == f"{pairs}: 2 shards made again\n"
 
 
-def test_shards_repair_tells_how_each_shard_compares(onestep: Command, stages: Any, pairs: Path) -> None:
+def test_shards_repair_tells_how_each_shard_compares(tokenleap: Command, stages: Any, pairs: Path) -> None:
     rows = Manifest.open(pairs).rows
-    stages.mended = (
+    stages.replaced = (
         Replacement(rows[0], True, 320),
         Replacement(rows[1], False, 320, num_compared=300, num_differing=3),
         Replacement(rows[2], False, 320),
     )
-    result = onestep("shards", "repair", pairs, "--workers", 0)
+    result = tokenleap("shards", "repair", pairs, "--workers", 0)
     assert result.stdout.splitlines()[:3] == [
         "pairs-000000: equal to what was committed",
         "pairs-000001: 3 of 300 tokens differ (1 %), 20 could not be read any more; it has a new row",
@@ -186,40 +186,40 @@ def test_shards_repair_tells_how_each_shard_compares(onestep: Command, stages: A
     ]
 
 
-def test_many_repaired_shards_are_summed_up(onestep: Command, stages: Any, pairs: Path) -> None:
+def test_many_repaired_shards_are_summed_up(tokenleap: Command, stages: Any, pairs: Path) -> None:
     row = Manifest.open(pairs).rows[0]
     changed = Replacement(row, False, 8, num_compared=8, num_differing=1)
-    stages.mended = (*[Replacement(row, True, 8)] * 30, *[changed] * 25)
-    lines = onestep("shards", "repair", pairs, "--workers", 0).stdout.splitlines()
+    stages.replaced = (*[Replacement(row, True, 8)] * 30, *[changed] * 25)
+    lines = tokenleap("shards", "repair", pairs, "--workers", 0).stdout.splitlines()
     assert lines[0] == "30 shards: equal to what was committed"
     assert lines[-2] == "5 shards more: 5 of 40 tokens differ (12.5 %); they have new rows"
     assert len(lines) == 23
 
 
-def test_shards_extend_asks_for_the_larger_number(onestep: Command, stages: Any, pairs: Path) -> None:
-    result = onestep("shards", "extend", pairs, "--num-pairs", 50, "--workers", 0)
+def test_shards_extend_asks_for_the_larger_number(tokenleap: Command, stages: Any, pairs: Path) -> None:
+    result = tokenleap("shards", "extend", pairs, "--num-pairs", 50, "--workers", 0)
     assert result.exit_code == 0, result.stderr
     assert stages.arguments["extend"] == {"workers": 0, "root": pairs, "num_pairs": 50, "teacher": None}
     assert "40 for training, 20 held out" in result.stdout
 
 
-def test_shards_verify_reads_a_sample_and_says_which(onestep: Command, pairs: Path) -> None:
-    result = onestep("shards", "verify", pairs, "--sample", 1)
+def test_shards_verify_reads_a_sample_and_says_which(tokenleap: Command, pairs: Path) -> None:
+    result = tokenleap("shards", "verify", pairs, "--sample", 1)
     found = re.fullmatch(r".*a sample of 1, is whole \(--sample 1 --seed (\d+)\)\n", result.stdout)
     assert found is not None
-    again = onestep("shards", "verify", pairs, "--sample", 1, "--seed", found[1])
+    again = tokenleap("shards", "verify", pairs, "--sample", 1, "--seed", found[1])
     assert again.stdout == result.stdout
-    assert onestep("shards", "verify", pairs, "--seed", 1).exit_code == 2
+    assert tokenleap("shards", "verify", pairs, "--seed", 1).exit_code == 2
 
 
-def test_shards_export_writes_a_table(onestep: Command, pairs: Path, tmp_path: Path) -> None:
+def test_shards_export_writes_a_table(tokenleap: Command, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "pairs.parquet"
-    result = onestep("shards", "export", pairs, "--to", out, "--size", 25)
+    result = tokenleap("shards", "export", pairs, "--to", out, "--size", 25)
     assert result.stdout == f"{out}: 25 pairs, {out.stat().st_size:,} bytes\n"
-    wrong = onestep("shards", "export", pairs, "--to", tmp_path / "pairs.csv")
+    wrong = tokenleap("shards", "export", pairs, "--to", tmp_path / "pairs.csv")
     assert wrong.exit_code == 2
     assert "pairs.csv must end in .parquet" in wrong.stderr
-    assert onestep("shards", "export", pairs, "--to", out, "--size", 41).exit_code == 2
+    assert tokenleap("shards", "export", pairs, "--to", out, "--size", 41).exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -228,78 +228,78 @@ def test_shards_export_writes_a_table(onestep: Command, pairs: Path, tmp_path: P
     ids=lambda arguments: arguments[0],
 )
 def test_shards_commands_refuse_a_folder_without_pairs(
-    onestep: Command, tmp_path: Path, arguments: list[str]
+    tokenleap: Command, tmp_path: Path, arguments: list[str]
 ) -> None:
-    result = onestep("shards", *arguments, tmp_path / "nowhere")
+    result = tokenleap("shards", *arguments, tmp_path / "nowhere")
     assert result.exit_code == 2
     assert "is not a pair data set" in result.stderr
     assert not Path(arguments[-1]).exists()
 
 
 @pytest.mark.parametrize("name", ["evaluate", "report"])
-def test_commands_on_a_run_refuse_another_folder(onestep: Command, tmp_path: Path, name: str) -> None:
-    result = onestep(name, tmp_path)
+def test_commands_on_a_run_refuse_another_folder(tokenleap: Command, tmp_path: Path, name: str) -> None:
+    result = tokenleap(name, tmp_path)
     assert result.exit_code == 2
     assert f"{tmp_path} is not a run: it has no config.toml" in result.stderr
 
 
-def test_evaluate_judges_again_and_prints_the_table(onestep: Command, stages: Any, tmp_path: Path) -> None:
+def test_evaluate_judges_again_and_prints_the_table(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert onestep("run", "digits", "--out", run, "--workers", 0).exit_code == 0
+    assert tokenleap("run", "digits", "--out", run, "--workers", 0).exit_code == 0
     (run / "evaluation.json").write_text(json.dumps({"rows": []}))
-    result = onestep("evaluate", run)
+    result = tokenleap("evaluate", run)
     assert result.exit_code == 0, result.stderr
     assert stages.calls.count("evaluate") == 2
     assert result.stdout.startswith("digits, 2,000 images, noise seed 0\n")
     assert "student-1    3.500      0.850   0.750     0.950      8.00      10.0" in result.stdout
 
 
-def test_evaluate_refuses_a_run_without_a_student(onestep: Command, stages: Any, tmp_path: Path) -> None:
+def test_evaluate_refuses_a_run_without_a_student(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     stages.stop_in = "train"
-    onestep("run", "digits", "--out", tmp_path / "run", "--workers", 0)
-    result = onestep("evaluate", tmp_path / "run")
+    tokenleap("run", "digits", "--out", tmp_path / "run", "--workers", 0)
+    result = tokenleap("evaluate", tmp_path / "run")
     assert result.exit_code == 2
     assert "holds no student" in result.stderr
 
 
 def test_a_teacher_is_trained_into_a_file(
-    onestep: Command, fake_module: Callable[..., None], tmp_path: Path
+    tokenleap: Command, fake_module: Callable[..., None], tmp_path: Path
 ) -> None:
     asked: list[Any] = []
     fake_module(
         "generate_pairs.digits.train_teachers",
         train_teacher=lambda name, out, seed, report: asked.append((name, out, seed)),
     )
-    result = onestep("teachers", "train", "digits-var", "--out", tmp_path / "t.safetensors", "--seed", 3)
+    result = tokenleap("teachers", "train", "digits-var", "--out", tmp_path / "t.safetensors", "--seed", 3)
     assert result.exit_code == 0, result.stderr
     assert asked == [("digits-var", tmp_path / "t.safetensors", 3)]
-    assert onestep("teachers", "train", "cats", "--out", tmp_path / "t").exit_code == 2
+    assert tokenleap("teachers", "train", "cats", "--out", tmp_path / "t").exit_code == 2
 
 
 def test_a_teachers_place_is_tried_before_its_training(
-    onestep: Command, fake_module: Callable[..., None], tmp_path: Path
+    tokenleap: Command, fake_module: Callable[..., None], tmp_path: Path
 ) -> None:
     fake_module("generate_pairs.digits.train_teachers", train_teacher=lambda *_: pytest.fail("trained"))
     (tmp_path / "file").touch()
-    nowhere = onestep("teachers", "train", "digits", "--out", tmp_path / "file" / "t.safetensors")
+    nowhere = tokenleap("teachers", "train", "digits", "--out", tmp_path / "file" / "t.safetensors")
     assert nowhere.exit_code == 2
     assert str(tmp_path / "file") in nowhere.stderr
-    unusable = onestep("teachers", "train", "digits", "--out", tmp_path / "t.bin")
+    unusable = tokenleap("teachers", "train", "digits", "--out", tmp_path / "t.bin")
     assert unusable.exit_code == 2
     assert "t.bin must end in .safetensors" in unusable.stderr
 
 
 def test_an_interrupted_teacher_says_that_nothing_is_kept(
-    onestep: Command, fake_module: Callable[..., None], tmp_path: Path
+    tokenleap: Command, fake_module: Callable[..., None], tmp_path: Path
 ) -> None:
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
     fake_module("generate_pairs.digits.train_teachers", train_teacher=interrupt)
-    result = onestep("teachers", "train", "digits", "--out", tmp_path / "t.safetensors")
+    result = tokenleap("teachers", "train", "digits", "--out", tmp_path / "t.safetensors")
     assert result.exit_code == 130
     assert result.stderr == (
-        "onestep: stopped: nothing is kept, this command writes at its end only. "
-        f"Begin again with: onestep teachers train digits --out {tmp_path / 't.safetensors'}\n"
+        "tokenleap: stopped: nothing is kept, this command writes at its end only. "
+        f"Begin again with: tokenleap teachers train digits --out {tmp_path / 't.safetensors'}\n"
     )
     assert list(tmp_path.iterdir()) == []

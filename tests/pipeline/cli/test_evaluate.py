@@ -1,4 +1,4 @@
-"""`onestep evaluate`: which evaluation is asked for, where it is written, and the tables of those that are there."""
+"""`tokenleap evaluate`: which evaluation is asked for, where it is written, and the tables of those that are there."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture
-def run(onestep: Command, stages: Any, tmp_path: Path) -> Path:
+def run(tokenleap: Command, stages: Any, tmp_path: Path) -> Path:
     """A finished run of the preset digits."""
     out = tmp_path / "run"
-    assert onestep("run", "digits", "--out", out, "--workers", 0).exit_code == 0
+    assert tokenleap("run", "digits", "--out", out, "--workers", 0).exit_code == 0
     stages.calls.clear()
     return out
 
@@ -67,8 +67,8 @@ def test_what_cannot_be_asked_for_is_refused(changes: list[str], message: str) -
         asked(changes)
 
 
-def test_flags_are_shorthands_and_stronger(onestep: Command, stages: Any, run: Path) -> None:
-    result = onestep(
+def test_flags_are_shorthands_and_stronger(tokenleap: Command, stages: Any, run: Path) -> None:
+    result = tokenleap(
         *("evaluate", run, "--set", "evaluation.seed=8", "--seed", 9, "--repeats", 3, "--num-images", 300)
     )
     assert result.exit_code == 0, result.stderr
@@ -79,18 +79,18 @@ def test_flags_are_shorthands_and_stronger(onestep: Command, stages: Any, run: P
     assert result.stdout.startswith("digits, 300 images, noise seeds 9 to 11\n")
 
 
-def test_another_protocol_is_written_beside(onestep: Command, stages: Any, run: Path) -> None:
+def test_another_protocol_is_written_beside(tokenleap: Command, stages: Any, run: Path) -> None:
     before = (run / "evaluation.json").read_bytes()
-    result = onestep("evaluate", run, "--protocol", "folder", "--reference", "12,5", "--num-images", 200)
+    result = tokenleap("evaluate", run, "--protocol", "folder", "--reference", "12,5", "--num-images", 200)
     assert result.exit_code == 0, result.stderr
     assert stages.arguments["evaluate"]["file"] == "evaluation-folder.json"
     assert stages.arguments["evaluate"]["config"].reference == "12,5"
     assert (run / "evaluation.json").read_bytes() == before
-    assert f"{run / 'evaluation-folder.json'}; `onestep report" in result.stdout
+    assert f"{run / 'evaluation-folder.json'}; `tokenleap report" in result.stdout
 
 
 def test_a_dry_run_says_what_is_missing_or_what_would_be_done_and_writes_nothing(
-    onestep: Command, stages: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+    tokenleap: Command, stages: Any, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = SimpleNamespace(tokenizer=SimpleNamespace(image_shape=(1, 8, 8)), is_text_conditional=False)
     monkeypatch.setattr("distill.student.student.Student.from_pretrained", lambda folder: student)
@@ -98,7 +98,7 @@ def test_a_dry_run_says_what_is_missing_or_what_would_be_done_and_writes_nothing
     kept.mkdir(parents=True)
     (kept / "teacher-seed-0.safetensors").touch()
     before = sorted(run.rglob("*"))
-    planned = onestep("evaluate", run, "--repeats", 3, "--dry-run")
+    planned = tokenleap("evaluate", run, "--repeats", 3, "--dry-run")
     assert planned.exit_code == 0, planned.stderr
     assert "repeats = 3" in planned.stdout
     assert (
@@ -106,15 +106,15 @@ def test_a_dry_run_says_what_is_missing_or_what_would_be_done_and_writes_nothing
         in planned.stdout
     )
     assert "methods kept of an evaluation that was stopped, if nothing has changed: 1" in planned.stdout
-    refused = onestep("evaluate", run, "--protocol", "folder", "--dry-run")
+    refused = tokenleap("evaluate", run, "--protocol", "folder", "--dry-run")
     assert refused.exit_code == 2
     assert "the protocol folder needs --set evaluation.reference=PATH: a folder of PNG" in refused.stderr
     assert sorted(run.rglob("*")) == before
     assert stages.calls == []
 
 
-def test_the_table_is_printed_and_nothing_is_judged(onestep: Command, stages: Any, run: Path) -> None:
-    result = onestep("evaluate", run, "--table")
+def test_the_table_is_printed_and_nothing_is_judged(tokenleap: Command, stages: Any, run: Path) -> None:
+    result = tokenleap("evaluate", run, "--table")
     assert result.exit_code == 0, result.stderr
     assert stages.calls == []
     assert result.stdout.splitlines() == [
@@ -126,17 +126,17 @@ def test_the_table_is_printed_and_nothing_is_judged(onestep: Command, stages: An
         "the teacher.",
         "to teacher: Frechet distance to 20,000 images of the pairs.",
     ]
-    page = onestep("evaluate", run, "--markdown").stdout.splitlines()
+    page = tokenleap("evaluate", run, "--markdown").stdout.splitlines()
     assert page[2] == f"| {' | '.join(HEADER)} |"
     assert page[5].startswith("| student-1 | 1 | 1.1M | 3.500 |")
 
 
-def test_without_a_protocol_every_table_is_printed(onestep: Command, stages: Any, run: Path) -> None:
-    onestep("evaluate", run, "--protocol", "samples")
-    every = onestep("evaluate", run, "--table").stdout
+def test_without_a_protocol_every_table_is_printed(tokenleap: Command, stages: Any, run: Path) -> None:
+    tokenleap("evaluate", run, "--protocol", "samples")
+    every = tokenleap("evaluate", run, "--table").stdout
     assert "Protocol digits, 2,000 images, noise seed 0" in every
     assert "\n\nProtocol samples, 64 images, noise seed 0" in every
-    one = onestep("evaluate", run, "--table", "--protocol", "samples").stdout
+    one = tokenleap("evaluate", run, "--table", "--protocol", "samples").stdout
     assert one.startswith("Protocol samples")
 
 
@@ -145,37 +145,37 @@ def test_without_a_protocol_every_table_is_printed(onestep: Command, stages: Any
     [
         (
             ("--protocol", "adm"),
-            "there is no {run}/evaluation-adm.json yet: `onestep evaluate {run} --set evaluation.protocol=adm` "
+            "there is no {run}/evaluation-adm.json yet: `tokenleap evaluate {run} --set evaluation.protocol=adm` "
             "makes it",
         ),
         (
             ("--repeats", 3),
-            "{run}/evaluation.json was made with repeats 1, asked 3: `onestep evaluate {run} --set "
+            "{run}/evaluation.json was made with repeats 1, asked 3: `tokenleap evaluate {run} --set "
             "evaluation.repeats=3` makes it so",
         ),
     ],
 )
 def test_a_table_that_is_not_there_is_refused_with_the_way(
-    onestep: Command, stages: Any, run: Path, arguments: tuple[Any, ...], message: str
+    tokenleap: Command, stages: Any, run: Path, arguments: tuple[Any, ...], message: str
 ) -> None:
-    result = onestep("evaluate", run, "--table", *arguments)
+    result = tokenleap("evaluate", run, "--table", *arguments)
     assert result.exit_code == 2
-    assert result.stderr == f"onestep: {message.format(run=run)}\n"
+    assert result.stderr == f"tokenleap: {message.format(run=run)}\n"
     assert stages.calls == []
 
 
-def test_a_table_of_another_student_is_refused(onestep: Command, stages: Any, run: Path) -> None:
+def test_a_table_of_another_student_is_refused(tokenleap: Command, stages: Any, run: Path) -> None:
     (run / "student" / "config.json").write_text(json.dumps({"student_sha256": "another"}))
-    result = onestep("evaluate", run, "--table")
+    result = tokenleap("evaluate", run, "--table")
     assert result.exit_code == 2
     assert "judges another student than lies there now" in result.stderr
     # Another choice of tokens makes other images of the same weights.
     judged = json.loads((run / "evaluation.json").read_text())
     again = {"student_sha256": judged["student_sha256"], "noise_weight": 0.5}
     (run / "student" / "config.json").write_text(json.dumps(again))
-    assert onestep("evaluate", run, "--table").exit_code == 2
+    assert tokenleap("evaluate", run, "--table").exit_code == 2
     (run / "student" / "config.json").write_text(json.dumps(again | {"noise_weight": 0.0}))
-    assert onestep("evaluate", run, "--table").exit_code == 0
+    assert tokenleap("evaluate", run, "--table").exit_code == 0
 
 
 def test_the_teacher_of_a_paper_has_published_rows_beside_its_own() -> None:

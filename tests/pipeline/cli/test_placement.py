@@ -1,4 +1,4 @@
-"""Where `onestep generate` runs: which flags go together, and what each becomes."""
+"""Where `tokenleap generate` runs: which flags go together, and what each becomes."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ Command = Callable[..., Result]
     ],
 )
 def test_flags_that_do_not_go_together_are_refused_first(
-    onestep: Command, tmp_path: Path, flags: list[Any], message: str
+    tokenleap: Command, tmp_path: Path, flags: list[Any], message: str
 ) -> None:
-    result = onestep("generate", "digits", "--out", tmp_path / "pairs", *flags)
+    result = tokenleap("generate", "digits", "--out", tmp_path / "pairs", *flags)
     assert result.exit_code == 2
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_job_script_is_printed_and_nothing_written(onestep: Command, tmp_path: Path) -> None:
+def test_a_job_script_is_printed_and_nothing_written(tokenleap: Command, tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs the extra slurm")
     settings = ["--cluster", "slurm", "--set", "cluster.interface=lo", "--set", "cluster.walltime=12:00:00"]
-    result = onestep("generate", "digits", "--out", tmp_path / "pairs", *settings, "--print-job-script")
+    result = tokenleap("generate", "digits", "--out", tmp_path / "pairs", *settings, "--print-job-script")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("#!/usr/bin/env bash")
     assert "#SBATCH -t 12:00:00" in result.stdout

@@ -29,10 +29,10 @@ def preset(teacher_path: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("family", ["llamagen"], indirect=True)
 def test_both_stages_through_a_url(
-    onestep: Command, preset: Path, teacher_path: Path, bucket: str, tmp_path: Path
+    tokenleap: Command, preset: Path, teacher_path: Path, bucket: str, tmp_path: Path
 ) -> None:
     def ran(*arguments: object) -> str:
-        result = onestep(*arguments)
+        result = tokenleap(*arguments)
         assert result.exit_code == 0, result.stderr
         return result.stdout
 
@@ -47,7 +47,7 @@ def test_both_stages_through_a_url(
 
     url = f"{bucket}/pairs"
     remove(location(url) / "shards" / "pairs-000002.tar")
-    assert onestep("shards", "verify", url).exit_code == 1
+    assert tokenleap("shards", "verify", url).exit_code == 1
     told = ran("shards", "repair", url, "--teacher", teacher_path, "--workers", 0)
     assert told == f"pairs-000002: equal to what was committed\n{url}: 1 shards made again\n"
     assert ran("shards", "join", url) == f"{url}/manifest.parquet: 3 shards\n"
@@ -56,9 +56,9 @@ def test_both_stages_through_a_url(
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["generate", "plan"])
 def test_a_missing_bucket_is_refused_before_any_work(
-    onestep: Command, s3_server: str, dry_run: list[str]
+    tokenleap: Command, s3_server: str, dry_run: list[str]
 ) -> None:
-    result = onestep("generate", "digits", "--out", "s3://no-such-bucket/pairs", "--workers", 0, *dry_run)
+    result = tokenleap("generate", "digits", "--out", "s3://no-such-bucket/pairs", "--workers", 0, *dry_run)
     assert result.exit_code == 2
     assert "there is no such bucket" in result.stderr
 
@@ -73,23 +73,23 @@ def test_a_missing_bucket_is_refused_before_any_work(
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_other_folders_must_be_here(onestep: Command, arguments: list[str]) -> None:
-    result = onestep(*arguments)
+def test_other_folders_must_be_here(tokenleap: Command, arguments: list[str]) -> None:
+    result = tokenleap(*arguments)
     assert result.exit_code == 2
     assert "is a URL: pairs may lie at one, this must be a folder on this machine" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["shards", "info"], ["generate", "digits", "--out"]])
 def test_a_url_without_its_library_is_refused_with_the_way_to_it(
-    onestep: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    tokenleap: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "upath", None)
-    result = onestep(*arguments, "s3://bucket/pairs")
+    result = tokenleap(*arguments, "s3://bucket/pairs")
     assert result.exit_code == 2
-    assert "pip install 'onestep[remote]'" in result.stderr
+    assert "pip install '.[remote]'" in result.stderr
 
 
-def test_pairs_are_not_made_over_the_web(onestep: Command) -> None:
-    result = onestep("shards", "join", "https://127.0.0.1:1/pairs")
+def test_pairs_are_not_made_over_the_web(tokenleap: Command) -> None:
+    result = tokenleap("shards", "join", "https://127.0.0.1:1/pairs")
     assert result.exit_code == 2
     assert "over https pairs are only read" in result.stderr

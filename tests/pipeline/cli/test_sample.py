@@ -1,4 +1,4 @@
-"""`onestep sample` on the shipped digits: formats, labels, methods, refusals, and going on after every kind of stop."""
+"""`tokenleap sample` on the shipped digits: formats, labels, methods, refusals, and going on after every kind of stop."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def drawn(out: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))]).astype(int)
 
 
-def test_a_grid_of_the_labels_in_turn(onestep: Command, student: Path, tmp_path: Path) -> None:
+def test_a_grid_of_the_labels_in_turn(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
-    result = onestep(
+    result = tokenleap(
         "sample", student, "--steps", 2, "--labels", "3,7", "--num-images", 5, "--seed", 4, "--out", out
     )
     assert result.exit_code == 0, result.stderr
@@ -88,9 +88,9 @@ def test_a_grid_of_the_labels_in_turn(onestep: Command, student: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
-def test_a_folder_tells_what_it_holds(onestep: Command, student: Path, tmp_path: Path) -> None:
+def test_a_folder_tells_what_it_holds(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "images"
-    result = onestep("sample", student, "--num-images", 12, "--out", out)
+    result = tokenleap("sample", student, "--num-images", 12, "--out", out)
     assert result.exit_code == 0, result.stderr
     assert sorted(files(out)) == [*(f"{i:06d}.png" for i in range(12)), "sample.json"]
     request = json.loads((out / "sample.json").read_text())
@@ -110,9 +110,9 @@ def test_a_folder_tells_what_it_holds(onestep: Command, student: Path, tmp_path:
     assert np.array_equal(drawn(out), (images[:, 0] * 255).round().int().numpy())
 
 
-def test_an_npz_is_what_the_adm_evaluator_reads(onestep: Command, student: Path, tmp_path: Path) -> None:
+def test_an_npz_is_what_the_adm_evaluator_reads(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.npz"
-    result = onestep("sample", student, "--labels", "3,7", "--num-images", 5, "--out", out)
+    result = tokenleap("sample", student, "--labels", "3,7", "--num-images", 5, "--out", out)
     assert result.exit_code == 0, result.stderr
     with np.load(out, allow_pickle=False) as content:
         assert content.files == ["arr_0", "arr_1"]
@@ -124,17 +124,17 @@ def test_an_npz_is_what_the_adm_evaluator_reads(onestep: Command, student: Path,
         assert np.lib.format.read_magic(entry) == (1, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
     folder = tmp_path / "folder"
-    onestep("sample", student, "--labels", "3,7", "--num-images", 5, "--out", folder)
+    tokenleap("sample", student, "--labels", "3,7", "--num-images", 5, "--out", folder)
     assert np.array_equal(drawn(out), drawn(folder))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_makes_the_same_images_in_any_batch(
-    onestep: Command, student: Path, tmp_path: Path, method: str
+    tokenleap: Command, student: Path, tmp_path: Path, method: str
 ) -> None:
     outs = {size: tmp_path / f"{size}.npz" for size in (1, 7, 50)}
     for size, out in outs.items():
-        result = onestep(
+        result = tokenleap(
             "sample", student, "--method", method, "--num-images", 30, "--batch-size", size, "--out", out
         )
         assert result.exit_code == 0, result.stderr
@@ -145,42 +145,44 @@ def test_every_method_makes_the_same_images_in_any_batch(
 
 
 def test_methods_differ_and_begin_with_the_same_noise(
-    onestep: Command, student: Path, tmp_path: Path
+    tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     images = {}
     for method in METHODS:
         out = tmp_path / f"{method}.npz"
-        onestep("sample", student, "--method", method, "--num-images", 10, "--out", out)
+        tokenleap("sample", student, "--method", method, "--num-images", 10, "--out", out)
         images[method] = drawn(out)
     for one in METHODS:
         assert [other for other in METHODS if np.array_equal(images[one], images[other])] == [one]
     by_steps = tmp_path / "steps.npz"
-    onestep("sample", student, "--timesteps", "0,8", "--num-images", 10, "--out", by_steps)
+    tokenleap("sample", student, "--timesteps", "0,8", "--num-images", 10, "--out", by_steps)
     assert by_steps.read_bytes() == (tmp_path / "student-2.npz").read_bytes()
 
 
-def test_labels_from_a_file_one_image_a_line(onestep: Command, student: Path, tmp_path: Path) -> None:
+def test_labels_from_a_file_one_image_a_line(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     labels = [random.Random(1).randrange(10) for _ in range(25)]
     (tmp_path / "labels.txt").write_text("\n".join(map(str, labels)) + "\n")
     out = tmp_path / "x.npz"
-    result = onestep("sample", student, "--labels", f"@{tmp_path / 'labels.txt'}", "--out", out)
+    result = tokenleap("sample", student, "--labels", f"@{tmp_path / 'labels.txt'}", "--out", out)
     assert result.exit_code == 0, result.stderr
     with np.load(out) as content:
         assert content["arr_1"].tolist() == labels
     (tmp_path / "labels.txt").write_text("1\ntwo\n")
-    wrong = onestep("sample", student, "--labels", f"@{tmp_path / 'labels.txt'}", "--out", tmp_path / "y.npz")
+    wrong = tokenleap(
+        "sample", student, "--labels", f"@{tmp_path / 'labels.txt'}", "--out", tmp_path / "y.npz"
+    )
     assert wrong.exit_code == 2
     assert "labels.txt is not one whole number a line: " in wrong.stderr
-    missing = onestep("sample", student, "--labels", "@nowhere", "--out", tmp_path / "y.npz")
+    missing = tokenleap("sample", student, "--labels", "@nowhere", "--out", tmp_path / "y.npz")
     assert (missing.exit_code, "cannot read nowhere" in missing.stderr) == (2, True)
 
 
 def test_a_dry_run_tells_what_would_be_made_and_writes_nothing(
-    onestep: Command, student: Path, tmp_path: Path
+    tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "x.npz"
     arguments = ("sample", student, "--method", "pre-trained-5-9", "--num-images", 50_000, "--out", out)
-    result = onestep(*arguments, "--dry-run")
+    result = tokenleap(*arguments, "--dry-run")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == [
         "method  pre-trained-5-9: 6 network passes an image",
@@ -217,9 +219,9 @@ def test_a_dry_run_tells_what_would_be_made_and_writes_nothing(
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["real", "dry"])
 def test_what_cannot_be_is_refused(
-    onestep: Command, student: Path, tmp_path: Path, arguments: list[Any], message: str, dry: list[str]
+    tokenleap: Command, student: Path, tmp_path: Path, arguments: list[Any], message: str, dry: list[str]
 ) -> None:
-    result = onestep("sample", student, *arguments, "--out", tmp_path / "x.npz", *dry)
+    result = tokenleap("sample", student, *arguments, "--out", tmp_path / "x.npz", *dry)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert list(tmp_path.iterdir()) == []
@@ -227,26 +229,26 @@ def test_what_cannot_be_is_refused(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused_in_this_commands_words(
-    onestep: Command, student: Path, tmp_path: Path
+    tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
-    result = onestep("sample", student, "--device", "cuda", "--out", tmp_path / "x.png")
+    result = tokenleap("sample", student, "--device", "cuda", "--out", tmp_path / "x.png")
     assert result.exit_code == 2
     assert "--device is cuda, but torch finds no GPU on " in result.stderr
     assert "or set --device=cpu" in result.stderr
 
 
-def test_other_endings_are_mistakes(onestep: Command, student: Path, tmp_path: Path) -> None:
-    wrong = onestep("sample", student, "--out", tmp_path / "s.jpg")
+def test_other_endings_are_mistakes(tokenleap: Command, student: Path, tmp_path: Path) -> None:
+    wrong = tokenleap("sample", student, "--out", tmp_path / "s.jpg")
     assert wrong.exit_code == 2
     assert "s.jpg ends in .jpg: a name that ends in .png gets one grid" in " ".join(wrong.stderr.split())
     (tmp_path / "folder.npz").mkdir()
-    folder = onestep("sample", student, "--out", tmp_path / "folder.npz")
+    folder = tokenleap("sample", student, "--out", tmp_path / "folder.npz")
     assert folder.exit_code == 2
     assert "folder.npz is a folder: " in folder.stderr
 
 
 def test_a_student_that_does_not_know_its_teacher_is_sampled_alone(
-    onestep: Command, student: Path, tmp_path: Path
+    tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     """As it was exported before lineages were recorded."""
     old = tmp_path / "old"
@@ -254,33 +256,33 @@ def test_a_student_that_does_not_know_its_teacher_is_sampled_alone(
     content = json.loads((old / "config.json").read_text())
     del content["lineage"]
     (old / "config.json").write_text(json.dumps(content))
-    refused = onestep("sample", old, "--method", "teacher", "--out", tmp_path / "x.png")
+    refused = tokenleap("sample", old, "--method", "teacher", "--out", tmp_path / "x.png")
     assert refused.exit_code == 2
     assert "this student's config.json names no lineage" in refused.stderr
     assert "sampled with --steps or --timesteps" in refused.stderr
-    assert onestep("sample", old, "--steps", 2, "--out", tmp_path / "x.png").exit_code == 0
+    assert tokenleap("sample", old, "--steps", 2, "--out", tmp_path / "x.png").exit_code == 0
 
 
 def test_a_teacher_under_another_name_is_told_by_its_file(
-    onestep: Command, student: Path, tmp_path: Path
+    tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     lineage = json.loads((student / "config.json").read_text())["lineage"]
     lineage["teacher"]["name"] = "mine"
     other = changed(student, tmp_path / "student", lineage=lineage)
     shutil.copy(resolve("digits"), tmp_path / "kept.safetensors")
     asked = ("sample", other, "--method", "teacher", "--labels", "1", "--out")
-    refused = onestep(*asked, tmp_path / "x.npz")
+    refused = tokenleap(*asked, tmp_path / "x.npz")
     assert refused.exit_code == 2
     assert "the teacher of this student, mine (25bb68b6616b), is needed: " in refused.stderr
-    found = onestep(*asked, tmp_path / "x.npz", "--teacher", tmp_path / "kept.safetensors")
+    found = tokenleap(*asked, tmp_path / "x.npz", "--teacher", tmp_path / "kept.safetensors")
     assert found.exit_code == 0, found.stderr
     # What it is called determines no image.
-    named = onestep("sample", student, *asked[2:], tmp_path / "x.npz")
+    named = tokenleap("sample", student, *asked[2:], tmp_path / "x.npz")
     assert named.stdout == f"{tmp_path / 'x.npz'}: all 8 images are there already\n"
 
 
 def test_a_timestep_that_the_student_never_saw_is_told(
-    onestep: Command, student: Path, tmp_path: Path
+    tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     for arguments, told in (
         (("--timesteps", "0,4,8"), "not at 4"),
@@ -288,19 +290,19 @@ def test_a_timestep_that_the_student_never_saw_is_told(
         (("--method", "pre-trained-3-17"), ""),
         (("--timesteps", "0,8"), ""),
     ):
-        result = onestep("sample", student, *arguments, "--dry-run", "--out", tmp_path / "x.png")
+        result = tokenleap("sample", student, *arguments, "--dry-run", "--out", tmp_path / "x.png")
         note = "note: this student was trained at timesteps 0,8, " + told
         assert (note in result.stderr) == bool(told)
 
 
 @pytest.mark.parametrize("name", ["images", "x.npz"])
 def test_the_number_may_grow_and_nothing_else_may_change(
-    onestep: Command, student: Path, tmp_path: Path, name: str
+    tokenleap: Command, student: Path, tmp_path: Path, name: str
 ) -> None:
     out, whole = tmp_path / name, tmp_path / f"whole-{name}"
     command = ("sample", student, "--batch-size", 10, "--seed", 5)
-    assert onestep(*command, "--num-images", 20, "--out", out).exit_code == 0
-    again = onestep(*command, "--num-images", 20, "--out", out)
+    assert tokenleap(*command, "--num-images", 20, "--out", out).exit_code == 0
+    again = tokenleap(*command, "--num-images", 20, "--out", out)
     assert again.stdout == f"{out}: all 20 images are there already\n"
     for changes, message in (
         (("--seed", 6), "seed: 5 -> 6"),
@@ -312,12 +314,12 @@ def test_the_number_may_grow_and_nothing_else_may_change(
         (("--labels", "3"), "labels: '0..9' -> '3'"),
         (("--num-images", 19), "was begun for 20 images, and their number may only grow: 19 are asked for"),
     ):
-        refused = onestep(*command, "--num-images", 20, "--out", out, *changes)
+        refused = tokenleap(*command, "--num-images", 20, "--out", out, *changes)
         assert refused.exit_code == 2
         assert message in refused.stderr
-    grown = onestep(*command, "--num-images", 33, "--out", out)
+    grown = tokenleap(*command, "--num-images", 33, "--out", out)
     assert grown.exit_code == 0, grown.stderr
-    assert onestep(*command, "--num-images", 33, "--out", whole).exit_code == 0
+    assert tokenleap(*command, "--num-images", 33, "--out", whole).exit_code == 0
     if name == "images":
         assert files(out) == files(whole)
     else:
@@ -325,20 +327,20 @@ def test_the_number_may_grow_and_nothing_else_may_change(
 
 
 def test_places_that_hold_something_else_are_left_alone(
-    onestep: Command, student: Path, tmp_path: Path
+    tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "000003.png").write_bytes(b"mine")
-    refused = onestep("sample", student, "--out", folder)
+    refused = tokenleap("sample", student, "--out", folder)
     assert refused.exit_code == 2
     assert f"{folder} holds something already (000003.png), and no sample.json" in refused.stderr
     np.savez(tmp_path / "mine.npz", np.zeros(3))
-    refused = onestep("sample", student, "--out", tmp_path / "mine.npz")
+    refused = tokenleap("sample", student, "--out", tmp_path / "mine.npz")
     assert refused.exit_code == 2
-    assert "mine.npz, which `onestep sample` did not write, does not tell what images" in refused.stderr
+    assert "mine.npz, which `tokenleap sample` did not write, does not tell what images" in refused.stderr
     (tmp_path / "cut.npz").write_bytes((tmp_path / "mine.npz").read_bytes()[:100])
-    refused = onestep("sample", student, "--out", tmp_path / "cut.npz")
+    refused = tokenleap("sample", student, "--out", tmp_path / "cut.npz")
     assert (refused.exit_code, "cut.npz is no whole npz file" in refused.stderr) == (2, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.npz", "folder", "mine.npz"]
 
@@ -365,20 +367,20 @@ def stop_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, batch: int) -> l
 @pytest.mark.parametrize("name", ["images", "x.npz"])
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_job_goes_on(
-    onestep: Command, student: Path, tmp_path: Path, name: str, number: int, exit_code: int
+    tokenleap: Command, student: Path, tmp_path: Path, name: str, number: int, exit_code: int
 ) -> None:
     out, whole = tmp_path / name, tmp_path / f"whole-{name}"
     command = ("sample", student, "--num-images", 45, "--batch-size", 10, "--out")
-    assert onestep(*command, whole).exit_code == 0
+    assert tokenleap(*command, whole).exit_code == 0
     with pytest.MonkeyPatch.context() as patch:
         assert stop_in_batch(patch, number, 2) == []
-        stopped = onestep(*command, out)
+        stopped = tokenleap(*command, out)
     assert stopped.exit_code == exit_code
     assert "stopped: 20 of 45 images are made and kept. Go on with: " in stopped.stderr
     assert not (tmp_path / "x.npz").exists()
     with pytest.MonkeyPatch.context() as patch:
         made = stop_in_batch(patch, number, 0)
-        assert onestep(*command, out).exit_code == 0
+        assert tokenleap(*command, out).exit_code == 0
     assert made == [20, 30, 40]
     if name == "images":
         assert files(out) == files(whole)
@@ -388,10 +390,10 @@ def test_a_stopped_job_goes_on(
 
 
 def test_a_stopped_grid_keeps_nothing_and_says_so(
-    onestep: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenleap: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_in_batch(monkeypatch, signal.SIGTERM, 2)
-    stopped = onestep("sample", student, "--batch-size", 10, "--out", tmp_path / "x.png")
+    stopped = tokenleap("sample", student, "--batch-size", 10, "--out", tmp_path / "x.png")
     assert stopped.exit_code == 143
     assert "a grid is written at its end only, nothing is kept. Begin again with: " in stopped.stderr
     assert list(tmp_path.iterdir()) == []
@@ -414,7 +416,7 @@ main(sys.argv[2:])
 
 @pytest.mark.parametrize("name", ["images", "x.npz"])
 def test_killed_anywhere_a_job_ends_in_the_same_bytes(
-    onestep: Command, student: Path, tmp_path: Path, name: str
+    tokenleap: Command, student: Path, tmp_path: Path, name: str
 ) -> None:
     out, whole = tmp_path / "out" / name, tmp_path / "whole" / name
     command = (
@@ -428,7 +430,7 @@ def test_killed_anywhere_a_job_ends_in_the_same_bytes(
         8,
         "--out",
     )
-    assert onestep(*command, whole).exit_code == 0
+    assert tokenleap(*command, whole).exit_code == 0
     # A probe and sample.json come first; after 31 images, or 4 parts, comes the end, which is putting the npz together.
     moments = (
         [2, random.Random(7).randint(4, 32)] if name == "images" else [random.Random(8).randint(4, 6), 7]
@@ -447,7 +449,7 @@ def test_killed_anywhere_a_job_ends_in_the_same_bytes(
         # Images of a folder are written side by side, so that others may be under way, too.
         assert made <= max(0, moment - 3)
         assert name == "images" or made == moment - 3
-        result = onestep(*command, out)
+        result = tokenleap(*command, out)
         assert result.exit_code == 0, (number, result.stderr)
         if name == "images":
             assert files(out) == files(whole)
@@ -457,7 +459,7 @@ def test_killed_anywhere_a_job_ends_in_the_same_bytes(
 
 
 def test_progress_counts_what_was_there(
-    onestep: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenleap: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[tuple[int, int]] = []
 
@@ -468,24 +470,24 @@ def test_progress_counts_what_was_there(
 
     monkeypatch.setattr("pipeline.runtime.progress.progress", progress)
     command = ("sample", student, "--batch-size", 10, "--out", tmp_path / "images", "--num-images")
-    onestep(*command, 20)
-    onestep(*command, 35)
+    tokenleap(*command, 20)
+    tokenleap(*command, 35)
     assert reports == [(0, 20), (10, 20), (20, 20), (20, 35), (30, 35), (35, 35)]
 
 
 def test_the_default_labels_are_the_first_ten_classes_or_with_a_number_all(
-    onestep: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenleap: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Student, "num_classes", 1000)
-    few = onestep("sample", student, "--dry-run", "--out", tmp_path / "x.png")
+    few = tokenleap("sample", student, "--dry-run", "--out", tmp_path / "x.png")
     assert "images  80 of" in few.stdout
     assert "labels  0..9 in turn" in few.stdout
-    many = onestep("sample", student, "--num-images", 50_000, "--dry-run", "--out", tmp_path / "x.png")
+    many = tokenleap("sample", student, "--num-images", 50_000, "--dry-run", "--out", tmp_path / "x.png")
     assert "labels  0..999 in turn" in many.stdout
 
 
 def test_a_student_comes_from_the_hub(
-    onestep: Command, student: Path, tmp_path: Path, fake_module: Callable[..., None]
+    tokenleap: Command, student: Path, tmp_path: Path, fake_module: Callable[..., None]
 ) -> None:
     asked: list[tuple[str, str | None, list[str]]] = []
 
@@ -494,15 +496,16 @@ def test_a_student_comes_from_the_hub(
         return str(student)
 
     fake_module("huggingface_hub", snapshot_download=snapshot_download)
-    result = onestep("sample", "hf://somebody/digits-dd@v1", "--out", tmp_path / "hub.png")
+    result = tokenleap("sample", "hf://somebody/digits-dd@v1", "--out", tmp_path / "hub.png")
     assert result.exit_code == 0, result.stderr
-    onestep("sample", student, "--out", tmp_path / "local.png")
+    tokenleap("sample", student, "--out", tmp_path / "local.png")
     assert (tmp_path / "hub.png").read_bytes() == (tmp_path / "local.png").read_bytes()
     assert {(repository, revision) for repository, revision, _ in asked} == {("somebody/digits-dd", "v1")}
     assert asked[-1][2] == ["config.json", "student.safetensors", "tokenizer.safetensors"]
     asked.clear()
     assert (
-        onestep("sample", "hf://somebody/digits-dd", "--dry-run", "--out", tmp_path / "x.png").exit_code == 0
+        tokenleap("sample", "hf://somebody/digits-dd", "--dry-run", "--out", tmp_path / "x.png").exit_code
+        == 0
     )
     assert {(revision, *patterns) for _, revision, patterns in asked} == {(None, "config.json")}
 
@@ -514,33 +517,31 @@ def test_other_names_on_the_hub_are_refused(name: str) -> None:
 
 
 def test_without_the_hubs_client_the_way_to_it_is_told(
-    onestep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenleap: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    result = onestep("sample", "hf://somebody/digits-dd", "--out", tmp_path / "x.png")
+    result = tokenleap("sample", "hf://somebody/digits-dd", "--out", tmp_path / "x.png")
     assert result.exit_code == 2
-    assert (
-        "hf://somebody/digits-dd needs the Hugging Face client: pip install 'onestep[hub]'" in result.stderr
-    )
+    assert "hf://somebody/digits-dd needs the Hugging Face client: pip install '.[hub]'" in result.stderr
 
 
 def test_another_weight_of_the_noise_is_another_request(
-    onestep: Command, student: Path, tmp_path: Path
+    tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     arguments = ("sample", student, "--labels", "1,2", "--out", tmp_path / "images")
-    assert onestep(*arguments, "--noise-weight", 2).exit_code == 0
-    refused = onestep(*arguments)
+    assert tokenleap(*arguments, "--noise-weight", 2).exit_code == 0
+    refused = tokenleap(*arguments)
     assert refused.exit_code == 2
     assert "noise_weight" in refused.stderr
-    assert onestep(*arguments[:-1], tmp_path / "plain").exit_code == 0
+    assert tokenleap(*arguments[:-1], tmp_path / "plain").exit_code == 0
     pixels = [(tmp_path / folder / "000000.png").read_bytes() for folder in ("images", "plain")]
     assert pixels[0] != pixels[1]
 
 
-def test_each_pass_may_have_a_weight_of_its_own(onestep: Command, student: Path, tmp_path: Path) -> None:
+def test_each_pass_may_have_a_weight_of_its_own(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     arguments = ("sample", student, "--steps", 2, "--labels", "1,2", "--out", tmp_path / "images")
-    assert onestep(*arguments, "--noise-weight", "0.5,2").exit_code == 0
-    again = onestep(*arguments, "--noise-weight", "0.5,2")
+    assert tokenleap(*arguments, "--noise-weight", "0.5,2").exit_code == 0
+    again = tokenleap(*arguments, "--noise-weight", "0.5,2")
     assert (again.exit_code, "are there already" in again.output) == (0, True)
     for wrong, message in (
         ("0.5,1,2", "3 numbers for 2 timesteps: give one for each of them, or one for all"),
@@ -548,6 +549,6 @@ def test_each_pass_may_have_a_weight_of_its_own(onestep: Command, student: Path,
         ("0.5,nan", "one for all, at least 0; got 0.5, nan"),
         ("much", "'much' is not a number or numbers separated by commas"),
     ):
-        refused = onestep(*arguments, "--noise-weight", wrong)
+        refused = tokenleap(*arguments, "--noise-weight", wrong)
         assert refused.exit_code == 2
         assert message in refused.stderr

@@ -1,4 +1,4 @@
-"""`onestep sample` and `Student.sample` of a student that draws images for captions."""
+"""`tokenleap sample` and `Student.sample` of a student that draws images for captions."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_prompts_are_taken_in_turn(onestep: Command, student: Path, tmp_path: Path) -> None:
+def test_prompts_are_taken_in_turn(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     prompts = ["--prompt", "a three", "--prompt", "the sum of one and two"]
-    drawn = onestep("sample", student, *prompts, "--num-images", 6, "--out", out)
+    drawn = tokenleap("sample", student, *prompts, "--num-images", 6, "--out", out)
     assert drawn.exit_code == 0, drawn.stderr
     assert "6 images, student-1, timesteps 0, seed 0" in drawn.stdout
     captions = ["a three", "the sum of one and two"] * 3
@@ -80,47 +80,49 @@ def test_a_caption_says_what_is_drawn(student: Path) -> None:
 
 @pytest.mark.parametrize("method", ["student-2", "pre-trained-5-9", "teacher", "teacher-flow"])
 def test_every_method_draws_odd_captions(
-    onestep: Command, student: Path, tmp_path: Path, method: str
+    tokenleap: Command, student: Path, tmp_path: Path, method: str
 ) -> None:
     captions = tmp_path / "captions.txt"
     captions.write_text("".join(f"{caption}\n" for caption in ODD))
     out = tmp_path / "images"
-    drawn = onestep("sample", student, "--captions", captions, "--method", method, "--out", out)
+    drawn = tokenleap("sample", student, "--captions", captions, "--method", method, "--out", out)
     assert drawn.exit_code == 0, drawn.stderr
     assert len(list(out.glob("*.png"))) == len(ODD)
 
 
-def test_a_folder_grows_and_belongs_to_its_captions(onestep: Command, student: Path, tmp_path: Path) -> None:
+def test_a_folder_grows_and_belongs_to_its_captions(
+    tokenleap: Command, student: Path, tmp_path: Path
+) -> None:
     captions, out = tmp_path / "captions.txt", tmp_path / "images"
     captions.write_text("a three\nan eight\n")
     asked = ("sample", student, "--captions", captions, "--out", out)
-    assert onestep(*asked).exit_code == 0
+    assert tokenleap(*asked).exit_code == 0
     first = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    grown = onestep(*asked, "--num-images", 5)
+    grown = tokenleap(*asked, "--num-images", 5)
     assert grown.exit_code == 0, grown.stderr
     assert len(list(out.glob("*.png"))) == 5
     assert {name: (out / name).read_bytes() for name in first} == first
-    assert "all 5 images are there already" in onestep(*asked, "--num-images", 5).stdout
+    assert "all 5 images are there already" in tokenleap(*asked, "--num-images", 5).stdout
     captions.write_text("a three\nan eigth\n")
-    refused = onestep(*asked, "--num-images", 5)
+    refused = tokenleap(*asked, "--num-images", 5)
     assert refused.exit_code == 2
     assert "captions_sha256" in refused.stderr
     assert "captions_sha256" in json.loads((out / "sample.json").read_text())
 
 
-def test_labels_are_numbers_of_captions(onestep: Command, student: Path, tmp_path: Path) -> None:
-    chosen = onestep(
+def test_labels_are_numbers_of_captions(tokenleap: Command, student: Path, tmp_path: Path) -> None:
+    chosen = tokenleap(
         *("sample", student, "--captions", "digits", "--labels", "3,13", "--num-images", 2),
         *("--out", tmp_path / "a.png"),
     )
     assert chosen.exit_code == 0, chosen.stderr
-    told = onestep(
+    told = tokenleap(
         *("sample", student, "--prompt", "a three", "--prompt", "the digit three", "--num-images", 2),
         *("--out", tmp_path / "b.png"),
     )
     assert told.exit_code == 0, told.stderr
     assert np.abs(pixels(tmp_path / "a.png").astype(int) - pixels(tmp_path / "b.png")).max() <= 1
-    outside = onestep("sample", student, "--prompt", "a", "--labels", "1", "--out", tmp_path / "c.png")
+    outside = tokenleap("sample", student, "--prompt", "a", "--labels", "1", "--out", tmp_path / "c.png")
     assert outside.exit_code == 2
     assert "label 1" in outside.stderr
 
@@ -138,18 +140,18 @@ def test_labels_are_numbers_of_captions(onestep: Command, student: Path, tmp_pat
     ],
 )
 def test_refuses_what_it_cannot_draw(
-    onestep: Command, student: Path, tmp_path: Path, words: list[str], message: str
+    tokenleap: Command, student: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
-    refused = onestep("sample", student, *words, "--out", tmp_path / "grid.png")
+    refused = tokenleap("sample", student, *words, "--out", tmp_path / "grid.png")
     assert refused.exit_code == 2
     assert message in refused.stderr
     assert not (tmp_path / "grid.png").exists()
 
 
-def test_a_student_of_classes_takes_no_captions(onestep: Command, tmp_path: Path) -> None:
+def test_a_student_of_classes_takes_no_captions(tokenleap: Command, tmp_path: Path) -> None:
     of_classes = exported(tmp_path / "student", "digits")
     for words in (["--prompt", "a three"], ["--captions", "digits"], ["--text-encoder", "digits"]):
-        refused = onestep("sample", of_classes, *words, "--out", tmp_path / "grid.png")
+        refused = tokenleap("sample", of_classes, *words, "--out", tmp_path / "grid.png")
         assert refused.exit_code == 2
         assert "draws images for classes" in refused.stderr
     with pytest.raises(Refused, match="draws images for classes"):
@@ -158,7 +160,7 @@ def test_a_student_of_classes_takes_no_captions(onestep: Command, tmp_path: Path
 
 def test_a_student_that_knows_no_encoder_says_so(student: Path) -> None:
     loaded = Student.from_pretrained(student)
-    with pytest.raises(ValueError, match="set its `texts` first"):
+    with pytest.raises(ValueError, match="see `with_texts`"):
         loaded(torch.zeros(1, 16, 3), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     loaded.lineage = {key: value for key, value in (loaded.lineage or {}).items() if key != "text_encoder"}
     with pytest.raises(Refused, match="names no text encoder"):
@@ -187,10 +189,10 @@ def test_an_encoder_elsewhere_is_the_same_by_its_content(student: Path, tmp_path
     assert loaded.texts(torch.tensor([0])).features_BTE.shape == (1, 3, 64)
 
 
-def test_captions_of_a_named_column(onestep: Command, student: Path, tmp_path: Path) -> None:
+def test_captions_of_a_named_column(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     captions, out = tmp_path / "captions.jsonl", tmp_path / "images"
     captions.write_text('{"text": "a three"}\n{"text": "an eight"}\n')
-    drawn = onestep("sample", student, "--captions", captions, "--column", "text", "--out", out)
+    drawn = tokenleap("sample", student, "--captions", captions, "--column", "text", "--out", out)
     assert drawn.exit_code == 0, drawn.stderr
     assert len(list(out.glob("*.png"))) == 2
 
@@ -210,9 +212,9 @@ def test_captions_of_one_call_are_not_those_of_the_next(student: Path) -> None:
     assert torch.equal(loaded.sample([0]), loaded.sample(["an eight"]))
 
 
-def test_there_is_no_official_layout(onestep: Command, student: Path, tmp_path: Path) -> None:
+def test_there_is_no_official_layout(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "official.pt"
-    refused = onestep("export", student, "--format", "official", "--out", out)
+    refused = tokenleap("export", student, "--format", "official", "--out", out)
     assert refused.exit_code == 2
     assert "no official layout of such a student was published" in refused.stderr
     assert not out.exists()

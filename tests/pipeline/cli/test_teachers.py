@@ -25,20 +25,22 @@ def message(result: Result, exit_code: int) -> str:
     """The one message of a command that failed."""
     assert result.exit_code == exit_code, (result.output, result.exception)
     assert result.stdout == ""
-    assert result.stderr.startswith("onestep: ")
+    assert result.stderr.startswith("tokenleap: ")
     assert result.stderr.count("\n") == 1
-    return result.stderr.removeprefix("onestep: ").rstrip("\n")
+    return result.stderr.removeprefix("tokenleap: ").rstrip("\n")
 
 
-def test_a_teacher_is_imported_and_listed(onestep: Command, published: Any, home: Path) -> None:
+def test_a_teacher_is_imported_and_listed(tokenleap: Command, published: Any, home: Path) -> None:
     files = published.write_both()
-    row = next(line for line in onestep("teachers", "list").stdout.splitlines() if published.teacher in line)
+    row = next(
+        line for line in tokenleap("teachers", "list").stdout.splitlines() if published.teacher in line
+    )
     config = TEACHERS[published.teacher].transformer.config
     assert f"{config.layout.num_tokens} tokens in " in row
     assert " not here " in row
     assert str(TEACHERS[published.teacher].transformer.file) in row
 
-    first = onestep("teachers", "import", *files, "--as", published.teacher)
+    first = tokenleap("teachers", "import", *files, "--as", published.teacher)
     assert first.exit_code == 0, first.stderr
     path = home / "teachers" / f"{published.teacher}.safetensors"
     assert first.stdout == (
@@ -46,30 +48,32 @@ def test_a_teacher_is_imported_and_listed(onestep: Command, published: Any, home
         f"tokenizer: sha256 {sha256_file(Path(files[1]))}\n"
         f"{path}: use it as --set teacher.name={published.teacher}\n"
     )
-    again = onestep("teachers", "import", *reversed(files), "--as", published.teacher)
+    again = tokenleap("teachers", "import", *reversed(files), "--as", published.teacher)
     assert (again.exit_code, again.stdout) == (0, first.stdout)
-    row = next(line for line in onestep("teachers", "list").stdout.splitlines() if published.teacher in line)
+    row = next(
+        line for line in tokenleap("teachers", "list").stdout.splitlines() if published.teacher in line
+    )
     assert " imported " in row
     assert load_teacher(published.teacher).family == published.family
 
 
 @pytest.mark.parametrize("family", ["llamagen"])
 def test_teachers_that_ship_and_those_brought_from_elsewhere_are_listed(
-    onestep: Command, published: Any, home: Path
+    tokenleap: Command, published: Any, home: Path
 ) -> None:
     (home / "teachers").mkdir(parents=True)
     (home / "teachers" / "mine.safetensors").touch()
-    lines = {line.split()[0]: line for line in onestep("teachers", "list").stdout.splitlines()}
+    lines = {line.split()[0]: line for line in tokenleap("teachers", "list").stdout.splitlines()}
     assert list(lines) == ["digits", "digits-64", "digits-text", "digits-var", published.teacher, "mine"]
-    assert "16 tokens in   16 AR steps  ships with onestep" in lines["digits"]
+    assert "16 tokens in   16 AR steps  ships with tokenleap" in lines["digits"]
     assert str(home / "teachers") in lines["mine"]
 
 
-def test_repeated_rows_of_the_codebook_are_told(onestep: Command, published: Any) -> None:
+def test_repeated_rows_of_the_codebook_are_told(tokenleap: Command, published: Any) -> None:
     state = dict(published.weights.official("tokenizer"))
     state["quantize.embedding.weight"] = torch.ones_like(state["quantize.embedding.weight"])
     files = [published.write("transformer"), published.write("tokenizer", state)]
-    result = onestep("teachers", "import", *files, "--as", published.teacher)
+    result = tokenleap("teachers", "import", *files, "--as", published.teacher)
     assert "note: 23 codebook rows equal another; of equal rows" in result.stdout
 
 
@@ -101,13 +105,13 @@ def one_file(published: Any) -> tuple[list[str], str]:
 
 
 def on_the_hub(published: Any) -> tuple[list[str], str]:
-    return [], "pip install 'onestep[hub]'"
+    return [], "pip install '.[hub]'"
 
 
 @pytest.mark.parametrize("case", [not_a_number, gone, empty, more_than_weights, one_file, on_the_hub])
 @pytest.mark.parametrize("kind", ["teachers", "students"])
 def test_files_that_will_not_do_are_refused_in_one_message(
-    onestep: Command,
+    tokenleap: Command,
     published: Any,
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -118,43 +122,43 @@ def test_files_that_will_not_do_are_refused_in_one_message(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     files, said = case(published)
     if kind == "teachers":
-        result = onestep("teachers", "import", *files, "--as", published.teacher)
+        result = tokenleap("teachers", "import", *files, "--as", published.teacher)
     else:
         files = [file.replace("transformer.pth", "student.pth") for file in files]
         published.write("student")
         name, out = published.student, tmp_path / "out"
-        result = onestep("students", "import", *files, "--as", name, "--out", out)
+        result = tokenleap("students", "import", *files, "--as", name, "--out", out)
     assert said in message(result, 2)
     assert not home.exists()
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("family", ["var"])
-def test_an_unknown_name_is_refused(onestep: Command, published: Any, tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused(tokenleap: Command, published: Any, tmp_path: Path) -> None:
     files = published.write_both()
-    said = message(onestep("teachers", "import", *files, "--as", "var-d17"), 2)
+    said = message(tokenleap("teachers", "import", *files, "--as", "var-d17"), 2)
     assert said == "no published teacher is called 'var-d17': there are small-var"
     out = tmp_path / "out"
-    said = message(onestep("students", "import", *files, "--as", "var-d17", "--out", out), 2)
+    said = message(tokenleap("students", "import", *files, "--as", "var-d17", "--out", out), 2)
     assert said == "no published student is called 'var-d17': there are small-var-dd"
 
 
 def test_another_import_under_the_name_is_refused(
-    onestep: Command, published: Any, published_files: ModuleType, home: Path
+    tokenleap: Command, published: Any, published_files: ModuleType, home: Path
 ) -> None:
     files = published.write_both()
-    onestep("teachers", "import", *files, "--as", published.teacher)
+    tokenleap("teachers", "import", *files, "--as", published.teacher)
     before = sha256_file(home / "teachers" / f"{published.teacher}.safetensors")
     other = {name: tensor + 1 for name, tensor in published.weights.transformer.items()}
     files[0] = published.write("transformer", other, "other.pth")
-    said = message(onestep("teachers", "import", *files, "--as", published.teacher), 2)
+    said = message(tokenleap("teachers", "import", *files, "--as", published.teacher), 2)
     assert "is there already, made from files of another sha256 (" in said
     assert sha256_file(home / "teachers" / f"{published.teacher}.safetensors") == before
 
 
-def test_inspect_says_what_a_file_holds(onestep: Command, published: Any) -> None:
+def test_inspect_says_what_a_file_holds(tokenleap: Command, published: Any) -> None:
     file = published.write("student")
-    result = onestep("teachers", "inspect", file)
+    result = tokenleap("teachers", "inspect", file)
     place = ".".join(published.container("student"))
     assert (result.exit_code, result.stdout) == (
         0,
@@ -163,91 +167,95 @@ def test_inspect_says_what_a_file_holds(onestep: Command, published: Any) -> Non
 
 
 def test_inspect_names_all_networks_of_one_shape(
-    onestep: Command, published: Any, monkeypatch: pytest.MonkeyPatch
+    tokenleap: Command, published: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TEACHERS, "twin", TEACHERS[published.teacher])
-    result = onestep("teachers", "inspect", published.write("transformer"))
+    result = tokenleap("teachers", "inspect", published.write("transformer"))
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert [line.rpartition(" ")[2] for line in lines[:2]] == [published.teacher, "twin"]
     assert lines[2:] == ["these have the same names and shapes: only you can tell which it is"]
 
 
-def test_inspect_names_the_nearest_network_of_what_fits_none(onestep: Command, published: Any) -> None:
+def test_inspect_names_the_nearest_network_of_what_fits_none(tokenleap: Command, published: Any) -> None:
     state = published.weights.official("transformer")
     state["new.weight"] = torch.zeros(1)
     file = published.write("transformer", state)
-    result = onestep("teachers", "inspect", file)
+    result = tokenleap("teachers", "inspect", file)
     assert result.exit_code == 1
     nearest = f"nearest is the transformer of {published.teacher}: unknown new.weight"
     assert result.stdout == f"{file} fits nothing that is published; {nearest}\n"
 
 
-def test_inspect_refuses_what_it_cannot_read(onestep: Command, published: Any) -> None:
+def test_inspect_refuses_what_it_cannot_read(tokenleap: Command, published: Any) -> None:
     file = published.folder / "file.pth"
     file.write_bytes(b"not a checkpoint")
-    assert message(onestep("teachers", "inspect", file), 2).startswith(f"{file} is not a complete checkpoint")
-    assert message(onestep("teachers", "inspect", "gone.pth"), 2) == "there is no file gone.pth"
+    assert message(tokenleap("teachers", "inspect", file), 2).startswith(
+        f"{file} is not a complete checkpoint"
+    )
+    assert message(tokenleap("teachers", "inspect", "gone.pth"), 2) == "there is no file gone.pth"
 
 
 def test_a_student_is_imported_drawn_from_and_exported(
-    onestep: Command, published: Any, tmp_path: Path
+    tokenleap: Command, published: Any, tmp_path: Path
 ) -> None:
-    listed = onestep("students", "list")
+    listed = tokenleap("students", "list")
     assert f"{published.student} of {published.teacher}" in " ".join(listed.stdout.split())
     folder = tmp_path / "student"
     files = published.write_both(student=True)
-    made = onestep("students", "import", *files, "--as", published.student, "--out", folder)
+    made = tokenleap("students", "import", *files, "--as", published.student, "--out", folder)
     assert made.exit_code == 0, made.stderr
     for steps in (1, 2):
         out = tmp_path / f"{steps}.png"
-        drawn = onestep(
+        drawn = tokenleap(
             "sample", folder, "--steps", steps, "--labels", "3,7", "--num-images", 4, "--out", out
         )
         assert drawn.exit_code == 0, drawn.stderr
     assert (tmp_path / "1.png").read_bytes() != (tmp_path / "2.png").read_bytes()
 
     official = tmp_path / f"out{'.pth' if published.family == 'var' else '.pt'}"
-    exported = onestep("export", folder, "--format", "official", "--out", official)
+    exported = tokenleap("export", folder, "--format", "official", "--out", official)
     assert exported.exit_code == 0, exported.stderr
     assert exported.stderr == ""
     config = json.loads((folder / "config.json").read_text()) | {"noise_weight": 0.5}
     (folder / "config.json").write_text(json.dumps(config))
-    told = onestep("export", folder, "--format", "official", "--out", official)
+    told = tokenleap("export", folder, "--format", "official", "--out", official)
     assert "(noise_weight 0.5); the official code takes the likeliest ones" in told.stderr
     back = tmp_path / "back"
     files = [str(official), files[1]]
-    onestep("students", "import", *files, "--as", published.student, "--out", back)
+    tokenleap("students", "import", *files, "--as", published.student, "--out", back)
     one, two = (Student.from_pretrained(place).network.state_dict() for place in (folder, back))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_an_export_under_another_ending_is_refused(onestep: Command, published: Any, tmp_path: Path) -> None:
+def test_an_export_under_another_ending_is_refused(
+    tokenleap: Command, published: Any, tmp_path: Path
+) -> None:
     folder = tmp_path / "student"
     files = published.write_both(student=True)
-    onestep("students", "import", *files, "--as", published.student, "--out", folder)
+    tokenleap("students", "import", *files, "--as", published.student, "--out", folder)
     right, wrong = (".pth", ".pt") if published.family == "var" else (".pt", ".pth")
     for name in (f"out{wrong}", "out.safetensors", "out"):
-        result = onestep("export", folder, "--format", "official", "--out", tmp_path / name)
+        result = tokenleap("export", folder, "--format", "official", "--out", tmp_path / name)
         assert result.exit_code == 2
         assert f"{tmp_path / name} must end in {right}," in result.stderr.replace("\n", " ")
         assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("family", ["var"])
-def test_an_export_of_another_family_is_refused(onestep: Command, published: Any, tmp_path: Path) -> None:
+def test_an_export_of_another_family_is_refused(tokenleap: Command, published: Any, tmp_path: Path) -> None:
     folder = tmp_path / "student"
     files = published.write_both(student=True)
-    onestep("students", "import", *files, "--as", published.student, "--out", folder)
+    tokenleap("students", "import", *files, "--as", published.student, "--out", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "family": "grid-gru"}))
-    result = onestep("export", folder, "--format", "official", "--out", tmp_path / "out.pt")
+    result = tokenleap("export", folder, "--format", "official", "--out", tmp_path / "out.pt")
     said = "students of the family 'grid-gru' have no official layout: var, llamagen have"
     assert message(result, 2) == said
     assert not (tmp_path / "out.pt").exists()
 
 
-def test_an_export_of_no_student_is_refused(onestep: Command, tmp_path: Path) -> None:
-    result = onestep("export", tmp_path, "--format", "official", "--out", tmp_path / "out.pt")
+def test_an_export_of_no_student_is_refused(tokenleap: Command, tmp_path: Path) -> None:
+    result = tokenleap("export", tmp_path, "--format", "official", "--out", tmp_path / "out.pt")
     assert message(result, 2).startswith(f"{tmp_path} is no student")

@@ -82,34 +82,34 @@ def test_the_papers_settings_fit_their_teachers(name: str) -> None:
 @pytest.mark.parametrize("name", OFFICIAL | CAPTIONED)
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "plan"])
 def test_without_its_teacher_a_preset_is_refused_with_the_way_to_it(
-    onestep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: list[str]
+    tokenleap: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: list[str]
 ) -> None:
-    monkeypatch.setenv("ONESTEP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TOKENLEAP_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    result = onestep("run", name, *more)
+    result = tokenleap("run", name, *more)
     assert result.exit_code == 2
     teacher = (OFFICIAL | CAPTIONED)[name][0]
     files = TEACHERS[teacher].transformer.file, TEACHERS[teacher].tokenizer.file
     assert result.stderr.startswith(
-        f"onestep: teacher.name: {teacher} is not here yet. Get {files[0]} and {files[1]}, then `onestep teachers "
+        f"tokenleap: teacher.name: {teacher} is not here yet. Get {files[0]} and {files[1]}, then `tokenleap teachers "
         f"import {files[0].name} {files[1].name} --as {teacher}`"
     )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_images_that_no_protocol_knows_are_refused_before_the_folder_is_claimed(
-    onestep: Command, tmp_path: Path
+    tokenleap: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     judged = ["--set", "evaluation.protocol=digits", "--set", "evaluation.num_images=100"]
-    result = onestep("run", "var-d16", "--tiny-random", "--out", out, "--workers", 0, *judged)
+    result = tokenleap("run", "var-d16", "--tiny-random", "--out", out, "--workers", 0, *judged)
     assert result.exit_code == 2
     assert "digits judges images of 1 x 8 x 8, and this teacher's are of 3 x 32 x 32" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_help_names_every_preset(onestep: Command) -> None:
-    words = set(onestep("run", "--help").output.replace(",", " ").replace(":", " ").split())
+def test_the_help_names_every_preset(tokenleap: Command) -> None:
+    words = set(tokenleap("run", "--help").output.replace(",", " ").replace(":", " ").split())
     assert set(presets()) <= words
 
 

@@ -154,10 +154,10 @@ def test_killed_in_the_middle_a_run_ends_with_the_same_bytes(
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_student_draws_in_one_step_and_in_two(
-    onestep: Command, whole: Path, told: tuple[str, ...], home: Path, tmp_path: Path, steps: int
+    tokenleap: Command, whole: Path, told: tuple[str, ...], home: Path, tmp_path: Path, steps: int
 ) -> None:
     out, captions = tmp_path / "grid.png", told[:2]
-    drawn = onestep(
+    drawn = tokenleap(
         *("sample", whole / "student", "--steps", steps, "--labels", "1,2", "--num-images", 4, "--out", out),
         *captions,
     )
@@ -199,9 +199,9 @@ def test_only_the_teacher_and_sizes_change() -> None:
         assert getattr(trial, section).model_dump() == expected
 
 
-def test_what_is_set_wins_over_the_trials_sizes(onestep: Command, tmp_path: Path) -> None:
+def test_what_is_set_wins_over_the_trials_sizes(tokenleap: Command, tmp_path: Path) -> None:
     flags = ["--num-pairs", 96, "--num-steps", 7, "--set", "pairs.batch_size=4", "--set", "train.num_steps=8"]
-    result = onestep("run", "llamagen-b", "--tiny-random", "--out", tmp_path / "run", *flags, "--dry-run")
+    result = tokenleap("run", "llamagen-b", "--tiny-random", "--out", tmp_path / "run", *flags, "--dry-run")
     assert result.exit_code == 0, result.stderr
     for line in ("num_pairs = 96", "num_steps = 7", "batch_size = 4", 'name = "tiny-random/llamagen-b-256"'):
         assert line in result.stdout.splitlines()
@@ -210,22 +210,22 @@ def test_what_is_set_wins_over_the_trials_sizes(onestep: Command, tmp_path: Path
 
 
 def test_its_folder_is_named_after_the_preset(
-    onestep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenleap: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    planned = onestep("run", "var-d20", "--tiny-random", "--dry-run")
+    planned = tokenleap("run", "var-d20", "--tiny-random", "--dry-run")
     assert "pairs into runs/var-d20-tiny-random/pairs:" in planned.stdout
 
 
 def test_stage_by_stage_it_is_the_same_trial(
-    onestep: Command, whole: Path, preset: str, told: tuple[str, ...], tmp_path: Path
+    tokenleap: Command, whole: Path, preset: str, told: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Captions that were told once are those of the pairs; later commands may leave them out."""
     settings = [word for setting in EVEN_SMALLER for word in ("--set", setting)]
     settings += told[2:]
-    planned = onestep("generate", preset, "--tiny-random", "--out", whole / "pairs", *settings, "--dry-run")
+    planned = tokenleap("generate", preset, "--tiny-random", "--out", whole / "pairs", *settings, "--dry-run")
     assert "3 shards are done, 0 to make" in planned.stdout, planned.output
-    trained = onestep(
+    trained = tokenleap(
         *("distill", preset, "--tiny-random", "--pairs", whole / "pairs", "--out", tmp_path / "student"),
         *settings,
     )

@@ -78,8 +78,8 @@ def test_the_page_names_the_commands_and_the_protocol(make_run: MakeRun) -> None
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[1:4] == [
-        f"onestep run digits --out {runs[0]} --set pairs.num_pairs=20000",
-        f"onestep run digits --out {runs[1]} --set pairs.num_pairs=20000 --set train.seed=1",
+        f"tokenleap run digits --out {runs[0]} --set pairs.num_pairs=20000",
+        f"tokenleap run digits --out {runs[1]} --set pairs.num_pairs=20000 --set train.seed=1",
         f"python benchmarks/results_table.py digits {runs[0]} {runs[1]}",
     ]
     assert (
@@ -93,8 +93,8 @@ def test_a_run_that_was_judged_again_has_that_command_too(make_run: MakeRun) -> 
     run = make_run("run", 0, 0.2, repeats=3, num_images=500)
     lines = page("digits", [Judged.read(run)])
     assert lines[1:3] == [
-        f"onestep run digits --out {run}",
-        f"onestep evaluate {run} --num-images 500 --repeats 3",
+        f"tokenleap run digits --out {run}",
+        f"tokenleap evaluate {run} --num-images 500 --repeats 3",
     ]
     assert any(line.startswith("Protocol digits, 500 images, noise seeds 0 to 2;") for line in lines)
 
@@ -117,7 +117,7 @@ def test_values_that_a_run_lacks_are_left_out() -> None:
         (0, [], {}, "train.seed: 0, 0: each run of a table needs its own"),
         (1, ["train.learning_rate=1e-3"], {}, "differs from .* in train.learning_rate"),
         (1, [], {"num_images": 500}, "was judged by digits, 500 images, noise seed 0, .* by digits, 2,000"),
-        (1, [], {"student_sha256": "another"}, "its student is not judged; `onestep evaluate"),
+        (1, [], {"student_sha256": "another"}, "its student is not judged; `tokenleap evaluate"),
         (1, [], {"teacher_images": 50}, "was held against 50 images of the teacher, .* against None"),
         (1, [], {"rows": [{"method": "real"}]}, "were judged with different methods"),
     ],

@@ -116,5 +116,5 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_environment_holds_no_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ONESTEP_SECRET", "hush-hush")
+    monkeypatch.setenv("TOKENLEAP_SECRET", "hush-hush")
     assert "hush-hush" not in json.dumps(environment())

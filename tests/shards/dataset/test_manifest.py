@@ -142,7 +142,7 @@ def test_an_unreadable_row_fails_by_name(make_spec, make_dataset) -> None:
     root = make_dataset(make_spec(), 2).root
     path = row_path(root, "pairs-000001")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(Failed, match=r"pairs-000001\.parquet .*onestep shards repair"):
+    with pytest.raises(Failed, match=r"pairs-000001\.parquet .*tokenleap shards repair"):
         Manifest.open(root)
 
 

@@ -105,7 +105,7 @@ def test_a_missing_file_is_named_with_its_remedy(make_spec, make_dataset) -> Non
     manifest = make_dataset(make_spec(), 1)
     shard_path(manifest.root, "pairs-000000").unlink()
     with pytest.raises(
-        Failed, match=rf"pairs-000000\.tar.*missing; run `onestep shards repair {manifest.root}`"
+        Failed, match=rf"pairs-000000\.tar.*missing; run `tokenleap shards repair {manifest.root}`"
     ):
         read_shard(manifest.root, manifest.spec, manifest.rows[0])
 
@@ -113,7 +113,7 @@ def test_a_missing_file_is_named_with_its_remedy(make_spec, make_dataset) -> Non
 def assert_damage_is_found(manifest: Manifest, damaged: set[str]) -> None:
     for row in manifest.rows:
         if row.shard in damaged:
-            with pytest.raises(Failed, match=rf"{row.shard}\.tar.*onestep shards repair"):
+            with pytest.raises(Failed, match=rf"{row.shard}\.tar.*tokenleap shards repair"):
                 read_shard(manifest.root, manifest.spec, row)
     findings = verify(manifest.root)
     assert {(finding.kind, finding.where) for finding in findings} == {

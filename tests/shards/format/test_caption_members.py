@@ -210,7 +210,7 @@ def test_the_list_comes_back(tmp_path, spec) -> None:
 
 def test_a_list_that_is_missing_damaged_or_anothers_is_told(tmp_path, spec) -> None:
     with pytest.raises(
-        Failed, match=r"captions\.parquet is missing; `onestep generate` with the same captions"
+        Failed, match=r"captions\.parquet is missing; `tokenleap generate` with the same captions"
     ):
         load_captions(tmp_path, spec)
     commit_captions(tmp_path, ODD)

@@ -57,5 +57,5 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, module: str, text: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(Refused, match=rf"`pip install 'onestep\[{extra}\]'`"):
+    with pytest.raises(Refused, match=rf"`pip install '\.\[{extra}\]'`"):
         location(f"{text}://bucket/pairs")

@@ -70,7 +70,7 @@ def test_a_shard_that_changes_between_two_looks_is_never_fed(
         data = bytearray(path.read_bytes())
         data[5 * 512] ^= 1
         path.write_bytes(data)
-    with pytest.raises(Failed, match=r"its xxh3_128 is .* was committed; run `onestep shards repair"):
+    with pytest.raises(Failed, match=r"its xxh3_128 is .* was committed; run `tokenleap shards repair"):
         list(islice(stream, 21))
 
 
@@ -145,7 +145,7 @@ def test_processes_of_one_job_share_a_folder_and_jobs_do_not(temporary) -> None:
 
 
 def test_a_folder_that_others_may_write_to_vouches_for_nothing(temporary) -> None:
-    folder = temporary / f"onestep-{os.getuid()}"
+    folder = temporary / f"tokenleap-{os.getuid()}"
     folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(Refused, match="only you can write to"):

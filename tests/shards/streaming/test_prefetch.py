@@ -85,7 +85,7 @@ def test_a_broken_shard_is_told_in_the_same_words(manifest, num_workers) -> None
                 handed += 1
         assert str(failure.value) == (
             f"{path}: holds {len(intact) - 1} bytes where {len(intact)} were committed; "
-            f"run `onestep shards repair {manifest.root}`"
+            f"run `tokenleap shards repair {manifest.root}`"
         )
         assert stream.position == 8 * handed
         path.write_bytes(intact)

@@ -122,7 +122,7 @@ def test_damage_stops_the_stream(make_spec, make_dataset) -> None:
     path = shard_path(manifest.root, "pairs-000001")
     path.write_bytes(path.read_bytes()[:-1])
     stream = PairStream(manifest.root, manifest.view(), 4, seed=0)
-    with pytest.raises(Failed, match="onestep shards repair"):
+    with pytest.raises(Failed, match="tokenleap shards repair"):
         next(stream)
     assert stream.position == 0
 

@@ -1,4 +1,4 @@
-"""`onestep shards`: look at a pair data set, check it, mend it, enlarge it, take pairs out of it."""
+"""`tokenleap shards`: look at a pair data set, check it, mend it, enlarge it, take pairs out of it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def command() -> None:
 
     \b
     Examples:
-      onestep shards info runs/digits/pairs
-      onestep shards verify runs/digits/pairs && echo sound
-      onestep shards repair runs/digits/pairs
-      onestep shards join s3://bucket/pairs
-      onestep shards extend runs/digits/pairs --num-pairs 100000
-      onestep shards preview runs/digits/pairs --out pairs.png
+      tokenleap shards info runs/digits/pairs
+      tokenleap shards verify runs/digits/pairs && echo sound
+      tokenleap shards repair runs/digits/pairs
+      tokenleap shards join s3://bucket/pairs
+      tokenleap shards extend runs/digits/pairs --num-pairs 100000
+      tokenleap shards preview runs/digits/pairs --out pairs.png
     """
 
 
@@ -130,7 +130,7 @@ def verify(pairs: Location, num_sampled: int | None, seed: int | None, workers: 
             ", once what every pair is made from is back" if any(x.is_of_every_pair for x in damage) else ""
         )
         raise Failed(
-            f"{pairs} is damaged ({len(damage)} of the findings above){seeded}; `onestep shards repair {pairs}` "
+            f"{pairs} is damaged ({len(damage)} of the findings above){seeded}; `tokenleap shards repair {pairs}` "
             f"mends it{first}"
         )
     click.echo(f"{pairs}: {read} is whole{seeded}")
@@ -199,7 +199,7 @@ def join(pairs: Location) -> None:
 def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | None) -> None:
     """Make more pairs, with the settings that PAIRS was made with.
 
-    The bytes are those of `onestep generate` with this number of pairs.
+    The bytes are those of `tokenleap generate` with this number of pairs.
     """
     from generate_pairs.generation.repair import extend as make_more
     from pipeline.report.terminal_summary import pairs_line

@@ -1,4 +1,4 @@
-"""`onestep students`: which students are published, and bringing them in."""
+"""`tokenleap students`: which students are published, and bringing them in."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def command() -> None:
 
     \b
     Examples:
-      onestep students list
-      onestep students import var-d16.pth vae_ch160v4096z32.pth --as var-dd-d16 --out var-dd-d16
+      tokenleap students list
+      tokenleap students import var-d16.pth vae_ch160v4096z32.pth --as var-dd-d16 --out var-dd-d16
     """
 
 
@@ -45,9 +45,9 @@ def import_student(files: tuple[str, ...], name: str, out: Path) -> None:
     """Bring a published student in: its own file and its tokenizer's, in any order.
 
     FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub; without any, both are taken from there
-    (pip install 'onestep[hub]'). The folder is what `onestep distill` makes, and `onestep sample` draws from it.
+    (pip install '.[hub]'). The folder is what `tokenleap distill` makes, and `tokenleap sample` draws from it.
     """
     from distill.student.published import import_student as bring_in
 
     bring_in(files, name, out)
-    click.echo(f"{out}: draw from it with `onestep sample {out} --steps 1 --out FILE`")
+    click.echo(f"{out}: draw from it with `tokenleap sample {out} --steps 1 --out FILE`")

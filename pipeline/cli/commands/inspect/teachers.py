@@ -1,4 +1,4 @@
-"""`onestep teachers`: which teachers there are, bringing published ones in, and making the small ones anew."""
+"""`tokenleap teachers`: which teachers there are, bringing published ones in, and making the small ones anew."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def command() -> None:
 
     \b
     Examples:
-      onestep teachers list
-      onestep teachers inspect var_d16.pth
-      onestep teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16
-      onestep teachers train digits --out digits.safetensors
+      tokenleap teachers list
+      tokenleap teachers inspect var_d16.pth
+      tokenleap teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16
+      tokenleap teachers train digits --out digits.safetensors
     """
 
 
@@ -42,7 +42,7 @@ def list_teachers() -> None:
         layout, count = loaded.teacher.layout, num_parameters(loaded.teacher.transformer)
         click.echo(
             f"{name:<18} {loaded.family:<9} {count / 1e6:7.1f}M  {layout.num_tokens:>5} tokens in "
-            f"{layout.num_steps:>4} AR steps  ships with onestep"
+            f"{layout.num_steps:>4} AR steps  ships with tokenleap"
         )
     for name, published in TEACHERS.items():
         config = published.transformer.config
@@ -66,14 +66,14 @@ def import_teacher(files: tuple[str, ...], name: str) -> None:
     """Bring a published teacher in: its transformer's file and its tokenizer's, in any order.
 
     FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub; without any, both are taken from there
-    (pip install 'onestep[hub]'). Every name, shape and kind of number has to be the table's. What is kept is one
-    safetensors file in ${ONESTEP_HOME:-~/.cache/onestep}/teachers, with the configuration and the sha256 of both files
-    inside.
+    (pip install '.[hub]'). Every name, shape and kind of number has to be the table's. The result is one
+    safetensors file in ${TOKENLEAP_HOME:-~/.cache/tokenleap}/teachers, with the configuration and the sha256 of
+    both files inside.
 
     \b
     Examples:
-      onestep teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16
-      onestep teachers import --as llamagen-b-256
+      tokenleap teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16
+      tokenleap teachers import --as llamagen-b-256
     """
     from generate_pairs.teachers.checkpoints import read_about
     from generate_pairs.teachers.importing.import_teacher import import_teacher as bring_in

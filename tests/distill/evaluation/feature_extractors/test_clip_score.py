@@ -391,5 +391,5 @@ def test_refuses_images_of_another_model(folder: Path, tmp_path: Path) -> None:
 
 def test_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(Refused, match=r"pip install 'onestep\[text\]'"):
+    with pytest.raises(Refused, match=r"pip install '\.\[text\]'"):
         ClipScore.load(str(folder))

@@ -18,7 +18,7 @@ from distill.evaluation.feature_extractors import inception
 from distill.evaluation.feature_extractors.inception import DIM, load_inception, local_weights, prepared
 from shards.core.errors import Refused
 
-OPTIONAL = "not installed: pip install 'onestep[evaluation]'"
+OPTIONAL = "not installed: pip install '.[evaluation]'"
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_other_weights_are_refused(change: Any, message: str, tmp_path: Path) ->
 
 def test_without_the_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inception, "find_spec", lambda name: None)
-    with pytest.raises(Refused, match=r"not installed: pip install 'onestep\[evaluation\]'"):
+    with pytest.raises(Refused, match=r"not installed: pip install '\.\[evaluation\]'"):
         load_inception("tensorflow", "anything")
 
 
