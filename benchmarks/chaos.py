@@ -1,9 +1,9 @@
-"""Does a generation that is killed and let down by its file system end in the same bytes as one that never was?
+"""Check that generations with killed processes and a failing file system produce the bytes of an undisturbed one.
 
-Every run of `tokenleap generate` has a fresh folder, and its command is given again until it ends with 0. At first each
-try takes a random number of workers, below a file system that fails at random (faults.py), while the driver, a worker
-or all of them are killed (SIGKILL) at random moments; from try 7 on nothing is done to it any more.
-Linux only. A seed fixes what is done and after how long, not how far the processes have come by then.
+Every run of `tokenleap generate` has a new folder, and its command is repeated until it ends with exit code 0. Each of
+the first six tries uses a random number of workers and a file system that fails at random (faults.py), while the
+driver, a worker or all of them are killed (SIGKILL) at random moments; later tries are undisturbed.
+Linux only. A seed determines the faults and their times, but not the progress of the processes at these times.
 
     python benchmarks/chaos.py --runs 100 --seed 0 --work chaos
 """
@@ -27,7 +27,7 @@ import click
 import psutil
 from faults import MARK, Faults
 from forked_driver import Driver, Place, warm_up
-from killable_run import committed_rows, refuse_touched
+from killable_run import committed_rows, refuse_rewritten
 from script import Script, markdown
 
 from pipeline.cli.options import FolderPath
@@ -41,18 +41,18 @@ MAX_TRIES = 8
 TRY_SECONDS = 120.0
 STALE_HOURS = 2
 HEADER = ("run", "tries", "drivers killed", "workers killed", "faults")
-MISTAKE = "mistake in tokenleap"
+BUG_REPORT = "This is a bug in tokenleap"
 
 
 @dataclass
 class ChaosRun:
-    """One folder's way to its end.
+    """One run with its tries.
 
     Attributes:
-        number: which run.
-        seed: of what is done to it.
+        number: number of the run.
+        seed: seed of its kills and faults.
         place: its folder.
-        seconds: how long an untouched run takes, by the number of workers.
+        seconds: duration of an undisturbed run, by the number of workers.
     """
 
     number: int
@@ -63,32 +63,32 @@ class ChaosRun:
     rows: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def to_the_end(self, expected: dict[str, object]) -> list[str]:
-        """Give the command until it ends with 0, and once more; returns the run's row of the table.
+        """Repeat the command until it ends with 0, and once more; return the run's row of the table.
 
         Raises:
-            Failed: it did not end, ended in other bytes, or something happened on the way that must not.
+            Failed: the run did not end, has other bytes, or a try failed in an unexpected way.
         """
         drivers: list[Driver] = []
         try:
             self._try_until_done(drivers)
         finally:
-            _end({process for driver in drivers for process in driver.seen})
+            _kill_all({process for driver in drivers for process in driver.seen})
         self._finish_cleanly()
         log = self.place.log.read_text()
-        if MISTAKE in log:
-            raise Failed("a failure was told as a mistake in tokenleap, not as what it was")
-        self._hold_against(expected)
+        if BUG_REPORT in log:
+            raise Failed("an expected failure was reported as a bug in tokenleap")
+        self._check_result(expected)
         self.counts["faults"] = log.count(MARK)
         return [str(self.number), *(str(self.counts[name]) for name in HEADER[1:])]
 
     def _try_until_done(self, drivers: list[Driver]) -> None:
-        """Give the command until it ends with 0; every try is added to `drivers`."""
+        """Repeat the command until it ends with 0; every try is added to `drivers`."""
         choice = random.Random(self.seed)
         for number in range(1, MAX_TRIES + 1):
             self.counts["tries"] += 1
             drivers.append(self._started(choice, number))
-            code = self._accompanied(drivers[-1], choice, number)
-            self.rows = refuse_touched(self.rows, committed_rows(self.place.root))
+            code = self._run_try(drivers[-1], choice, number)
+            self.rows = refuse_rewritten(self.rows, committed_rows(self.place.root))
             if code == 0:
                 return
         raise Failed(f"the command did not end with 0 in {MAX_TRIES} tries")
@@ -99,25 +99,25 @@ class ChaosRun:
             return Driver(self.place, workers)
         return Driver(self.place, workers, Faults(self.place.root, f"{self.seed}/{number}", FAULT_RATE))
 
-    def _accompanied(self, driver: Driver, choice: random.Random, number: int) -> int | None:
-        """Let a try live, and do to it what its seed says; returns its exit code, None where it was killed.
+    def _run_try(self, driver: Driver, choice: random.Random, number: int) -> int | None:
+        """Run a try with the kills of its seed; return its exit code, None if it was killed.
 
         Raises:
-            Failed: it ended as it must not, or did not end.
+            Failed: the try ended with an unexpected exit code, or did not end.
         """
-        began, touched = time.monotonic(), number <= TRIES_WITH_CHAOS
+        began, disturbed = time.monotonic(), number <= TRIES_WITH_CHAOS
         victims = (
-            choice.choices(("nobody", "driver", "workers", "both"), (2, 3, 3, 2))[0] if touched else "nobody"
+            choice.choices(("none", "driver", "workers", "both"), (2, 3, 3, 2))[0] if disturbed else "none"
         )
         length = self.seconds[driver.workers]
         if victims == "workers":
             for moment in sorted(choice.uniform(0.0, length) for _ in range(choice.randint(1, 4))):
                 if (code := driver.wait(began + moment)) is not None:
-                    return self._judged(code, touched)
+                    return self._checked_exit_code(code, disturbed)
                 self._kill_one_worker(driver, choice)
         elif victims in {"driver", "both"}:
             if (code := driver.wait(began + choice.uniform(0.0, length))) is not None:
-                return self._judged(code, touched)
+                return self._checked_exit_code(code, disturbed)
             self.counts["drivers killed"] += 1
             if victims == "driver":
                 os.kill(driver.pid, signal.SIGKILL)
@@ -131,7 +131,7 @@ class ChaosRun:
             driver.kill_all()
             driver.wait(time.monotonic() + TRY_SECONDS)
             raise Failed(f"try {number} with {driver.workers} workers did not end in {TRY_SECONDS:.0f} s")
-        return self._judged(code, touched)
+        return self._checked_exit_code(code, disturbed)
 
     def _kill_one_worker(self, driver: Driver, choice: random.Random) -> None:
         workers = sorted(driver.children(), key=lambda process: process.pid)
@@ -140,73 +140,75 @@ class ChaosRun:
                 choice.choice(workers).kill()
                 self.counts["workers killed"] += 1
 
-    def _judged(self, code: int, touched: bool) -> int:
-        """A try that something was done to may fail, with 1, or have been killed inside a call on a file."""
-        if code not in ({0, 1, -signal.SIGKILL} if touched else {0}):
+    def _checked_exit_code(self, code: int, disturbed: bool) -> int:
+        """Check an exit code: a disturbed try may fail with 1 or be killed inside a call on a file."""
+        if code not in ({0, 1, -signal.SIGKILL} if disturbed else {0}):
             raise Failed(f"a try ended with exit code {code}")
         return code
 
     def _finish_cleanly(self) -> None:
-        """Let the temporary files grow old, and give the command once more: it must clear them away."""
+        """Set back the times of the temporary files and repeat the command, which must remove them."""
         old = time.time() - STALE_HOURS * 3600
         for path in self.place.temporaries():
             os.utime(path, (old, old))
-        # A row and the temporary name that it was killed under are one file: some of them are older now.
+        # A row and its temporary file may be the same file (hard link), so times of rows have changed.
         self.rows = committed_rows(self.place.root)
         if (code := Driver(self.place, 0).wait(time.monotonic() + TRY_SECONDS)) != 0:
             raise Failed(f"the command ended with {code} on a folder that was complete")
-        self.rows = refuse_touched(self.rows, committed_rows(self.place.root))
+        self.rows = refuse_rewritten(self.rows, committed_rows(self.place.root))
         if left := self.place.temporaries():
-            raise Failed(f"{len(left)} temporary files stay for ever, the first of them {left[0]}")
+            raise Failed(f"{len(left)} temporary files are never removed, the first is {left[0]}")
 
-    def _hold_against(self, expected: dict[str, object]) -> None:
+    def _check_result(self, expected: dict[str, object]) -> None:
         found = self.place.pairs()
         if differing := [name for name in expected | found if expected.get(name) != found.get(name)]:
-            raise Failed(f"not as in an untouched run: {', '.join(differing)}")
+            raise Failed(f"different from an undisturbed run: {', '.join(differing)}")
         if findings := verify(self.place.root):
-            raise Failed(f"`tokenleap shards verify` finds {findings[0]}")
+            raise Failed(f"`tokenleap shards verify` reports {findings[0]}")
 
 
-def _end(strays: set[psutil.Process]) -> None:
-    """Workers outlive their killed driver, by a moment or, forked side by side, for ever: each then holds open the
-    pipe by whose end the other would know. The last run must not meet them.
+def _kill_all(strays: set[psutil.Process]) -> None:
+    """Kill remaining workers before the last run.
+
+    Workers normally end soon after their driver is killed. Forked workers may not: each keeps open the pipe whose end
+    would stop the others.
     """
     for process in strays:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    while any(_lives(process) for process in strays):
+    while any(_is_alive(process) for process in strays):
         time.sleep(0.01)
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def untouched(work: Path) -> tuple[dict[str, object], dict[int, float]]:
-    """The pairs as they should be, and the seconds of a run that nothing is done to, by the number of workers.
+def undisturbed(work: Path) -> tuple[dict[str, object], dict[int, float]]:
+    """The expected pairs, and the seconds of an undisturbed run by the number of workers.
 
     Raises:
-        Failed: such a run failed, or the pairs depend on the number of workers.
+        Failed: an undisturbed run failed, or the pairs depend on the number of workers.
     """
     expected: dict[str, object] = {}
     seconds: dict[int, float] = {}
     for workers in range(MAX_WORKERS + 1):
-        place, began = Place(work / f"untouched-{workers}"), time.monotonic()
+        place, began = Place(work / f"undisturbed-{workers}"), time.monotonic()
         if (code := Driver(place, workers).wait(began + TRY_SECONDS)) != 0:
-            raise Failed(f"an untouched run ended with {code}; {place.log} says why")
+            raise Failed(f"an undisturbed run ended with exit code {code}; see {place.log}")
         seconds[workers] = time.monotonic() - began
         found = place.pairs()
         if found != (expected := expected or found):
-            raise Failed(f"{place.root} holds other pairs than {work / 'untouched-0'}")
+            raise Failed(f"{place.root} contains other pairs than {work / 'undisturbed-0'}")
     return expected, seconds
 
 
 def chaotic(
     number: int, seed: int, work: Path, seconds: dict[int, float], expected: dict[str, object]
 ) -> tuple[list[str], str]:
-    """One run to its end: its row of the table, and what went wrong."""
+    """Run one generation to its end; return its row of the table and its failure message."""
     run = ChaosRun(number, f"{seed}/{number}", Place(work / f"run-{number:03d}"), seconds)
     try:
         cells = run.to_the_end(expected)
@@ -219,26 +221,26 @@ def chaotic(
 def outcomes(
     runs: int, jobs: int, one: Callable[[int], tuple[list[str], str]]
 ) -> Iterator[tuple[list[str], str]]:
-    """What became of every run, in their order, `jobs` of them at a time."""
+    """The results of all runs in order, with `jobs` runs at a time."""
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as executor:
         yield from executor.map(one, range(runs))
 
 
 @click.command(cls=Script)
-@click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="How many.")
-@click.option("--seed", default=0, show_default=True, help="Of kills, faults and numbers of workers.")
+@click.option("--runs", type=click.IntRange(min=1), default=100, show_default=True, help="Number of runs.")
+@click.option("--seed", default=0, show_default=True, help="Seed of kills, faults and numbers of workers.")
 @click.option("--work", type=FolderPath, required=True, metavar="DIR", help="Folder of the runs' folders.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
 def main(runs: int, seed: int, work: Path, jobs: int) -> None:
-    """Let generations be killed and let down; exit with 1 where one ends otherwise than an untouched one."""
+    """Disturb generations by kills and faults; exit with 1 if a result differs from an undisturbed run."""
     if work.exists():
-        raise Refused(f"{work} is there already: delete it, or name another --work")
+        raise Refused(f"--work {work} already exists: delete it, or choose another folder")
     work = work.absolute()
     work.mkdir(parents=True)
     warm_up()
-    expected, seconds = untouched(work)
+    expected, seconds = undisturbed(work)
     click.echo(
-        f"untouched, by workers: {', '.join(f'{length:.1f} s' for length in seconds.values())}", err=True
+        f"undisturbed, by workers: {', '.join(f'{length:.1f} s' for length in seconds.values())}", err=True
     )
     table, failures = list[list[str]](), list[str]()
     one = partial(chaotic, seed=seed, work=work, seconds=seconds, expected=expected)
@@ -248,9 +250,9 @@ def main(runs: int, seed: int, work: Path, jobs: int) -> None:
     totals = [str(sum(int(cells[column]) for cells in table)) for column in range(1, len(HEADER))]
     click.echo(markdown(HEADER, [*table, ["all", *totals]]))
     if failures:
-        raise Failed(f"{len(failures)} of {runs} runs did not end as they should; {failures[0]}")
+        raise Failed(f"{len(failures)} of {runs} runs failed; first: {failures[0]}")
     click.echo(
-        f"\nall {runs} runs of seed {seed} ended in the bytes of an untouched run, and verify is silent"
+        f"\nall {runs} runs of seed {seed} have the bytes of an undisturbed run, and verify reports nothing"
     )
 
 

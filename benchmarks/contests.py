@@ -1,4 +1,4 @@
-"""Two ways to do the same work, ready to be timed by turns, and a check that it is the same."""
+"""Two implementations of the same work, to be timed alternately, and a check that their results agree."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from official_code import Enough, OfficialStudent, OfficialTeacher
+from official_code import OfficialStudent, OfficialTeacher, SequenceEnd
 from torch import Tensor
 
 from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.trajectory import Choice, Draw, MapNoise, walk
+from generate_pairs.trajectory import Choice, Draw, MapNoise, generate_tokens
 
 
 @dataclass(frozen=True)
@@ -26,48 +26,48 @@ class Difference:
     largest: float = 0.0
 
     def and_of(self, first: Tensor, second: Tensor) -> Difference:
-        """This one or, where that is larger, that of two more tensors."""
-        # A NaN would lose every comparison and go unseen.
+        """The larger of this difference and that of two more tensors."""
+        # A comparison with NaN is always false, so it would be missed.
         worst = (first - second).abs().nan_to_num(nan=torch.inf).max().item()
         return Difference(max(self.worst, worst), max(self.largest, second.abs().max().item()))
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Two ways to do the same; `difference` runs both, where they should agree in all numbers."""
+class Comparison:
+    """Two implementations of the same work; `difference` runs both, None if they need not agree."""
 
     first: Callable[[], object]
     second: Callable[[], object]
     difference: Callable[[], Difference] | None = None
 
 
-def teacher_contest(
+def teacher_comparison(
     official: OfficialTeacher,
     teacher: Teacher,
     settings: SamplingSettings,
     labels_B: Tensor,
     num_steps: int,
-) -> Contest:
-    """The official sampling loop, then this code's walk with multinomial draws, both up to the last token's draw.
+) -> Comparison:
+    """The official sampling loop, then Tokenleap's with multinomial draws, both up to the last token's draw.
 
     Args:
         official: a LlamaGen or a VAR.
         teacher: the same, with the same weights.
         settings: guidance and filters.
         labels_B: classes, int64.
-        num_steps: so many AR steps from the beginning.
+        num_steps: number of AR steps, from the first.
     """
-    return Contest(
+    return Comparison(
         partial(official.sample, labels_B, settings, num_steps),
         partial(_walk, teacher, settings, labels_B, num_steps, _draws(teacher, labels_B)),
         partial(_forced_difference, official, teacher, settings, labels_B, num_steps),
     )
 
 
-def student_contest(
+def student_comparison(
     official: OfficialStudent, student: Any, shape_LC: tuple[int, int], labels_B: Tensor
-) -> Contest:
-    """One pass of the official student over noise, then one of this code's network, with the same weights."""
+) -> Comparison:
+    """One pass of the official student over noise, then one of Tokenleap's network, with the same weights."""
     noise_BLC = _noise((len(labels_B), *shape_LC), labels_B)
 
     @torch.inference_mode()
@@ -82,17 +82,17 @@ def student_contest(
             found = found.and_of(*pair)
         return found
 
-    return Contest(theirs, ours, difference)
+    return Comparison(theirs, ours, difference)
 
 
-def map_contest(
+def map_comparison(
     teacher: Teacher, settings: SamplingSettings, labels_B: Tensor, num_steps: int, solver_steps: int
-) -> Contest:
-    """This code's walk with multinomial draws, then with the flow map, both up to the last token."""
+) -> Comparison:
+    """Tokenleap's sampling loop with multinomial draws, then with the flow map, both up to the last token."""
     noise_BLC = _noise((len(labels_B), teacher.layout.num_tokens, teacher.codebook_dim), labels_B)
     flow_map = FlowMap(teacher.codebook_VC.detach(), solver_steps)
     walk_by = partial(_walk, teacher, settings, labels_B, num_steps)
-    return Contest(
+    return Comparison(
         partial(walk_by, _draws(teacher, labels_B)), partial(walk_by, MapNoise(flow_map, noise_BLC))
     )
 
@@ -109,37 +109,37 @@ def _draws(teacher: Teacher, labels_B: Tensor) -> Draw:
 def _walk(
     teacher: Teacher, settings: SamplingSettings, labels_B: Tensor, num_steps: int, choose: Choice
 ) -> None:
-    """`walk` up to the choice of the last of `num_steps` AR steps, where the official loop is ended too."""
+    """`generate_tokens` up to the choice of the last of `num_steps` AR steps, where the official loop ends too."""
     end = teacher.layout.starts[num_steps]
 
     def choose_or_end(log_probs_BsV: Tensor, span: slice) -> Tensor:
         tokens_Bs = choose(log_probs_BsV, span)
         if span.stop == end:
-            raise Enough
+            raise SequenceEnd
         return tokens_Bs
 
-    with suppress(Enough):
-        walk(teacher, labels_B, settings, choose_or_end)
+    with suppress(SequenceEnd):
+        generate_tokens(teacher, labels_B, settings, choose_or_end)
 
 
 def _forced_difference(
     official: OfficialTeacher, teacher: Teacher, settings: SamplingSettings, labels_B: Tensor, num_steps: int
 ) -> Difference:
-    """Of the guided logits of all steps, given the same random tokens."""
+    """The difference of the guided logits of all steps, given the same random tokens."""
     layout, generator = teacher.layout, torch.Generator().manual_seed(0)
     shape = (len(labels_B), layout.num_tokens)
     tokens_BL = torch.randint(teacher.vocab_size, shape, generator=generator).to(labels_B.device)
     decoding = teacher.start(labels_B, settings.guidance_scale)
     found, step = Difference(), 0
 
-    def watch(logits_BsV: Tensor) -> Tensor:
+    def on_logits(logits_BsV: Tensor) -> Tensor:
         nonlocal found, step
         tokens_Bs = tokens_BL[:, layout.span(step)]
         found, step = found.and_of(decoding.logits(), logits_BsV), step + 1
         decoding.append(tokens_Bs)
         return tokens_Bs
 
-    official.sample(labels_B, settings, num_steps, watch)
+    official.sample(labels_B, settings, num_steps, on_logits)
     if step != num_steps:
-        raise RuntimeError(f"the official code asked for the tokens of {step} steps, not of {num_steps}")
+        raise RuntimeError(f"the official code drew the tokens of {step} steps, not of {num_steps}")
     return found

@@ -1,8 +1,8 @@
-"""Is every planted corruption found by `verify`, and none ever fed to training?
+"""Check that `verify` finds every planted corruption, and that training never receives a damaged pair.
 
-Into a copy of a small data set one corruption is planted at a time (damage.py and resealing.py have the kinds), every
-other time without the joined table. Then `verify` must name a damaged file, and two epochs of its stream must either
-end before the batch that would hold a damaged pair, or be those of the sound set.
+One corruption at a time is planted in a copy of a small data set (damage.py and resealing.py contain the kinds), in about
+half of the cases without the joined table. Then `verify` must name a damaged file. Two epochs of the stream must either
+fail before the batch with a damaged pair, or be equal to those of the sound data set.
 
     python benchmarks/corruptions.py --count 1000 --seed 0
 """
@@ -40,7 +40,7 @@ COLUMNS = ("index_B", "epoch_B", "noise_BLC", "tokens_BL", "label_B")
 
 @dataclass(frozen=True)
 class Sound:
-    """The originals, and two epochs of the sound set's batches."""
+    """The original data sets, and two epochs of batches of the sound one."""
 
     originals: Originals
     batches: tuple[PairBatch, ...]
@@ -53,7 +53,7 @@ class Sound:
         return cls(originals, tuple(batches))
 
     def plant(self, plant: Plant, root: Path, choice: random.Random) -> set[str]:
-        """Damages a fresh copy at `root`; returns the names of the damaged files."""
+        """Damage a new copy at `root`; return the names of the damaged files."""
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(self.originals.sound, root)
         if choice.random() < 0.5:
@@ -61,18 +61,18 @@ class Sound:
         return plant(Copy(root, self.originals, choice))
 
     def fed(self, root: Path) -> str | None:
-        """What training would be fed that it must not be, None where there is nothing."""
+        """A description of the wrong data that training would receive, None if there are none."""
         size = len(self.batches) * BATCH_SIZE // EPOCHS
         number = -1
         try:
             for number, batch in enumerate(islice(stream(root, size), len(self.batches))):
                 expected = self.batches[number]
                 if not all(torch.equal(getattr(batch, name), getattr(expected, name)) for name in COLUMNS):
-                    return f"batch {number} is another one"
+                    return f"batch {number} differs from that of the sound data set"
         except (Refused, Failed):
             return None
         except Exception as error:
-            return f"after batch {number} comes no message but {error!r}"
+            return f"after batch {number} there was an unexpected error: {error!r}"
         return None
 
 
@@ -80,8 +80,8 @@ def stream(root: Path, size: int) -> Iterator[PairBatch]:
     return PairStream(root, Manifest.open(root).view(size), BATCH_SIZE, seed=1, window=2)
 
 
-def found(root: Path, damaged: set[str]) -> str | None:
-    """What `verify` misses, None where it names a damaged file."""
+def missed_by_verify(root: Path, damaged: set[str]) -> str | None:
+    """A description of the damage that `verify` misses, None if it names a damaged file."""
     findings = verify(root)
     if any(Path(finding.where).name in damaged for finding in findings):
         return None
@@ -89,10 +89,12 @@ def found(root: Path, damaged: set[str]) -> str | None:
 
 
 @click.command(cls=Script)
-@click.option("--count", type=click.IntRange(min=1), default=1000, show_default=True, help="How many.")
-@click.option("--seed", default=0, show_default=True, help="Of places and kinds.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of corruptions."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of their places.")
 def main(count: int, seed: int) -> None:
-    """Plant corruptions, all kinds in turn, half of them under each mode of noise; exit with 1 where one gets by."""
+    """Plant corruptions of all kinds in turn, half of them for each noise mode; exit with 1 if one is missed."""
     plants = [(name, plant, name not in FOUND_ONLY) for name, plant in (NEVER_FED | FOUND_ONLY).items()]
     planted, missed = Counter[str](), list[str]()
     with tempfile.TemporaryDirectory() as folder:
@@ -103,21 +105,21 @@ def main(count: int, seed: int) -> None:
             name, plant, is_never_fed = plants[number // len(NOISE_MODES) % len(plants)]
             damaged = sound[mode].plant(plant, root, random.Random(f"{seed}/{number}"))
             planted[name] += 1
-            for problem in (found(root, damaged), sound[mode].fed(root) if is_never_fed else None):
+            for problem in (missed_by_verify(root, damaged), sound[mode].fed(root) if is_never_fed else None):
                 if problem is not None:
                     missed.append(f"{number} of seed {seed}, {name} ({mode} noise): {problem}")
                     click.echo(missed[-1], err=True)
         unknown = [name for name, plant in UNKNOWABLE.items() if _is_unknown(sound, plant, root)]
     click.echo(markdown(("kind", "planted"), [[name, str(times)] for name, times in planted.items()]))
     if missed:
-        raise Failed(f"{len(missed)} times a corruption got by; first: {missed[0]}")
+        raise Failed(f"{len(missed)} corruptions were missed; first: {missed[0]}")
     click.echo(
-        f"\nall {count} were found, and none was fed; nobody can know, but the teacher: {', '.join(unknown)}"
+        f"\nall {count} were found, and none reached training; detectable only with the teacher: {', '.join(unknown)}"
     )
 
 
 def _is_unknown(sound: dict[str, Sound], plant: Plant, root: Path) -> bool:
-    """Whether this kind of damage is found under no mode of noise."""
+    """Whether `verify` misses this kind of damage in both noise modes."""
     results = []
     for of_mode in sound.values():
         of_mode.plant(plant, root, random.Random(0))

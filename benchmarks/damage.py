@@ -1,7 +1,7 @@
-"""The ways in which a pair data set is damaged, each planted by one function, by name.
+"""Kinds of damage to a pair data set, each planted by one function.
 
-A plant gets a copy of the sound data set, damages it, and returns the names of the files that are damaged now:
-`verify` must name one of them.
+Such a function damages a copy of the sound data set and returns the names of the damaged files; `verify` must name
+one of them.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ WRITER_VERSION = f" {pyarrow.__version__}".encode()
 Plant = Callable[[Copy], set[str]]
 
 KINDS: dict[str, Plant] = {}
-"""Damage that must be found, and never be fed to training."""
+"""Damage that `verify` must find and that training must never receive."""
 
 
 def kind(name: str) -> Callable[[Plant], Plant]:
-    """Enters a plant under a name."""
+    """Register a function under a name."""
 
-    def entered(plant: Plant) -> Plant:
+    def register(plant: Plant) -> Plant:
         KINDS[name] = plant
         return plant
 
-    return entered
+    return register
 
 
 def flip(copy: Copy, path: Path, start: int = 0, stop: int | None = None) -> set[str]:
-    """Flips one bit of a file's bytes `start` .. `stop - 1`."""
+    """Flip one bit of a file's bytes `start` .. `stop - 1`."""
     data = bytearray(path.read_bytes())
     data[copy.choice.randrange(start, len(data) if stop is None else stop)] ^= 1 << copy.choice.randrange(8)
     path.write_bytes(data)
@@ -54,20 +54,20 @@ def flip(copy: Copy, path: Path, start: int = 0, stop: int | None = None) -> set
 
 
 def cut(path: Path, size: int) -> set[str]:
-    """Leaves a file's first `size` bytes."""
+    """Truncate a file to `size` bytes."""
     path.write_bytes(path.read_bytes()[:size])
     return {path.name}
 
 
 def put(source: Path, target: Path) -> set[str]:
-    """Puts a copy of a file in the place of another."""
+    """Replace a file by a copy of another one."""
     target.unlink(missing_ok=True)
     shutil.copyfile(source, target)
     return {target.name}
 
 
 def swap(one: Path, other: Path) -> set[str]:
-    """Lets two files change places."""
+    """Swap the contents of two files."""
     data = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(data)
@@ -106,7 +106,7 @@ def _(copy: Copy) -> set[str]:
 
 
 def _flip_in_table(copy: Copy, path: Path) -> set[str]:
-    """Anywhere but in the version of the writing library: another version may write the same rows otherwise."""
+    """Flip a bit outside the library version: another version may encode the same rows differently."""
     writer = path.read_bytes().rindex(WRITER_VERSION)
     return flip(copy, path, *copy.choice.choice(((0, writer), (writer + len(WRITER_VERSION), None))))
 
@@ -198,9 +198,9 @@ def _(copy: Copy) -> set[str]:
     return put(shard_path(copy.root, one), shard_path(copy.root, other))
 
 
-@kind("another shard's tar, vouched for")
+@kind("another shard's tar, with its hashes in the row")
 def _(copy: Copy) -> set[str]:
-    """The row of `other` with the size and hash of `one`."""
+    """The row of `other` gets the hashes of `one`."""
     one, other = copy.two_shards()
     replace_row(
         copy.root, replace(copy.row(other), sha256=copy.row(one).sha256, xxh3_128=copy.row(one).xxh3_128)
@@ -208,9 +208,9 @@ def _(copy: Copy) -> set[str]:
     return put(shard_path(copy.root, one), shard_path(copy.root, other))
 
 
-@kind("a row whose sums are of two shards")
+@kind("a row with one hash of another shard")
 def _(copy: Copy) -> set[str]:
-    """Whichever of them a reader looks at."""
+    """A reader that checks only one of the two hashes may find either one wrong."""
     one, other = copy.two_shards()
     column = copy.choice.choice(("sha256", "xxh3_128"))
     replace_row(copy.root, replace(copy.row(one), **{column: getattr(copy.row(other), column)}))
@@ -258,16 +258,16 @@ def _(copy: Copy) -> set[str]:
 
 def _foreign(original: str, with_row: bool) -> Plant:
     def plant(copy: Copy) -> set[str]:
-        name, there = copy.shard(), getattr(copy.originals, original)
-        damaged = put(shard_path(there, name), shard_path(copy.root, name))
-        return put(row_path(there, name), row_path(copy.root, name)) | damaged if with_row else damaged
+        name, source = copy.shard(), getattr(copy.originals, original)
+        damaged = put(shard_path(source, name), shard_path(copy.root, name))
+        return put(row_path(source, name), row_path(copy.root, name)) | damaged if with_row else damaged
 
     return plant
 
 
-for original, words in (("other_seed", "another seed"), ("other_teacher", "another teacher")):
-    kind(f"a tar of {words}")(_foreign(original, with_row=False))
-    kind(f"a shard of {words}, with its row")(_foreign(original, with_row=True))
+for original, title in (("other_seed", "another seed"), ("other_teacher", "another teacher")):
+    kind(f"a tar of {title}")(_foreign(original, with_row=False))
+    kind(f"a shard of {title}, with its row")(_foreign(original, with_row=True))
 
 
 @kind("dataset.json of another seed")
@@ -294,7 +294,7 @@ def _(copy: Copy) -> set[str]:
 def _(copy: Copy) -> set[str]:
     name = copy.shard()
     row_path(copy.root, name).unlink()
-    # Of the last shard, nothing but its tar says that there was a row.
+    # For the last shard, only its tar shows that there was a row.
     return {f"{name}.parquet", f"{name}.tar"}
 
 
@@ -337,7 +337,7 @@ def _(copy: Copy) -> set[str]:
     return put(row_path(copy.root, name), row_path(copy.root, target))
 
 
-@kind("a shard twice, with a row of its place")
+@kind("a shard twice, with a row for its new place")
 def _(copy: Copy) -> set[str]:
     name, target = copy.shard(), shard_name(NUM_SHARDS)
     first_pair = NUM_SHARDS * copy.spec.pairs_per_shard

@@ -1,7 +1,7 @@
-"""What the cluster costs: Dask workers against bare loops over the same shards, side by side, start-up excluded.
+"""Measure the overhead of Dask: its workers compared with plain loops over the same shards, without start-up.
 
-One worker stands against one loop, two workers against two loops that run at the same time. Both make the same shards of
-the same data set with the same function, in processes of one thread; both have made a shard before the clock starts.
+One worker is compared with one loop, two workers with two parallel loops. Both make the same shards of
+the same data set with the same function, in processes with one thread; each makes a shard before the timing starts.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pathlib import Path
 import click
 from script import Script, markdown
 
-from generate_pairs.cluster.open_pool import pool
+from generate_pairs.cluster.open_pool import open_pool
 from generate_pairs.cluster.work_queue import WorkQueue
 from generate_pairs.generation.plan import plan_generation
 from generate_pairs.generation.shard_jobs import Job, run_unit
-from generate_pairs.generation.work_units import WorkUnit, work_unit
+from generate_pairs.generation.work_units import WorkUnit
 from pipeline.config.run_config import RunConfig, compose
 from shards.core.errors import Failed
 from shards.dataset.manifest import create_dataset
 
 ALLOWED = {1: 1.05, 2: 1.10}
-"""Wall time with Dask over wall time without, by workers."""
+"""Largest accepted ratio of wall times with and without Dask, by number of workers."""
 
 
 @click.command(cls=Script)
@@ -38,13 +38,16 @@ ALLOWED = {1: 1.05, 2: 1.10}
     "--shards", default=5, show_default=True, help="Shards that each worker makes in one measurement."
 )
 @click.option(
-    "--repeats", default=5, show_default=True, help="Measurements of each kind, in turn; medians are told."
+    "--repeats",
+    default=5,
+    show_default=True,
+    help="Measurements of each kind, alternating; the table shows medians.",
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As in `tokenleap generate`.")
 def main(preset: str, shards: int, repeats: int, settings: tuple[str, ...]) -> None:
-    """Measure PRESET's shards made by Dask workers and by bare loops.
+    """Time PRESET's shards made by Dask workers and by plain loops.
 
-    Exit code 1 where Dask costs more than 5 % with one worker, or 10 % with two.
+    Exit with 1 if Dask costs more than 5 % with one worker, or 10 % with two.
     """
     config = compose(preset, ["cluster.device=cpu", *settings])
     table, worst = [], []
@@ -60,7 +63,7 @@ def main(preset: str, shards: int, repeats: int, settings: tuple[str, ...]) -> N
         table.append([str(workers), f"{without:.2f}", f"{with_dask:.2f}", f"{middle:.3f}", spread])
         if middle > ALLOWED[workers]:
             worst.append(
-                f"{workers} workers cost {middle:.3f} x the bare loops, allowed are {ALLOWED[workers]}"
+                f"{workers} workers: {middle:.3f} x the time of plain loops, at most {ALLOWED[workers]} x is allowed"
             )
     click.echo(markdown(["workers", "loops, s", "Dask, s", "ratio, median", "least .. most"], table))
     if worst:
@@ -69,7 +72,7 @@ def main(preset: str, shards: int, repeats: int, settings: tuple[str, ...]) -> N
 
 def _units(config: RunConfig, count: int) -> list[WorkUnit]:
     pairs = config.pairs
-    return [work_unit(index, pairs.pairs_per_shard, pairs.batch_size) for index in range(count)]
+    return [WorkUnit(index, pairs.pairs_per_shard, pairs.batch_size) for index in range(count)]
 
 
 def _job(config: RunConfig, root: Path) -> Job:
@@ -87,8 +90,8 @@ def _timed(config: RunConfig, run: Callable[[Job], float]) -> float:
 def _dask(
     config: RunConfig, workers: int, warm: Sequence[WorkUnit], timed: Sequence[WorkUnit]
 ) -> Iterator[Callable[[Job], float]]:
-    """Dask workers, and what makes the shards with them."""
-    with pool(config.cluster, workers, lambda _: None) as running:
+    """A function that times the shards on Dask workers."""
+    with open_pool(config.cluster, workers, lambda _: None) as running:
 
         def on_dask(job: Job, units: Sequence[WorkUnit]) -> None:
             for _, ended in running.run(partial(run_unit, job), WorkQueue(units, lambda: False)):
@@ -101,15 +104,15 @@ def _dask(
 def _loops(
     config: RunConfig, workers: int, warm: Sequence[WorkUnit], timed: Sequence[WorkUnit]
 ) -> Iterator[Callable[[Job], float]]:
-    """Processes that know nothing of each other and have made a shard each, and what makes the others in them."""
+    """A function that times the shards in independent processes."""
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         loops = [stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(workers)]
 
         def in_all(job: Job, units: Sequence[WorkUnit]) -> None:
-            shares = [loop.submit(_loop, job, units[index::workers]) for index, loop in enumerate(loops)]
-            for share in shares:
-                share.result()
+            futures = [loop.submit(_loop, job, units[index::workers]) for index, loop in enumerate(loops)]
+            for future in futures:
+                future.result()
 
         yield lambda job: _seconds(in_all, job, warm, timed)
 
@@ -125,7 +128,7 @@ def _seconds(
     warm: Sequence[WorkUnit],
     timed: Sequence[WorkUnit],
 ) -> float:
-    """How long the timed units take once the others are made, so that every process has its teacher."""
+    """Seconds of the timed units; the others are made first, so that every process has loaded its teacher."""
     make(job, warm)
     began = time.monotonic()
     make(job, timed)

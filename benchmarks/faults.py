@@ -1,9 +1,9 @@
-"""A file system that fails, for this process and all that are forked from it: below one folder, any call may.
+"""Simulates a failing file system below one folder, for this process and all processes forked from it.
 
-It does what file systems do. A call is refused (no space, a bad disk, a stale handle); a write stops half-way; an NFS
-server does what it was asked, loses the answer and, asked again, says that the name is taken or gone; and the process
-may be killed at any of these points, as when its machine stops. It never reports success for bytes that are not there:
-what `fsync` has confirmed stays. Linux only.
+The faults are those of real file systems. A call is refused (no space, a bad disk, a stale handle); a write stops
+half-way; an NFS server executes a request, loses the answer and, when the request is repeated, reports that the name
+exists or is missing; and the process may be killed at any of these points. The simulation never loses bytes that
+`fsync` has confirmed. Linux only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "injected: "
-"""What every line that tells of a fault on standard error begins with."""
+"""Start of every line on standard error that reports a fault."""
 
 KILLED = "killed"
 _BEFORE: dict[str, tuple[int | str, ...]] = {
@@ -42,23 +42,23 @@ _AFTER: dict[str, tuple[int | str, ...]] = {
 
 
 class Faults:
-    """Draws for every call whether it fails, and how; a forked process draws on its own."""
+    """Decides at random whether a call fails, and how; a forked process has its own random stream."""
 
     def __init__(self, folder: Path, seed: str, rate: float) -> None:
-        """Faults of calls on files below `folder`, each with probability `rate`; none before `install`."""
+        """Faults for calls on files below `folder`, each with probability `rate`; inactive before `install`."""
         self.folder, self.rate = f"{folder}{os.sep}", rate
         self._seed, self._forks = seed, 0
         self._generator = random.Random(seed)
 
     def install(self) -> None:
-        """Puts the faulty calls in place of Python's own, for the rest of this process's life."""
+        """Replace Python's file functions by faulty ones until this process ends."""
         builtins.open = io.open = self._opening(io.open)
         for name in ("fsync", "link", "replace", "rename", "unlink"):
             setattr(os, name, self._calling(name, getattr(os, name)))
         os.register_at_fork(before=self._count_fork, after_in_child=self._reseed)
 
     def draw(self, operation: str, path: str) -> tuple[bool, int | str] | None:
-        """Whether the fault comes after the operation, and which it is; None where there is none."""
+        """Whether the fault comes after the operation, and its kind; None for no fault."""
         if not path.startswith(self.folder) or self._generator.random() >= self.rate:
             return None
         kinds = [(False, kind) for kind in _BEFORE[operation]]
@@ -66,7 +66,7 @@ class Faults:
         return self._generator.choice(kinds)
 
     def part(self, size: int) -> int:
-        """How much of a write gets through."""
+        """Number of bytes of a failing write that are written."""
         return self._generator.randrange(size) if size else 0
 
     def _opening(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +102,7 @@ class Faults:
 
 
 class FaultyFile:
-    """A file open for writing, whose writes may stop half-way."""
+    """A file open for writing; a write may stop half-way."""
 
     def __init__(self, stream: Any, path: str, faults: Faults) -> None:
         self._stream, self._path, self._faults = stream, path, faults
@@ -126,7 +126,7 @@ class FaultyFile:
 
 
 def fail(operation: str, after: bool, kind: int | str) -> None:
-    """Tells of a fault on standard error and lets it happen."""
+    """Report a fault on standard error and raise it, or kill this process."""
     name = kind if isinstance(kind, str) else errno.errorcode[kind]
     os.write(2, f"{MARK}{operation}{' done,' if after else ''} {name}\n".encode())
     if isinstance(kind, str):
@@ -136,7 +136,7 @@ def fail(operation: str, after: bool, kind: int | str) -> None:
 
 
 def _path_of(file: Any) -> str:
-    """The path of what a call is about: given as such, or as a descriptor."""
+    """The path of a file given by path or by descriptor."""
     if isinstance(file, int):
         return os.readlink(f"/proc/self/fd/{file}")
     return os.fsdecode(file)

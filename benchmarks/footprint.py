@@ -1,7 +1,7 @@
-"""How much memory and time does a command need? Peak of the summed PSS of its process tree, and wall seconds.
+"""Measure the memory and time of a command: peak of the summed PSS of its process tree, and wall time.
 
-PSS counts a page that n processes share as 1/n of a page in each, so the sum over the tree is what the machine
-really gave; RSS would count the libraries again for every worker. Linux only.
+PSS counts a page that n processes share as 1/n of a page in each, so the sum over the tree is the memory that is
+really used; RSS would count shared libraries once for every worker. Linux only.
 
     python benchmarks/footprint.py -- tokenleap run digits --out runs/digits
 """
@@ -29,7 +29,7 @@ class Sample:
 
 
 def pss_bytes(pid: int) -> int | None:
-    """A process's PSS, None where the process has ended."""
+    """A process's PSS, None if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -39,7 +39,7 @@ def pss_bytes(pid: int) -> int | None:
 
 
 def sample(root: psutil.Process) -> Sample:
-    """A process and all its descendants that live now."""
+    """Measure a process and all its running descendants."""
     try:
         tree = [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
@@ -51,9 +51,11 @@ def sample(root: psutil.Process) -> Sample:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def main(command: tuple[str, ...]) -> None:
-    """Run COMMAND; print its peak memory and its time, and end with its exit code."""
+    """Run COMMAND; print its peak memory and its time; exit with its exit code."""
     if not Path("/proc/self/smaps_rollup").is_file():
-        raise click.ClickException("there is no /proc/PID/smaps_rollup here: this needs Linux 4.14 or newer")
+        raise click.ClickException(
+            "/proc/PID/smaps_rollup does not exist: this program needs Linux 4.14 or newer"
+        )
     began = time.monotonic()
     try:
         process = subprocess.Popen(command)
@@ -65,9 +67,9 @@ def main(command: tuple[str, ...]) -> None:
         time.sleep(INTERVAL_SECONDS)
     seconds = time.monotonic() - began
     click.echo(
-        f"peak PSS {peak.pss_bytes / 1e9:.2f} GB (processes then: {peak.num_processes}), wall time {seconds:.1f} s"
+        f"peak PSS {peak.pss_bytes / 1e9:.2f} GB (with {peak.num_processes} processes), wall time {seconds:.1f} s"
     )
-    # As shells do where a signal ended it.
+    # The convention of shells for a process that was ended by a signal.
     sys.exit(process.returncode if process.returncode >= 0 else 128 - process.returncode)
 
 

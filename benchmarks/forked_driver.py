@@ -1,6 +1,6 @@
-"""`tokenleap generate` in a process that is forked, not started: a real one to kill, without the seconds of its imports.
+"""Runs `tokenleap generate` in a forked process, which saves the seconds of its imports.
 
-The workers of such a driver are forked as well, where `tokenleap` itself starts its workers afresh.
+The workers of such a driver are forked as well, while `tokenleap` itself spawns its workers.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ SETTINGS = ("num_pairs=80", "pairs_per_shard=16", "batch_size=8", "solver_steps=
 
 
 def warm_up() -> None:
-    """To be called before any fork: threads of a parent are missing in its children, and what is imported is there."""
+    """Import and load everything, with one thread, before any fork: threads do not exist in forked processes."""
     torch.set_num_threads(1)
     load_teacher(TEACHER)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of pairs, what its drivers said, and where Dask may leave its own files."""
+    """A folder of pairs, the log of its drivers, and Dask's scratch folder."""
 
     root: Path
 
@@ -55,7 +55,7 @@ class Place:
         return self.root.with_suffix(".scratch")
 
     def pairs(self) -> dict[str, object]:
-        """All that no kill and no fault may change, by name."""
+        """Hashes and rows that must not depend on kills and faults, by name."""
         names = [
             DATASET_FILE,
             *(f"{SHARD_FOLDER}/{name}" for name in list_names(self.root / SHARD_FOLDER, "")),
@@ -67,7 +67,7 @@ class Place:
         }
 
     def temporaries(self) -> list[Path]:
-        """What killed writers left behind."""
+        """Temporary files of killed writers."""
         return sorted(self.root.rglob(f".*{TEMPORARY_SUFFIX}"))
 
     def delete(self) -> None:
@@ -78,7 +78,7 @@ class Place:
 
 @dataclass
 class Driver:
-    """One try: `tokenleap generate` in a process of its own, the first of its session."""
+    """One try: `tokenleap generate` in a separate process, in its own session."""
 
     place: Place
     workers: int
@@ -93,7 +93,7 @@ class Driver:
         self.process = psutil.Process(self.pid)
 
     def _drive(self) -> NoReturn:
-        """Run the command line here, in the child."""
+        """Run the command line in the child process."""
         os.setsid()
         log = os.open(self.place.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(log, 1)
@@ -121,7 +121,7 @@ class Driver:
             os._exit(code)
 
     def wait(self, until: float) -> int | None:
-        """Its exit code (negative: the signal that ended it), None where it lives at that time."""
+        """Its exit code (negative: the signal that ended it), None if it is still running at the time `until`."""
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -132,7 +132,7 @@ class Driver:
             time.sleep(0.005)
 
     def children(self) -> list[psutil.Process]:
-        """Its workers that live now."""
+        """Its running workers."""
         with suppress(psutil.NoSuchProcess):
             return self.process.children(recursive=True)
         return []

@@ -1,7 +1,7 @@
-"""How long does a data set of many shards keep one waiting: to open it, to go on making it, to train on it?
+"""Time a data set of many shards: opening it, making its next shard, reading the first training batch.
 
-The rows are simulated; tars stand only where a stream's first batch wants them. Each time is taken in a process of its
-own, whose start and imports come on top. Linux only.
+The rows are simulated; tar files exist only for the first batch of a stream. Each time is measured in a new
+process, without its start and imports. Linux only.
 
     python benchmarks/growth.py --shards 10000 --work growth
 """
@@ -31,7 +31,7 @@ ROW_EXTRAS = {"seconds": 1.5, "host": "simulated", "device": "cpu", "batch_size"
 
 @dataclass(frozen=True)
 class Goal:
-    """What is measured, and the most that it may take."""
+    """A measurement and its limits."""
 
     name: str
     measure: Callable[[Path, int], float]
@@ -41,7 +41,7 @@ class Goal:
 
 
 def settings(num_shards: int) -> Any:
-    """Settings of a data set of so many shards, the first of them held out."""
+    """Settings of a data set with this number of shards; the first shard is held out."""
     from generate_pairs.config import GenerateConfig
 
     pairs = {"num_pairs": (num_shards - 1) * PAIRS_PER_SHARD, "pairs_per_shard": PAIRS_PER_SHARD}
@@ -51,7 +51,7 @@ def settings(num_shards: int) -> Any:
 
 
 def simulate(root: Path, num_shards: int) -> None:
-    """Founds a data set and commits rows of shards that are not there."""
+    """Create a data set and commit rows of shards that do not exist."""
     from generate_pairs.generation.plan import pair_spec
     from generate_pairs.teachers.checkpoints import load_teacher
     from shards.dataset.manifest import create_dataset
@@ -69,7 +69,7 @@ def simulate(root: Path, num_shards: int) -> None:
 
 
 def make_first_window(root: Path) -> None:
-    """Makes the shards that the first batch of a stream reads, of tokens that are all 0."""
+    """Write the shards that the first batch of a stream reads; all tokens are 0."""
     import numpy as np
 
     from shards.dataset.manifest import Manifest
@@ -96,39 +96,36 @@ def opening(root: Path, num_shards: int) -> float:
     began = time.monotonic()
     rows = Manifest.open(root).rows
     if len(rows) != num_shards:
-        raise Failed(f"{len(rows)} of {num_shards} rows were read")
+        raise Failed(f"only {len(rows)} of {num_shards} rows were read")
     return time.monotonic() - began
 
 
-def going_on(root: Path, num_shards: int) -> float:
-    """Seconds from the driver's call to the first missing shard made and committed; that shard is taken away again.
-
-    What the command asks before it calls the driver is timed as well.
-    """
+def next_shard(root: Path, num_shards: int) -> float:
+    """Seconds until `generate` has committed the first missing shard, checks included; removes that shard again."""
     from generate_pairs.generation.generate import generate
     from generate_pairs.generation.plan import refuse_fewer_pairs
     from shards.dataset.manifest_row import row_path, shard_name, shard_path
 
     config = settings(num_shards + 1)
-    told: list[tuple[float, int]] = []
+    reports: list[tuple[float, int]] = []
     began = time.monotonic()
     refuse_fewer_pairs(config, root)
     generate(
         config,
         root,
         workers=0,
-        report=lambda done, total, note: told.append((time.monotonic(), done)),
+        report=lambda done, total, note: reports.append((time.monotonic(), done)),
         should_stop=lambda: False,
     )
-    made = [at - began for at, done in told if done > num_shards * PAIRS_PER_SHARD]
+    seconds = [at - began for at, done in reports if done > num_shards * PAIRS_PER_SHARD]
     name = shard_name(num_shards)
     for path in (row_path(root, name), shard_path(root, name)):
         path.unlink()
-    return made[0]
+    return seconds[0]
 
 
 def loading(root: Path, num_shards: int) -> float:
-    """Seconds to load the teacher, which going on contains twice."""
+    """Seconds to load the teacher, which `next_shard` does twice."""
     from generate_pairs.teachers.checkpoints import load_teacher
 
     began = time.monotonic()
@@ -137,7 +134,7 @@ def loading(root: Path, num_shards: int) -> float:
 
 
 def importing(root: Path, num_shards: int) -> float:
-    """Seconds to import what `generate` needs, torch above all, on top of all the others."""
+    """Seconds to import `generate`, mostly torch; not included in the other measurements."""
     began = time.monotonic()
     import generate_pairs.generation.generate  # noqa: F401
 
@@ -145,7 +142,7 @@ def importing(root: Path, num_shards: int) -> float:
 
 
 def streaming(root: Path, num_shards: int) -> float:
-    """Seconds to open the manifest, cut the view and read the first batch."""
+    """Seconds to open the manifest and read the first batch."""
     from shards.dataset.manifest import Manifest
     from shards.streaming.stream import PairStream
 
@@ -157,19 +154,19 @@ def streaming(root: Path, num_shards: int) -> float:
 GOALS = (
     Goal("open, row by row", opening, 10.0, with_joined=False, megabytes=500.0),
     Goal("open, with the joined table", opening, 1.0, with_joined=True, megabytes=500.0),
-    Goal("generate's next shard, row by row", going_on, 5.0, with_joined=False),
-    Goal("generate's next shard, with the joined table", going_on, 5.0, with_joined=True),
+    Goal("generate's next shard, row by row", next_shard, 5.0, with_joined=False),
+    Goal("generate's next shard, with the joined table", next_shard, 5.0, with_joined=True),
     Goal("a stream's first batch, row by row", streaming, 10.0, with_joined=False),
     Goal("a stream's first batch, with the joined table", streaming, 5.0, with_joined=True),
 )
 
 
 def measured(measure: Callable[[Path, int], float], root: Path, num_shards: int) -> tuple[float, float]:
-    """Seconds, and the peak of this process's memory in MB (of the rusage, the parent's would be a part)."""
+    """Seconds, and this process's peak memory in MB (rusage would include memory of the parent)."""
     seconds = measure(root, num_shards)
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if peak is None:
-        raise Failed("/proc/self/status tells no peak of memory: this needs Linux")
+        raise Failed("/proc/self/status contains no peak memory (VmHWM): this program needs Linux")
     return seconds, int(peak[1]) * 1024 / 1e6
 
 
@@ -181,7 +178,7 @@ def in_a_fresh_process(
 
 
 def prepare(goal: Goal, root: Path) -> None:
-    """Puts the joined table there, or takes it away."""
+    """Write or remove the joined table."""
     from shards.dataset.manifest import Manifest
     from shards.dataset.manifest_row import JOINED_FILE
 
@@ -192,15 +189,20 @@ def prepare(goal: Goal, root: Path) -> None:
 
 @click.command(cls=Script)
 @click.option(
-    "--shards", "num_shards", type=click.IntRange(min=40), default=10_000, show_default=True, help="How many."
+    "--shards",
+    "num_shards",
+    type=click.IntRange(min=40),
+    default=10_000,
+    show_default=True,
+    help="Number of shards.",
 )
 @click.option(
-    "--work", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the rows."
+    "--work", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the data set."
 )
 def main(num_shards: int, work: Path) -> None:
-    """Simulate a data set of many shards and measure; exit with 1 where something takes longer than allowed."""
+    """Simulate a data set of many shards and measure; exit with 1 if a measurement exceeds its limit."""
     if work.exists():
-        raise Refused(f"{work} is there already: delete it, or name another --work")
+        raise Refused(f"--work {work} already exists: delete it, or choose another folder")
     began = time.monotonic()
     simulate(work, num_shards)
     make_first_window(work)
@@ -218,7 +220,7 @@ def main(num_shards: int, work: Path) -> None:
         table.append([name, f"{seconds:.2f}", "", f"{megabytes:.0f}", ""])
     click.echo(markdown(HEADER, table))
     if exceeded:
-        raise Failed(f"more than allowed: {', '.join(exceeded)}")
+        raise Failed(f"limit exceeded: {', '.join(exceeded)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Does an ablation that was killed N times end in the table of one that never was, byte for byte?
+"""Check that an ablation that was killed N times produces the same table, byte for byte, as an uninterrupted one.
 
-One ablation goes through untouched, its cells one after another. A second one is killed (SIGKILL, the whole process
-group) at N random moments, one in each N-th of all looks at its students, and started again with the same command; it
-takes 0 and 2 workers in turn.
+The first ablation runs uninterrupted, one cell after another. The second one is killed (SIGKILL to the process group)
+at N random moments, one in each N-th part of all evaluations, and restarted with the same command; it alternates
+between 0 and 2 workers.
 
     tokenleap generate digits --out pairs --num-pairs 2000
     python benchmarks/kill_ablation.py digits --pairs pairs --sizes 500,1000,2000 --num-steps 60 --kills 10 --work kills
@@ -23,16 +23,16 @@ from shards.core.errors import Failed, Refused
 
 WORKERS = (0, 2)
 LONGEST_SECONDS = 1.5
-"""A kill comes at most so long after the look that it waits for."""
+"""Longest time between the awaited evaluation and the kill."""
 
 
-def looks(out: Path) -> int:
-    """How often students were looked at so far, all cells together."""
+def num_evaluations(out: Path) -> int:
+    """Number of finished evaluations of all cells."""
     return len(list(out.glob("cells/*/curve/[!.]*.json")))
 
 
 def finish(arguments: list[str], out: Path, workers: int) -> float:
-    """Run to the end; returns the seconds that it took.
+    """Run to the end; return its wall time in seconds.
 
     Raises:
         Failed: the ablation failed.
@@ -40,23 +40,23 @@ def finish(arguments: list[str], out: Path, workers: int) -> float:
     began, log = time.monotonic(), out.with_suffix(".log")
     with started([*arguments, "--out", str(out), "--workers", str(workers)], log) as process:
         if process.wait():
-            raise Failed(f"the ablation ended with exit code {process.returncode}; {log} says why")
+            raise Failed(f"the ablation ended with exit code {process.returncode}; see {log}")
     return time.monotonic() - began
 
 
-def kill(arguments: list[str], out: Path, workers: int, wanted: int, delay: float) -> None:
-    """Start the ablation and kill it, `delay` seconds after it has come to `wanted` looks.
+def kill(arguments: list[str], out: Path, workers: int, target: int, delay: float) -> None:
+    """Start the ablation and kill it `delay` seconds after its evaluation number `target`.
 
     Raises:
-        Failed: it ended before.
+        Failed: it failed before.
     """
     log = out.with_suffix(".log")
     with started([*arguments, "--out", str(out), "--workers", str(workers)], log) as process:
-        while looks(out) < wanted and process.poll() is None:
+        while num_evaluations(out) < target and process.poll() is None:
             time.sleep(0.01)
         time.sleep(delay)
         if process.poll() is not None and process.returncode:
-            raise Failed(f"the ablation ended with exit code {process.returncode}; {log} says why")
+            raise Failed(f"the ablation ended with exit code {process.returncode}; see {log}")
 
 
 @click.command(cls=Script)
@@ -64,8 +64,8 @@ def kill(arguments: list[str], out: Path, workers: int, wanted: int, delay: floa
 @click.option("--pairs", type=FolderPath, required=True, help="The pair data set.")
 @click.option("--sizes", required=True, help="As in `tokenleap ablate`.")
 @click.option("--seeds", default=2, show_default=True, help="As in `tokenleap ablate`.")
-@click.option("--kills", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
-@click.option("--seed", default=0, show_default=True, help="Of the moments.")
+@click.option("--kills", type=click.IntRange(min=1), default=10, show_default=True, help="Number of kills.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the moments of the kills.")
 @click.option("--work", type=FolderPath, required=True, metavar="DIR", help="Folder of both ablations.")
 @num_steps_option
 @set_option
@@ -80,26 +80,28 @@ def main(
     num_steps: int | None,
     settings: tuple[str, ...],
 ) -> None:
-    """Ablate untouched, then killed and resumed; exit with 1 where the tables differ."""
+    """Ablate uninterrupted, then with kills; exit with 1 if the tables differ."""
     whole, killed, chosen = work / "whole", work / "killed", random.Random(seed)
     if work.exists():
-        raise Refused(f"{work} is there already: delete it, or name another --work")
+        raise Refused(f"--work {work} already exists: delete it, or choose another folder")
     work.mkdir(parents=True)
     arguments = ["ablate", preset, "--pairs", str(pairs), "--sizes", sizes, "--seeds", str(seeds)]
     arguments += [] if num_steps is None else ["--num-steps", str(num_steps)]
     arguments += [word for setting in settings for word in ("--set", setting)]
     seconds = finish(arguments, whole, WORKERS[0])
-    total = looks(whole)
-    click.echo(f"untouched: {total} looks in {seconds:.1f} s\n")
+    total = num_evaluations(whole)
+    click.echo(f"uninterrupted: {total} evaluations in {seconds:.1f} s\n")
     table = []
     for number in range(kills):
         workers = WORKERS[number % len(WORKERS)]
-        wanted, delay = int((number + chosen.random()) / kills * total), chosen.uniform(0, LONGEST_SECONDS)
-        kill(arguments, killed, workers, wanted, delay)
-        table.append([str(number + 1), str(workers), str(wanted), f"{delay:.2f}", str(looks(killed))])
+        target, delay = int((number + chosen.random()) / kills * total), chosen.uniform(0, LONGEST_SECONDS)
+        kill(arguments, killed, workers, target, delay)
+        table.append(
+            [str(number + 1), str(workers), str(target), f"{delay:.2f}", str(num_evaluations(killed))]
+        )
         click.echo(f"kill {', '.join(table[-1])}", err=True)
     finish(arguments, killed, WORKERS[0])
-    click.echo(markdown(("kill", "workers", "waited for look", "seconds after it", "looks kept"), table))
+    click.echo(markdown(("kill", "workers", "after evaluation", "seconds later", "evaluations kept"), table))
     if (whole / "ablation.parquet").read_bytes() != (killed / "ablation.parquet").read_bytes():
         raise Failed(f"after {kills} kills the tables in {whole} and {killed} differ")
     click.echo(f"\nafter {kills} kills ablation.parquet is the same, byte for byte")

@@ -1,8 +1,8 @@
-"""Is a training of several processes that was killed N times the same, byte for byte, as one that never was?
+"""Check that a multi-process training that was killed N times has the same results as an uninterrupted one.
 
-One training goes through untouched. A second one is killed (SIGKILL) at N random moments, one in each N-th of its steps,
-and started again with the same command each time: in turn one of its processes dies, all of them do, torchrun dies with
-all of them. Compared are the export, the newest checkpoint with its mark, and the log without the clock's columns.
+The first training is uninterrupted. The second one is killed (SIGKILL) at N random moments, one in each N-th part of its
+steps, and restarted with the same command each time. The kills alternate: one process, all processes, torchrun with all
+processes. Compared are the export, the newest checkpoint with its mark, and the log without its time columns.
 
     tokenleap generate digits --out pairs --num-pairs 20000
     python benchmarks/kill_training.py digits --pairs pairs --kills 20 --num-steps 400 --work kills \
@@ -34,18 +34,18 @@ from shards.storage.files import list_names, sha256_file
 
 HEADER = ("kill", "died", "after step", "seconds later", "checkpoint kept", "seconds lived")
 LONGEST_SECONDS = 1.0
-"""A kill comes at most so long after the checkpoint that it waits for."""
+"""Longest time between the awaited checkpoint and the kill."""
 
 
 @dataclass(frozen=True)
 class KillableTraining:
-    """A student's folder, and the command that trains it."""
+    """A student's folder and its training command."""
 
     out: Path
     command: tuple[str, ...]
 
     def finish(self) -> float:
-        """Train to the end; returns the seconds that it took.
+        """Train to the end; return the wall time in seconds.
 
         Raises:
             Failed: the training failed.
@@ -57,13 +57,13 @@ class KillableTraining:
         return time.monotonic() - began
 
     def kill(self, kill: Callable[[subprocess.Popen[bytes]], None], step: int, delay: float) -> float:
-        """Start it and kill it, `delay` seconds after a newer checkpoint than it began with, of `step` at least.
+        """Start the training and kill it `delay` seconds after a new checkpoint of at least `step`.
 
         Returns:
-            The seconds that it lived.
+            The seconds between start and kill.
 
         Raises:
-            Failed: it ended before.
+            Failed: the training ended before.
         """
         began, step = time.monotonic(), max(step, self.step + 1)
         with self._started() as process:
@@ -97,7 +97,7 @@ class KillableTraining:
 
     @contextmanager
     def _started(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Nothing of its process group outlives the block."""
+        """Start the training; at the end of the block its process group is killed."""
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 [*self.command, "--out", str(self.out)], stdout=log, stderr=log, start_new_session=True
@@ -111,28 +111,28 @@ class KillableTraining:
 
     def _failure(self, process: subprocess.Popen[bytes]) -> Failed:
         return Failed(
-            f"the training ended too early, with exit code {process.poll()}; {self._log} says why. "
-            "Where it only was too short for so many kills, give it more steps"
+            f"the training ended too early, with exit code {process.poll()}; see {self._log}. "
+            "If it was only too short for this number of kills, increase --num-steps"
         )
 
 
 def world(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The processes that train below a torchrun."""
-    below = psutil.Process(process.pid).children(recursive=True)
-    return [each for each in below if "RANK" in each.environ()]
+    """The training processes of a torchrun."""
+    descendants = psutil.Process(process.pid).children(recursive=True)
+    return [each for each in descendants if "RANK" in each.environ()]
 
 
 def ways(chosen: random.Random) -> Mapping[str, Callable[[subprocess.Popen[bytes]], None]]:
-    """What dies, and how it is killed."""
+    """The kinds of kill, by name."""
 
     def all_ranks(process: subprocess.Popen[bytes]) -> None:
         for rank in world(process):
             rank.kill()
 
     def everything(process: subprocess.Popen[bytes]) -> None:
-        below = world(process)
+        ranks = world(process)
         process.kill()
-        for rank in below:
+        for rank in ranks:
             rank.kill()
 
     return {
@@ -143,10 +143,10 @@ def ways(chosen: random.Random) -> Mapping[str, Callable[[subprocess.Popen[bytes
 
 
 def kill_and_resume(training: KillableTraining, kills: int, num_steps: int, seed: int) -> list[list[str]]:
-    """Kill a training `kills` times; returns the table of kills.
+    """Kill a training `kills` times; return the table of kills.
 
     Raises:
-        Failed: it ended before it was killed.
+        Failed: the training ended before a kill.
     """
     chosen, table = random.Random(seed), list[list[str]]()
     kinds = list(ways(chosen).items())
@@ -160,7 +160,7 @@ def kill_and_resume(training: KillableTraining, kills: int, num_steps: int, seed
 
 
 def differences(whole: KillableTraining, killed: KillableTraining) -> list[str]:
-    """Names of the results that are not the same."""
+    """Names of the results that differ."""
     expected, found = whole.results(), killed.results()
     names = [name for name in expected | found if expected.get(name) != found.get(name)]
     logs = [read_metrics(each.out / "metrics").drop_columns(list(CLOCK_COLUMNS)) for each in (whole, killed)]
@@ -168,7 +168,7 @@ def differences(whole: KillableTraining, killed: KillableTraining) -> list[str]:
 
 
 def distill_command(preset: str, pairs: Path, processes: int, options: Sequence[str]) -> tuple[str, ...]:
-    """`tokenleap distill` below torchrun."""
+    """The command of `tokenleap distill` under torchrun."""
     torchrun = [
         sys.executable,
         "-m",
@@ -183,9 +183,15 @@ def distill_command(preset: str, pairs: Path, processes: int, options: Sequence[
 @preset_argument
 @click.option("--pairs", type=FolderPath, required=True, help="The pair data set.")
 @click.option("--size", type=click.IntRange(min=1), metavar="N", help="As in `tokenleap distill`.")
-@click.option("--kills", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
-@click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True, help="That train.")
-@click.option("--seed", default=0, show_default=True, help="Of the moments.")
+@click.option("--kills", type=click.IntRange(min=1), default=20, show_default=True, help="Number of kills.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Number of training processes.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the moments of the kills.")
 @click.option("--work", type=FolderPath, required=True, metavar="DIR", help="Folder of both trainings.")
 @num_steps_option
 @set_option
@@ -200,9 +206,9 @@ def main(
     num_steps: int | None,
     settings: tuple[str, ...],
 ) -> None:
-    """Train untouched, then killed and resumed; exit with 1 where the results differ."""
+    """Train uninterrupted, then with kills; exit with 1 if the results differ."""
     if work.exists():
-        raise Refused(f"{work} is there already: delete it, or name another --work")
+        raise Refused(f"--work {work} already exists: delete it, or choose another folder")
     options = [] if size is None else ["--size", str(size)]
     options += [] if num_steps is None else ["--num-steps", str(num_steps)]
     options += [word for setting in settings for word in ("--set", setting)]
@@ -210,7 +216,7 @@ def main(
     whole, killed = (KillableTraining(work / name, command) for name in ("whole", "killed"))
     work.mkdir(parents=True)
     seconds = whole.finish()
-    click.echo(f"untouched: {whole.step} steps in {seconds:.1f} s\n")
+    click.echo(f"uninterrupted: {whole.step} steps in {seconds:.1f} s\n")
     table = kill_and_resume(killed, kills, whole.step, seed)
     killed.finish()
     click.echo(markdown(HEADER, table))

@@ -1,4 +1,4 @@
-"""A run as its own process group: started, killed in a phase, and looked at from outside, through its files."""
+"""A run in its own process group: started, killed in a phase, and inspected through its files."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class KillableRun:
-    """A run's folder, what the command line says besides it, and the shards that it will have."""
+    """A run folder, the other command line arguments, and the final number of shards."""
 
     run_dir: RunDir
     arguments: tuple[str, ...]
     num_shards: int
 
     def finish(self, workers: int) -> float:
-        """Run to the end; returns the seconds that it took.
+        """Run to the end; return the wall time in seconds.
 
         Raises:
             Failed: the run failed.
@@ -43,12 +43,12 @@ class KillableRun:
         return time.monotonic() - began
 
     def kill(self, phase: str, seconds_in_phase: float, seconds_to_resume: float, workers: int) -> float:
-        """Start the run and kill it in a phase; returns the seconds that it lived.
+        """Start the run and kill it in a phase; return the seconds between start and kill.
 
         Args:
-            phase: the run is waited for to come to it.
-            seconds_in_phase: how long the run then lives, unless it ends before.
-            seconds_to_resume: what a run needs besides to come back to a phase that it had begun.
+            phase: the phase to wait for.
+            seconds_in_phase: time from the start of the phase to the kill, unless the run ends before.
+            seconds_to_resume: additional time that a run needs to resume a phase that had started.
             workers: worker processes for the pairs.
 
         Raises:
@@ -66,7 +66,7 @@ class KillableRun:
 
     @property
     def phase(self) -> str:
-        """What the run is at, or will go on with."""
+        """The current phase, or the one at which the run will resume."""
         if len(self.rows()) < self.num_shards:
             return "pairs"
         if not self.run_dir.metrics.is_file():
@@ -75,16 +75,16 @@ class KillableRun:
 
     @property
     def step(self) -> int:
-        """Training steps in the newest checkpoint, 0 where there is none."""
+        """Training steps in the newest checkpoint, 0 without a checkpoint."""
         names = list_names(self.run_dir.student / "checkpoints", ".json")
         return int(Path(names[-1]).stem.removeprefix("step-")) if names else 0
 
     def rows(self) -> dict[str, tuple[int, str]]:
-        """Committed rows of the manifest, as `committed_rows` tells them."""
+        """Committed rows of the manifest, see `committed_rows`."""
         return committed_rows(self.run_dir.pairs)
 
     def results(self) -> dict[str, str]:
-        """sha256 by name of the files that no kill may change: shards and export."""
+        """sha256 by name of the files that must not depend on kills: shards and export."""
         shards = self.run_dir.pairs / SHARD_FOLDER
         paths = [shards / name for name in list_names(shards, ".tar")]
         paths += [self.run_dir.student / name for name in EXPORT]
@@ -96,7 +96,7 @@ class KillableRun:
 
     def _refuse_failure(self, process: subprocess.Popen[bytes]) -> None:
         if process.returncode != 0:
-            raise Failed(f"the run ended with exit code {process.returncode}; {self._log} says why")
+            raise Failed(f"the run ended with exit code {process.returncode}; see {self._log}")
 
     def _has_reached(self, phase: str) -> bool:
         return PHASES.index(self.phase) >= PHASES.index(phase)
@@ -108,7 +108,7 @@ class KillableRun:
 
 @contextmanager
 def started(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`tokenleap` with these arguments, what it says added to a log; nothing of its process group outlives the block."""
+    """Start `tokenleap`, its output appended to a log; at the end of the block its process group is killed."""
     with log.open("ab") as file:
         command = [sys.executable, "-m", "pipeline.cli", *arguments]
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
@@ -121,21 +121,21 @@ def started(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[by
 
 
 def committed_rows(pairs: Path) -> dict[str, tuple[int, str]]:
-    """Committed rows of a manifest by name: when each was written (ns), and the sha256 of it."""
+    """Committed rows of a manifest by name: modification time (ns) and sha256 of each."""
     folder = pairs / ROW_FOLDER
     paths = [folder / name for name in list_names(folder, ".parquet")]
     return {path.name: (path.stat().st_mtime_ns, sha256_file(path)) for path in paths}
 
 
-def refuse_touched(
+def refuse_rewritten(
     before: Mapping[str, tuple[int, str]], now: dict[str, tuple[int, str]]
 ) -> dict[str, tuple[int, str]]:
-    """Confirms that the rows of before are there untouched; returns those of now.
+    """Check that the earlier rows are unchanged; return the present ones.
 
     Raises:
-        Failed: one was written again.
+        Failed: a row was rewritten or removed.
     """
-    touched = [name for name, row in before.items() if now.get(name) != row]
-    if touched:
-        raise Failed(f"rows that were committed before a kill were written again: {', '.join(touched)}")
+    changed = [name for name, row in before.items() if now.get(name) != row]
+    if changed:
+        raise Failed(f"rows that were committed before a kill were rewritten: {', '.join(changed)}")
     return now

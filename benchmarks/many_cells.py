@@ -1,7 +1,7 @@
-"""200 cells do not keep one waiting: a whole grid planned, found finished, and gathered again.
+"""Time an ablation of 200 finished cells: planning the grid, checking the cells, and writing the table again.
 
-The cells' folders are written by this program as a finished training leaves them, with ten looks each and no weights.
-Everything is imported before the clock starts, as in a process that goes on.
+This program writes the cells' folders as a finished training leaves them, with ten evaluations each and without weights.
+Everything is imported before the timing starts.
 
     tokenleap generate digits --out pairs --num-pairs 2000
     python benchmarks/many_cells.py digits --pairs pairs --cells 200
@@ -31,7 +31,7 @@ SCORES = ("frechet_distance", "inception_score", "precision", "recall", "class_a
 
 
 def write_finished(ablation: Ablation) -> None:
-    """Leaves every cell's folder as its training would, as far as an ablation looks at it."""
+    """Write the files of every cell that an ablation reads."""
     numbers = [
         {"method": method, "metric": score, "value": 0.1, "protocol": "none"}
         for method in ("student-1", "student-2")
@@ -47,19 +47,19 @@ def write_finished(ablation: Ablation) -> None:
         (folder.run.student).mkdir(parents=True)
         folder.run.config.write_text(to_toml(cell.config))
         (folder.run.student / "config.json").write_text(json.dumps({"student_sha256": "0"}))
-        for look in range(1, EVALUATIONS + 1):
-            folder.add(steps * look // EVALUATIONS, numbers)
+        for evaluation in range(1, EVALUATIONS + 1):
+            folder.add(steps * evaluation // EVALUATIONS, numbers)
         folder.finished.write_text(json.dumps({"num_steps": steps, "student_sha256": "0"}))
 
 
 @click.command(cls=Script)
 @preset_argument
 @click.option(
-    "--pairs", type=FolderPath, required=True, help="The preset's pair data set, of 2,000 pairs or more."
+    "--pairs", type=FolderPath, required=True, help="The preset's pair data set, at least 2,000 pairs."
 )
-@click.option("--cells", default=200, show_default=True, help="How many, as seeds.")
+@click.option("--cells", default=200, show_default=True, help="Number of cells; the seeds vary.")
 def main(preset: str, pairs: Path, cells: int) -> None:
-    """Plan a grid and find it finished; exit code 1 where that takes more than five seconds."""
+    """Plan a finished grid and collect it; exit with 1 if this takes more than five seconds."""
     base, loaded = compose(preset), load_teacher(compose(preset).teacher.name)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "ablation"
@@ -87,7 +87,7 @@ def main(preset: str, pairs: Path, cells: int) -> None:
     total = times[-1] - times[0]
     click.echo(f"\n{len(ablation.cells)} cells, {rows:,} numbers: {total:.2f} s")
     if failures or total > ALLOWED_SECONDS:
-        raise Failed(f"{total:.2f} s, allowed are {ALLOWED_SECONDS}")
+        raise Failed(f"{total:.2f} s; at most {ALLOWED_SECONDS} s are allowed")
 
 
 if __name__ == "__main__":

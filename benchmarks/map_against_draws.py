@@ -1,8 +1,8 @@
-"""Does the flow map sample the teacher? Its sequences against multinomial draws, by images and by tokens.
+"""Compare the sequences of the flow map with multinomial draws from the teacher, by images and by tokens.
 
 By images: Frechet distances of both, over several seeds. By tokens: at every position a chi-square test that mapped
-and drawn tokens have the same frequencies. The labels are fixed, so it is made class by class and summed: each class
-is a sample of its own, and a map that mixed the classes up would be found out.
+and drawn tokens have the same frequencies. The test is computed for each class and summed, so that it also detects a
+map that confuses classes.
 
     python benchmarks/map_against_draws.py digits --seeds 5
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import click
 import numpy as np
 import torch
-from sampled_teacher import SampledTeacher, digits_judge
+from sampled_teacher import SampledTeacher, digits_scorer
 from scipy.stats import chi2, chi2_contingency
 from script import Script, markdown
 from torch import Tensor
@@ -28,7 +28,7 @@ from pipeline.config.run_config import compose
 from pipeline.runtime.progress import progress
 
 FEWEST_COUNTS = 20
-"""Of mapped and drawn tokens together: rarer tokens share a cell, for the chi-square law is that of large counts."""
+"""Of mapped and drawn tokens together. Rarer tokens share a cell, because the chi-square law needs large counts."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
-        """Of two values at least."""
+        """Mean of at least two values."""
         return cls(statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)))
 
 
 @dataclass(frozen=True)
 class ChiSquare:
-    """A statistic that follows the chi-square law where both samples come from one distribution."""
+    """A statistic that follows the chi-square law if both samples come from one distribution."""
 
     statistic: float
     degrees: int
@@ -58,7 +58,7 @@ class ChiSquare:
 
 
 def with_shared_cells(counts_2V: np.ndarray, fewest: int) -> np.ndarray:
-    """Counts (2, V) of two samples with the rare values in one cell; if that is rare too, in the smallest other."""
+    """Merge the rare values of counts (2, V) into one cell; if that cell is rare too, into the smallest other one."""
     rare_V = counts_2V.sum(axis=0) < fewest
     cells, rest = counts_2V[:, ~rare_V], counts_2V[:, rare_V].sum(axis=1)
     if rest.sum() >= fewest or cells.shape[1] == 0:
@@ -68,7 +68,7 @@ def with_shared_cells(counts_2V: np.ndarray, fewest: int) -> np.ndarray:
 
 
 def compare_position(mapped_N: Tensor, drawn_N: Tensor, labels_N: Tensor, vocab_size: int) -> ChiSquare:
-    """Homogeneity of one position's mapped and drawn tokens (N,) under the same labels, summed over classes."""
+    """Test the homogeneity of one position's mapped and drawn tokens (N,), summed over classes."""
     statistic, degrees = 0.0, 0
     for label in labels_N.unique():
         of_class = labels_N == label
@@ -86,10 +86,10 @@ def compare_position(mapped_N: Tensor, drawn_N: Tensor, labels_N: Tensor, vocab_
 @click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True, help="Seeds of each kind.")
 @set_option
 def main(preset: str, seeds: int, settings: tuple[str, ...]) -> None:
-    """Compare what the flow map makes with what the teacher draws; prints two tables."""
+    """Compare mapped with drawn sequences; print two tables."""
     config = compose(preset, settings)
     torch.set_num_threads(config.train.threads)
-    sampled, scorer = SampledTeacher.of(config), digits_judge(load_digits_split())
+    sampled, scorer = SampledTeacher.of(config), digits_scorer(load_digits_split())
     kinds = {"teacher": sampled.draw, "teacher-flow": sampled.map}
     tokens: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
     distances: dict[str, list[float]] = {kind: [] for kind in kinds}

@@ -1,7 +1,7 @@
 """The official networks, imported from a checkout of microsoft/distilled_decoding, with random weights.
 
-Nothing of that repository is in this one: its classes are built and called as they are. Only the function that draws
-tokens is wrapped while they sample, to see their logits and to end a sequence early.
+This repository contains no part of that code: its classes are used unchanged. Only the function that draws
+tokens is wrapped during sampling, to read the logits and to end a sequence early.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from generate_pairs.teachers.var.transformer import VarConfig
 from shards.core.errors import Refused
 
 TOKENIZER_CH = 32
-"""Channels of VAR's tokenizer: sampling tokens needs its codebook and its phi only, and those do not depend on it."""
+"""Channels of VAR's tokenizer. Sampling tokens needs only its codebook and its phi, which do not depend on it."""
 
-EvalCallback = Callable[[Tensor], Tensor | None]
-"""Guided logits (B, s, V) of one AR step, to be left as they are -> its tokens (B, s), or None to have them drawn."""
+LogitsCallback = Callable[[Tensor], Tensor | None]
+"""Guided logits (B, s, V) of one AR step (not to be modified) -> its tokens (B, s), or None to draw them."""
 
 
-class Enough(Exception):
-    """Ends a sequence: the tokens that were asked for are made."""
+class SequenceEnd(Exception):
+    """Ends a sequence when the requested tokens are made."""
 
 
 @dataclass(frozen=True)
 class OfficialCode:
-    """The official modules with the networks, and those in whose names tokens are drawn."""
+    """The official modules with the networks, and those whose functions draw tokens."""
 
     gpt: ModuleType
     generate: ModuleType
@@ -53,30 +53,30 @@ class OfficialCode:
         """Import them from a checkout.
 
         Raises:
-            Refused: the folder is no such checkout, or one of its imports is missing here.
+            Refused: the folder is not such a checkout, or one of its imports is missing.
         """
         families = {"LlamaGen": ("autoregressive", "utils"), "VAR": ("models", "dist")}
         for name in families:
             if not (folder / name).is_dir():
                 raise Refused(
-                    f"{folder} holds no folder {name}: --official is a checkout of microsoft/distilled_decoding"
+                    f"--official {folder}: no folder {name}; it must be a checkout of microsoft/distilled_decoding"
                 )
         try:
             with importing_from(folder / "LlamaGen", families["LlamaGen"]):
                 models = "autoregressive.models"
                 llamagen = [import_module(f"{models}.{name}") for name in ("gpt", "generate", "dd")]
-            with importing_from(folder / "VAR", families["VAR"], never_called()):
+            with importing_from(folder / "VAR", families["VAR"], stub_modules()):
                 var = [import_module(f"models.{name}") for name in ("vqvae", "var", "dd")]
         except ImportError as error:
-            raise Refused(f"the official code in {folder} cannot be imported: {error}") from error
+            raise Refused(f"--official {folder}: the official code cannot be imported: {error}") from error
         return cls(*llamagen, *var)
 
 
-def never_called() -> dict[str, ModuleType]:
-    """Stand-ins for what VAR's files import and sampling never calls, where it is not installed."""
+def stub_modules() -> dict[str, ModuleType]:
+    """Empty modules for packages that are not installed and that VAR's files import but never use for sampling."""
     modules = {}
     if find_spec("huggingface_hub") is None:
-        # The base of a class for uploading models.
+        # Base class for uploading models.
         modules["huggingface_hub"] = _module("huggingface_hub", PyTorchModelHubMixin=object)
     if find_spec("torchvision") is None:
         # Writes images to disk when debugging.
@@ -93,17 +93,17 @@ def _module(name: str, **content: Any) -> ModuleType:
 
 @contextmanager
 def importing_from(
-    folder: Path, packages: Sequence[str], stand_ins: dict[str, ModuleType] | None = None
+    folder: Path, packages: Sequence[str], stubs: dict[str, ModuleType] | None = None
 ) -> Iterator[None]:
-    """Import from a folder; names as common as its packages' are free again afterwards."""
-    stand_ins = stand_ins or {}
-    names = {*packages, *(name.split(".")[0] for name in stand_ins)}
+    """Import from a folder; afterwards the names of its packages, which are common words, are removed again."""
+    stubs = stubs or {}
+    names = {*packages, *(name.split(".")[0] for name in stubs)}
 
     def pop() -> dict[str, ModuleType]:
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in names}
 
     before = pop()
-    sys.modules.update(stand_ins)
+    sys.modules.update(stubs)
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -115,7 +115,7 @@ def importing_from(
 
 @torch.no_grad()
 def randomised(network: Any) -> Any:
-    """The network, its weights moved so that every part shows: fresh official ones have heads or gates next to zero."""
+    """Add noise to the weights, in place: the official initialisation sets some heads and gates close to zero."""
     generator = torch.Generator().manual_seed(0)
     for weight in network.parameters():
         std = weight.shape[1] ** -0.5 if weight.ndim == 2 else 0.1
@@ -142,7 +142,11 @@ class OfficialLlamaGen:
         return self
 
     def sample(
-        self, labels_B: Tensor, settings: SamplingSettings, num_steps: int, watch: EvalCallback | None = None
+        self,
+        labels_B: Tensor,
+        settings: SamplingSettings,
+        num_steps: int,
+        on_logits: LogitsCallback | None = None,
     ) -> None:
         """Make the first `num_steps` tokens of a sequence, with the caches of a whole one."""
         draw, made = self.code.generate.sample, 0
@@ -150,13 +154,13 @@ class OfficialLlamaGen:
         def sample(logits_BTV: Tensor, **filters: Any) -> tuple[Tensor, Tensor]:
             nonlocal made
             made += 1
-            given_B1 = watch(logits_BTV[:, -1:]) if watch else None
-            drawn = draw(logits_BTV, **filters) if given_B1 is None else (given_B1, logits_BTV)
+            tokens_B1 = on_logits(logits_BTV[:, -1:]) if on_logits else None
+            drawn = draw(logits_BTV, **filters) if tokens_B1 is None else (tokens_B1, logits_BTV)
             if made == num_steps:
-                raise Enough
+                raise SequenceEnd
             return drawn
 
-        with patch.object(self.code.generate, "sample", sample), suppress(Enough):
+        with patch.object(self.code.generate, "sample", sample), suppress(SequenceEnd):
             self.code.generate.generate(
                 self.network,
                 labels_B,
@@ -189,7 +193,11 @@ class OfficialVar:
         return self
 
     def sample(
-        self, labels_B: Tensor, settings: SamplingSettings, num_steps: int, watch: EvalCallback | None = None
+        self,
+        labels_B: Tensor,
+        settings: SamplingSettings,
+        num_steps: int,
+        on_logits: LogitsCallback | None = None,
     ) -> None:
         """Make the tokens of the first `num_steps` scales."""
         draw, made = self.code.var.sample_with_top_k_top_p_, 0
@@ -197,15 +205,15 @@ class OfficialVar:
         def sample(logits_BsV: Tensor, **filters: Any) -> Tensor:
             nonlocal made
             made += 1
-            given_Bs = watch(logits_BsV) if watch else None
-            drawn = draw(logits_BsV, **filters) if given_Bs is None else given_Bs[..., None]
+            tokens_Bs = on_logits(logits_BsV) if on_logits else None
+            drawn = draw(logits_BsV, **filters) if tokens_Bs is None else tokens_Bs[..., None]
             if made == num_steps:
-                raise Enough
+                raise SequenceEnd
             return drawn
 
-        # Their top-p is off at 0.
+        # In the official code, top-p 0 means off.
         top_p = 0.0 if settings.top_p == 1.0 else settings.top_p
-        with patch.object(self.code.var, "sample_with_top_k_top_p_", sample), suppress(Enough):
+        with patch.object(self.code.var, "sample_with_top_k_top_p_", sample), suppress(SequenceEnd):
             self.network.autoregressive_infer_cfg(
                 len(labels_B), labels_B, cfg=settings.guidance_scale, top_k=settings.top_k, top_p=top_p
             )
@@ -216,7 +224,7 @@ OfficialTeacher = OfficialLlamaGen | OfficialVar
 
 @dataclass(frozen=True)
 class OfficialStudent:
-    """An official student; the two families take the same inputs in another order."""
+    """An official student; the order of the inputs differs between the two families."""
 
     network: Any
     takes_labels_first: bool

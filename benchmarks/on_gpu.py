@@ -1,9 +1,9 @@
-"""What one GPU makes of published shapes with random weights: pairs, training and samples a second, and memory.
+"""Measure one GPU with published shapes and random weights: pairs, training and samples per second, and memory.
 
-The flow map is timed as one kernel and by single operations, on random logits. Pairs are made as a worker of stage one
-makes them, with the preset's guidance and filters; the walk with multinomial draws beside it tells what the map adds. A
-training takes its steps on such pairs as `tokenleap distill` does. Samples are token sequences; decoding is timed beside
-them. Embedded presets are sampled with their own teachers.
+The flow map is timed as one kernel and as torch operations, on random logits. Pairs are made as in a worker of stage
+one, with the preset's guidance and filters; sampling with multinomial draws is also timed, for the overhead of the map.
+Training runs on such pairs as in `tokenleap distill`. Samples are token sequences; decoding is timed
+separately. Embedded presets use their own teachers.
 
     python benchmarks/on_gpu.py --work gpu --presets var-d16,llamagen-b
 """
@@ -27,10 +27,11 @@ from script import Script, markdown
 from torch import Tensor
 
 from distill.config import DistillConfig
-from distill.student.sampler import most_at_once, sample_sequence
+from distill.student.sampler import max_batch_size, sample_sequence
 from distill.student.student import Student
 from distill.training.distributed import World
 from distill.training.memory import MemoryNeed
+from distill.training.preflight import checked_manifest
 from distill.training.state import Training
 from generate_pairs.config import TeacherConfig
 from generate_pairs.flow_map.closed_form import default_num_steps
@@ -42,7 +43,7 @@ from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, sav
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.published import TEACHERS
 from generate_pairs.teachers.registry import build_teacher
-from generate_pairs.trajectory import Draw, walk
+from generate_pairs.trajectory import Draw, generate_tokens
 from pipeline.cli.options import comma_separated
 from pipeline.config.run_config import RunConfig, compose
 from shards.core.errors import Refused
@@ -60,7 +61,7 @@ Table = tuple[Sequence[str], list[list[str]]]
 
 
 class Clock:
-    """Seconds until all that was asked of the device is done."""
+    """A clock that first waits for the device to finish its work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -71,7 +72,7 @@ class Clock:
         return time.perf_counter()
 
     def median(self, work: Callable[[], object], repeats: int) -> float:
-        """Of so many turns, after one that does not count."""
+        """Median seconds of `repeats` calls, after one warm-up call."""
         work()
         times = []
         for _ in range(repeats):
@@ -80,19 +81,19 @@ class Clock:
             times.append(self() - began)
         return statistics.median(times)
 
-    def forget_peak(self) -> None:
-        """Count memory from here on."""
+    def reset_peak(self) -> None:
+        """Start a new measurement of peak memory."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak(self) -> int:
-        """Bytes that were allocated at most."""
+        """Peak of allocated bytes, 0 on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
 
 
 def with_file(teacher: TeacherConfig, work: Path) -> TeacherConfig:
-    """A teacher whose file is there: of a published one a file of its shape with random weights."""
+    """The teacher with an existing file: for a published teacher, write one of its shape with random weights."""
     if teacher.name not in TEACHERS:
         return teacher
     path = work / f"{teacher.name}.safetensors"
@@ -100,15 +101,15 @@ def with_file(teacher: TeacherConfig, work: Path) -> TeacherConfig:
         published = TEACHERS[teacher.name]
         torch.manual_seed(0)
         parts = (asdict(part.config) for part in (published.transformer, published.tokenizer))
-        made = build_teacher(published.family, *parts)
-        randomised(made.transformer)
-        save_teacher(made, published.family, path, {"weights": "random"}, torch.float32)
+        random_teacher = build_teacher(published.family, *parts)
+        randomised(random_teacher.transformer)
+        save_teacher(random_teacher, published.family, path, {"weights": "random"}, torch.float32)
     return teacher.model_copy(update={"name": str(path)})
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One preset on one device; `config` names a teacher whose file is there."""
+    """One preset on one device; `config` names a teacher whose file exists."""
 
     name: str
     config: RunConfig
@@ -131,14 +132,14 @@ class Bench:
         return Draw(torch.rand(count, num_tokens, dtype=torch.float64, device=self.clock.device))
 
 
-def notify(cells: Sequence[str]) -> list[str]:
-    """A row, told at once: the table may be long in coming."""
+def report_row(cells: Sequence[str]) -> list[str]:
+    """Print a row as soon as it is measured, and return it."""
     click.echo(" ".join(cells), err=True)
     return list(cells)
 
 
 def pairs_table(bench: Bench) -> Table:
-    """Pairs a second of one worker, by batch size and the teacher's arithmetic."""
+    """Pairs per second of one worker, by batch size and the teacher's dtype."""
     rows, usual = [], bench.config.pairs.batch_size
     for dtype in ("float32", "bfloat16"):
         loaded = bench.loaded(dtype)
@@ -147,16 +148,16 @@ def pairs_table(bench: Bench) -> Table:
         maker = PairMaker(loaded.teacher, flow_map, bench.settings)
         for size in (usual, 2 * usual):
             choose = bench.draws(size, spec.num_tokens)
-            walking = partial(walk, loaded.teacher, bench.labels(size), bench.settings, choose)
+            walking = partial(generate_tokens, loaded.teacher, bench.labels(size), bench.settings, choose)
             drawn = bench.clock.median(walking, bench.repeats)
             mapped = bench.clock.median(partial(maker.make, spec, range(size)), bench.repeats)
             cells = f"{size / mapped:.1f}", f"{size / drawn:.1f}", f"{100 * (mapped / drawn - 1):+.0f} %"
-            rows.append(notify([bench.name, dtype, str(size), *cells]))
+            rows.append(report_row([bench.name, dtype, str(size), *cells]))
     return ("preset", "teacher", "batch", "pairs/s", "draws/s", "flow map adds"), rows
 
 
 def map_table(bench: Bench) -> Table:
-    """Milliseconds of the flow map for one AR step, as one kernel and by torch's operations one after the other."""
+    """Milliseconds of the flow map for one AR step, as one kernel and as torch operations."""
     rows, loaded, device = [], bench.loaded(), bench.clock.device
     teacher, most = loaded.teacher, max(loaded.teacher.layout.tokens_per_step)
     flow_map = FlowMap(teacher.codebook_VC.float(), default_num_steps(teacher.codebook_dim))
@@ -171,7 +172,7 @@ def map_table(bench: Bench) -> Table:
         tokens = int((mapped.tokens_N != expected.tokens_N).sum())
         steps = int((mapped.num_evaluations_N != expected.num_evaluations_N).sum())
         cells = f"{temperature:g}", str(count), f"{1000 * kernel:.3g}", f"{1000 * apart:.3g}"
-        rows.append(notify([bench.name, *cells, str(tokens), str(steps)]))
+        rows.append(report_row([bench.name, *cells, str(tokens), str(steps)]))
     header = (
         "preset",
         "temperature",
@@ -185,22 +186,24 @@ def map_table(bench: Bench) -> Table:
 
 
 def training_table(bench: Bench, batch: int, num_steps: int) -> Table:
-    """Images a second of a training, and its peak memory beside what was reckoned before it began."""
+    """Images per second of a training, and its peak memory with the estimate from before its start."""
     root, config, clock = bench.work / f"{bench.name}-pairs", bench.config, bench.clock
     sizes = {"num_pairs": NUM_PAIRS, "num_heldout": NUM_PAIRS // 2, "pairs_per_shard": NUM_PAIRS // 2}
-    # How well they are mapped is of no interest to a training's pace.
+    # The accuracy of the map does not change the speed of training.
     pairs = config.pairs.model_copy(update={**sizes, "solver_steps": 8})
-    asked = config.generate.model_copy(update={"pairs": pairs})
-    generate(asked, root, workers=0, report=lambda *_: None, should_stop=lambda: False)
-    # Or its teacher stays on the device.
+    generate_config = config.generate.model_copy(update={"pairs": pairs})
+    generate(generate_config, root, workers=0, report=lambda *_: None, should_stop=lambda: False)
+    # Otherwise its teacher stays on the device.
     pair_maker.cache_clear()
     rows = []
     for way, changes in WAYS_TO_TRAIN.items():
         train = config.train.model_copy(update={"batch_size": batch, "num_workers": 2, **changes})
         need = MemoryNeed.of(load_teacher(config.teacher.name), train)
-        clock.forget_peak()
+        clock.reset_peak()
         distill = DistillConfig(student=config.student, train=train)
-        training = Training(distill, config.teacher.name, root, None, World(device=clock.device))
+        training = Training(
+            distill, config.teacher.name, checked_manifest(distill, root), None, World(device=clock.device)
+        )
         with closing(training.stream):
             first = training.update()["loss"].item()
             for _ in range(WARM_UP_STEPS):
@@ -210,34 +213,40 @@ def training_table(bench: Bench, batch: int, num_steps: int) -> Table:
                 last = training.update()["loss"]
             seconds, waited = clock() - began, training.waited_seconds - waited
         pace = f"{batch * num_steps / seconds:.1f}", f"{100 * waited / seconds:.1f} %"
-        reckoned = need.total(training.gradients.device_batch_size)
-        memory = f"{clock.peak() / 1e9:.1f} GB", f"{reckoned / 1e9:.1f} GB"
+        estimate = need.total(training.gradients.device_batch_size)
+        memory = f"{clock.peak() / 1e9:.1f} GB", f"{estimate / 1e9:.1f} GB"
         rows.append(
-            notify([bench.name, way, str(batch), *pace, *memory, f"{first:.4f}", f"{last.item():.4f}"])
+            report_row([bench.name, way, str(batch), *pace, *memory, f"{first:.4f}", f"{last.item():.4f}"])
         )
         del training
-    header = "preset", "training", "batch", "images/s", "waits", "peak", "reckoned", "first loss", "last loss"
+    header = "preset", "training", "batch", "images/s", "waits", "peak", "estimate", "first loss", "last loss"
     return header, rows
 
 
 def sampling_table(bench: Bench, sizes: Sequence[int]) -> Table:
-    """Milliseconds an image of the teacher's walk with draws and of the student's passes, and how many times as fast."""
+    """Milliseconds for each image of the teacher with draws and of the student's passes, and the speed-up."""
     loaded, config, clock, rows = bench.loaded(), bench.config, bench.clock, []
-    asked = config.student
+    settings = config.student
     student = Student.from_teacher(
-        loaded, asked.timesteps, asked.split, "", 0, initialise=False, noise_weight=asked.noise_weight
+        loaded,
+        settings.timesteps,
+        settings.split,
+        "",
+        0,
+        initialise=False,
+        noise_weight=settings.noise_weight,
     )
     student.to(clock.device).eval().requires_grad_(False)
     L, C = loaded.teacher.layout.num_tokens, loaded.teacher.codebook_dim
     for size in sizes:
         labels_B, noise_BLC = bench.labels(size), torch.randn(size, L, C, device=clock.device)
-        at_once = min(size, most_at_once(student.tokenizer.image_shape))
-        walking = partial(walk, loaded.teacher, labels_B, bench.settings, bench.draws(size, L))
+        at_once = min(size, max_batch_size(student.tokenizer.image_shape))
+        walking = partial(generate_tokens, loaded.teacher, labels_B, bench.settings, bench.draws(size, L))
         teacher = clock.median(walking, bench.repeats) / size
         one, two = (
             clock.median(partial(sample_sequence, student, noise_BLC, labels_B, passes), 10 * bench.repeats)
             / size
-            for passes in (asked.timesteps[:1], asked.timesteps[:2])
+            for passes in (settings.timesteps[:1], settings.timesteps[:2])
         )
         with torch.inference_mode():
             decoding = clock.median(
@@ -247,21 +256,27 @@ def sampling_table(bench: Bench, sizes: Sequence[int]) -> Table:
         cells = [f"{1000 * seconds:.3g}" for seconds in (teacher, one, two, decoding)]
         steps = loaded.teacher.layout.num_steps
         ratios = f"{teacher / one:.1f} of {steps}", f"{(teacher + decoding) / (one + decoding):.1f}"
-        rows.append(notify([bench.name, str(size), *cells, *ratios]))
+        rows.append(report_row([bench.name, str(size), *cells, *ratios]))
     header = "preset", "batch", "teacher ms", "1 step ms", "2 steps ms", "decoding ms", "faster", "decoded"
     return header, rows
 
 
 @click.command(cls=Script)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder of teachers and pairs.")
-@click.option("--presets", default="var-d16,llamagen-b", show_default=True, metavar="A,B", help="Which.")
+@click.option("--presets", default="var-d16,llamagen-b", show_default=True, metavar="A,B", help="Presets.")
 @click.option(
-    "--parts", default="map,pairs,training,sampling", show_default=True, metavar="A,B", help="What."
+    "--parts", default="map,pairs,training,sampling", show_default=True, metavar="A,B", help="Measurements."
 )
-@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Of a training.")
-@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Of a training.")
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="The median counts."
+    "--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Training batch size."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Training steps.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Repetitions; the table shows the median.",
 )
 @click.option(
     "--sizes",
@@ -269,13 +284,13 @@ def sampling_table(bench: Bench, sizes: Sequence[int]) -> Table:
     default="1,64",
     show_default=True,
     metavar="1,64",
-    help="Images at once.",
+    help="Batch sizes of sampling.",
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of the presets."
 )
 @click.option(
-    "--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Where."
+    "--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Device."
 )
 def main(
     work: Path,
@@ -288,10 +303,10 @@ def main(
     overrides: tuple[str, ...],
     device: str,
 ) -> None:
-    """Time presets of full size on a GPU; prints tables."""
+    """Time presets of full size on a GPU; print tables."""
     if device == "cuda" and not torch.cuda.is_available():
         raise Refused(
-            "this torch finds no GPU: --device cpu tries the program out, with --set as small as you like"
+            "--device cuda: torch finds no GPU. To try the program, use --device cpu and small settings (--set)"
         )
     work.mkdir(parents=True, exist_ok=True)
     clock, tables = Clock(torch.device(device)), dict[str, list[Table]]()
@@ -306,7 +321,9 @@ def main(
             "sampling": partial(sampling_table, bench, sizes),
         }
         if unknown := set(parts.split(",")) - made.keys():
-            raise Refused(f"--parts {parts}: there is no {', '.join(sorted(unknown))}, but {', '.join(made)}")
+            raise Refused(
+                f"--parts {parts}: unknown: {', '.join(sorted(unknown))}; known parts: {', '.join(made)}"
+            )
         for part in parts.split(","):
             tables.setdefault(part, []).append(made[part]())
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"

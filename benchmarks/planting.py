@@ -1,4 +1,4 @@
-"""Small pair data sets to be damaged: the sound one, others whose files get into it, and copies to work on."""
+"""Small pair data sets for planting damage: the sound one, others as sources of wrong files, and copies to damage."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ROW_EXTRAS = {"seconds": 1.5, "host": "here", "device": "cpu", "batch_size": 4, 
 
 @dataclass(frozen=True)
 class Originals:
-    """Sound data sets, each in a folder: the one to damage, and others whose files get into it.
+    """Sound data sets, each in a folder: the one to damage, and others as sources of wrong files.
 
     Attributes:
         sound: the one to damage, with a joined table.
-        older: the same pairs but for some tokens, as another device makes them; the fingerprint is the same.
+        older: the same fingerprint and pairs, except for some tokens, as another device may make them.
         other_seed: made with another seed.
         other_teacher: made by another teacher.
     """
@@ -46,7 +46,7 @@ class Originals:
 
 @dataclass(frozen=True)
 class Copy:
-    """What a plant works on: a copy of the sound data set, the originals, and a source of choices."""
+    """A copy of the sound data set to damage, the originals, and a random generator."""
 
     root: Path
     originals: Originals
@@ -57,7 +57,7 @@ class Copy:
         return Manifest.open(self.originals.sound).spec
 
     def shard(self) -> str:
-        """Any shard that training reads."""
+        """A random shard that training reads."""
         return shard_name(self.choice.randrange(1, NUM_SHARDS))
 
     def two_shards(self) -> tuple[str, str]:
@@ -65,7 +65,7 @@ class Copy:
         return shard_name(one), shard_name(other)
 
     def joined(self) -> Path:
-        """The joined table, put back where it had been left out."""
+        """The joined table, restored if it is missing."""
         path = self.root / JOINED_FILE
         shutil.copyfile(self.originals.sound / JOINED_FILE, path)
         return path
@@ -82,20 +82,20 @@ class Copy:
         return self.choice.choice((layout.noise, layout.tokens))
 
     def sample_offset(self) -> int:
-        """Where any sample of a shard begins."""
+        """The offset of a random sample of a shard."""
         return self.choice.randrange(self.spec.pairs_per_shard) * layout_of(self.spec).stride
 
     def inside(self, member: Member) -> int:
-        """A place in the middle of a member's content."""
+        """A random offset inside a member's content."""
         return self.choice.randrange(member.data.start + 1, member.data.stop)
 
     @property
     def num_sample_bytes(self) -> int:
-        """Where the trailer of a tar begins."""
+        """The offset of a tar's trailer."""
         return self.spec.pairs_per_shard * layout_of(self.spec).stride
 
     def reseal(self, name: str, change: Callable[[Layout, Array], None]) -> set[str]:
-        """Changes a shard's samples (a row each) and recomputes what vouches for them."""
+        """Change a shard's samples (one row each) and recompute the hashes in its row."""
         path, layout, size = shard_path(self.root, name), layout_of(self.spec), self.spec.pairs_per_shard
         everything = np.frombuffer(path.read_bytes(), dtype=np.uint8).copy()
         change(layout, everything[: size * layout.stride].reshape(size, layout.stride))
@@ -109,7 +109,7 @@ class Copy:
 
 
 def make_originals(folder: Path, noise: str) -> Originals:
-    """The sound data set and the others, below a folder."""
+    """Make the sound data set and the others below a folder."""
     spec = PairSpec(
         lineage={"teacher": {"name": "small", "top_k": 5}, "dtype": "float32"},
         tokens_per_step=(1, 2, 3),

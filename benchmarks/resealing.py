@@ -1,6 +1,6 @@
-"""Damage that is sealed: content that changed before it was hashed, so that the row vouches for it.
+"""Sealed damage: content that changed before it was hashed, so that the row's hashes match it.
 
-It comes from a mistake or from faulty memory while a shard is made; only the rules of the content can tell it.
+It results from a software mistake or from faulty memory while a shard is made; only the content rules can detect it.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ def _token_out_of_range(copy: Copy, layout: Layout, rows: Array) -> None:
 
 
 def _other_noise(copy: Copy, layout: Layout, rows: Array) -> None:
-    """Noise, or its checksum, of the pair that follows."""
+    """The noise, or its checksum, of the next pair."""
     place = _place(copy)
     rows[place, layout.noise.data] = rows[(place + 1) % len(rows), layout.noise.data]
 
 
 def _a_pair_twice(copy: Copy, layout: Layout, rows: Array) -> None:
-    """Another place holds the content of a pair with the same label, under its own key."""
+    """A sample contains the noise and tokens of another pair with the same label, under its own key."""
     place = copy.choice.randrange(len(rows) - copy.spec.num_classes)
     for member in (layout.noise, layout.tokens):
         rows[place, member.data] = rows[place + copy.spec.num_classes, member.data]
 
 
 def _a_sample_twice(copy: Copy, layout: Layout, rows: Array) -> None:
-    """Another place holds all of a sample, the key as well."""
+    """A sample is replaced by another one, including its key."""
     one, other = copy.choice.sample(range(len(rows)), 2)
     rows[one] = rows[other]
 
@@ -93,10 +93,10 @@ def _another_token(copy: Copy, layout: Layout, rows: Array) -> None:
 
 
 RESEALED = {f"re-sealed with {name}": _resealed(change) for name, change in _CHANGES.items()}
-"""Damage that must be found, and never be fed to training."""
+"""Damage that `verify` must find and that training must never receive."""
 
 FOUND_ONLY = {"re-sealed with one number of noise changed": _resealed(_one_number_of_noise)}
-"""Damage that must be found, and that a training may meet before anybody verifies."""
+"""Damage that `verify` must find, but that training may receive before `verify` runs."""
 
 UNKNOWABLE = {"re-sealed with another token in range": _resealed(_another_token)}
-"""Damage that nobody can know of who does not ask the teacher again."""
+"""Damage that can be detected only by running the teacher again."""

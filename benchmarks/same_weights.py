@@ -1,4 +1,4 @@
-"""A network twice, official and ours, with the same random weights: the official tensors, under their own names."""
+"""The official network and ours with the same random weights, loaded under the official tensor names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LLAMAGEN_CODEBOOK_DIM = LlamaGenTokenizerConfig().codebook_dim
 
 
 def our_teacher(config: Config) -> Teacher:
-    """A teacher of a shape, its tokenizer as small as can be: making tokens needs no encoder and no decoder."""
+    """A teacher of a shape with a minimal tokenizer: making tokens needs neither encoder nor decoder."""
     if isinstance(config, VarConfig):
         var = VarTokenizerConfig(
             config.vocab_size,
@@ -48,14 +48,14 @@ def our_teacher(config: Config) -> Teacher:
 
 
 def load_official(ours: nn.Module, official: nn.Module) -> None:
-    """Load an official network's weights, strictly but for constants that its files carry and ours computes."""
+    """Load an official network's weights strictly, except constants that ours computes."""
     ignored = (*VAR_BUFFERS, *TOKENIZER_BUFFERS)
     state = official.state_dict()
     ours.load_state_dict({name: tensor for name, tensor in state.items() if not name.endswith(ignored)})
 
 
 def teachers(code: OfficialCode, config: Config, device: torch.device) -> tuple[OfficialTeacher, Teacher]:
-    """The official teacher of a shape, and ours."""
+    """The official teacher of a shape and ours."""
     ours = our_teacher(config)
     if isinstance(config, VarConfig):
         var = OfficialVar.of(code, config)
@@ -68,7 +68,7 @@ def teachers(code: OfficialCode, config: Config, device: torch.device) -> tuple[
 
 
 def students(code: OfficialCode, config: Config, device: torch.device) -> tuple[OfficialStudent, nn.Module]:
-    """The official student of a shape, and the network of ours."""
+    """The official student of a shape and our network."""
     if isinstance(config, VarConfig):
         official = OfficialStudent.var(code, config)
         ours: nn.Module = VarStudent(config)

@@ -1,4 +1,4 @@
-"""A preset's teacher at the preset's sampling settings: the sequences it makes either way, and their images."""
+"""A preset's teacher with the preset's sampling settings: its drawn and its mapped sequences, and their images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.trajectory import Choice, Draw, MapNoise, walk
+from generate_pairs.trajectory import Choice, Draw, MapNoise, generate_tokens
 from pipeline.config.run_config import RunConfig
 from shards.format.noise import uniform_numbers
 
 
 @dataclass(frozen=True)
 class SampledTeacher:
-    """A teacher and the labels (N,) of the images that it is to make."""
+    """A teacher and the labels (N,) of its images."""
 
     teacher: Teacher
     settings: SamplingSettings
@@ -33,10 +33,10 @@ class SampledTeacher:
 
     @classmethod
     def of(cls, config: RunConfig) -> SampledTeacher:
-        """The teacher of a configuration, for as many images as its evaluation makes.
+        """The teacher of a configuration, for the number of images of its evaluation.
 
         Raises:
-            Refused: there is no such teacher.
+            Refused: the teacher does not exist.
         """
         teacher = load_teacher(config.teacher.name, dtype=getattr(torch, config.teacher.dtype)).teacher
         solver_steps = config.pairs.solver_steps or default_num_steps(teacher.codebook_dim)
@@ -45,7 +45,7 @@ class SampledTeacher:
         return cls(teacher, SamplingSettings.of(config.teacher.model_dump()), flow_map, labels_N)
 
     def draw(self, seed: int) -> Tensor:
-        """Tokens (N, L) drawn from the teacher's distributions, as AR models are usually sampled."""
+        """Tokens (N, L) drawn from the teacher's distributions."""
         num_tokens = self.teacher.layout.num_tokens
 
         def choose(first: int, count: int) -> Choice:
@@ -54,7 +54,7 @@ class SampledTeacher:
         return self._walk(choose)
 
     def map(self, seed: int) -> Tensor:
-        """Tokens (N, L) that the flow map makes of noise; the noise is that of the seed's evaluation."""
+        """Tokens (N, L) that the flow map makes from the noise of an evaluation with this seed."""
         shape = (self.teacher.layout.num_tokens, self.teacher.codebook_dim)
 
         def choose(first: int, count: int) -> Choice:
@@ -73,10 +73,13 @@ class SampledTeacher:
         starts = range(0, len(self.labels_N), BATCH_SIZE)
         parts = [(first, self.labels_N[first : first + BATCH_SIZE]) for first in starts]
         return torch.cat(
-            [walk(self.teacher, labels, self.settings, choice(first, len(labels))) for first, labels in parts]
+            [
+                generate_tokens(self.teacher, labels, self.settings, choice(first, len(labels)))
+                for first, labels in parts
+            ]
         )
 
 
-def digits_judge(split: DigitsSplit) -> Scorer:
-    """The judge of evaluation protocol `digits`: its reference are the real training digits."""
+def digits_scorer(split: DigitsSplit) -> Scorer:
+    """The scorer of the evaluation protocol `digits`: its reference is the real training digits."""
     return Scorer.digits(to_unit_range(split.train_images))

@@ -1,4 +1,4 @@
-"""What the command lines of the benchmarks share: a refusal is one message, and a table is Markdown."""
+"""Shared by the command lines of the benchmarks: expected failures as one message, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shards.core.errors import Failed, Refused
 
 
 class Script(click.Command):
-    """A command that ends with a message and the project's exit code, not with a traceback."""
+    """A command that reports expected failures by a message and the project's exit code, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -22,7 +22,7 @@ class Script(click.Command):
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, first column to the left, the others to the right."""
+    """A Markdown table; the first column is left-aligned, the others are right-aligned."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = [

@@ -1,8 +1,8 @@
-"""One way of reading one set of samples, in a process of its own: prints the CPU seconds that an epoch took.
+"""Read a set of samples with one reader in a separate process, and print the CPU seconds of each epoch.
 
-Runs where the peers are installed, so nothing of this project is imported but by the reader `ours`. Every reader gives
-each sample's noise, tokens and label as numbers (`webdataset-raw` as bytes); `ours` gives them as batches, widened for
-training, `litdata-loader` as batches, and the others one by one, as they come.
+This program also runs in the peers' environment, so only the reader `ours` imports this project. Every reader yields
+noise, tokens and label of each sample as numbers (`webdataset-raw` as bytes): `ours` as batches in the dtypes of
+training, `litdata-loader` as batches, and the others as single samples.
 
     python benchmarks/stream_readers.py READER FOLDER
 """
@@ -23,7 +23,7 @@ BATCH_SIZE = 256
 
 
 def ours(folder: Path) -> Iterator[int]:
-    """Two epochs in their exact order; the first holds every shard against its sha256."""
+    """Two epochs in their exact order; the first one checks the hash of every shard."""
     from shards.dataset.manifest import Manifest
     from shards.streaming.stream import PairStream
 
@@ -127,7 +127,7 @@ def cpu_seconds() -> float:
 
 
 def epochs(reader: Iterator[int], num_samples: int, count: int) -> list[float]:
-    """CPU seconds of each of the first `count` epochs; the first one opens the data too."""
+    """CPU seconds of each of the first `count` epochs; the first one includes opening the data."""
     seconds = []
     for _ in range(count):
         began, seen = cpu_seconds(), 0

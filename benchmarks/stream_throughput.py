@@ -1,8 +1,8 @@
-"""How many samples a second of CPU time gives, ours beside webdataset, mosaicml-streaming and litdata, in one run.
+"""Compare samples per CPU second of `PairStream` with webdataset, mosaicml-streaming and litdata.
 
-One set of 20,000 samples (noise 256 x 8 float16, 256 tokens uint16, a label: about 4.6 kB) is written in each reader's
-own format, and read in rounds: every reader in a process of its own, one after another. CPU time of the process and its
-children from opening the data to the last sample; imports are not counted, and files are in the page cache.
+A set of 20,000 samples (noise 256 x 8 float16, 256 tokens uint16, a label: about 4.6 kB) is written in each reader's
+own format, and read in rounds: every reader in a separate process, one after another. Measured is the CPU time of the
+process and its children from opening the data to the last sample, without imports; files are in the page cache.
 
     python -m venv peers && peers/bin/pip install webdataset mosaicml-streaming==0.13.0 litdata==0.2.76
     python benchmarks/stream_throughput.py --peers-python peers/bin/python
@@ -41,7 +41,7 @@ EXTRAS = {"seconds": 0.0, "host": "", "device": "", "batch_size": PAIRS_PER_SHAR
 
 
 def write_pairs(folder: Path, num_samples: int) -> None:
-    """The set as a pair data set, and as plain arrays for the peers to write their own formats from."""
+    """Write the set as a pair data set, and as plain arrays, from which the peers write their own formats."""
     spec = PairSpec(
         lineage={"benchmark": "stream_throughput"},
         tokens_per_step=(1,) * 256,
@@ -72,10 +72,10 @@ def write_pairs(folder: Path, num_samples: int) -> None:
 
 
 def run(python: str, name: str, folder: Path, *, with_tokenleap: bool) -> str:
-    """One reader or writer in a process of its own; returns the last line it printed.
+    """Run a reader or writer in a separate process; return the last line of its output.
 
     Raises:
-        Failed: it did not end well.
+        Failed: the process failed.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if with_tokenleap:
@@ -89,7 +89,7 @@ def run(python: str, name: str, folder: Path, *, with_tokenleap: bool) -> str:
 
 
 def measured(peers_python: str, folder: Path, repeats: int) -> dict[str, list[list[float]]]:
-    """CPU seconds of each epoch of every reader, a list for each round."""
+    """CPU seconds of each epoch of every reader, one list for each round."""
     seconds: dict[str, list[list[float]]] = {name: [] for name in ("ours", *PEERS)}
     for number in range(repeats):
         for name, rounds in seconds.items():
@@ -101,7 +101,7 @@ def measured(peers_python: str, folder: Path, repeats: int) -> dict[str, list[li
 
 
 def table(seconds: dict[str, list[list[float]]], num_samples: int) -> str:
-    """Medians of the rounds, and how many times as fast ours is; the first epoch of ours hashes every shard."""
+    """Medians of the rounds, and the speed-up of ours; the first epoch of ours checks the hash of every shard."""
     rates = {name: [num_samples / epochs[0] for epochs in rounds] for name, rounds in seconds.items()}
     rates["ours, epoch two"] = [num_samples / epochs[1] for epochs in seconds["ours"]]
     rates["ours, both epochs"] = [2 * num_samples / sum(epochs) for epochs in seconds["ours"]]
@@ -109,7 +109,7 @@ def table(seconds: dict[str, list[list[float]]], num_samples: int) -> str:
     for name, found in rates.items():
         cells = [f"{statistics.median(found):,.0f}", f"{min(found):,.0f} .. {max(found):,.0f}"]
         for mine in ("ours", "ours, both epochs"):
-            # Round by round: what slows the machine slows both of a round.
+            # Ratios within a round: a temporary slowdown of the machine affects both readers.
             ratio = statistics.median(one / other for one, other in zip(rates[mine], found, strict=True))
             cells.append("" if name.startswith("ours") else f"{ratio:.1f}")
         rows.append([name, *cells, str(GOALS.get(name, ""))])
@@ -120,7 +120,7 @@ def table(seconds: dict[str, list[list[float]]], num_samples: int) -> str:
 
 
 @click.command(cls=Script)
-@click.option("--peers-python", required=True, help="Python of the environment that has the peers.")
+@click.option("--peers-python", required=True, help="Python of the environment with the peers.")
 @click.option("--samples", default=20_000, show_default=True, help="In shards of 1,000.")
 @click.option("--repeats", default=5, show_default=True, help="Rounds; the table shows medians.")
 def main(peers_python: str, samples: int, repeats: int) -> None:

@@ -1,7 +1,7 @@
-"""How good is a teacher, at a preset's sampling settings? The ceiling of every student that it teaches.
+"""Score a teacher at a preset's sampling settings: an upper bound for its students.
 
-`real` are the test digits, `reconstruction` the training digits through the tokenizer and back, `teacher` what it
-samples, mean and spread (standard deviation) over seeds. With --teacher, a retrained one, to compare.
+Rows: `real` are the test digits, `reconstruction` the training digits encoded and decoded by the tokenizer, `teacher` its
+samples, mean and standard deviation over seeds. --teacher scores a retrained teacher instead of the preset's.
 
     python benchmarks/teacher_quality.py digits --teacher retrained.safetensors --seeds 3
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 import torch
-from sampled_teacher import SampledTeacher, digits_judge
+from sampled_teacher import SampledTeacher, digits_scorer
 from script import Script, markdown
 
 from generate_pairs.digits.dataset import load_digits_split
@@ -32,7 +32,7 @@ COLUMNS = {
 
 
 def table_row(name: str, scores: Sequence[Mapping[str, float]]) -> list[str]:
-    """A method's scores, one mapping a seed, as cells: the number, or mean and spread of several."""
+    """A method's scores (one mapping for each seed) as cells: the number, or mean and standard deviation of several."""
     columns = [[one[column] for one in scores] for column in COLUMNS]
     return [name, *map(_cell, columns)]
 
@@ -44,15 +44,15 @@ def _cell(values: Sequence[float]) -> str:
 
 @click.command(cls=Script)
 @preset_argument
-@click.option("--teacher", metavar="FILE", help="A teacher in place of the preset's: its name or file.")
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Times it samples.")
+@click.option("--teacher", metavar="FILE", help="Name or file of a teacher to use instead of the preset's.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Number of seeds.")
 @set_option
 def main(preset: str, teacher: str | None, seeds: int, settings: tuple[str, ...]) -> None:
-    """Judge a teacher at a preset's sampling settings; prints a table."""
+    """Score a teacher at a preset's sampling settings; print a table."""
     config = compose(preset, [*settings, *([f"teacher.name={teacher}"] if teacher else [])])
     torch.set_num_threads(config.train.threads)
     split, sampled = load_digits_split(), SampledTeacher.of(config)
-    scorer, tokenizer = digits_judge(split), sampled.teacher.tokenizer
+    scorer, tokenizer = digits_scorer(split), sampled.teacher.tokenizer
     with torch.inference_mode():
         tokens = tokenizer.encode(split.train_images)
     made = []

@@ -1,6 +1,6 @@
-"""Stage two: pairs to a one-step student, and judging it.
+"""Stage two: trains a student on pairs, samples it and evaluates it.
 
-`from distill import Student` loads torch only when it is asked for.
+`from distill import Student` loads torch only on first access.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stage two's settings, as people write them: `[student]`, `[train]` and `[evaluation]` of a preset."""
+"""Settings of stage two: the tables `[student]`, `[train]` and `[evaluation]` of a preset."""
 
 from __future__ import annotations
 
@@ -10,61 +10,58 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from shards.core.settings import FREE, UPWARD, Settings
 
-FEWEST_SCORED = 100
-"""Images below which a Frechet distance says nothing."""
+MIN_SCORED_IMAGES = 100
+"""A Frechet distance of fewer images is meaningless."""
 
 DEFAULT_IMAGES = {"digits": 2_000, "samples": 64, "adm": 50_000, "dd": 50_000, "folder": 10_000}
-"""Images of each method, by protocol, where the settings do not say."""
+"""Default number of images of each method, by protocol."""
 
-MOST_CURVE_IMAGES = 5_000
-"""So many images a look of an ablation scores at most unless told otherwise, as figures 7 and 8 of arXiv 2412.17153."""
+MAX_DEFAULT_CURVE_IMAGES = 5_000
+"""Upper limit of the default of `curve_images`, as in figures 7 and 8 of arXiv 2412.17153."""
 
 REFERENCE_FREE = ("digits", "samples")
-"""Protocols that bring their own real images, or need none."""
+"""Protocols that contain their reference images or need none."""
 
 
-def checked_weight(weight: float | tuple[float, ...]) -> float | tuple[float, ...]:
-    """A weight of the noise; one of a single number is that number.
+def validate_noise_weight(weight: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """Check a noise weight; a tuple of one number becomes that number.
 
     Raises:
-        ValueError: there is none, or one that is below 0 or not finite.
+        ValueError: The tuple is empty, or a number is negative or not finite.
     """
     weights = weight if isinstance(weight, tuple) else (weight,)
     if not weights or not all(0 <= each < math.inf for each in weights):
         got = ", ".join(f"{each:g}" for each in weights) or "none"
-        raise ValueError(f"it is one number for each timestep or one for all, at least 0; got {got}")
+        raise ValueError(f"give one number for all timesteps or one for each, at least 0; got {got}")
     return weights if len(weights) > 1 else weights[0]
 
 
-NoiseWeight = Annotated[float | tuple[float, ...], AfterValidator(checked_weight)]
-"""Of a position's own noise in the choice of its token: one for all passes, or one for each of a student's timesteps."""
+NoiseWeight = Annotated[float | tuple[float, ...], AfterValidator(validate_noise_weight)]
+"""Weight of a position's own noise when its token is chosen: one for all passes, or one for each timestep."""
 
 
-def misfit(weight: NoiseWeight, timesteps: Sequence[int]) -> str | None:
-    """What is wrong with a weight of the noise for these timesteps, None where nothing is."""
+def noise_weight_error(weight: NoiseWeight, timesteps: Sequence[int]) -> str | None:
+    """Describe why a noise weight does not fit these timesteps; None if it fits."""
     if not isinstance(weight, tuple) or len(weight) == len(timesteps):
         return None
     return f"{len(weight)} numbers for {len(timesteps)} timesteps: give one for each of them, or one for all"
 
 
 class StudentConfig(Settings):
-    """Which states of the trajectory the student learns to finish, and which head makes which tokens."""
+    """The trajectory states that the student learns to complete, and the head that predicts each token."""
 
-    timesteps: tuple[int, ...] = Field(
-        (0,), description="AR steps already data, ascending; 0 must be among them"
-    )
+    timesteps: tuple[int, ...] = Field((0,), description="AR steps that are already data, ascending from 0")
     split: int = Field(
         0,
         ge=0,
-        description="tokens of AR steps below it come from the token head, the rest from the continuous head, "
-        "which needs train.embedding_weight",
+        description="AR steps below it use the token head, others the continuous head (train.embedding_weight)",
     )
     noise_weight: NoiseWeight = Field(
         0.0,
-        description="of a position's own noise when the token head chooses its token, one for all passes or one for each "
-        "of timesteps; 0 takes the likeliest, as the official sampler does",
+        description="weight of a position's own noise when the token head chooses a token: one number, or one for each "
+        "timestep; 0 chooses the most likely token, as the official sampler does",
     )
-    initialise: str = Field("teacher", pattern="^(teacher|random)$", description="where the weights start")
+    initialise: str = Field("teacher", pattern="^(teacher|random)$", description="initial weights")
 
     @field_validator("timesteps")
     @classmethod
@@ -82,77 +79,55 @@ class TrainConfig(Settings):
     num_steps: int = Field(1_000, gt=0, description="optimizer updates", json_schema_extra=UPWARD)
     batch_size: int = Field(64, gt=0, description="pairs in a global batch")
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: for the matrices of the network's layers, AdamW for the rest"
+        "adamw", description="muon: Muon for matrices of layers, AdamW for other parameters"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="of AdamW, at the top of the schedule")
-    muon_learning_rate: float = Field(0.02, gt=0, description="of Muon, at the top of the schedule")
-    warmup_steps: int = Field(100, ge=0, description="linear rise from zero")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of Muon")
+    warmup_steps: int = Field(100, ge=0, description="steps of linear warmup from zero")
     schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="after the warmup; cosine falls to zero"
+        "cosine", description="after the warmup; cosine decays to zero"
     )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW, each in [0, 1)")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    ema_decay: float = Field(
-        0.9999, ge=0, lt=1, description="the most that min(ema_decay, (i + 1) / (i + 10)) reaches"
-    )
+    max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="upper limit of the decay (i + 1) / (i + 10)")
     timestep_weights: tuple[float, ...] | None = Field(
-        None, description="how often each of the student's timesteps is drawn; all alike by default"
+        None, description="relative frequencies of timesteps; None: equal"
     )
-    token_weight: float = Field(1.0, ge=0, description="of the cross-entropy of the token head")
-    embedding_weight: float = Field(0.0, ge=0, description="of the squared distance between embeddings")
-    image_weight: float = Field(0.0, ge=0, description="of the distance between decoded images")
+    token_weight: float = Field(1.0, ge=0, description="weight of the token head's cross-entropy")
+    embedding_weight: float = Field(0.0, ge=0, description="weight of the embedding distance")
+    image_weight: float = Field(0.0, ge=0, description="weight of the distance of decoded images")
     image_distance: Literal["squared", "lpips"] = Field(
-        "squared", description="lpips: as VGG16 sees them; an extra, with weights that it fetches"
+        "squared", description="lpips: VGG16 features; an extra that downloads weights"
     )
-    seed: int = Field(
-        0, ge=0, lt=2**63, description="of the order of pairs, the timesteps and the initialisation"
-    )
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of pair order, timesteps and initialisation")
     threads: int = Field(
-        1,
-        ge=1,
-        le=1024,
-        description="CPU threads, an equal share of a batch each; a different number gives different rounding",
+        1, ge=1, le=1024, description="CPU threads, each with a share of the batch; affects rounding"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: a GPU for each process where there is one", json_schema_extra=FREE
+        "auto", description="auto: one GPU for each process, if any", json_schema_extra=FREE
     )
     device_batch_size: int | Literal["auto"] = Field(
-        "auto",
-        description="pairs that a device computes at once, their gradients added up; auto: as many as fit",
-        json_schema_extra=FREE,
+        "auto", description="pairs at once on a device; auto: as many as fit", json_schema_extra=FREE
     )
     precision: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32", description="of the computing; bfloat16 keeps float32 weights, averages and optimizer"
+        "float32", description="of computation; with bfloat16, weights and optimizer stay float32"
     )
-    checkpoint_activations: bool = Field(
-        False, description="compute each layer again for its gradient, rather than keep what is in between"
-    )
-    compile: bool = Field(False, description="have torch.compile make kernels of the network")
-    deterministic: bool = Field(
-        False, description="on a GPU: only kernels that give the same bytes again, which are slower"
-    )
+    checkpoint_activations: bool = Field(False, description="recompute layers in the backward pass")
+    compile: bool = Field(False, description="compile the network with torch.compile")
+    deterministic: bool = Field(False, description="use only deterministic GPU kernels (slower)")
     num_workers: int = Field(
-        0,
-        ge=0,
-        le=256,
-        description="processes that read pairs ahead, 0 for none; the batches are the same",
-        json_schema_extra=FREE,
+        0, ge=0, le=256, description="processes that prefetch pairs; 0: none", json_schema_extra=FREE
     )
     checkpoint_interval: int = Field(
-        500,
-        gt=0,
-        description="steps between checkpoints, and between grids of samples",
-        json_schema_extra=FREE,
+        500, gt=0, description="steps between checkpoints and sample grids", json_schema_extra=FREE
     )
-    kept_checkpoints: int = Field(2, ge=1, description="newest checkpoints that stay", json_schema_extra=FREE)
+    kept_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep", json_schema_extra=FREE)
     keep_interval: int | None = Field(
-        None, gt=0, description="checkpoints at multiples of it stay, too", json_schema_extra=FREE
+        None, gt=0, description="also keep checkpoints at multiples of it", json_schema_extra=FREE
     )
-    log_interval: int = Field(50, gt=0, description="steps between lines of metrics", json_schema_extra=FREE)
-    tensorboard: bool = Field(
-        False, description="write the metrics for TensorBoard, too", json_schema_extra=FREE
-    )
+    log_interval: int = Field(50, gt=0, description="steps between rows of metrics", json_schema_extra=FREE)
+    tensorboard: bool = Field(False, description="also write TensorBoard metrics", json_schema_extra=FREE)
 
     @field_validator("device_batch_size")
     @classmethod
@@ -165,9 +140,7 @@ class TrainConfig(Settings):
     @classmethod
     def _compiled_by_one_thread(cls, compiled: bool, info: ValidationInfo) -> bool:
         if compiled and info.data.get("threads", 1) > 1:
-            raise ValueError(
-                "a compiled network is run by one thread: set train.threads to 1, or compile to false"
-            )
+            raise ValueError("compile needs one thread: set train.threads to 1, or compile to false")
         return compiled
 
     @field_validator("betas")
@@ -186,59 +159,53 @@ class TrainConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """How images are judged; docs/evaluation.md says what each protocol is."""
+    """How images are scored; docs/evaluation.md describes the protocols."""
 
     protocol: Literal["digits", "samples", "adm", "dd", "folder"] = Field(
-        "digits",
-        description="features and reference images; samples has neither: images, token match and times only",
+        "digits", description="features and reference images; samples: no scores"
     )
     num_images: int = Field(
-        DEFAULT_IMAGES["digits"], ge=2, description="images of each method; to be scored at least 100"
+        DEFAULT_IMAGES["digits"], ge=2, description="images of each method; scores need at least 100"
     )
     curve_images: int = Field(
-        DEFAULT_IMAGES["digits"], ge=2, description="images that a look of an ablation scores, likewise"
+        DEFAULT_IMAGES["digits"], ge=2, description="images of each evaluation in an ablation"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="of the evaluation noise, apart from the pairs' own")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the evaluation noise, independent of the pairs")
     repeats: int = Field(
-        1, ge=1, le=100, description="noise streams that scores are averaged over: seed, seed + 1, ..."
+        1, ge=1, le=100, description="noise seeds to average scores over: seed, seed + 1, ..."
     )
-    # Paths may change on the way: a run moves to another machine.
+    # Paths may change: a run can move to another machine.
     reference: str | None = Field(
-        None,
-        description="file or folder of what images are held against, for adm, dd and folder",
-        json_schema_extra=FREE,
+        None, description="reference file or folder, for adm, dd and folder", json_schema_extra=FREE
     )
     features: str = Field(
         "inception",
-        description="what the protocol folder looks through: inception, digits, or what a package registers as "
-        "tokenleap.features",
+        description="feature network of the protocol folder: inception, digits, or a tokenleap.features entry point",
     )
     inception_weights: str | None = Field(
         None,
-        description="file of torch-fidelity's Inception weights; by default its own cached or downloaded copy",
+        description="file of torch-fidelity's Inception weights; by default its cached or downloaded copy",
         json_schema_extra=FREE,
     )
     clip: str | None = Field(
-        None,
-        description="of a teacher of captions: a CLIP, as a folder or hf://OWNER/REPOSITORY, that tells how well images "
-        "fit them",
+        None, description="CLIP that scores images against captions: a folder or hf://OWNER/REPOSITORY"
     )
     device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="where images are made, judged and timed", json_schema_extra=FREE
+        "cpu", description="device that generates, scores and times images", json_schema_extra=FREE
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _numbers_of_the_protocol(cls, settings: Any) -> Any:
-        """Numbers of images that are not given follow from the protocol, so that the resolved settings show them."""
+    def _default_image_counts(cls, settings: Any) -> Any:
+        """Fill in missing image counts from the protocol, so that the resolved settings show them."""
         if not isinstance(settings, Mapping):
             return settings
         filled = dict(settings)
-        usual = DEFAULT_IMAGES.get(str(filled.get("protocol", "digits")))
-        if "num_images" not in filled and usual is not None:
-            filled["num_images"] = usual
+        default = DEFAULT_IMAGES.get(str(filled.get("protocol", "digits")))
+        if "num_images" not in filled and default is not None:
+            filled["num_images"] = default
         if "curve_images" not in filled and isinstance(filled.get("num_images"), int):
-            filled["curve_images"] = max(2, min(MOST_CURVE_IMAGES, filled["num_images"]))
+            filled["curve_images"] = max(2, min(MAX_DEFAULT_CURVE_IMAGES, filled["num_images"]))
         return filled
 
     @field_validator("num_images", "curve_images")
@@ -246,21 +213,21 @@ class EvaluationConfig(Settings):
     def _enough_for_scores(cls, count: int, info: ValidationInfo) -> int:
         protocol = info.data.get("protocol")
         derived = info.field_name == "curve_images" and "num_images" not in info.data
-        if protocol not in (None, "samples") and count < FEWEST_SCORED and not derived:
+        if protocol not in (None, "samples") and count < MIN_SCORED_IMAGES and not derived:
             raise ValueError(
                 f"{info.field_name} is {count}, and the scores of the protocol {protocol} need at least "
-                f"{FEWEST_SCORED}"
+                f"{MIN_SCORED_IMAGES}"
             )
         return count
 
     @property
     def seeds(self) -> range:
-        """The noise seeds, one a repeat."""
+        """The noise seed of each repeat."""
         return range(self.seed, self.seed + self.repeats)
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """What a result must have been made with to be the one that is asked for; all of it stands in the result."""
+    def result_settings(self) -> dict[str, Any]:
+        """Settings that a result depends on and records: a result with other values is out of date."""
         keys = ["protocol", "num_images", "seed", "repeats"]
         if self.protocol not in REFERENCE_FREE:
             keys.append("reference")
@@ -272,7 +239,7 @@ class EvaluationConfig(Settings):
 
 
 class DistillConfig(Settings):
-    """Everything that stage two is told."""
+    """All settings that a training needs."""
 
     student: StudentConfig
     train: TrainConfig

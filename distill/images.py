@@ -1,4 +1,4 @@
-"""Images for people: grids, grids with a caption to each row, and PNG files that hold no date."""
+"""Image grids, with or without row captions, and reproducible PNG files."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ BACKGROUND = 255
 INK = 0
 CAPTION_SIZE = 14
 CAPTION_MARGIN = 10
-"""White paper, black words; the size of captions and the room around them in pixels."""
+"""White background and black text; font size and horizontal margin of captions in pixels."""
 
 SHEET_WIDTH = 1024
-"""About how wide a grid of many images becomes, in pixels: a report holds one for each method."""
+"""Approximate width in pixels of a grid of many images."""
 
 
 def enlargement(side: int) -> int:
-    """Screen pixels to the side of an image pixel: 8-pixel digits are enlarged, images of 32 pixels and more are not."""
+    """Scale factor for small images: 8-pixel digits are enlarged, images of 32 pixels or more are not."""
     return max(1, 32 // side)
 
 
 def grid_size(side: int) -> tuple[int, int]:
-    """Columns and rows of a grid that shows many images: 20 x 10 up to 32 pixels, 4 x 4 of 256."""
+    """Columns and rows of a grid of many images: 20 x 10 up to a side of 32 pixels, 4 x 4 at 256."""
     columns = min(20, max(2, SHEET_WIDTH // (side * enlargement(side))))
     return columns, min(10, columns)
 
 
 def image_grid(images_BIHW: Tensor, columns: int, scale: int | None = None, gap: int = 4) -> Image.Image:
-    """Images row by row on a white sheet, every pixel enlarged to a square.
+    """Arrange images row by row on a white background.
 
     Args:
-        images_BIHW: (B, 1 or 3, height, width) in [0, 1]; what lies outside is clamped.
-        columns: images in a row; the last row may be shorter.
-        scale: screen pixels to the side of an image pixel; None for `enlargement`.
-        gap: screen pixels between images.
+        images_BIHW: (B, 1 or 3, height, width) in [0, 1]; values outside are clamped.
+        columns: Images in a row; the last row may be shorter.
+        scale: Side of a square in the grid for each image pixel; None for `enlargement`.
+        gap: Pixels between images.
 
     Raises:
-        ValueError: no images, another number of channels, or no columns.
+        ValueError: There are no images or no columns, or the number of channels is not 1 or 3.
     """
     pixels = byte_images(images_BIHW)
     scale = enlargement(pixels.shape[2]) if scale is None else scale
@@ -66,19 +66,14 @@ def image_grid(images_BIHW: Tensor, columns: int, scale: int | None = None, gap:
 
 
 def captioned_grid(rows: Mapping[str, Tensor], scale: int | None = None, gap: int = 4) -> Image.Image:
-    """One row of images to each name, the name to its left: the same noise as different methods see it.
-
-    Args:
-        rows: name to images (B, 1 or 3, height, width) in [0, 1], one shape of image in all rows.
-        scale: screen pixels to the side of an image pixel; None for `enlargement`.
-        gap: screen pixels between images.
+    """Draw one row of images for each name, with the name on the left; arguments are those of `image_grid`.
 
     Raises:
-        ValueError: no rows, or images of different shapes.
+        ValueError: There are no rows, or image shapes differ.
     """
     shapes = {name: tuple(images.shape[1:]) for name, images in rows.items()}
     if len(set(shapes.values())) != 1:
-        raise ValueError(f"the rows of a captioned grid must hold images of one shape, got {shapes}")
+        raise ValueError(f"the rows of a captioned grid must contain images of one shape, got {shapes}")
     strips = {name: image_grid(images, max(1, len(images)), scale, gap) for name, images in rows.items()}
     font = ImageFont.load_default(CAPTION_SIZE)
     caption_width = round(max(font.getlength(name) for name in rows)) + 2 * CAPTION_MARGIN
@@ -88,11 +83,11 @@ def captioned_grid(rows: Mapping[str, Tensor], scale: int | None = None, gap: in
         len(strips) * (row_height + gap) - gap,
         next(iter(strips.values())).mode,
     )
-    pen = ImageDraw.Draw(sheet)
+    draw = ImageDraw.Draw(sheet)
     for index, (name, strip) in enumerate(strips.items()):
         top = index * (row_height + gap)
         ink = INK if sheet.mode == "L" else (INK,) * 3
-        pen.text(
+        draw.text(
             (caption_width - CAPTION_MARGIN, top + row_height // 2), name, fill=ink, font=font, anchor="rm"
         )
         sheet.paste(strip, (caption_width, top))
@@ -100,20 +95,20 @@ def captioned_grid(rows: Mapping[str, Tensor], scale: int | None = None, gap: in
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write an image whole or not at all; the same image gives the same bytes."""
+    """Write an image atomically; equal images give equal bytes."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     commit_bytes(path, buffer.getvalue())
 
 
 def save_images(folder: Path, images_BIHW: Tensor, first: int = 0) -> None:
-    """Write images in [0, 1], each in its own size, as 000000.png, 000001.png ... counted from `first`."""
+    """Write images in [0, 1] at their own size as 000000.png, 000001.png, ..., numbered from `first`."""
     for index, image in enumerate(byte_images(images_BIHW), start=first):
         save_png(Image.fromarray(image.numpy()), folder / f"{index:06d}.png")
 
 
 def byte_images(images_BIHW: Tensor) -> Tensor:
-    """Images in [0, 1] to bytes: (B, H, W) of one channel, (B, H, W, 3) of three."""
+    """Convert images in [0, 1] to uint8: (B, H, W) for one channel, (B, H, W, 3) for three."""
     if images_BIHW.ndim != 4 or images_BIHW.shape[1] not in (1, 3) or len(images_BIHW) == 0:
         raise ValueError(
             f"images must be (B, 1 or 3, height, width) with B > 0, got {tuple(images_BIHW.shape)}"

@@ -1,4 +1,4 @@
-"""What stage two can be refused for before any work: settings that do not fit the teacher, pairs of another one."""
+"""Loads the teacher of pairs or of a student, and refuses a different teacher."""
 
 from __future__ import annotations
 
@@ -14,60 +14,66 @@ from shards.dataset.manifest import Manifest
 
 
 def load_teacher_of_pairs(
-    manifest: Manifest, teacher_name: str, dtype: torch.dtype = torch.float32
+    manifest: Manifest,
+    teacher: str | LoadedTeacher,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> LoadedTeacher:
-    """Load the teacher that made a data set's pairs; `dtype` is its transformer's.
+    """Load the teacher that generated a data set, or check and convert one that is loaded already.
+
+    Args:
+        manifest: The data set.
+        teacher: The teacher, its name or its file.
+        device: Device of the teacher.
+        dtype: Dtype of its transformer.
 
     Raises:
-        Refused: the teacher of this name is another one, or there is none.
+        Refused: The teacher does not exist or did not generate these pairs.
     """
-    loaded = load_teacher(teacher_name, dtype=dtype)
-    refuse_other_teacher(f"the pairs in {manifest.root}", manifest.spec.lineage, loaded, teacher_name)
+    if isinstance(teacher, str):
+        loaded, name = load_teacher(teacher, device, dtype), teacher
+    else:
+        loaded, name = teacher.converted(device, dtype), teacher.name
+    _refuse_other_teacher(f"the pairs in {manifest.root}", manifest.spec.lineage, loaded, name)
     return loaded
 
 
 def load_teacher_of_student(
     student: Student, teacher_name: str | None, device: torch.device | str = "cpu"
 ) -> LoadedTeacher:
-    """Load the teacher that made a student's pairs, computing as it did then.
+    """Load the teacher that generated a student's pairs, in the dtype that it used for them.
 
     Args:
-        student: whose export tells its lineage.
-        teacher_name: where the teacher is found, if not under the name that the lineage records.
-        device: of the teacher.
+        student: An exported student that records its lineage.
+        teacher_name: The teacher's name or file; None for the name in the lineage.
+        device: Device of the teacher.
 
     Raises:
-        Refused: the student does not know its teacher, that is not here, or another one is.
+        Refused: The student records no lineage, or the teacher is missing or a different one.
     """
     if student.lineage is None:
         raise Refused(
-            "this student's config.json names no lineage, so its teacher and that teacher's settings are unknown. If it "
-            "was exported before lineages were recorded, and its checkpoint can still be read, run the same `tokenleap "
-            "distill` again; a published student has no lineage. Sample it without a teacher, with --steps or --timesteps"
+            "this student's config.json names no lineage, so its teacher is unknown. Published students have none. "
+            "For an older export, run the same `tokenleap distill` again if its checkpoint is still readable. "
+            "Without a teacher, sample with --steps or --timesteps"
         )
-    made_by = student.lineage["teacher"]
-    way = "--teacher NAME-OR-FILE tells where it is"
+    recorded = student.lineage["teacher"]
+    name = teacher_name or recorded["name"]
     try:
-        loaded = load_teacher(teacher_name or made_by["name"], device, getattr(torch, made_by["dtype"]))
+        loaded = load_teacher(name, device, getattr(torch, recorded["dtype"]))
     except Refused as error:
         raise Refused(
-            f"the teacher of this student, {made_by['name']} ({made_by['sha256'][:12]}), is needed: {error}. {way}"
+            f"the teacher of this student, {recorded['name']} ({recorded['sha256'][:12]}), is needed: {error}. "
+            "Give its location with --teacher NAME-OR-FILE"
         ) from error
-    refuse_other_teacher(
-        "the pairs of this student", student.lineage, loaded, teacher_name or made_by["name"]
-    )
+    _refuse_other_teacher("the pairs of this student", student.lineage, loaded, name)
     return loaded
 
 
-def refuse_other_teacher(pairs: str, lineage: Mapping[str, Any], loaded: LoadedTeacher, name: str) -> None:
-    """Confirm that a teacher is the one that made pairs.
-
-    Raises:
-        Refused: it is another one.
-    """
-    made_by = lineage["teacher"]
-    if loaded.sha256 != made_by["sha256"]:
+def _refuse_other_teacher(pairs: str, lineage: Mapping[str, Any], loaded: LoadedTeacher, name: str) -> None:
+    recorded = lineage["teacher"]
+    if loaded.sha256 != recorded["sha256"]:
         raise Refused(
-            f"{pairs} were made by teacher {made_by['name']} ({made_by['sha256'][:12]}), "
+            f"{pairs} were made by teacher {recorded['name']} ({recorded['sha256'][:12]}), "
             f"not by {name} ({loaded.sha256[:12]})"
         )

@@ -1,1 +1,1 @@
-"""Stage one: a teacher walks its own sequence, and every position's noise becomes a token."""
+"""Stage one: a teacher generates token sequences, with the noise of each position mapped to its token."""

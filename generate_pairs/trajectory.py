@@ -1,8 +1,8 @@
-"""The walk of a teacher over its sequence: one loop for every way of choosing tokens.
+"""Generation of token sequences by a teacher: one loop for every way of choosing tokens.
 
-The choice is passed in: the flow map (which turns a position's own noise into its token), a multinomial draw, or
-tokens that are given. See section 3 of Distilled Decoding 1 (arXiv 2412.17153): the flow map makes the whole
-sequence a function of the noise.
+The choice is an argument: the flow map (it maps each position's own noise to its token), a multinomial draw, or given
+tokens. With the flow map the sequence is a function of the noise, see section 3 of Distilled Decoding 1
+(arXiv 2412.17153).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.filtering import SamplingSettings
 
 Choice = Callable[[Tensor, slice], Tensor]
-"""(log-probabilities (B, s, V) of one AR step, the positions it makes) -> tokens (B, s), int64."""
+"""(log-probabilities (B, s, V) of one AR step, its positions) -> tokens (B, s), int64."""
 
 
 @dataclass(frozen=True)
 class MapNoise:
-    """Choose by the flow map: position l's noise becomes position l's token."""
+    """Choose by the flow map: position l's noise determines position l's token."""
 
     flow_map: FlowMap
     noise_BLC: Tensor
@@ -37,24 +37,24 @@ class MapNoise:
 
 @dataclass(frozen=True)
 class Draw:
-    """Choose by independent draws, the way AR models are usually sampled.
+    """Choose by independent draws, as AR models are usually sampled.
 
-    Position l's own uniform number becomes its token, so that a sequence is the same in any batch.
+    Position l's own uniform number determines its token, so a sequence does not depend on its batch.
     """
 
     uniform_BL: Tensor
-    """Numbers between 0 and 1, float64, on the device of the log-probabilities."""
+    """Numbers in (0, 1), float64, on the device of the log-probabilities."""
 
     def __call__(self, log_probs_BsV: Tensor, span: slice) -> Tensor:
         return draw(log_probs_BsV.exp(), self.uniform_BL[:, span])
 
 
 def draw(P_BsV: Tensor, uniform_Bs: Tensor) -> Tensor:
-    """The token at which the probabilities, summed up in the codebook's order, pass a uniform number.
+    """The first token at which the cumulative probability, in the order of the codebook, exceeds a uniform number.
 
     Args:
-        P_BsV: probabilities, of any floating-point type; they need not sum to one, but not all are zero.
-        uniform_Bs: between 0 and 1, both excluded, float64.
+        P_BsV: probabilities of any floating-point dtype; they need not sum to one, but at least one is not zero.
+        uniform_Bs: numbers in (0, 1), float64.
 
     Returns:
         Tokens (B, s), int64, none of probability zero.
@@ -62,15 +62,15 @@ def draw(P_BsV: Tensor, uniform_Bs: Tensor) -> Tensor:
     possible_BsV = P_BsV > 0
     sums_BsV = P_BsV.double().cumsum(dim=-1)
     goal_Bs1 = uniform_Bs.unsqueeze(-1) * sums_BsV[..., -1:]
-    # A GPU sums in another order for every place, so that a sum may be off by rounding at an impossible token, too.
-    passed_BsV = (sums_BsV > goal_Bs1) & possible_BsV
+    # On a GPU the order of summation varies with the token, so a sum may also grow at an impossible token.
+    exceeds_BsV = (sums_BsV > goal_Bs1) & possible_BsV
     last_Bs = possible_BsV.shape[-1] - 1 - possible_BsV.flip(-1).byte().argmax(dim=-1)
-    return torch.where(passed_BsV.any(dim=-1), passed_BsV.byte().argmax(dim=-1), last_Bs)
+    return torch.where(exceeds_BsV.any(dim=-1), exceeds_BsV.byte().argmax(dim=-1), last_Bs)
 
 
 @dataclass(frozen=True)
 class Force:
-    """Choose the tokens that are given, whatever the teacher thinks of them."""
+    """Choose the given tokens, independently of the teacher."""
 
     tokens_BL: Tensor
 
@@ -80,7 +80,7 @@ class Force:
 
 @torch.inference_mode()
 @full_float32()
-def walk(
+def generate_tokens(
     teacher: Teacher,
     labels_B: Tensor,
     settings: SamplingSettings,
@@ -89,21 +89,21 @@ def walk(
     prefix_BP: Tensor | None = None,
     num_steps: int | None = None,
 ) -> Tensor:
-    """Make token sequences, AR step by AR step.
+    """Generate token sequences, AR step by AR step.
 
     Args:
         teacher: in eval mode.
         labels_B: class labels, int64.
         settings: guidance and filters, in the teacher's own convention.
-        choose: how a step's tokens follow from its log-probabilities.
-        prefix_BP: tokens of whole AR steps that are there already, the first ones; the walk goes on after them.
-        num_steps: the AR step to stop before; None for the end.
+        choose: computes a step's tokens from its log-probabilities.
+        prefix_BP: the given tokens of the first AR steps; generation continues after them.
+        num_steps: the number of AR steps in the result, the prefix included; None for all.
 
     Returns:
-        Tokens (B, L), int64, in the teacher's order; those of the first `num_steps` steps, the prefix among them.
+        Tokens (B, L), int64, in the teacher's order, or those of the first `num_steps` steps.
 
     Raises:
-        ValueError: a prefix that ends inside an AR step, or does not leave one.
+        ValueError: the prefix ends inside an AR step, or leaves no step to generate.
     """
     layout = teacher.layout
     num_steps = layout.num_steps if num_steps is None else num_steps
@@ -112,12 +112,13 @@ def walk(
     decoding = teacher.start(labels_B, settings.guidance_scale)
     first = 0
     if prefix_BP is not None:
-        if prefix_BP.shape[1] not in layout.starts[:num_steps]:
+        length = prefix_BP.shape[1]
+        if length not in layout.starts[:num_steps]:
             raise ValueError(
-                f"a prefix of {prefix_BP.shape[1]} tokens does not end before one of the AR steps to make"
+                f"a prefix of {length} tokens does not end before one of the AR steps to generate"
             )
-        first = layout.starts.index(prefix_BP.shape[1])
-        tokens_BL[:, : prefix_BP.shape[1]] = prefix_BP
+        first = layout.starts.index(length)
+        tokens_BL[:, :length] = prefix_BP
         decoding.prefill([tokens_BL[:, layout.span(step)] for step in range(first)])
     for step in range(first, num_steps):
         span = layout.span(step)

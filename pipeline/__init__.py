@@ -1,1 +1,1 @@
-"""What a person touches: the `tokenleap` command, its presets, the run folder and the report."""
+"""The user interface: the `tokenleap` command, its presets, run folders and reports."""

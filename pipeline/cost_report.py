@@ -1,4 +1,4 @@
-"""What a data set costs, in words: shards and bytes exactly, time by a probe, or by an estimate that says so."""
+"""The cost of a data set: exact shards and bytes, and time from a probe or from an estimate marked as such."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from generate_pairs.compute.devices import chosen_device
 from generate_pairs.config import GenerateConfig
 from generate_pairs.cost.device_rates import batch_seconds, device_rates
 from generate_pairs.cost.operation_counts import batch_work
-from generate_pairs.cost.throughput_probe import Probe, measure, store, stored
+from generate_pairs.cost.throughput_probe import Probe, load_probes, measure_throughput, save_probe
 from generate_pairs.flow_map.closed_form import default_num_steps
 from generate_pairs.generation.plan import GenerationPlan, requested_pairs, spec_by_shape
 from generate_pairs.teachers.base import Teacher
-from generate_pairs.teachers.checkpoints import is_known_by_table_only, load_teacher, shape_of_teacher
+from generate_pairs.teachers.checkpoints import load_teacher, needs_import, shape_of_teacher
 from shards.core.callbacks import Report
 from shards.format.spec import NOISE_MODES, PairSpec
 from shards.format.tar_layout import archive_size, bytes_per_pair
 
 
 def plan_lines(config: GenerateConfig, devices: Sequence[str]) -> list[str]:
-    """What stage one would make and cost, without anything being there.
+    """Describe what stage one would generate and cost; needs neither pairs nor a teacher file.
 
     Args:
         config: stage one's settings.
-        devices: of `generate_pairs.cost.device_rates.DEVICES`, to estimate for.
+        devices: devices to estimate for, from `generate_pairs.cost.device_rates.DEVICES`.
 
     Raises:
-        Refused: no such teacher.
+        Refused: the teacher is unknown.
     """
     family, teacher = shape_of_teacher(config.teacher.name)
     spec = spec_by_shape(config, teacher)
@@ -43,42 +43,42 @@ def plan_lines(config: GenerateConfig, devices: Sequence[str]) -> list[str]:
 
 
 def probe_lines(config: GenerateConfig, plan: GenerationPlan, report: Report) -> list[str]:
-    """Measures and keeps how fast pairs are made here, and tells what is left to make takes at that rate."""
+    """Measure and store the rate of this machine, and describe how long the missing pairs take at that rate."""
     captions = plan.captions.captions if plan.captions else None
-    probe = measure(config, plan.spec, report, chosen_device(config.cluster.device), captions)
-    path = store(probe)
-    return [*plan.lines(), f"to the end: {_measured(probe, plan.num_missing_pairs)}", f"kept in {path}"]
+    probe = measure_throughput(config, plan.spec, report, chosen_device(config.cluster.device), captions)
+    path = save_probe(probe)
+    return [*plan.lines(), f"missing pairs: {_measured(probe, plan.num_missing_pairs)}", f"stored in {path}"]
 
 
 def _byte_lines(spec: PairSpec, num_shards: int) -> Iterator[str]:
     for noise in NOISE_MODES:
-        kept = replace(spec, noise=noise)
-        size = num_shards * archive_size(spec.pairs_per_shard * bytes_per_pair(kept))
-        asked = " (as the settings have it)" if noise == spec.noise else ""
-        yield f'pairs.noise = "{noise}": {bytes_per_pair(kept):,} bytes a pair, {_bytes(size)} in all{asked}'
+        variant = replace(spec, noise=noise)
+        size = num_shards * archive_size(spec.pairs_per_shard * bytes_per_pair(variant))
+        marker = " (the current setting)" if noise == spec.noise else ""
+        yield f'pairs.noise = "{noise}": {bytes_per_pair(variant):,} bytes a pair, {_bytes(size)} in all{marker}'
 
 
 def _feature_lines(teacher: Teacher) -> Iterator[str]:
     if teacher.is_text_conditional:
-        takes = teacher.transformer.config
-        token = 2 * takes.caption_dim
-        most = takes.num_condition_tokens * token
-        yield f"text features: {token:,} bytes a token of each distinct caption, at most {_bytes(most)} a caption"
+        network = teacher.transformer.config
+        token_bytes = 2 * network.caption_dim
+        most = _bytes(network.num_condition_tokens * token_bytes)
+        yield f"text features: {token_bytes:,} bytes a token of each distinct caption, at most {most} a caption"
 
 
 def _probe_lines(config: GenerateConfig, num_pairs: int) -> Iterator[str]:
-    if is_known_by_table_only(config.teacher.name):
-        yield "no probe without the teacher, which is not here yet"
+    if needs_import(config.teacher.name):
+        yield "no probe: the teacher is not imported yet"
         return
     loaded = load_teacher(config.teacher.name)
     if loaded.teacher.is_text_conditional and config.captions.file is None:
-        yield "no probe without captions: --set captions.file=FILE"
+        yield "no probe: it needs captions, --set captions.file=FILE"
         return
     spec, _ = requested_pairs(config, loaded, None)
-    probes = stored(spec.fingerprint)
+    probes = load_probes(spec.fingerprint)
     yield from (_measured(probe, num_pairs) for probe in probes)
     if not probes:
-        yield "no probe of these settings is stored here: `tokenleap generate ... --probe` measures one"
+        yield "no probe of these settings is stored: `tokenleap generate ... --probe` measures one"
 
 
 def _estimate_lines(
@@ -88,7 +88,7 @@ def _estimate_lines(
     solver_steps = config.pairs.solver_steps or default_num_steps(teacher.codebook_dim)
     steps = batch_work(family, teacher, config.teacher, solver_steps, batch_size)
     if steps is None:
-        yield f"no estimate for the family {family}, which is another package's: a probe measures it"
+        yield f"no estimate: the family {family} is from another package; a probe measures it"
         return
     transformer = sum(step.transformer.flops for step in steps) / batch_size
     flow_map = sum(step.flow_map.flops for step in steps) / batch_size

@@ -1,4 +1,4 @@
-"""What `tokenleap evaluate` is asked for: settings of the evaluation, the file of its answers, and tables of them."""
+"""The request of `tokenleap evaluate`: the settings of the evaluation, its result file, and tables of the results."""
 
 from __future__ import annotations
 
@@ -14,48 +14,47 @@ from pipeline.report.method_table import MethodTable, method_table
 from pipeline.run_folder.results import same_student
 from pipeline.run_folder.run_dir import RunDir
 from shards.core.errors import Refused
+from shards.core.mismatch import format_mismatch, mismatches
 from shards.storage.files import list_names
 
 SECTION = "evaluation."
 KEPT = ("seed", "inception_weights", "device")
-"""Settings of a run that hold for every protocol: numbers of images and the reference do not."""
+"""Settings of a run that apply to every protocol. Numbers of images and the reference do not."""
 
 
 def requested_evaluation(config: RunConfig, changes: Sequence[str]) -> EvaluationConfig:
-    """The evaluation that is asked for: the run's own with changes.
-
-    By another protocol than the run's only the run's `KEPT` count.
+    """The run's own evaluation with changes; for another protocol, only the run's `KEPT` settings apply.
 
     Args:
         config: the run's.
-        changes: `KEY=VALUE`, of two for a key the last wins.
+        changes: `KEY=VALUE`; of two changes of a key the last one wins.
 
     Raises:
-        Refused: a key of another section, or a value that cannot be.
+        Refused: a key of another section, or an invalid value.
     """
     for change in changes:
         if not change.partition("=")[0].strip().startswith(SECTION):
             raise Refused(f"{change}: only settings of the evaluation can change here, as in {SECTION}seed=1")
     own = config.evaluation.model_dump()
-    # The protocol itself must be known before anything else can be.
+    # The base settings depend on the protocol, so it is resolved first.
     protocols = [change for change in changes if _key(change) == f"{SECTION}protocol"]
     protocol = compose_onto({**config.model_dump(), "evaluation": {}}, protocols).evaluation.protocol
-    other = bool(protocols) and protocol != config.evaluation.protocol
-    base = {key: own[key] for key in KEPT} if other else own
-    if not other and any(_key(change) == f"{SECTION}num_images" for change in changes):
-        # It follows from the number of images unless it is given.
+    is_other = bool(protocols) and protocol != config.evaluation.protocol
+    base = {key: own[key] for key in KEPT} if is_other else own
+    if not is_other and any(_key(change) == f"{SECTION}num_images" for change in changes):
+        # Its default follows from the number of images.
         base.pop("curve_images")
     return compose_onto({**config.model_dump(), "evaluation": base}, changes).evaluation
 
 
-def result_file(run_dir: RunDir, config: RunConfig, asked: EvaluationConfig) -> Path:
-    """Where an evaluation is written: evaluation.json, or a file of its protocol where that is not the run's own."""
-    own = asked.protocol == config.evaluation.protocol
-    return run_dir.evaluation if own else run_dir.root / f"evaluation-{asked.protocol}.json"
+def result_file(run_dir: RunDir, config: RunConfig, evaluation: EvaluationConfig) -> Path:
+    """Path of an evaluation's result: evaluation.json, or evaluation-PROTOCOL.json if it is not the run's protocol."""
+    own = evaluation.protocol == config.evaluation.protocol
+    return run_dir.evaluation if own else run_dir.root / f"evaluation-{evaluation.protocol}.json"
 
 
-def planned(run_dir: RunDir, asked: EvaluationConfig, file: Path) -> list[str]:
-    """What would be done, in lines; writes nothing.
+def plan_lines(run_dir: RunDir, evaluation: EvaluationConfig, file: Path) -> list[str]:
+    """Describe an evaluation before it runs; writes nothing.
 
     Raises:
         Refused: something that the evaluation needs is missing.
@@ -65,62 +64,57 @@ def planned(run_dir: RunDir, asked: EvaluationConfig, file: Path) -> list[str]:
     from distill.student.student import Student
 
     student = Student.from_pretrained(run_dir.student)
-    check_evaluation(asked, student.tokenizer.image_shape)
-    check_clip(asked, student.is_text_conditional)
-    kept = len(list_names(run_dir.root / FOLDER / file.stem, ".safetensors"))
-    settings = tomli_w.dumps({"evaluation": asked.model_dump(exclude_none=True)})
-    times = f" with each of {asked.repeats} noise seeds" if asked.repeats > 1 else ""
-    lines = [f"{asked.num_images:,} images of each method{times} into {file}"]
-    if kept:
-        lines.append(f"methods kept of an evaluation that was stopped, if nothing has changed: {kept}")
+    check_evaluation(evaluation, student.tokenizer.image_shape)
+    check_clip(evaluation, student.is_text_conditional)
+    stored = len(list_names(run_dir.root / FOLDER / file.stem, ".safetensors"))
+    settings = tomli_w.dumps({"evaluation": evaluation.model_dump(exclude_none=True)})
+    repeats = f" with each of {evaluation.repeats} noise seeds" if evaluation.repeats > 1 else ""
+    lines = [f"{evaluation.num_images:,} images of each method{repeats} into {file}"]
+    if stored:
+        lines.append(f"methods stored by a stopped evaluation, reused if nothing has changed: {stored}")
     return [settings, *lines]
 
 
 def tables(
-    run_dir: RunDir, config: RunConfig, asked: EvaluationConfig, changes: Sequence[str], command: str
+    run_dir: RunDir, config: RunConfig, evaluation: EvaluationConfig, changes: Sequence[str], command: str
 ) -> list[MethodTable]:
-    """The tables of what was judged: of every evaluation that there is, or of the one that the changes ask for.
+    """Tables of stored results: of the requested evaluation, or of all evaluations if no option was given.
 
     Args:
         run_dir: the run.
-        config: its own.
-        asked: with the changes.
-        changes: what was asked for by option, and must be what the file was made with.
-        command: that makes what is missing, for the message.
+        config: the run's own configuration.
+        evaluation: the requested evaluation, with the changes.
+        changes: `KEY=VALUE` given as options; the result must have been made with these values.
+        command: the command that computes a missing result, for the message.
 
     Raises:
-        Refused: there is none, it judges another student, or it was made with other settings.
+        Refused: the result is missing, scores another student, or was made with other settings.
     """
     keys = {_key(change).removeprefix(SECTION) for change in changes}
-    wanted = [result_file(run_dir, config, asked)]
+    files = [result_file(run_dir, config, evaluation)]
     if not keys:
-        wanted += [file for file in run_dir.other_evaluations if file not in wanted]
-    again = " ".join([command, *(f"--set {change}" for change in changes)])
+        files += [file for file in run_dir.other_evaluations if file not in files]
+    command = " ".join([command, *(f"--set {change}" for change in changes)])
+    required = {key: value for key, value in evaluation.result_settings.items() if key in keys}
     exported = run_dir.read_json(run_dir.student / "config.json")
-    made = []
-    for file in wanted:
-        judged = run_dir.read_json(file)
-        if not judged and file != wanted[0]:
-            continue
-        _refuse_other(
-            file, judged, exported, {key: asked.asked[key] for key in keys & asked.asked.keys()}, again
-        )
-        made.append(method_table(judged, config.teacher.name))
-    return made
+    results = {file: run_dir.read_json(file) for file in files}
+    shown = {file: result for file, result in results.items() if result or file == files[0]}
+    for file, result in shown.items():
+        _refuse_other_result(file, result, exported, required, command)
+    return [method_table(result, config.teacher.name) for result in shown.values()]
 
 
-def _refuse_other(
-    file: Path, judged: dict[str, Any], exported: dict[str, Any], asked: dict[str, Any], way: str
+def _refuse_other_result(
+    file: Path, result: dict[str, Any], exported: dict[str, Any], required: dict[str, Any], command: str
 ) -> None:
-    if not judged:
-        raise Refused(f"there is no {file} yet: `{way}` makes it")
-    if not same_student(judged, exported):
-        raise Refused(f"{file} judges another student than lies there now: `{way}` judges that one")
-    differing = [
-        f"{key} {judged.get(key)}, asked {value}" for key, value in asked.items() if judged.get(key) != value
-    ]
-    if differing:
-        raise Refused(f"{file} was made with {'; '.join(differing)}: `{way}` makes it so")
+    if not result:
+        raise Refused(f"{file} does not exist yet: run `{command}`")
+    if not same_student(result, exported):
+        raise Refused(f"{file} scores another student than the current one: run `{command}` for this one")
+    stored = {key: result.get(key) for key in required}
+    if differing := mismatches(stored, required):
+        settings = "; ".join(map(format_mismatch, differing))
+        raise Refused(f"{file} was made with other settings: {settings}. Run `{command}`")
 
 
 def _key(change: str) -> str:

@@ -1,4 +1,4 @@
-"""Pairs as images: what the teacher's tokenizer makes of their tokens, class by class."""
+"""Pairs as images: their tokens decoded by the teacher's tokenizer, one class a row."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from shards.dataset.manifest import Manifest
 from shards.dataset.reader import read_shard
 from shards.format.spec import Array
 
-SHOWN_CHARACTERS = 40
-"""Of a caption."""
+CAPTION_CHARACTERS = 40
+"""Longer captions are cut in the grid."""
 
 
 def preview_grid(
     manifest: Manifest, tokenizer: Tokenizer, labels: Sequence[int], columns: int
 ) -> Image.Image:
-    """The first pairs of each class as a grid of decoded images, one class or caption a row, its label beside it.
+    """The first pairs of each class as a grid of decoded images: a row for each class or caption, with its label.
 
     Args:
         manifest: of the data set.
-        tokenizer: of the teacher that made it.
-        labels: the classes, or the numbers of captions.
-        columns: pairs of each.
+        tokenizer: of the teacher that made the data set.
+        labels: classes, or numbers of captions.
+        columns: number of pairs of each label.
 
     Raises:
-        Refused: a class that the data set does not have, or has no pair of yet.
-        Failed: a shard is broken.
+        Refused: the data set does not have the class, or has no pair of it yet.
+        Failed: a shard is damaged.
     """
     unknown = [label for label in labels if not 0 <= label < manifest.spec.num_classes]
     if unknown:
-        raise Refused(f"there is no label {unknown[0]}: they are 0 .. {manifest.spec.num_classes - 1}")
+        raise Refused(f"there is no label {unknown[0]}: labels are 0 .. {manifest.spec.num_classes - 1}")
     tokens = first_tokens(manifest, labels, columns)
     absent = [label for label, rows in tokens.items() if not rows]
     if absent:
-        raise Refused(f"{manifest.root} holds no pair of label {absent[0]} yet")
+        raise Refused(f"{manifest.root} contains no pair of label {absent[0]} yet")
     captions = None if manifest.spec.captions is None else load_captions(manifest.root, manifest.spec)
     names = {
         label: str(label) if captions is None else f"{label}: {_short(captions[label])}" for label in tokens
@@ -50,21 +50,21 @@ def preview_grid(
 
 
 def first_tokens(manifest: Manifest, labels: Sequence[int], columns: int) -> dict[int, list[Array]]:
-    """Token sequences of the first `columns` pairs of each class; reads no more shards than that takes."""
-    found: dict[int, list[Array]] = {label: [] for label in labels}
+    """Token sequences of the first `columns` pairs of each class; reads only the shards that it needs."""
+    tokens: dict[int, list[Array]] = {label: [] for label in labels}
     for row in manifest.rows:
-        if all(len(rows) == columns for rows in found.values()):
+        if all(len(rows) == columns for rows in tokens.values()):
             break
         pairs = read_shard(manifest.root, manifest.spec, row)
-        for label, rows in found.items():
+        for label, rows in tokens.items():
             rows.extend(pairs.tokens_BL[pairs.label_B == label][: columns - len(rows)])
-    return found
+    return tokens
 
 
 def _short(caption: str) -> str:
-    """A caption on one line, as long as a grid has room for."""
+    """A caption on one line, cut to the width of the grid."""
     line = " ".join(caption.split())
-    return line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 1]}…"
+    return line if len(line) <= CAPTION_CHARACTERS else f"{line[: CAPTION_CHARACTERS - 1]}…"
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
-"""The pair store: what a pair is, on disk and in flight.
+"""The pair store: the format of pairs, their storage, and the order in which training reads them.
 
-Nothing here needs torch; batches for training are in `shards.streaming.stream`.
+`import shards` does not import torch. Batches for training are in `shards.streaming.stream`.
 """
 
 from shards.core.errors import Failed, Refused

@@ -1,7 +1,7 @@
-"""What tests of several packages share.
+"""Fixtures for the tests of several packages.
 
-A small random teacher of each family and pairs made with it, published models made small, an S3 server, and the golden
-cases, whose worst differences are told at the end of the suite.
+A small random teacher of each family and its pairs, small versions of published models, an S3 server, and the golden
+cases, whose worst differences are printed at the end of the suite.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from generate_pairs.generation.generate import generate
 from generate_pairs.teachers.checkpoints import save_teacher
 from generate_pairs.teachers.registry import build_teacher, family_of
 
-# Tests run side by side, a process for each core: more threads would only wait for each other.
+# Tests run in parallel, one process for each core: more threads would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests compute alike everywhere, and so on the CPU: where there are GPUs, they are hidden from all but their own."""
-    asked = config.option.markexpr
-    if "gpu" not in asked or "not gpu" in asked:
+    """Hide GPUs unless GPU tests are selected: all other tests give the same results on every machine."""
+    markers = config.option.markexpr
+    if "gpu" not in markers or "not gpu" in markers:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
@@ -84,14 +84,14 @@ TRANSFORMERS = {
 
 
 BRIEF_TIMING = {"ROUNDS": 2, "SECONDS_A_TURN": 0.001}
-"""Of `distill.evaluation.timing`: how long methods take is of no interest to a test."""
+"""Constants of `distill.evaluation.timing` for tests, which do not need exact times."""
 
 GOLDEN_RATIOS = "worst difference over tolerance of golden cases"
-"""Under this name a test's report carries those that it checked."""
+"""Name of the report property with the golden cases that a test checked."""
 
 
 def module_beside(name: str) -> ModuleType:
-    """A module of this folder, which is on no import path."""
+    """Import a module of this folder, which is not on the import path."""
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -101,7 +101,7 @@ def module_beside(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session", autouse=True)
 def brief_timing() -> Iterator[None]:
-    """An evaluation in this process times its methods for a moment only."""
+    """Shorten the timing of methods by evaluations in this process."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in BRIEF_TIMING.items():
             patch.setattr(timing, name, value)
@@ -110,7 +110,7 @@ def brief_timing() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def brief_tokenleap() -> list[str]:
-    """`tokenleap` in a process of its own, where an evaluation times its methods for a moment only."""
+    """The command of `tokenleap` in a separate process, with short timing of methods by evaluations."""
     script = (
         f"from distill.evaluation import timing; vars(timing).update({BRIEF_TIMING}); "
         "from pipeline.cli.main import main; main()"
@@ -120,10 +120,10 @@ def brief_tokenleap() -> list[str]:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
-    """Loads a golden case, a `golden_cases.Case`, by its name."""
+    """Loads a golden case (`golden_cases.Case`) by its name."""
     ratios: dict[str, float] = {}
     yield lambda name: module_beside("golden_cases").load_case(name, ratios)
-    # With the report, so that it comes back from whatever process ran the test.
+    # Stored in the report, which xdist transfers from the process that ran the test.
     request.node.user_properties.append((GOLDEN_RATIOS, ratios))
 
 
@@ -134,7 +134,7 @@ def golden_table() -> Callable[[str], Any]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The worst difference over tolerance of each golden case that was checked."""
+    """Print the worst ratio of difference to tolerance of each golden case that was checked."""
     worst: dict[str, float] = {}
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         for key, ratios in getattr(report, "user_properties", ()):
@@ -157,7 +157,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 def write_teacher(family: str, path: Path, seed: int = 0) -> Path:
-    """A random teacher whose codebook rows are well apart and whose logits are not flat."""
+    """Write a random teacher with well separated codebook rows and logits that are not flat."""
     torch.manual_seed(seed)
     teacher = build_teacher(family, TRANSFORMERS[family], TOKENIZERS[family])
     generator = torch.Generator().manual_seed(seed)
@@ -177,20 +177,20 @@ def teacher_path(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def text_models() -> ModuleType:
-    """The module text_models.py beside this file; skips where transformers is not installed."""
+    """The module text_models.py of this folder; skips if transformers is not installed."""
     pytest.importorskip("transformers")
     return module_beside("text_models")
 
 
 @pytest.fixture
 def published_files() -> ModuleType:
-    """The module published_files.py beside this file."""
+    """The module published_files.py of this folder."""
     return module_beside("published_files")
 
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty folder of this test's own for imported teachers."""
+    """An empty folder for imported teachers."""
     monkeypatch.setenv("TOKENLEAP_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -199,7 +199,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def published(
     family: str, published_files: ModuleType, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Any:
-    """A `published_files.Published`: in both tables stand a small teacher and its student, and nothing else."""
+    """A `published_files.Published`: both tables contain only a small teacher and its student."""
     from distill.student.published import STUDENTS
     from generate_pairs.teachers.published import TEACHERS
 
@@ -213,7 +213,7 @@ def published(
     student = published_files.resized_student(real_student, name, (0, 1), 1)
     monkeypatch.setitem(STUDENTS, student_name, student)
     for table, kept in ((TEACHERS, name), (STUDENTS, student_name)):
-        # From the end, so that they come back in their order.
+        # In reverse order, so that monkeypatch restores the original order.
         for other in [name for name in reversed(table) if name != kept]:
             monkeypatch.delitem(table, other)
     folder = tmp_path / "files"
@@ -221,7 +221,7 @@ def published(
     return published_files.Published(family, name, student_name, published_files.weights_of(name), folder)
 
 
-def asked_of(teacher: Path, *, guidance_scale: float = 1.5, **pairs: object) -> GenerateConfig:
+def make_generate_config(teacher: Path, *, guidance_scale: float = 1.5, **pairs: object) -> GenerateConfig:
     settings = {
         "num_pairs": 96,
         "pairs_per_shard": 32,
@@ -236,8 +236,8 @@ def asked_of(teacher: Path, *, guidance_scale: float = 1.5, **pairs: object) -> 
 
 @pytest.fixture(scope="session")
 def generate_config() -> Callable[..., GenerateConfig]:
-    """Makes settings for a teacher's file: 32 held-out and 96 training pairs in shards of 32, unless told otherwise."""
-    return asked_of
+    """Makes settings for a teacher's file, by default 32 held-out and 96 training pairs in shards of 32."""
+    return make_generate_config
 
 
 @pytest.fixture(scope="session")
@@ -255,7 +255,7 @@ def pairs_root(
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The address of an S3 server in this process, which all of it and what it starts take for Amazon's."""
+    """The address of an S3 server in this process; this process and its children use it instead of Amazon's."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -264,8 +264,8 @@ def s3_server() -> Iterator[str]:
     host, port = server.get_host_and_port()
     variables = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,

@@ -1,4 +1,4 @@
-"""The golden cases as the tests see them: their configurations in this project's words, and one way to compare."""
+"""Golden cases: their configurations as classes of this project, and the comparison with stored results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).with_name("golden")
 
 @cache
 def recipe() -> ModuleType:
-    """The module golden/recipe.py, which draws weights and inputs with numpy alone."""
+    """The module golden/recipe.py, which generates weights and inputs with numpy."""
     spec = importlib.util.spec_from_file_location("golden_recipe", GOLDEN / "recipe.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -34,7 +34,7 @@ def recipe() -> ModuleType:
 
 
 def table(name: str) -> Any:
-    """One of the JSON files in golden/, as `tensors/var_d16`."""
+    """One of the JSON files in golden/, such as `tensors/var_d16`."""
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
@@ -43,12 +43,12 @@ class Case:
     """One golden case.
 
     Attributes:
-        name: of its two files.
-        spec: what the JSON holds.
-        models: weights by official names, by the model's key.
+        name: the name of its two files.
+        spec: the content of the JSON file.
+        models: weights by official names, for each model's key.
         inputs: by name.
         expected: the stored arrays.
-        ratios: takes the worst difference over tolerance of every case that was checked.
+        ratios: receives the largest ratio of difference to tolerance.
     """
 
     name: str
@@ -59,18 +59,18 @@ class Case:
     ratios: dict[str, float]
 
     def settings(self, model: str) -> dict[str, Any]:
-        """What the official class of a model is built from."""
+        """The arguments of the official class of a model."""
         return self.spec["models"][model]["config"]
 
     def buffers(self, model: str) -> dict[str, Tensor]:
-        """What official files of a model hold besides, of the right names, shapes and dtypes; the values are odd."""
+        """The other tensors in official files of a model, with the correct names, shapes and dtypes; every value is 7."""
         return {
             buffer["name"]: torch.full(buffer["shape"], 7, dtype=getattr(torch, buffer["dtype"]))
             for buffer in self.spec["models"][model]["buffers"]
         }
 
     def config(self, model: str) -> Any:
-        """The configuration of a model's class here."""
+        """The configuration of a model's class in this project."""
         settings = self.settings(model)
         if model == "vae":
             scales = tuple(settings["v_patch_nums"])
@@ -94,7 +94,7 @@ class Case:
         return self._var(settings) if model in ("var", "dd") else self._llamagen(settings)
 
     def check(self, results: Mapping[str, Tensor]) -> None:
-        """Hold results of this case, all or some, against the stored ones."""
+        """Compare some results of this case with the stored ones."""
         arrays = {name: result.numpy() for name, result in results.items()}
         report = recipe().compare(self.spec, self.expected, arrays)
         worst = max((worst / atol for _, _, worst, atol in report if atol), default=0.0)
@@ -103,7 +103,7 @@ class Case:
         assert wrong == [], f"{self.name}: {wrong}"
 
     def check_all(self, results: Mapping[str, Tensor]) -> None:
-        """Hold every result of this case against the stored ones."""
+        """Compare every result of this case with the stored ones."""
         assert set(results) == set(self.spec["outputs"])
         self.check(results)
 
@@ -138,7 +138,7 @@ class Case:
 
 
 def load_case(name: str, ratios: dict[str, float]) -> Case:
-    """A case by the name of its files."""
+    """Load a case by the name of its files."""
     spec, models, inputs, expected = recipe().load_case(str(GOLDEN / f"{name}.json"))
     return Case(
         name,

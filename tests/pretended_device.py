@@ -1,8 +1,8 @@
-"""Runs what the GPU is for on a device that is none: tensors with a shape and a place but no numbers.
+"""Runs GPU computations on a simulated device, whose tensors have a shape and a device but no values.
 
-torch refuses to compute with tensors of two places there, as on a GPU, so what was left on the CPU is found without one.
-`python pretended_device.py TEACHER` prints what became of each computation as JSON: null, or where it mixed them. The
-flow map is not among them: rows that are done leave it, so its shapes depend on numbers.
+As on a GPU, torch refuses to mix tensors of two devices, so a tensor that was left on the CPU is detected without a GPU.
+`python pretended_device.py TEACHER` prints the result of each computation as JSON: null, or the place of the error. The
+flow map is excluded: it removes finished rows, so its shapes depend on values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from distill.training.optimizers import Optimizer, update_ema
 from generate_pairs.teachers.base import TextCondition
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.trajectory import Draw, walk
+from generate_pairs.trajectory import Draw, generate_tokens
 
 B = 4
 SETTINGS = SamplingSettings(guidance_scale=1.5, top_k=5, top_p=0.9)
@@ -43,7 +43,7 @@ TIMESTEPS = (0, 2)
 
 
 class PretendedTexts:
-    """Captions of three tokens."""
+    """Random features of captions with three tokens."""
 
     captions = ("one",) * B
 
@@ -58,7 +58,7 @@ class PretendedTexts:
 
 
 def moved(module: Any, device: torch.device) -> Any:
-    """A module whose parameters and buffers are on the device; what it keeps beside them stays where it was."""
+    """Move parameters and buffers of a module to the device, but not its other tensors."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
@@ -70,23 +70,21 @@ def moved(module: Any, device: torch.device) -> Any:
 
 
 def like(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of this shape on the device."""
+    """A tensor of this shape and dtype on the device."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
 
 def computations(loaded: LoadedTeacher, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """By name; each ends in a tensor that is on the device."""
-    teacher = moved(loaded.teacher, device)
-    layout, C = teacher.layout, teacher.codebook_dim
+    """Computations by name; each must return a tensor on the device."""
+    layout, C = loaded.teacher.layout, loaded.teacher.codebook_dim
     L = layout.num_tokens
-    student = moved(
-        Student.from_teacher(
-            loaded, TIMESTEPS, layout.num_steps, "f" * 8, 10, initialise=False, noise_weight=0.5
-        ),
-        device,
+    # Created first: it copies the teacher's tokenizer, and tensors of the pretended device cannot be copied.
+    student = Student.from_teacher(
+        loaded, TIMESTEPS, layout.num_steps, "f" * 8, 10, initialise=False, noise_weight=0.5
     )
-    # Read off the codebook once, which holds no numbers here.
-    student.spread = 1.0
+    teacher, student = moved(loaded.teacher, device), moved(student, device)
+    # Normally computed from the codebook, which has no values here.
+    student.codebook_spread = 1.0
     if teacher.is_text_conditional:
         teacher.texts = student.texts = PretendedTexts(teacher.transformer.config.caption_dim, device)
     noise_BLC = torch.rand(B, L, C, device=device)
@@ -107,7 +105,7 @@ def computations(loaded: LoadedTeacher, device: torch.device) -> dict[str, Calla
             student.tokenizer.codebook_VC,
             layout,
         )
-        # In this thread, which alone pretends.
+        # Called directly, because only this thread simulates the device.
         _, gradient = gradients._gradient(
             MicroBatch(targets, tokens_BL, labels_B), BatchTargets.of(timestep_B, layout)
         )
@@ -124,11 +122,11 @@ def computations(loaded: LoadedTeacher, device: torch.device) -> dict[str, Calla
         ).tokens_BL
 
     def mixed() -> Tensor:
-        return walk(teacher, labels_B, SETTINGS, Draw(uniform_BL.cpu()))
+        return generate_tokens(teacher, labels_B, SETTINGS, Draw(uniform_BL.cpu()))
 
-    found: dict[str, Callable[[], Any]] = {
+    named: dict[str, Callable[[], Any]] = {
         "mixed on purpose": mixed,
-        "walk": lambda: walk(teacher, labels_B, SETTINGS, Draw(uniform_BL)),
+        "walk": lambda: generate_tokens(teacher, labels_B, SETTINGS, Draw(uniform_BL)),
         "decode": lambda: teacher.tokenizer.decode(teacher.tokenizer.embed(tokens_BL)),
         "adamw": lambda: trained("adamw", embedding_weight=1.0),
         "muon": lambda: trained("muon"),
@@ -136,11 +134,11 @@ def computations(loaded: LoadedTeacher, device: torch.device) -> dict[str, Calla
         "two steps": lambda: sample_sequence(student.eval(), noise_BLC, labels_B, TIMESTEPS).embeddings_BLC,
         "teacher in between": involved,
     }
-    return found if teacher.is_text_conditional else {**found, "forced": forced}
+    return named if teacher.is_text_conditional else {**named, "forced": forced}
 
 
 def outcome(computation: Callable[[], Any], device: torch.device) -> str | None:
-    """Nothing where it went through and its answer is on the device, else what went wrong and where."""
+    """None if the result is on the device; otherwise the error and its place."""
     try:
         answer = computation()
     except Exception as error:
@@ -159,14 +157,14 @@ def main() -> None:
     )
 
     def tensor(data: Any, device: Any = None, **more: Any) -> Tensor:
-        # Numbers cannot be put there, but brought.
-        made = make(data, **more)
-        return made if device is None else made.to(device)
+        # Tensors cannot be created with values on the simulated device, but can be moved there.
+        created = make(data, **more)
+        return created if device is None else created.to(device)
 
     with (
         mode,
         patch.object(torch, "tensor", tensor),
-        # What is asked about numbers that are not there: whether anything is wrong with them.
+        # Conditions on missing values all check for errors: answer that there are none.
         patch.object(FakeTensor, "__bool__", lambda _: False),
     ):
         results = {name: outcome(each, device) for name, each in computations(loaded, device).items()}

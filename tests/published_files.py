@@ -1,4 +1,4 @@
-"""Published teachers and students made small enough for tests, and their files as the official programs write them."""
+"""Published teachers and students made small for tests, and their files in the official formats."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from generate_pairs.teachers.published import TEACHERS, PublishedTeacher
 from generate_pairs.teachers.registry import family_of
 
 REAL = {"var": ("var-d16", "var-dd-d16"), "llamagen": ("llamagen-b-256", "llamagen-dd-b")}
-"""The teacher and the student of the real tables that a family's small ones are made from."""
+"""The published teacher and student that the small ones of a family are derived from."""
 
 
 def resized_teacher(name: str, transformer: Any, tokenizer: Any) -> PublishedTeacher:
-    """A teacher of the table with other shapes."""
+    """A published teacher with other shapes."""
     entry = TEACHERS[name]
     return replace(
         entry,
@@ -32,14 +32,14 @@ def resized_teacher(name: str, transformer: Any, tokenizer: Any) -> PublishedTea
 
 
 def resized_student(name: str, teacher: str, timesteps: tuple[int, ...], split: int) -> PublishedStudent:
-    """A student of the table over another teacher of it."""
+    """A published student with another published teacher."""
     entry = STUDENTS[name]
     network = replace(entry.network, config=TEACHERS[teacher].transformer.config)
     return replace(entry, teacher=teacher, network=network, timesteps=timesteps, split=split)
 
 
 def random_state(network: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Random numbers for every tensor that a network declares."""
+    """Random values for every tensor of a network."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(tensor.shape, generator=generator) for name, tensor in network.state_dict().items()
@@ -48,7 +48,7 @@ def random_state(network: nn.Module, seed: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Weights:
-    """Random weights of one small entry, by role; `buffers` are what official files hold besides."""
+    """Random weights of one small entry by role; `buffers` are the other tensors in official files."""
 
     transformer: dict[str, Tensor]
     student: dict[str, Tensor]
@@ -56,20 +56,20 @@ class Weights:
     buffers: dict[str, dict[str, Tensor]]
 
     def official(self, role: str) -> dict[str, Tensor]:
-        """A role's tensors as its official file has them."""
+        """A role's tensors as in its official file."""
         return {**getattr(self, role), **self.buffers[role]}
 
 
 def weights_of(name: str) -> Weights:
-    """Weights for a teacher of the table, and for a student of its shape."""
+    """Weights for a published teacher and for a student of its shape."""
     published = TEACHERS[name]
     transformer, tokenizer = published.transformer.config, published.tokenizer.config
-    parts = family_of(published.family)
+    family = family_of(published.family)
     with torch.device("meta"):
         networks = (
-            parts.transformer(transformer),
+            family.transformer(transformer),
             build_network(published.family, transformer, tokenizer.codebook_dim),
-            parts.tokenizer(tokenizer),
+            family.tokenizer(tokenizer),
         )
     states = (random_state(network, seed) for seed, network in enumerate(networks))
     return Weights(*states, buffers=_buffers(published))
@@ -98,14 +98,14 @@ def _buffers(published: PublishedTeacher) -> dict[str, dict[str, Tensor]]:
 
 
 def contained(content: Any, place: tuple[str, ...]) -> Any:
-    """A state dict with the keys of a container around it."""
+    """A state dict inside a container."""
     for key in reversed(place):
         content = {key: content}
     return content
 
 
 def training_checkpoint(family: str, state: Mapping[str, Tensor], tokenizer: Mapping[str, Tensor]) -> Any:
-    """All that a family's official training program saves, as containers.json lists it."""
+    """The content of a checkpoint of a family's official training program, as in containers.json."""
     if family == "var":
         optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4}]}
         trainer = {
@@ -119,7 +119,7 @@ def training_checkpoint(family: str, state: Mapping[str, Tensor], tokenizer: Map
 
 
 def written(path: Path, content: Any, legacy: bool = False) -> str:
-    """A file's name after it was written; safetensors by its ending, `legacy` is torch's format before 1.6."""
+    """Write a file, in the format of its ending, and return its name; `legacy` is torch's format before 1.6."""
     if path.suffix == ".safetensors":
         save_file({name: tensor.contiguous() for name, tensor in content.items()}, path)
     else:
@@ -129,7 +129,7 @@ def written(path: Path, content: Any, legacy: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """The small entries of one family, which stand in the tables while a test runs, and the files of one teacher."""
+    """The small entries of one family, which are in the tables while a test runs, and the files of one teacher."""
 
     family: str
     teacher: str
@@ -138,17 +138,17 @@ class Published:
     folder: Path
 
     def container(self, role: str) -> tuple[str, ...]:
-        """The usual place of a role's tensors in its official file."""
+        """The usual container of a role's tensors in its official file."""
         if role == "student":
             return STUDENTS[self.student].network.containers[0]
         return getattr(TEACHERS[self.teacher], role).containers[0]
 
     def write(self, role: str, state: Mapping[str, Tensor] | None = None, name: str = "") -> str:
-        """A role's official file, or one with other tensors."""
+        """Write a role's official file, or one with other tensors."""
         state = self.weights.official(role) if state is None else state
         path = self.folder / (name or f"{role}.pth")
         return written(path, contained(dict(state), self.container(role)))
 
     def write_both(self, student: bool = False) -> list[str]:
-        """The two files that make a teacher, or a student."""
+        """Write the two files of a teacher or a student."""
         return [self.write("student" if student else "transformer"), self.write("tokenizer")]

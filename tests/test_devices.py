@@ -1,4 +1,4 @@
-"""Networks, losses, optimizers and sampling stay on the device they were begun on: seen on a pretended one."""
+"""Networks, losses, optimizers and sampling stay on their device, checked with a simulated device."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ COMPUTATIONS = ["walk", "decode", "adamw", "muon", "image loss", "two steps", "t
 
 @pytest.mark.skipif(
     not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this torch cannot pretend a device",
+    reason="this torch cannot simulate a device",
 )
 @pytest.mark.parametrize("teacher", ["digits", "digits-text", "digits-var"])
-def test_nothing_of_a_computation_is_left_on_the_cpu(teacher: str) -> None:
+def test_no_tensor_of_a_computation_stays_on_the_cpu(teacher: str) -> None:
     ended = subprocess.run(
         [sys.executable, str(HERE / "pretended_device.py"), teacher],
         env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},

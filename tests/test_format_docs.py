@@ -1,6 +1,6 @@
-"""docs/format.md: another program, written from it alone, makes the same bytes; its numbers are the present ones.
+"""docs/format.md: an independent program, written from it alone, gives the same bytes; its numbers are current.
 
-Nothing of the first half knows the project.
+The first half of this file does not import the project.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def order(sizes: list[int], seed: int, window: int, epoch: int) -> list[int]:
     return samples
 
 
-# From here on the project itself, to compare with.
+# From here on, comparisons with the project itself.
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def example_tokens(pairs: int, length: int, vocab_size: int) -> list[list[int]]:
     return [[(31 * pair + 7 * place) % vocab_size for place in range(length)] for pair in range(pairs)]
 
 
-def test_the_other_program_makes_what_the_page_promises(example: dict[str, Any]) -> None:
+def test_the_independent_program_reproduces_the_page(example: dict[str, Any]) -> None:
     assert fingerprint(example) == example["fingerprint"]
     first = np.frombuffer(noise_bytes(7, 1, 18), dtype="<f2")[:3]
     assert f"Noise of pair 1 begins {', '.join(str(float(number)) for number in first)}." in PAGE
@@ -164,7 +164,7 @@ def test_the_other_program_makes_what_the_page_promises(example: dict[str, Any])
     ("vocab_size", "codebook_dim", "num_classes", "seed"),
     [(64, 3, 12, 7), (65536, 1, 3, 2**63 - 1), (65537, 40, 2000, 0)],
 )
-def test_the_other_program_makes_the_same_shards(
+def test_the_independent_program_makes_the_same_shards(
     noise: str, vocab_size: int, codebook_dim: int, num_classes: int, seed: int
 ) -> None:
     from shards import Pairs, PairSpec, gaussian_noise, label, shard_bytes
@@ -189,14 +189,14 @@ def test_the_other_program_makes_the_same_shards(
 
 
 @pytest.mark.parametrize("noise", ["stored", "counter"])
-def test_the_other_program_makes_the_same_shards_of_captions(noise: str) -> None:
+def test_the_independent_program_makes_the_same_shards_of_captions(noise: str) -> None:
     from shards import Pairs, PairSpec, gaussian_noise, label, shard_bytes
     from shards.dataset import captions as ours
 
     captions = ["a cat", "", "an emoji 🦘", "قطة", "x" * 512, "two\nlines " * 100]
-    told = {"name": "captions.txt", "sha256": captions_sha256(captions)}
-    assert ours.captions_sha256(captions) == told["sha256"]
-    spec = PairSpec({}, (1, 4, 9), 64, 3, len(captions), 8, 5, 7, noise, told)
+    caption_settings = {"name": "captions.txt", "sha256": captions_sha256(captions)}
+    assert ours.captions_sha256(captions) == caption_settings["sha256"]
+    spec = PairSpec({}, (1, 4, 9), 64, 3, len(captions), 8, 5, 7, noise, caption_settings)
     dataset = json.loads(json.dumps(spec.to_json()))
     assert fingerprint(dataset) == spec.fingerprint
     index_B = np.arange(10, 15, dtype=np.int64)
@@ -211,7 +211,9 @@ def test_the_other_program_makes_the_same_shards_of_captions(noise: str) -> None
     assert shard(dataset, 2, tokens, captions) == shard_bytes(spec, pairs)
 
 
-def test_a_data_set_written_by_the_other_program_is_sound(example: dict[str, Any], tmp_path: Path) -> None:
+def test_a_data_set_written_by_the_independent_program_is_sound(
+    example: dict[str, Any], tmp_path: Path
+) -> None:
     from shards import Manifest, verify
 
     (tmp_path / "shards").mkdir()
@@ -252,16 +254,16 @@ def test_the_page_names_the_columns_and_keys_that_are_written(
     write_row(tmp_path, ManifestRow("pairs-000000", 0, 8, 9, "0", "0", 1.0, "here", "cpu", 4, "none", "0"))
     schema = pyarrow.parquet.read_schema(row_path(tmp_path, "pairs-000000"))
     section = PAGE.split("\n## A row\n")[1].split("\n## ")[0]
-    told = {
+    documented = {
         name: kind
         for names, kind in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\w+) \|", section, re.MULTILINE)
         for name in re.findall(r"\w+", names)
     }
-    assert told == {field.name: str(field.type).replace("double", "float64") for field in schema}
+    assert documented == {field.name: str(field.type).replace("double", "float64") for field in schema}
 
 
 @pytest.mark.parametrize("case", [([8, 8, 3], 5, 2), ([5] * 7, 2**63, 3), ([1], 0, 16), ([4, 2], 9, 1)])
-def test_the_other_program_finds_the_same_order(case: tuple[list[int], int, int]) -> None:
+def test_the_independent_program_computes_the_same_order(case: tuple[list[int], int, int]) -> None:
     from shards import Order
 
     sizes, seed, window = case
@@ -272,15 +274,15 @@ def test_the_other_program_finds_the_same_order(case: tuple[list[int], int, int]
         assert found == expected.indices(epoch * total, (epoch + 1) * total).tolist()
 
 
-def test_the_page_tells_every_presets_bytes(home: Callable[..., object]) -> None:
+def test_the_page_lists_the_bytes_of_every_preset(home: Callable[..., object]) -> None:
     from generate_pairs.generation.plan import spec_by_shape
     from generate_pairs.teachers.checkpoints import shape_of_teacher
     from pipeline.config.run_config import compose, presets
 
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| (\d.*) \|$", PAGE, re.MULTILINE)
-    told = {name: cells.split(" | ") for name, cells in rows}
-    assert list(told) == list(presets())
-    for name, cells in told.items():
+    documented = {name: cells.split(" | ") for name, cells in rows}
+    assert list(documented) == list(presets())
+    for name, cells in documented.items():
         config = compose(name).generate
         spec = spec_by_shape(config, shape_of_teacher(config.teacher.name)[1])
         num_tokens, codebook_dim = spec.noise_shape

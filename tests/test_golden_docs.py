@@ -1,4 +1,4 @@
-"""docs/golden.md: its code runs as it stands, and serves every kind of golden case."""
+"""docs/golden.md: its code runs unchanged and covers every kind of golden case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a GPU computes, held against a processor: pairs, trainings, samples, scores. `pytest -m gpu` runs it."""
+"""Pairs, trainings, samples and scores of a GPU, compared with those of a CPU. Run with `pytest -m gpu`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from distill.student.student import Student
 from distill.training.distributed import BUCKET_BYTES, World, init_distributed
 from distill.training.memory import MemoryNeed
 from distill.training.metrics import CLOCK_COLUMNS, read_metrics
+from distill.training.preflight import checked_manifest
 from distill.training.state import Training
 from distill.training.trainer import train
 from generate_pairs.config import GenerateConfig
@@ -28,7 +29,7 @@ from generate_pairs.flow_map.flow_map import FlowMap, kernel_is_possible
 from generate_pairs.generation.generate import generate
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings, filter_var
-from generate_pairs.trajectory import Force, MapNoise, walk
+from generate_pairs.trajectory import Force, MapNoise, generate_tokens
 from pipeline.config.run_config import compose
 from shards.core.errors import Refused, Stopped
 from shards.dataset.manifest import Manifest
@@ -43,7 +44,7 @@ pytestmark = [
 HERE = Path(__file__).resolve().parent
 LABELS = torch.arange(8) % 10
 BATCH = 16_384
-"""So large that what a GPU's libraries take for themselves does not count."""
+"""So large that the memory of GPU libraries is negligible."""
 TRAIN = {
     "num_steps": 12,
     "batch_size": 24,
@@ -60,9 +61,9 @@ def pairs_of(
     generate_config: Callable[..., GenerateConfig],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], tuple[Path, Pairs]]:
-    """Pairs of the family's teacher, made anew on a device: their folder and the first shard."""
+    """Function that generates pairs on a device and returns their folder and the first shard."""
 
-    def made(device: str) -> tuple[Path, Pairs]:
+    def generate_on(device: str) -> tuple[Path, Pairs]:
         root = tmp_path_factory.mktemp(device) / "pairs"
         config = generate_config(teacher_path)
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"device": device})})
@@ -70,7 +71,7 @@ def pairs_of(
         manifest = Manifest.open(root)
         return root, read_shard(root, manifest.spec, manifest.heldout().rows[0])
 
-    return made
+    return generate_on
 
 
 def distill_config(**train_settings: object) -> DistillConfig:
@@ -82,7 +83,7 @@ def distill_config(**train_settings: object) -> DistillConfig:
 def run(
     out: Path, pairs: Path, teacher: Path, *, stop_after: int = 0, **train_settings: object
 ) -> np.ndarray:
-    """Train, on the GPU unless told otherwise; the loss of every step."""
+    """Train, on the GPU by default; returns the loss of every step."""
     config, calls = distill_config(**{"device": "cuda", **train_settings}), iter(range(1, 1_000))
     train(
         config,
@@ -97,7 +98,7 @@ def run(
 
 
 def left_in(out: Path) -> dict[str, object]:
-    """All bytes that a training leaves, and its log without the clock's columns."""
+    """All bytes that a training writes, and its metrics without machine-dependent columns."""
     files = [
         out / "student.safetensors",
         out / "config.json",
@@ -107,7 +108,7 @@ def left_in(out: Path) -> dict[str, object]:
     return {path.name: path.read_bytes() for path in files} | {"log": log.to_pydict()}
 
 
-def test_pairs_are_those_of_a_processor_and_the_same_again(
+def test_pairs_equal_those_of_a_cpu_and_are_reproducible(
     pairs_of: Callable[[str], tuple[Path, Pairs]],
 ) -> None:
     _, here = pairs_of("cpu")
@@ -115,13 +116,13 @@ def test_pairs_are_those_of_a_processor_and_the_same_again(
     assert torch.cuda.get_device_name() in str(Manifest.open(root).heldout().rows[0])
     np.testing.assert_array_equal(there.noise_BLC, here.noise_BLC)
     np.testing.assert_array_equal(again.tokens_BL, there.tokens_BL)
-    # A token that hangs by a thread may fall otherwise, and takes what follows along.
+    # Rounding can change a token that is nearly tied, and thereby the tokens after it.
     assert (there.tokens_BL == here.tokens_BL).all(axis=1).mean() > 0.9
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-64", "digits-var"])
 def test_a_teacher_has_the_same_logits(name: str) -> None:
-    """Of all steps, given the same tokens: in full float32, also of convolutions."""
+    """Logits of all steps for given tokens, in full float32, including convolutions."""
     logits: dict[str, list[torch.Tensor]] = {"cpu": [], "cuda": []}
     for device, found in logits.items():
         teacher = load_teacher(name, device).teacher
@@ -133,14 +134,14 @@ def test_a_teacher_has_the_same_logits(name: str) -> None:
             found.append(log_probs_BsV.cpu())
             return forced(log_probs_BsV, span)
 
-        walk(teacher, LABELS.to(device), SamplingSettings(guidance_scale=1.5), choose)
+        generate_tokens(teacher, LABELS.to(device), SamplingSettings(guidance_scale=1.5), choose)
     for here, there in zip(*logits.values(), strict=True):
         assert (here - there).abs().max() < 2e-5 * here.abs().max()
 
 
 @pytest.mark.parametrize("stop", [True, False])
 @pytest.mark.parametrize(("vocab_size", "top_k"), [(300, 0), (4096, 0), (4096, 900), (4096, 100)])
-def test_the_kernel_takes_the_tokens_of_single_steps_in_as_many_of_them(
+def test_the_kernel_gives_the_tokens_and_the_number_of_steps_of_single_steps(
     vocab_size: int, top_k: int, stop: bool
 ) -> None:
     assert kernel_is_possible()
@@ -158,7 +159,7 @@ def test_the_kernel_takes_the_tokens_of_single_steps_in_as_many_of_them(
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-64", "digits-var"])
-def test_the_flow_map_takes_the_same_tokens(name: str) -> None:
+def test_the_flow_map_gives_the_same_tokens(name: str) -> None:
     tokens = {}
     for device in ("cpu", "cuda"):
         teacher = load_teacher(name, device).teacher
@@ -166,12 +167,14 @@ def test_the_flow_map_takes_the_same_tokens(name: str) -> None:
         noise_BLC = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
         choose = MapNoise(FlowMap(teacher.codebook_VC.float(), 64), noise_BLC)
         labels_B = (torch.arange(64) % 10).to(device)
-        tokens[device] = walk(teacher, labels_B, SamplingSettings(guidance_scale=1.5), choose).cpu()
+        tokens[device] = generate_tokens(
+            teacher, labels_B, SamplingSettings(guidance_scale=1.5), choose
+        ).cpu()
     assert (tokens["cpu"] == tokens["cuda"]).all(dim=1).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_training_follows_a_processors(
+def test_a_training_has_the_losses_of_a_cpu(
     teacher_path: Path, pairs_root: Path, tmp_path: Path, optimizer: str
 ) -> None:
     losses = [
@@ -179,7 +182,7 @@ def test_a_training_follows_a_processors(
         for device in ("cpu", "cuda")
     ]
     assert len(losses[0]) == 12
-    # On a GPU Muon makes its moves in bfloat16; the first loss knows nothing of moves.
+    # On a GPU, Muon computes updates in bfloat16; the first loss precedes any update.
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4 if optimizer == "adamw" else 1e-2)
 
@@ -194,7 +197,7 @@ def test_a_training_follows_a_processors(
     ],
     ids=["adamw", "muon", "bfloat16", "in parts"],
 )
-def test_stopped_and_run_again_with_deterministic_kernels_it_ends_in_the_same_bytes(
+def test_with_deterministic_kernels_a_resumed_training_ends_in_the_same_bytes(
     teacher_path: Path, pairs_root: Path, tmp_path: Path, settings: dict[str, object]
 ) -> None:
     settings = {"deterministic": True, **settings}
@@ -206,7 +209,7 @@ def test_stopped_and_run_again_with_deterministic_kernels_it_ends_in_the_same_by
     assert left_in(tmp_path / "stopped") == left_in(tmp_path / "whole")
 
 
-def test_bfloat16_learns_and_keeps_float32(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
+def test_bfloat16_learns_and_stores_float32(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
     settings = {"num_steps": 60, "learning_rate": 5e-3, "checkpoint_interval": 60}
     single, half = (
         run(tmp_path / precision, pairs_root, teacher_path, precision=precision, **settings)
@@ -225,14 +228,14 @@ def test_a_compiled_network_has_the_same_losses(
 ) -> None:
     plain, compiled = (
         run(
-            tmp_path / str(batch_targets),
+            tmp_path / str(value),
             pairs_root,
             teacher_path,
             num_steps=5,
-            compile=batch_targets,
+            compile=value,
             **settings,
         )
-        for batch_targets in (False, True)
+        for value in (False, True)
     )
     np.testing.assert_allclose(compiled, plain, rtol=1e-4)
 
@@ -249,8 +252,8 @@ def test_an_operation_that_is_not_deterministic_is_refused_by_its_name(
 
 
 @pytest.fixture
-def joined_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A process that torchrun started alone: gloo for numbers of the host, NCCL for those of its GPU."""
+def single_process_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A single process as torchrun starts it: gloo for CPU tensors, NCCL for GPU tensors."""
     variables = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 29_611}
     for name, value in {**variables, "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, str(value))
@@ -258,30 +261,30 @@ def joined_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield world
 
 
-def test_nccl_adds_up_what_lies_on_the_gpu(joined_alone: World) -> None:
+def test_nccl_sums_gpu_tensors(single_process_world: World) -> None:
     assert "cuda:nccl" in str(dist.get_backend_config())
-    # Alone it would not ask the others; with itself for the other one, it hears its own numbers.
-    world = World(0, 2, joined_alone.device)
+    # With size 1 nothing would be sent; with size 2 the only process receives its own values.
+    world = World(0, 2, single_process_world.device)
     tensors = [
         torch.full((size,), float(size), device="cuda") for size in (3, BUCKET_BYTES // 4, 5, BUCKET_BYTES)
     ]
     expected = [tensor.clone() for tensor in tensors]
-    world.add(tensors)
+    world.all_reduce_sum(tensors)
     for tensor, same in zip(tensors, expected, strict=True):
         assert torch.equal(tensor, same)
     assert world.all_reduce_min(7) == 7
     assert world.broadcast_from_zero(None) is None
-    world.wait()
+    world.barrier()
 
 
-def done(command: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process that finds this project's packages."""
+def run_command(command: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that can import this project's packages."""
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
 
 
 def torchrun(processes: int) -> list[str]:
-    """`tokenleap` in so many processes."""
+    """Command that runs `tokenleap` in several processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [*command, "-m", "pipeline.cli"]
 
@@ -299,11 +302,11 @@ def test_torchrun_trains_on_the_gpu_and_refuses_two_processes_on_one(
     )
     arguments = ["distill", preset, "--pairs", pairs_root, "--out", tmp_path / "out"]
     count = torch.cuda.device_count() + 1
-    refused = done(torchrun(count), *arguments)
+    refused = run_command(torchrun(count), *arguments)
     assert (
         f"torchrun started {count} processes here for {count - 1} GPUs: start one for each" in refused.stderr
     )
-    trained = done(torchrun(1), *arguments)
+    trained = run_command(torchrun(1), *arguments)
     assert trained.returncode == 0, trained.stderr
     memory = read_metrics(tmp_path / "out" / "metrics")["peak_memory_bytes"].drop_null().to_numpy()
     assert 0 < memory[-1] < 2**30, "of the GPU, not of the host"
@@ -311,7 +314,7 @@ def test_torchrun_trains_on_the_gpu_and_refuses_two_processes_on_one(
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("settings", [{}, {"checkpoint_activations": True}], ids=["whole", "checkpointed"])
-def test_a_training_takes_no_more_memory_than_was_reckoned(
+def test_a_training_needs_no_more_memory_than_estimated(
     pairs_of_digits: Path, settings: dict[str, object], precision: str
 ) -> None:
     train_settings = {"batch_size": BATCH, "device": "cuda", "precision": precision, **settings}
@@ -322,7 +325,7 @@ def test_a_training_takes_no_more_memory_than_was_reckoned(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     with init_distributed("cuda") as world:
-        training = Training(config, "digits", pairs_of_digits, None, world)
+        training = Training(config, "digits", checked_manifest(config, pairs_of_digits), None, world)
         for _ in range(3):
             training.update()
     assert training.gradients.device_batch_size == BATCH
@@ -338,25 +341,25 @@ def pairs_of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_student_makes_the_same_images(
+def test_a_student_generates_the_same_images(
     teacher_path: Path, pairs_root: Path, tmp_path: Path, steps: int
 ) -> None:
     run(tmp_path, pairs_root, teacher_path, device="cpu")
-    made = {
+    batches = {
         device: next(
             sample_images(Student.from_pretrained(tmp_path, device), np.arange(64) % 10, 0, (0, 2)[:steps])
         )
         for device in ("cpu", "cuda")
     }
-    assert made["cuda"].images_BIHW.is_cuda
-    same_B = (made["cpu"].tokens_BL == made["cuda"].tokens_BL.cpu()).all(dim=1)
+    assert batches["cuda"].images_BIHW.is_cuda
+    same_B = (batches["cpu"].tokens_BL == batches["cuda"].tokens_BL.cpu()).all(dim=1)
     assert same_B.float().mean() > 0.9
-    difference = (made["cpu"].images_BIHW - made["cuda"].images_BIHW.cpu())[same_B].abs()
+    difference = (batches["cpu"].images_BIHW - batches["cuda"].images_BIHW.cpu())[same_B].abs()
     assert difference.max() < 2e-3
 
 
 @pytest.mark.parametrize("preset", ["digits", "digits-var", "digits-text"])
-def test_a_run_on_the_gpu_ends_in_scores_near_a_processors(
+def test_a_run_on_the_gpu_has_scores_near_those_of_a_cpu(
     preset: str, brief_tokenleap: list[str], tmp_path: Path
 ) -> None:
     sizes = {
@@ -372,11 +375,13 @@ def test_a_run_on_the_gpu_ends_in_scores_near_a_processors(
     for device in ("cpu", "cuda"):
         devices = {f"{section}.device": device for section in ("cluster", "train", "evaluation")}
         flags = [f"--set={key}={value}" for key, value in (sizes | devices).items()]
-        ended = done(brief_tokenleap, "run", preset, "--out", tmp_path / device, "--workers", 0, *flags)
+        ended = run_command(
+            brief_tokenleap, "run", preset, "--out", tmp_path / device, "--workers", 0, *flags
+        )
         assert ended.returncode == 0, ended.stderr
         evaluation = json.loads((tmp_path / device / "evaluation.json").read_text())
         scores[device] = {row["method"]: row["frechet_distance"] for row in evaluation["rows"]}
     for name, score in scores["cpu"].items():
-        # A student of other rounding is another student; on a GPU Muon moves it by bfloat16, too.
+        # Different rounding gives a different student; on a GPU, Muon also uses bfloat16.
         is_learned = name.startswith(("student", "pre-trained"))
         assert scores["cuda"][name] == pytest.approx(score, rel=0.25 if is_learned else 0.05), name

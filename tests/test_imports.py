@@ -1,4 +1,4 @@
-"""The arrows between the packages, read from the source: pipeline -> distill -> generate_pairs -> shards."""
+"""Imports between the packages go downwards only: pipeline -> distill -> generate_pairs -> shards."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
 """From the bottom to the top."""
 
 NOT_FOR_DISTILL = ("generate_pairs.generation", "generate_pairs.cluster")
-"""The generation job: stage two takes teachers, walk and map from stage one, and never this."""
+"""The generation job. Stage two uses only teachers, trajectory and flow map of stage one."""
 
 TRAINING = ("distill.training", "distill.objective")
 NOT_FOR_TRAINING = ("distill.evaluation", "distill.sampling", "generate_pairs.digits")
-"""What scores a student, and real images: nothing of it may influence training."""
+"""Scores and real images, which must not influence training."""
 
 
 def module_name(path: Path) -> str:
@@ -30,7 +30,7 @@ MODULES = {module_name(path): path for name in PACKAGES for path in sorted((REPO
 
 
 def imported_names(path: Path, module: str) -> Iterator[str]:
-    """Every dotted name that a file imports anywhere in it, relative ones resolved."""
+    """Every dotted name that a file imports, also inside functions; relative names are resolved."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -42,20 +42,20 @@ def imported_names(path: Path, module: str) -> Iterator[str]:
 
 
 def imports(module: str) -> set[str]:
-    """The project's modules that a module imports; a name out of a module counts as that module."""
+    """The project's modules that a module imports; a name from a module counts as that module."""
     names = {name for name in imported_names(MODULES[module], module) if name.split(".")[0] in PACKAGES}
     return {name if name in MODULES else name.rpartition(".")[0] for name in names}
 
 
 def reached_from(modules: Iterable[str]) -> set[str]:
-    """Every module that these import, directly or through others, and the packages that contain them."""
+    """Every module that these modules import, directly or indirectly, and the packages that contain them."""
     reached: set[str] = set()
-    waiting = set(modules)
-    while waiting:
-        name = waiting.pop()
+    pending = set(modules)
+    while pending:
+        name = pending.pop()
         reached.add(name)
         parents = {name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)}
-        waiting |= ({*parents, *imports(name)} & MODULES.keys()) - reached
+        pending |= ({*parents, *imports(name)} & MODULES.keys()) - reached
     return reached
 
 
@@ -64,13 +64,13 @@ def within(name: str, roots: tuple[str, ...]) -> bool:
 
 
 def modules_of(*roots: str) -> list[str]:
-    found = [name for name in MODULES if within(name, roots)]
-    assert found, f"no module is in {roots}"
-    return found
+    modules = [name for name in MODULES if within(name, roots)]
+    assert modules, f"no module is in {roots}"
+    return modules
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_go_down_only(module: str) -> None:
+def test_imports_go_downwards_only(module: str) -> None:
     package = module.split(".")[0]
     allowed = PACKAGES[: PACKAGES.index(package) + 1]
     assert {name for name in imports(module) if not within(name, allowed)} == set()
@@ -90,7 +90,7 @@ def test_distill_never_reaches_the_generation_job() -> None:
     assert {name for name in reached if within(name, NOT_FOR_DISTILL)} == set()
 
 
-def test_training_never_reaches_what_scores_a_student() -> None:
+def test_training_never_reaches_evaluation() -> None:
     reached = reached_from(modules_of(*TRAINING))
     assert {"distill.objective.losses", "distill.training.trainer"} <= reached
     assert {name for name in reached if within(name, NOT_FOR_TRAINING)} == set()

@@ -1,4 +1,4 @@
-"""Files written under the project's first name, `onestep`, are still read, and what is written now has their bytes."""
+"""Files written under the project's first name, `onestep`, are still readable, and new files have the same bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.run_folder.results import PairStatistics
 from shards import Manifest, verify
 
 STORED = Path(__file__).parent / "stored" / "first_name.zip"
-"""A teacher, 32 pairs made with it and a student trained three steps on them, written by version 0.1.0 as `onestep`."""
+"""A teacher, 32 of its pairs and a student trained on them for three steps, written by version 0.1.0 as `onestep`."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_an_imported_teacher_is_found_by_its_name(stored: Path, home: Path) -> N
     assert loaded.sha256 == Manifest.open(stored / "pairs").spec.lineage["teacher"]["sha256"]
 
 
-def test_its_pairs_are_made_again_byte_for_byte(stored: Path, tmp_path: Path) -> None:
+def test_its_pairs_can_be_generated_again_byte_for_byte(stored: Path, tmp_path: Path) -> None:
     config = GenerateConfig.model_validate(
         {
             "teacher": {"name": str(stored / "small.safetensors"), "guidance_scale": 1.5},
@@ -56,12 +56,12 @@ def test_its_pairs_are_made_again_byte_for_byte(stored: Path, tmp_path: Path) ->
     )
     generate(config, tmp_path, workers=0, report=lambda *_: None, should_stop=lambda: False)
     for name in ("pairs-000000.tar", "pairs-000001.tar"):
-        made, before = (root / "shards" / name for root in (tmp_path, stored / "pairs"))
-        assert made.read_bytes() == before.read_bytes()
+        generated, original = (root / "shards" / name for root in (tmp_path, stored / "pairs"))
+        assert generated.read_bytes() == original.read_bytes()
     assert {row.versions.split()[0] for row in Manifest.open(tmp_path).rows} == {"tokenleap"}
 
 
-def test_an_export_is_sampled_from(stored: Path) -> None:
+def test_an_export_can_be_sampled(stored: Path) -> None:
     student = Student.from_pretrained(stored / "student")
     images = student.sample([3, 7], steps=2)
     assert images.shape == (2, 1, 8, 8)

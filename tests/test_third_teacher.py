@@ -1,4 +1,4 @@
-"""The family of docs/teachers.md: packaged, installed and run as that page says, code and commands taken from it."""
+"""The example family of docs/teachers.md: packaged, installed and run with the code and commands of that page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from distill.student.sampler import sample_images
 from distill.student.student import Student
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
-from generate_pairs.trajectory import Force, walk
+from generate_pairs.trajectory import Force, generate_tokens
 from pipeline.config.run_config import compose
 from pipeline.run import run
 from shards.core.errors import Refused
@@ -35,7 +35,7 @@ SMALL = {
     "pairs.pairs_per_shard": 16,
     "pairs.batch_size": 16,
     "pairs.solver_steps": 16,
-    # Both heads make tokens: the token head the first half, the continuous head the second.
+    # Both heads generate tokens: the token head the first half, the continuous head the second.
     "student.split": 8,
     "train.embedding_weight": 1,
     "train.num_steps": 6,
@@ -47,13 +47,13 @@ SMALL = {
 
 
 def documented() -> dict[str, str]:
-    """The page's blocks by the bold name in front of each."""
+    """The code blocks of the page by the bold name before each."""
     return {block["name"]: block["text"] for block in BLOCK.finditer(PAGE.read_text("utf-8"))}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the package's source lies, where it is installed, and where it is used, each away from the others."""
+    """The folders of the package's source, of its installation, and of its use."""
 
     source: Path
     site: Path
@@ -69,30 +69,34 @@ class Place:
         return self.folder / "runs" / "mine"
 
     def follow(self, command: str) -> None:
-        """One of the page's commands; pip installs without a network, and runs are small."""
-        words, folder = command.split(), self.folder
+        """Run one of the page's commands; pip installs without a network, and runs are small."""
+        arguments, folder = command.split(), self.folder
         more: list[str] = []
         environment = os.environ | {"PYTHONPATH": str(self.site), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        match words[0]:
+        match arguments[0]:
             case "pip":
-                words, folder = [sys.executable, "-m", *words], self.source
+                arguments, folder = [sys.executable, "-m", *arguments], self.source
                 more = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(self.site)]
             case "python":
-                words = [sys.executable, *words[1:]]
+                arguments = [sys.executable, *arguments[1:]]
             case "tokenleap":
-                words = [*self.tokenleap, *words[1:]]
-                if "run" in words:
+                arguments = [*self.tokenleap, *arguments[1:]]
+                if "run" in arguments:
                     settings = [("--set", f"{key}={value}") for key, value in SMALL.items()]
-                    more = ["--workers", "0", *(word for pair in settings for word in pair)]
+                    more = ["--workers", "0", *(argument for pair in settings for argument in pair)]
             case other:
-                raise AssertionError(f"{PAGE.name} gives a command that this test does not know: {other}")
-        done = subprocess.run([*words, *more], cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+                raise AssertionError(
+                    f"{PAGE.name} contains a command that this test does not support: {other}"
+                )
+        process = subprocess.run(
+            [*arguments, *more], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert process.returncode == 0, f"{command}: {process.stderr}"
 
 
 @pytest.fixture(scope="module")
 def place(brief_tokenleap: list[str], tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """Every command of the page has been given."""
+    """The folders after every command of the page was run."""
     place = Place(*(tmp_path_factory.mktemp(name) for name in ("source", "site", "folder")), brief_tokenleap)
     blocks = documented()
     for folder, names in (
@@ -108,11 +112,11 @@ def place(brief_tokenleap: list[str], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def module(place: Place, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The installed module; its entry points are found for as long as a test lasts."""
+    """The installed module; its entry points are available during a test."""
     monkeypatch.syspath_prepend(str(place.site))
-    found = import_module("grid_gru")
-    assert Path(str(found.__file__)).parent == place.site
-    return found
+    module = import_module("grid_gru")
+    assert Path(str(module.__file__)).parent == place.site
+    return module
 
 
 @pytest.fixture
@@ -131,13 +135,13 @@ def test_the_example_is_short() -> None:
     assert len(lines) < 80
 
 
-def test_both_stages_run_and_leave_nothing_undone(place: Place) -> None:
+def test_both_stages_run_and_write_all_files(place: Place) -> None:
     for name in ("evaluation.json", "report.html", "student/config.json", "samples/comparison.png"):
         assert (place.run / name).is_file(), name
     assert (place.folder / "grid.png").is_file()
 
 
-def test_the_pairs_are_the_familys_and_sound(place: Place) -> None:
+def test_the_pairs_record_the_family_and_verify(place: Place) -> None:
     pairs = place.run / "pairs"
     spec = Manifest.open(pairs).spec
     assert spec.lineage["teacher"]["family"] == "grid-gru"
@@ -146,7 +150,7 @@ def test_the_pairs_are_the_familys_and_sound(place: Place) -> None:
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
-def test_cached_decoding_is_forced_logits_guided(loaded: LoadedTeacher, guidance_scale: float) -> None:
+def test_cached_decoding_gives_the_guided_forced_logits(loaded: LoadedTeacher, guidance_scale: float) -> None:
     teacher = loaded.teacher.double()
     labels_B, tokens_BL = sequences(teacher.num_classes)
     decoding = teacher.start(labels_B, guidance_scale)
@@ -161,15 +165,15 @@ def test_cached_decoding_is_forced_logits_guided(loaded: LoadedTeacher, guidance
     torch.testing.assert_close(torch.cat(steps, dim=1), guided_BLV, rtol=0, atol=1e-10)
 
 
-def test_the_walk_takes_the_teacher_in_half_precision(place: Place, module: ModuleType) -> None:
+def test_tokens_are_generated_in_half_precision(place: Place, module: ModuleType) -> None:
     teacher = load_teacher(str(place.teacher), dtype=torch.bfloat16).teacher
     labels_B, tokens_BL = sequences(teacher.num_classes)
     assert teacher.start(labels_B, 1.5).logits().dtype == torch.float32
     settings = module.SamplingSettings(guidance_scale=1.5, top_k=4)
-    torch.testing.assert_close(walk(teacher, labels_B, settings, Force(tokens_BL)), tokens_BL)
+    torch.testing.assert_close(generate_tokens(teacher, labels_B, settings, Force(tokens_BL)), tokens_BL)
 
 
-def test_the_tokenizer_reads_back_what_it_draws(loaded: LoadedTeacher) -> None:
+def test_the_tokenizer_encodes_its_own_images(loaded: LoadedTeacher) -> None:
     tokenizer = loaded.teacher.tokenizer
     _, tokens_BL = sequences(10)
     images = tokenizer.decode(tokenizer.embed(tokens_BL))
@@ -177,7 +181,7 @@ def test_the_tokenizer_reads_back_what_it_draws(loaded: LoadedTeacher) -> None:
     torch.testing.assert_close(tokenizer.encode(images), tokens_BL)
 
 
-def test_the_student_starts_as_the_teacher(loaded: LoadedTeacher) -> None:
+def test_the_student_starts_with_the_teachers_weights(loaded: LoadedTeacher) -> None:
     student = Student.from_teacher(loaded, (0, 8), 8, "fingerprint", 1, initialise=True)
     network, transformer = student.network, loaded.teacher.transformer
     for name, tensor in transformer.state_dict().items():
@@ -188,13 +192,13 @@ def test_the_student_starts_as_the_teacher(loaded: LoadedTeacher) -> None:
     assert (rows_VD - transformer.inputs.weight).square().sum() < 0.95 * spread.square().sum()
 
 
-def test_the_export_loads_without_the_teacher_and_draws(place: Place, module: ModuleType) -> None:
+def test_the_export_loads_without_the_teacher_and_samples(place: Place, module: ModuleType) -> None:
     student = Student.from_pretrained(place.run / "student")
     assert isinstance(student.network, module.GruStudent)
     assert student.network.config == module.GruConfig()
     assert (student.timesteps, student.split) == ((0, 8), 8)
-    kept: Mapping[str, Tensor] = load_file(place.run / "student" / "student.safetensors")
-    assert student.network.state_dict().keys() == kept.keys()
+    stored: Mapping[str, Tensor] = load_file(place.run / "student" / "student.safetensors")
+    assert student.network.state_dict().keys() == stored.keys()
     (batch,) = sample_images(student, np.arange(10), seed=0, timesteps=(0, 8))
     assert batch.images_BIHW.shape == (10, 1, 8, 8)
     assert batch.images_BIHW.std() > 0.01
@@ -221,7 +225,7 @@ def test_a_family_without_a_student_is_refused_before_any_pair(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_configuration_that_the_family_does_not_know_is_refused(
+def test_a_configuration_of_another_version_is_refused(
     place: Place, loaded: LoadedTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_another_version(family: str, settings: object) -> object:
@@ -229,7 +233,7 @@ def test_a_configuration_that_the_family_does_not_know_is_refused(
 
     monkeypatch.setattr("generate_pairs.teachers.registry.transformer_config", of_another_version)
     message = (
-        "mine.safetensors describes no teacher of the family 'grid-gru' as it is installed here: unexpected"
+        "mine.safetensors does not describe a teacher of the family 'grid-gru' as installed here: unexpected"
     )
     with pytest.raises(Refused, match=message):
         load_teacher(str(place.teacher))

@@ -1,4 +1,4 @@
-"""The wheel holds the four packages with their data and nothing else, and works away from the checkout."""
+"""The wheel contains the four packages with their data and nothing else, and works outside the checkout."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ DATA = {
         )
     ),
     "pipeline/report/published_figures.toml",
-    *(f"pipeline/report/templates/{name}.jinja" for name in ("ablation.html", "report.html", "style.css")),
+    *(
+        f"pipeline/report/templates/{name}.jinja"
+        for name in ("ablation.html", "report.html", "style.css", "table.html")
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # From a copy: a build leaves its own folder in the tree, and the next one would pack what has been moved since.
+    # Built from a copy: a build leaves a folder in the tree, and the next build would pack files that have been moved.
     folder = tmp_path_factory.mktemp("wheel")
     for package in PACKAGES:
         shutil.copytree(
@@ -50,7 +53,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
+def test_wheel_contains_every_module_and_data_file(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert names == modules | DATA
@@ -67,21 +70,10 @@ def test_installed_wheel_makes_pairs_in_an_empty_folder(wheel: Path, tmp_path: P
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    command = [
-        *(
-            sys.executable,
-            str(site / "bin" / "tokenleap"),
-            "generate",
-            "digits",
-            "--out",
-            "pairs",
-            "--workers",
-            "0",
-        ),
-        *("--num-pairs", "20", "--set", "pairs.pairs_per_shard=20"),
-    ]
-    made = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
+    options = ["--out", "pairs", "--workers", "0", "--num-pairs", "20", "--set", "pairs.pairs_per_shard=20"]
+    command = [sys.executable, str(site / "bin" / "tokenleap"), "generate", "digits", *options]
+    generated = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert generated.returncode == 0, generated.stderr
     assert sorted(path.name for path in (folder / "pairs" / "shards").iterdir()) == [
         "pairs-000000.tar",
         "pairs-000001.tar",

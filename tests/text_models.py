@@ -1,4 +1,4 @@
-"""Random models as transformers writes them, made offline: a T5 that reads bytes, and a CLIP."""
+"""Writes random models in the layout of transformers, offline: a T5 with byte tokens, and a CLIP."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 
-def write_t5(folder: Path, width: int, *, whole: bool = False, **config: Any) -> Path:
-    """A T5 with random weights, its encoder alone or `whole` with a decoder, and the tokenizer of ByT5."""
+def write_t5(folder: Path, width: int, *, with_decoder: bool = False, **config: Any) -> Path:
+    """Write a T5 with random weights, only its encoder or also its decoder, and the tokenizer of ByT5."""
     import torch
     import transformers
 
@@ -25,18 +25,18 @@ def write_t5(folder: Path, width: int, *, whole: bool = False, **config: Any) ->
         "tie_word_embeddings": False,
         **config,
     }
-    made = transformers.T5ForConditionalGeneration if whole else transformers.T5EncoderModel
-    made(transformers.T5Config(**settings)).save_pretrained(folder)
+    model = transformers.T5ForConditionalGeneration if with_decoder else transformers.T5EncoderModel
+    model(transformers.T5Config(**settings)).save_pretrained(folder)
     transformers.ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
     return folder
 
 
 def write_clip(folder: Path, *, image_size: int = 16, **text: Any) -> Path:
-    """A CLIP with random weights whose features of two images or captions differ, and its files as OpenAI laid them out.
+    """Write a CLIP with random weights whose features differ between images and captions, in OpenAI's file layout.
 
     Args:
-        folder: where to.
-        image_size: pixels to the side of what it sees.
+        folder: to write to.
+        image_size: height and width of its images, in pixels.
         text: settings of its text model.
     """
     import torch
@@ -65,7 +65,7 @@ def write_clip(folder: Path, *, image_size: int = 16, **text: Any) -> Path:
     generator = torch.Generator().manual_seed(2)
     model = transformers.CLIPModel(config)
     with torch.no_grad():
-        # In an order that no version of transformers changes.
+        # Sorted: the order of parameters may differ between versions of transformers.
         for name, parameter in sorted(model.named_parameters()):
             if parameter.ndim > 1 or "embedding" in name:
                 parameter.normal_(0.0, 0.3, generator=generator)

@@ -1,6 +1,6 @@
-"""How far two sets of images are apart, as features: Frechet distance, inception score, precision and recall.
+"""Metrics of sets of images, given as features: Frechet distance, inception score, precision and recall.
 
-Everything is computed in float64; features may be anything, from a network's penultimate layer to raw pixels.
+Everything is computed in float64; features may be a network's penultimate layer, raw pixels, or anything else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 BLOCK_DISTANCES = 2**22
-"""Most pairwise distances held at once: 32 MiB of float64."""
+"""Maximum number of pairwise distances in memory: 32 MiB of float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Moments:
         """The moments of N >= 2 rows of features.
 
         Raises:
-            ValueError: fewer than two rows, or a number that is not finite.
+            ValueError: there are fewer than two rows, or a number is not finite.
         """
         features = features_NF.detach().cpu().to(torch.float64).numpy()
         if features.ndim != 2 or len(features) < 2:
@@ -36,15 +36,15 @@ class Moments:
                 f"moments need features (N, F) of at least two images, got shape {features.shape}"
             )
         if not np.isfinite(features).all():
-            raise ValueError("features hold NaN or infinite numbers")
+            raise ValueError("features contain NaN or infinite numbers")
         mean = features.mean(axis=0)
         centred = features - mean
         return cls(mean, centred.T @ centred / (len(features) - 1))
 
     def factor(self) -> np.ndarray:
-        """A matrix R (F, F) with R R^T the covariance: eigenvectors times the roots of their eigenvalues."""
+        """A matrix R (F, F) such that R R^T is the covariance: eigenvectors times the roots of their eigenvalues."""
         values, vectors = np.linalg.eigh(self.covariance_FF)
-        # A covariance has no negative eigenvalues, but rounding leaves some where the rank is low.
+        # A covariance has no negative eigenvalues, but rounding causes some if the rank is low.
         return vectors * np.sqrt(np.maximum(values, 0.0))
 
 
@@ -53,8 +53,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
         |m_a - m_b|^2 + tr(A) + tr(B) - 2 tr (A B)^(1/2)
 
-    With A = R R^T and B = S S^T the last trace is the sum of the singular values of R^T S: no root of a
-    matrix that is not symmetric, and no loss of digits where covariances are singular.
+    With A = R R^T and B = S S^T the last trace is the sum of the singular values of R^T S. This avoids the root of an
+    asymmetric matrix, and loses no digits if a covariance is singular.
     """
     offset = a.mean_F - b.mean_F
     overlap = np.linalg.svd(a.factor().T @ b.factor(), compute_uv=False).sum()
@@ -64,13 +64,13 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def inception_score(probabilities_NK: Tensor, split_size: int | None = None) -> float:
     """exp of the images' mean KL(p(class | image) || p(class)) (Salimans et al. 2016, arXiv 1606.03498).
 
-    Between 1 and the number of classes. The score of few images is lower than that of many, so numbers compare only
-    with the same splits.
+    Between 1 and the number of classes. Few images score lower than many, so only scores of the same splits can be
+    compared.
 
     Args:
         probabilities_NK: a classifier's probabilities, every row summing to one.
-        split_size: the mean of the scores of so many consecutive images each, the last split as large as is left;
-            None for all images at once, without splits.
+        split_size: consecutive images in a split; the result is the mean of the splits' scores, and the last split may be
+            smaller. None for one split.
     """
     scores = []
     for part_NK in probabilities_NK.detach().split(split_size or len(probabilities_NK)):
@@ -92,11 +92,11 @@ class PrecisionRecall:
 class Manifold:
     """A set of images as the union of balls around them: (N, F) and (N,), float64.
 
-    A ball's radius is the distance to the k-th nearest neighbour in the set: not the image itself, but an identical
-    one is a neighbour. The border belongs to the ball.
+    A ball's radius is the distance to the k-th nearest neighbour in the set. An image is not its own neighbour, but an
+    identical image is. The border belongs to the ball.
 
-    Distances are of direct differences, or (`by_product`) of matrix products: several times as fast for long features,
-    but identical images are then only about 1e-7 of their length apart.
+    Distances are computed from differences or, with `by_product`, from matrix products. The latter is several times as
+    fast for long features, but identical images then have a distance of about 1e-7 of their length instead of zero.
     """
 
     centres_NF: Tensor
@@ -105,7 +105,7 @@ class Manifold:
 
     @classmethod
     def of(cls, features_NF: Tensor, k: int = 3, *, by_product: bool = False) -> Manifold:
-        """The balls around N rows of features.
+        """Compute the balls around N rows of features.
 
         Raises:
             ValueError: the set has no k-th neighbour.
@@ -114,7 +114,7 @@ class Manifold:
         return cls(centres, neighbour_distances(centres, k, by_product=by_product), by_product)
 
     def share_of(self, other: Manifold) -> float:
-        """The share of the other set's images that lie in at least one ball of this one."""
+        """The share of the other set's images that are in at least one ball of this one."""
         blocks = _distance_blocks(other.centres_NF, self.centres_NF, self.by_product)
         inside = sum(int((block <= self.radii_N).any(dim=1).sum()) for _, block in blocks)
         return inside / len(other.centres_NF)
@@ -129,7 +129,7 @@ def neighbour_distances(features_NF: Tensor, k: int, *, by_product: bool = False
     """Distance (N,) of every row to its k-th nearest other row.
 
     Raises:
-        ValueError: there are not more than k rows, or k is not positive.
+        ValueError: there are at most k rows, or k is not positive.
     """
     count = len(features_NF)
     if not 1 <= k < count:
@@ -143,9 +143,9 @@ def neighbour_distances(features_NF: Tensor, k: int, *, by_product: bool = False
 
 
 def _distance_blocks(rows_NF: Tensor, columns_MF: Tensor, by_product: bool) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of the N x M distances, each with its first row's number."""
+    """Blocks of the N x M distances, each with the index of its first row."""
     size = max(1, BLOCK_DISTANCES // len(columns_MF))
-    # The faster matrix product loses the exact zeros between identical images.
+    # The faster matrix product loses the exact zeros of identical images.
     mode = "use_mm_for_euclid_dist" if by_product else "donot_use_mm_for_euclid_dist"
     for start in range(0, len(rows_NF), size):
         yield start, torch.cdist(rows_NF[start : start + size], columns_MF, compute_mode=mode)

@@ -1,8 +1,8 @@
-"""What an interrupted evaluation keeps: one committed file for each method and noise seed, until the whole is written.
-Beside them the times, and the moments of the teacher's images.
+"""Partial results of an evaluation: one committed file per method and noise seed, the measured times, and the moments
+of the teacher's images. They are deleted when evaluation.json is written.
 
-An evaluation of 50,000 images takes hours. What is kept belongs to one identity, everything that the numbers depend on;
-of another one it is thrown away.
+An evaluation of 50,000 images takes hours. Partial results belong to one identity, which contains everything that the
+scores depend on; results of another identity are discarded.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ Times = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What is known of one method with one noise seed.
+    """The result of one method with one noise seed.
 
     Attributes:
-        numbers: scores and token match by name, None where one does not apply.
-        images_BIHW: the first images, as many as are shown, in [0, 1].
-        tokens_NL: the tokens of all images, int32, where other methods need them; else None.
+        numbers: scores and token match by name, None for those that do not apply.
+        images_BIHW: the images that the grids show, in [0, 1].
+        tokens_NL: the tokens of all images, int32, if other methods need them; else None.
     """
 
     numbers: Mapping[str, float | None]
@@ -51,14 +51,14 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class PartialResults:
-    """The finished pieces of an evaluation: in a folder, or in no place that outlives the process (None)."""
+    """Saves and loads partial results: in a folder, or in memory if the folder is None."""
 
     folder: Path | None = None
-    _here: dict[str, MethodResult] = field(default_factory=dict)
+    _in_memory: dict[str, MethodResult] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, identity: Mapping[str, Any]) -> PartialResults:
-        """Go on with what lies in a folder if it is of this identity, else begin there anew.
+        """Resume the results in a folder if they have this identity, else delete them.
 
         Raises:
             Refused: the folder cannot be written to.
@@ -71,81 +71,77 @@ class PartialResults:
         return cls(folder)
 
     def times(self, measure: Callable[[], Times]) -> Times:
-        """The times that were measured, or are measured now: once for an evaluation, however often it is interrupted."""
+        """The saved times; measures and saves them if there are none. Raises like `result`."""
         if self.folder is None:
             return measure()
         file = self.folder / TIMES_FILE
         if not file.is_file():
             commit_bytes(file, json.dumps(measure()).encode())
-        try:
+        with self._refusing_damage(file):
             return dict(json.loads(read_bytes(file)))
-        except ValueError as error:
-            raise Refused(self._damaged(file)) from error
 
     def moments(self, measure: Callable[[], Moments]) -> Moments:
-        """The moments of the teacher's images, as `times` has the times.
-
-        Raises:
-            Refused: their file is damaged.
-        """
+        """The saved moments of the teacher's images; measures and saves them if there are none. Raises like `result`."""
         if self.folder is None:
             return measure()
         file = self.folder / MOMENTS_FILE
         if not file.is_file():
-            found, buffer = measure(), io.BytesIO()
-            np.savez(buffer, mean_F=found.mean_F, covariance_FF=found.covariance_FF)
+            moments, buffer = measure(), io.BytesIO()
+            np.savez(buffer, mean_F=moments.mean_F, covariance_FF=moments.covariance_FF)
             commit_bytes(file, buffer.getvalue())
-        try:
-            with np.load(io.BytesIO(read_bytes(file)), allow_pickle=False) as stored:
-                return Moments(stored["mean_F"], stored["covariance_FF"])
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise Refused(self._damaged(file)) from error
+        with (
+            self._refusing_damage(file),
+            np.load(io.BytesIO(read_bytes(file)), allow_pickle=False) as stored,
+        ):
+            return Moments(stored["mean_F"], stored["covariance_FF"])
 
     def result(self, method: str, seed: int) -> MethodResult | None:
-        """What is kept of a method and seed, None where it is not there yet.
+        """The saved result of a method and seed, None if there is none.
 
         Raises:
             Refused: its file is damaged.
         """
         if self.folder is None:
-            return self._here.get(_name(method, seed))
-        file = self.folder / _name(method, seed)
+            return self._in_memory.get(_file_name(method, seed))
+        file = self.folder / _file_name(method, seed)
         if not file.is_file():
             return None
-        try:
-            with safe_open(file, framework="pt") as opened:
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-                numbers = json.loads((opened.metadata() or {})["numbers"])
+        with self._refusing_damage(file), safe_open(file, framework="pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            numbers = json.loads((opened.metadata() or {})["numbers"])
             return MethodResult(numbers, tensors["images"], tensors.get("tokens"))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise Refused(self._damaged(file)) from error
 
-    def keep(self, method: str, seed: int, result: MethodResult) -> None:
-        """Keep what was found.
+    def save(self, method: str, seed: int, result: MethodResult) -> None:
+        """Save a result.
 
         Raises:
             Refused, Failed: as `commit_bytes`.
         """
+        name = _file_name(method, seed)
         if self.folder is None:
-            self._here[_name(method, seed)] = result
+            self._in_memory[name] = result
             return
         tensors = {"images": result.images_BIHW.contiguous()}
         if result.tokens_NL is not None:
             tensors["tokens"] = result.tokens_NL.contiguous()
-        commit_bytes(
-            self.folder / _name(method, seed), save(tensors, {"numbers": json.dumps(dict(result.numbers))})
-        )
+        commit_bytes(self.folder / name, save(tensors, {"numbers": json.dumps(dict(result.numbers))}))
 
     def clear(self) -> None:
-        """Throw everything away: the whole is written."""
+        """Delete all partial results."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):
                 self.folder.parent.rmdir()
 
-    def _damaged(self, file: Path) -> str:
-        return f"{file} is damaged: delete {self.folder} to begin this evaluation anew"
+    @contextmanager
+    def _refusing_damage(self, file: Path) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
+            raise Refused(
+                f"{file} is damaged: delete {self.folder} to start this evaluation again"
+            ) from error
 
 
-def _name(method: str, seed: int) -> str:
+def _file_name(method: str, seed: int) -> str:
     return f"{method.replace('*', '-star')}-seed-{seed}.safetensors"

@@ -1,4 +1,4 @@
-"""Protocols: through which features images are judged, and what they are held against. docs/evaluation.md has the words.
+"""Protocols: the features and the reference of an evaluation. docs/evaluation.md describes them in detail.
 
 | protocol | features | reference | scores |
 |---|---|---|---|
@@ -22,12 +22,14 @@ from distill.config import REFERENCE_FREE, EvaluationConfig
 from distill.evaluation.feature_extractors import clip_score, inception
 from distill.evaluation.feature_extractors.base import ENTRY_POINTS, FeatureExtractor
 from distill.evaluation.feature_extractors.digits_classifier import load_digits_classifier
-from distill.evaluation.image_metrics import (
-    Manifold,
-    Moments,
+from distill.evaluation.image_metrics import Manifold, Moments
+from distill.evaluation.reference_images import (
+    ReferenceBatch,
+    ReferenceFolder,
+    read_statistic,
+    statistic_file,
 )
-from distill.evaluation.reference_images import Batch, Folder, read_statistic, statistic_file
-from distill.evaluation.scorer import INCEPTION_AT_ONCE, FeatureAccumulator, Scorer, _on
+from distill.evaluation.scorer import INCEPTION_BATCH_SIZE, FeatureAccumulator, Scorer, on_device
 from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.registry import plugin
@@ -41,7 +43,7 @@ ADM_SPLIT = 5_000
 
 
 def check_evaluation(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> None:
-    """Refuse what an evaluation could not do, before any work; files are looked at, not read.
+    """Refuse an evaluation that cannot work, before any work; of files only names and headers are read.
 
     Raises:
         Refused: the real images have another shape than the teacher's, or a file, a package or a GPU is missing.
@@ -50,26 +52,26 @@ def check_evaluation(config: EvaluationConfig, image_shape: tuple[int, int, int]
         raise Refused("evaluation.device is cuda, but torch finds no GPU here: set it to cpu")
     if config.protocol == "digits" and image_shape != DIGITS_SHAPE:
         raise Refused(
-            f"evaluation.protocol: digits judges images of {_by(DIGITS_SHAPE)}, and this teacher's are of "
+            f"evaluation.protocol: digits scores images of {_by(DIGITS_SHAPE)}, and this teacher's are of "
             f"{_by(image_shape)}: set evaluation.protocol to samples"
         )
     if config.protocol in REFERENCE_FREE:
         if config.reference is not None:
             raise Refused(
-                f"evaluation.reference is {config.reference}, and the protocol {config.protocol} holds images against "
-                "nothing that could be given: set evaluation.protocol to adm, dd or folder"
+                f"evaluation.reference is {config.reference}, and the protocol {config.protocol} takes no reference: "
+                "set evaluation.protocol to adm, dd or folder"
             )
         return
     reference = _reference(config)
     if config.protocol == "folder":
         _check_features(config, image_shape)
-        Folder.look(reference, image_shape)
+        ReferenceFolder.inspect(reference, image_shape)
         return
     _check_inception(config)
     if config.protocol == "dd":
         statistic_file(reference)
         return
-    size = Batch.look(reference, inception.DIM).size
+    size = ReferenceBatch.inspect(reference, inception.DIM).size
     if size != image_shape[1:]:
         raise Refused(
             f"{reference} holds images of {_by(size)}, and this teacher's are of {_by(image_shape[1:])}: give a batch "
@@ -78,7 +80,7 @@ def check_evaluation(config: EvaluationConfig, image_shape: tuple[int, int, int]
 
 
 def check_clip(config: EvaluationConfig, has_captions: bool) -> None:
-    """Refuse a CLIP that could score nothing, before any work; its files are looked at, not read.
+    """Refuse a CLIP that cannot score anything, before any work; its files are inspected, not loaded.
 
     Raises:
         Refused: the teacher draws images for classes, or there is no such CLIP.
@@ -93,10 +95,10 @@ def check_clip(config: EvaluationConfig, has_captions: bool) -> None:
 
 
 def open_scorer(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> Scorer | None:
-    """The judge of a protocol, its reference read; None where nothing is held against real images.
+    """The scorer of a protocol, with its reference loaded; None for the protocol samples.
 
     Raises:
-        Refused: as `check_evaluation`, or a file does not hold what it should.
+        Refused: as `check_evaluation`, or the content of a file is wrong.
     """
     check_evaluation(config, image_shape)
     match config.protocol:
@@ -108,7 +110,7 @@ def open_scorer(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> 
             return _open_adm(config)
         case "dd":
             file = statistic_file(_reference(config))
-            extractor = _on(inception.load_inception("torch", config.inception_weights), config.device)
+            extractor = on_device(inception.load_inception("torch", config.inception_weights), config.device)
             facts = {"reference_sha256": sha256_file(file), **_weights_facts(config)}
             return Scorer(extractor, read_statistic(file, extractor.dim), None, facts=facts)
         case "folder":
@@ -116,9 +118,9 @@ def open_scorer(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> 
 
 
 def _open_adm(config: EvaluationConfig) -> Scorer:
-    extractor = _on(inception.load_inception("tensorflow", config.inception_weights), config.device)
-    batch = Batch.look(_reference(config), extractor.dim)
-    features_NF = _features(extractor, batch.images(INCEPTION_AT_ONCE), config.device)
+    extractor = on_device(inception.load_inception("tensorflow", config.inception_weights), config.device)
+    batch = ReferenceBatch.inspect(_reference(config), extractor.dim)
+    features_NF = _features(extractor, batch.images(INCEPTION_BATCH_SIZE), config.device)
     return Scorer(
         extractor,
         batch.moments() if batch.has_moments else Moments.of(features_NF),
@@ -129,21 +131,16 @@ def _open_adm(config: EvaluationConfig) -> Scorer:
 
 
 def _open_folder(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> Scorer:
-    folder = Folder.look(_reference(config), image_shape)
-    extractor = _on(extractor_of(config), config.device)
-    features_NF = _features(extractor, folder.images(INCEPTION_AT_ONCE, image_shape), config.device)
+    folder = ReferenceFolder.inspect(_reference(config), image_shape)
+    extractor = on_device(_folder_extractor(config), config.device)
+    features_NF = _features(extractor, folder.images(INCEPTION_BATCH_SIZE, image_shape), config.device)
     facts: dict[str, Any] = {"reference_sha256": folder.sha256(), "reference_images": len(folder.files)}
     if config.features == "inception":
         facts |= _weights_facts(config)
     return Scorer(extractor, Moments.of(features_NF), Manifold.of(features_NF, by_product=True), facts=facts)
 
 
-def extractor_of(config: EvaluationConfig) -> FeatureExtractor:
-    """What the protocol folder looks through.
-
-    Raises:
-        Refused: nothing is registered under that name, or what it needs is not here.
-    """
+def _folder_extractor(config: EvaluationConfig) -> FeatureExtractor:
     if config.features == "inception":
         return inception.load_inception("tensorflow", config.inception_weights)
     if config.features == "digits":
@@ -163,7 +160,7 @@ def _check_features(config: EvaluationConfig, image_shape: tuple[int, int, int])
         _registered(config.features)
     elif image_shape != DIGITS_SHAPE:
         raise Refused(
-            f"evaluation.features: the digits classifier sees images of {_by(DIGITS_SHAPE)}, and this teacher's are "
+            f"evaluation.features: the digits classifier takes images of {_by(DIGITS_SHAPE)}, and this teacher's are "
             f"of {_by(image_shape)}"
         )
 
@@ -175,17 +172,17 @@ def _check_inception(config: EvaluationConfig) -> None:
 
 def _reference(config: EvaluationConfig) -> Path:
     if config.reference is None:
-        wanted = {
+        expected = {
             "adm": "a reference batch of guided-diffusion, such as VIRTUAL_imagenet256_labeled.npz",
             "dd": "the official code's statistic.pth",
             "folder": "a folder of PNG or JPEG images",
         }[config.protocol]
-        raise Refused(f"the protocol {config.protocol} needs --set evaluation.reference=PATH: {wanted}")
+        raise Refused(f"the protocol {config.protocol} needs --set evaluation.reference=PATH: {expected}")
     return Path(config.reference).expanduser()
 
 
 def _features(extractor: FeatureExtractor, batches: Iterable[Tensor], device: str) -> Tensor:
-    features = FeatureAccumulator(extractor, INCEPTION_AT_ONCE)
+    features = FeatureAccumulator(extractor, INCEPTION_BATCH_SIZE)
     for batch in batches:
         features.add(batch.to(device))
     return features.features_NF()

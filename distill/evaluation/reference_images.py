@@ -1,6 +1,6 @@
-"""What protocols hold images against: guided-diffusion's batches, statistics of the official code, folders of images.
+"""References of protocols: guided-diffusion's batches, statistics of the official code, folders of images.
 
-Every kind has a look that reads no more than names and shapes, so that a wrong file is told before any work.
+Each kind can be inspected by reading only names and headers, so that a wrong file is refused before any work.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from shards.core.errors import Refused
 STATISTIC_FILE = "statistic.pth"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 PLAIN_MODES = {"1", "L", "P", "RGB"}
-"""What Pillow calls images of 8 bits a channel without transparency."""
-FEWEST_REFERENCES = 100
-"""Real images below which a distance from them says nothing."""
+"""Pillow's modes of images with 8 bits a channel and without transparency."""
+MIN_REFERENCES = 100
+"""A distance to fewer real images is meaningless."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A reference batch of guided-diffusion's evaluator: an npz file of images, and mostly of moments of many more.
+class ReferenceBatch:
+    """A reference batch of guided-diffusion's evaluator: an npz file of images, usually with moments of many more images.
 
     Attributes:
         path: of the file.
         shape: of its images `arr_0`, (N, height, width, 3), uint8.
-        has_moments: whether `mu` and `sigma` are there.
+        has_moments: whether it contains `mu` and `sigma`.
     """
 
     path: Path
@@ -45,21 +45,21 @@ class Batch:
     has_moments: bool
 
     @classmethod
-    def look(cls, path: Path, dim: int) -> Batch:
-        """What is in the file, by its headers alone.
+    def inspect(cls, path: Path, dim: int) -> ReferenceBatch:
+        """Read the headers of the file.
 
         Raises:
             Refused: it is no npz file of such images, or its moments are not of `dim` features.
         """
         headers = _npz_headers(path)
-        wanted = "a reference batch of guided-diffusion is an .npz file whose arr_0 holds images (N, H, W, 3), uint8"
+        expected = "a reference batch of guided-diffusion is an .npz file whose arr_0 holds images (N, H, W, 3), uint8"
         if "arr_0" not in headers:
-            raise Refused(f"{path} holds {', '.join(headers) or 'nothing'}: {wanted}")
+            raise Refused(f"{path} holds {', '.join(headers) or 'nothing'}: {expected}")
         shape, dtype = headers["arr_0"]
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
-            raise Refused(f"{path}: arr_0 is {shape}, {dtype}: {wanted}")
-        if shape[0] < FEWEST_REFERENCES:
-            raise Refused(f"{path} holds {shape[0]} images, and {FEWEST_REFERENCES} are the fewest")
+            raise Refused(f"{path}: arr_0 is {shape}, {dtype}: {expected}")
+        if shape[0] < MIN_REFERENCES:
+            raise Refused(f"{path} holds {shape[0]} images, and at least {MIN_REFERENCES} are needed")
         moments = {key: headers[key][0] for key in ("mu", "sigma") if key in headers}
         if moments and moments != {"mu": (dim,), "sigma": (dim, dim)}:
             raise Refused(
@@ -81,31 +81,31 @@ class Batch:
             yield batch_BHWC.permute(0, 3, 1, 2) / 255.0
 
     def moments(self) -> Moments:
-        """The moments that it brings."""
+        """Its `mu` and `sigma`."""
         with np.load(self.path) as file:
             return _moments(self.path, file["mu"], file["sigma"])
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A folder of PNG and JPEG images, also in folders inside it, all of one size."""
+class ReferenceFolder:
+    """A folder of PNG and JPEG images, also in subfolders, all of one size."""
 
     path: Path
     files: tuple[Path, ...]
 
     @classmethod
-    def look(cls, path: Path, image_shape: tuple[int, int, int]) -> Folder:
-        """Which images there are.
+    def inspect(cls, path: Path, image_shape: tuple[int, int, int]) -> ReferenceFolder:
+        """List the images and read the first.
 
         Raises:
-            Refused: it is no folder, holds too few images, or the first is not of the teacher's height and width.
+            Refused: it is no folder, contains too few images, or the first has another size than the teacher's images.
         """
         if not path.is_dir():
             raise Refused(f"evaluation.reference: {path} is no folder of images")
         files = tuple(sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES))
-        if len(files) < FEWEST_REFERENCES:
+        if len(files) < MIN_REFERENCES:
             raise Refused(
-                f"{path} holds {len(files)} PNG and JPEG images, and {FEWEST_REFERENCES} are the fewest"
+                f"{path} holds {len(files)} PNG and JPEG images, and at least {MIN_REFERENCES} are needed"
             )
         folder = cls(path, files)
         folder.read(files[0], image_shape)
@@ -123,7 +123,7 @@ class Folder:
             )
 
     def read(self, file: Path, image_shape: tuple[int, int, int]) -> Tensor:
-        """One of its images. Nothing is resized or cropped: how that is done changes a distance.
+        """One image (channels, height, width) in [0, 1], neither resized nor cropped: that would change the distance.
 
         Raises:
             Refused: as `images`.
@@ -135,20 +135,20 @@ class Folder:
                 if size == (width, height) and mode in PLAIN_MODES:
                     pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise Refused(f"{file} is no image that can be read: {error}") from error
+            raise Refused(f"{file} cannot be read as an image: {error}") from error
         if size != (width, height):
             raise Refused(
-                f"{file} is {size[0]} x {size[1]}, and this teacher's images are {width} x {height}: nothing is "
-                "resized here, because how it is done changes the distance; give a folder of images of that size"
+                f"{file} is {size[0]} x {size[1]}, and this teacher's images are {width} x {height}: images "
+                "are not resized, because that would change the distance; give a folder of images of that size"
             )
         if mode not in PLAIN_MODES:
             raise Refused(
-                f"{file} is of mode {mode}: give images of 8 bits a channel without transparency, grey or RGB"
+                f"{file} has mode {mode}: give images of 8 bits a channel without transparency, grey or RGB"
             )
         return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1) / 255.0
 
     def sha256(self) -> str:
-        """Of the names and contents of its files, in order."""
+        """Hash of the names and contents of its files, in order."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.relative_to(self.path).as_posix()}\n".encode())
@@ -157,10 +157,10 @@ class Folder:
 
 
 def statistic_file(path: Path) -> Path:
-    """The file of moments that a path names: itself, or `statistic.pth` in it, as the official code has it.
+    """The file of moments at a path: the path itself, or `statistic.pth` in it, the official code's name.
 
     Raises:
-        Refused: there is none.
+        Refused: there is no such file.
     """
     file = path / STATISTIC_FILE if path.is_dir() else path
     if not file.is_file():
@@ -172,31 +172,31 @@ def statistic_file(path: Path) -> Path:
 
 
 def read_statistic(path: Path, dim: int) -> Moments:
-    """Moments as microsoft/distilled_decoding stores them: a mapping of `m` (F,) and `s` (F, F), numpy or torch.
+    """Read moments as microsoft/distilled_decoding stores them: a mapping of `m` (F,) and `s` (F, F), numpy or torch.
 
     Raises:
-        Refused: it holds something else, or asks for more than arrays.
+        Refused: the content is different, or the pickle needs more than arrays.
     """
     with torch.serialization.safe_globals(_array_globals()):
         content = read_checkpoint(path).content
-    wanted = f"statistics of the official code are a mapping of m ({dim},) and s ({dim}, {dim})"
+    expected = f"statistics of the official code are a mapping of m ({dim},) and s ({dim}, {dim})"
     if not isinstance(content, dict) or not {"m", "s"} <= content.keys():
-        raise Refused(f"{path} holds {_kind(content)}: {wanted}")
+        raise Refused(f"{path} holds {_kind(content)}: {expected}")
     mean, covariance = np.asarray(content["m"]), np.asarray(content["s"])
     if (mean.shape, covariance.shape) != ((dim,), (dim, dim)):
-        raise Refused(f"{path} holds m {mean.shape} and s {covariance.shape}: {wanted}")
+        raise Refused(f"{path} holds m {mean.shape} and s {covariance.shape}: {expected}")
     return _moments(path, mean, covariance)
 
 
 def _moments(path: Path, mean: Any, covariance: Any) -> Moments:
     moments = Moments(np.asarray(mean, np.float64), np.asarray(covariance, np.float64))
     if not (np.isfinite(moments.mean_F).all() and np.isfinite(moments.covariance_FF).all()):
-        raise Refused(f"{path}: its moments hold NaN or infinite numbers")
+        raise Refused(f"{path}: its moments contain NaN or infinite numbers")
     return moments
 
 
 def _array_globals() -> list[Any]:
-    """What a pickle of numpy arrays asks for, by the names that old and new numpy write."""
+    """The globals in a pickle of numpy arrays, by the names that old and new numpy write."""
     rebuild = np.empty(0).__reduce__()[0]
     names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
     kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
@@ -208,10 +208,10 @@ def _kind(content: Any) -> str:
 
 
 def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of every array of an npz file, its numbers left alone.
+    """Shape and dtype of every array of an npz file, without reading the numbers.
 
     Raises:
-        Refused: there is no such file, or it is none.
+        Refused: there is no such file, or it is no npz file.
     """
     if not path.is_file():
         raise Refused(

@@ -1,7 +1,7 @@
-"""The teacher's own images, which a student's are held against besides real ones: those of its pairs, decoded.
+"""The teacher's own images: those of the training pairs, decoded. An evaluation compares every method with them.
 
-A student can be no better than what it learns. How far it is from real images mixes what the teacher lacks with what
-distillation lost; how far it is from the teacher's images is the second alone.
+A student can be no better than the pairs it is trained on. Its distance to real images mixes the errors of the teacher
+with those of distillation; its distance to the teacher's images measures the second alone.
 """
 
 from __future__ import annotations
@@ -12,32 +12,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.student.sampler import most_at_once
+from distill.student.sampler import max_batch_size
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
 from shards.dataset.manifest import Manifest, View
-from shards.dataset.reader import pairs_of
+from shards.dataset.reader import read_view
 from shards.storage.paths import Location
 
-MOST = 50_000
-TIMES_AS_MANY = 10
-"""So many of the teacher's images for each one of a method, up to `MOST`: their own scatter hardly counts then."""
+MAX_IMAGES = 50_000
+TEACHER_IMAGES_PER_IMAGE = 10
+"""Teacher images for each image of a method, at most `MAX_IMAGES` in all: then their sampling error hardly counts."""
 
 
 @dataclass(frozen=True, eq=False)
 class TeacherImages:
-    """The images of a view's pairs; the flow map made their tokens, of other noise than any that is sampled."""
+    """The images of a view's pairs. The flow map made their tokens, from other noise than any method samples with."""
 
     root: Location
     view: View
     tokenizer: Tokenizer
 
     @classmethod
-    def beside(cls, manifest: Manifest, tokenizer: Tokenizer, num_images: int) -> TeacherImages | None:
-        """Those that so many images of a method are held against; None where fewer than two pairs are there.
+    def of_first_pairs(
+        cls, manifest: Manifest, tokenizer: Tokenizer, num_images: int
+    ) -> TeacherImages | None:
+        """The teacher's images for methods with `num_images` images each; None if there are fewer than two pairs.
 
-        They are the first of all training pairs: the same for every student of a data set, however few it learned from.
+        These are the first of all training pairs, so they are the same for every student of a data set, whatever the
+        size of its training set.
         """
-        count = min(MOST, TIMES_AS_MANY * num_images, manifest.num_available)
+        count = min(MAX_IMAGES, TEACHER_IMAGES_PER_IMAGE * num_images, manifest.num_available)
         return cls(manifest.root, manifest.view(count), tokenizer) if count > 1 else None
 
     def __len__(self) -> int:
@@ -46,7 +49,7 @@ class TeacherImages:
     @torch.inference_mode()
     def batches(self) -> Iterator[Tensor]:
         """Images (B, channels, height, width) in [0, 1], on the tokenizer's device."""
-        device, most = self.tokenizer.codebook_VC.device, most_at_once(self.tokenizer.image_shape)
-        for tokens_NL, _ in pairs_of(self.root, self.view):
-            for tokens_BL in tokens_NL.split(most):
+        device, batch_size = self.tokenizer.codebook_VC.device, max_batch_size(self.tokenizer.image_shape)
+        for pairs in read_view(self.root, self.view):
+            for tokens_BL in torch.from_numpy(pairs.tokens_BL.astype("int64")).split(batch_size):
                 yield to_unit_range(self.tokenizer.decode(self.tokenizer.embed(tokens_BL.to(device))))

@@ -1,1 +1,1 @@
-"""What the student learns: states, targets and losses."""
+"""The training objective: inputs, targets and losses."""

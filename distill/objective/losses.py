@@ -1,4 +1,4 @@
-"""What the student is trained on: token cross-entropy, embedding distance, distance between decoded images."""
+"""The losses: token cross-entropy, embedding distance, and distance between decoded images."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from distill.student.student import Student
 from generate_pairs.teachers.base import TokenLayout
 
 ImageDistance = Callable[[Tensor, Tensor], Tensor]
-"""Two batches of images, nominally in [-1, 1], to how far each pair of them is apart, (B,)."""
+"""Maps two batches of images, nominally in [-1, 1], to one distance for each pair of images, (B,)."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars: the weighted sum that is minimised, and its parts, each a mean over what was asked."""
+    """Scalars: the weighted sum that is minimised, and its parts. Each part is a mean over its targets."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -30,11 +30,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class BatchTargets:
-    """What is asked of a student in a whole batch, the pairs of all processes: losses are means over it.
+    """Numbers of targets in a global batch, over which losses are averaged.
 
     Attributes:
-        num_pairs: pairs in the batch.
-        positions: how many tokens its pairs are asked for, by the timestep at which they are shown.
+        num_pairs: Pairs in the batch.
+        positions: Number of target positions by timestep.
     """
 
     num_pairs: int
@@ -46,51 +46,49 @@ class BatchTargets:
 
     @classmethod
     def of(cls, timestep_B: npt.NDArray[np.int64], layout: TokenLayout) -> BatchTargets:
-        """Of pairs that are shown at these timesteps."""
-        found, counts = np.unique(timestep_B, return_counts=True)
-        pairs = dict(zip(found.tolist(), counts.tolist(), strict=True))
+        """Count the targets of pairs at these timesteps."""
+        timesteps, counts = np.unique(timestep_B, return_counts=True)
         return cls(
-            len(timestep_B), {t: count * (layout.num_tokens - layout.starts[t]) for t, count in pairs.items()}
+            len(timestep_B),
+            {
+                timestep: count * (layout.num_tokens - layout.starts[timestep])
+                for timestep, count in zip(timesteps.tolist(), counts.tolist(), strict=True)
+            },
         )
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some of a batch's pairs. A loss is a mean over the whole batch, so the losses of its shares add up to it."""
+    """Some of the pairs of a batch. Losses are means over the whole batch, so those of its micro-batches add up."""
 
     targets: Targets
     tokens_BL: Tensor
     labels_B: Tensor
 
     def split(self, count: int) -> list[MicroBatch]:
-        """`count` shares of consecutive pairs, as equal as they can be; none is empty."""
-        targets, count = self.targets, min(count, len(self.labels_B))
-        tensors = (
-            targets.states_BLC,
-            targets.timestep_B,
-            targets.target_mask_BL,
-            self.tokens_BL,
-            self.labels_B,
-        )
-        return [
-            MicroBatch(Targets(states, timesteps, batch_targets), tokens, labels)
-            for states, timesteps, batch_targets, tokens, labels in zip(
-                *(tensor.tensor_split(count) for tensor in tensors), strict=True
-            )
-        ]
+        """At most `count` micro-batches of consecutive pairs, as equal as possible; none is empty."""
+        parts = np.array_split(np.arange(len(self.labels_B)), max(1, count))
+        return [self._select(slice(part[0], part[-1] + 1)) for part in parts if len(part)]
+
+    def split_by_size(self, size: int) -> list[MicroBatch]:
+        """As `split`, into the fewest micro-batches of at most `size` pairs."""
+        return self.split(-(-len(self.labels_B) // size))
 
     def every(self, first: int, stride: int) -> MicroBatch:
-        """The pairs `first`, `first + stride` and so on."""
-        chosen, targets = slice(first, None, stride), self.targets
+        """The pairs `first`, `first + stride`, `first + 2 * stride`, ..."""
+        return self._select(slice(first, None, stride))
+
+    def _select(self, rows: slice) -> MicroBatch:
+        targets = self.targets
         return MicroBatch(
-            Targets(targets.states_BLC[chosen], targets.timestep_B[chosen], targets.target_mask_BL[chosen]),
-            self.tokens_BL[chosen],
-            self.labels_B[chosen],
+            Targets(targets.states_BLC[rows], targets.timestep_B[rows], targets.target_mask_BL[rows]),
+            self.tokens_BL[rows],
+            self.labels_B[rows],
         )
 
 
 def squared_distance(images_BIHW: Tensor, others_BIHW: Tensor) -> Tensor:
-    """Mean squared difference of each image's numbers, (B,)."""
+    """Mean squared difference of each pair of images, (B,)."""
     return (images_BIHW - others_BIHW).square().flatten(1).mean(-1)
 
 
@@ -101,11 +99,10 @@ def student_losses(
     config: TrainConfig,
     image_distance: ImageDistance = squared_distance,
 ) -> Losses:
-    """What a share adds to the losses of its batch.
+    """The contribution of a micro-batch to the losses of its batch.
 
-    The token head learns every position that is asked, the continuous head too: where the split lies is decided at
-    sampling time. A part whose weight is zero is not computed. Heads also tell their loss at each timestep that the
-    batch asks for, as `token_loss_at_5`.
+    Both heads learn every target position, because the split can change when sampling. A loss with weight zero is not
+    computed. Each head also reports its loss at each timestep of the batch, as `token_loss_at_5`.
     """
     targets, tokens_BL = micro_batch.targets, micro_batch.tokens_BL
     logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, micro_batch.labels_B)
@@ -113,15 +110,15 @@ def student_losses(
     timestep_N = targets.timestep_B[:, None].expand_as(tokens_BL)[target_mask_BL]
     parts: dict[str, Tensor] = {}
     if config.token_weight:
-        missed_N = F.cross_entropy(logits_BLV[target_mask_BL], tokens_BL[target_mask_BL], reduction="none")
-        parts |= _means("token_loss", missed_N, timestep_N, batch_targets)
+        loss_N = F.cross_entropy(logits_BLV[target_mask_BL], tokens_BL[target_mask_BL], reduction="none")
+        parts |= _means("token_loss", loss_N, timestep_N, batch_targets)
     rows_BLC = student.tokenizer.embed(tokens_BL)
     if config.embedding_weight:
         squares_NC = (embeddings_BLC[target_mask_BL] - rows_BLC[target_mask_BL]).square()
         parts |= _means("embedding_loss", squares_NC.mean(-1), timestep_N, batch_targets)
     if config.image_weight:
         sequence_BLC = torch.where(
-            target_mask_BL[:, :, None], answered_rows(student, logits_BLV, embeddings_BLC), rows_BLC
+            target_mask_BL[:, :, None], decoder_inputs(student, logits_BLV, embeddings_BLC), rows_BLC
         )
         with torch.no_grad():
             images = student.tokenizer.decode(rows_BLC)
@@ -137,17 +134,19 @@ def student_losses(
 
 
 def _means(name: str, loss_N: Tensor, timestep_N: Tensor, batch_targets: BatchTargets) -> dict[str, Tensor]:
-    """What a share adds to a head's mean loss over all positions that are asked, and over those of each timestep."""
-    at = {
+    """Contributions to a head's mean loss over all target positions, and over those of each timestep."""
+    by_timestep = {
         f"{name}_at_{timestep}": loss_N.detach()[timestep_N == timestep].sum() / count
         for timestep, count in batch_targets.positions.items()
     }
-    return {name: loss_N.sum() / batch_targets.num_positions, **at}
+    return {name: loss_N.sum() / batch_targets.num_positions, **by_timestep}
 
 
-def answered_rows(student: Student, logits_BLV: Tensor, embeddings_BLC: Tensor) -> Tensor:
-    """What the student's decoder would read, (B, L, C), differentiable: in AR steps below the split the mean codebook row
-    under the token head, which stands in for the likeliest one, and after it the continuous head's answer.
+def decoder_inputs(student: Student, logits_BLV: Tensor, embeddings_BLC: Tensor) -> Tensor:
+    """Differentiable decoder inputs (B, L, C).
+
+    AR steps below the split use the mean codebook row under the token head, a differentiable replacement of the most
+    likely row. Later AR steps use the output of the continuous head.
     """
     split = student.layout.starts[student.split]
     expected_BLC = logits_BLV[:, :split].softmax(-1) @ student.tokenizer.codebook_VC

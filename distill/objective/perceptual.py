@@ -1,7 +1,7 @@
-"""How far two images are apart as a network sees them: LPIPS (Zhang et al. 2018, arXiv 1801.03924), an extra.
+"""The optional LPIPS distance between images (Zhang et al. 2018, arXiv 1801.03924).
 
-Its network is VGG16, trained on ImageNet's labels. It enters the loss, so no score that rests on the same network may
-judge the student; the features of the Frechet distance come from another one.
+LPIPS uses VGG16, trained on ImageNet labels. As it is part of the loss, no score that uses the same network may
+evaluate the student; the Frechet distance uses features of another network.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from shards.core.errors import Failed, Refused
 
 
 def image_distance(config: TrainConfig, device: torch.device) -> ImageDistance:
-    """What `train.image_distance` names, on a device.
+    """The distance that `train.image_distance` selects.
 
     Raises:
-        Refused: LPIPS is asked for and not installed.
-        Failed: its weights are neither here nor can be fetched.
+        Refused: LPIPS is selected but not installed.
+        Failed: The LPIPS weights are neither cached nor available for download.
     """
     if config.image_distance == "squared" or not config.image_weight:
         return squared_distance
@@ -32,12 +32,12 @@ def image_distance(config: TrainConfig, device: torch.device) -> ImageDistance:
     try:
         network = lpips.LPIPS(net="vgg", verbose=False)
     except OSError as error:
-        raise Failed(f"the weights of LPIPS cannot be had: {error}") from error
+        raise Failed(f"train.image_distance: the weights of LPIPS cannot be loaded: {error}") from error
     network = network.to(device).eval().requires_grad_(False)
 
     def distance(images_BIHW: Tensor, others_BIHW: Tensor) -> Tensor:
-        # It was trained on three channels in [-1, 1].
-        pictures = (image.clamp(-1.0, 1.0).expand(-1, 3, -1, -1) for image in (images_BIHW, others_BIHW))
-        return network(*pictures).flatten()
+        # LPIPS was trained on three channels in [-1, 1].
+        inputs = (image.clamp(-1.0, 1.0).expand(-1, 3, -1, -1) for image in (images_BIHW, others_BIHW))
+        return network(*inputs).flatten()
 
     return distance

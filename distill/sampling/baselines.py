@@ -1,6 +1,6 @@
-"""What the method is compared against: onestep* (positions independent) and skip-n (the last steps left out).
+"""Baselines: onestep* (independent positions) and skip-n (without the last AR steps).
 
-Both rest on one table, the frequency of every token at every position among the training pairs of a class.
+Both use one table, the frequency of every token at every position among the training pairs of a class.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TokenFrequencies:
         """Count a batch: tokens (B, L) and labels (B,), integers.
 
         Raises:
-            ValueError: a shape, token or label that does not fit the table.
+            ValueError: a shape, token or label does not fit the table.
         """
         num_classes, num_tokens, vocab_size = self.counts_KLV.shape
         if tokens_BL.shape != (len(labels_B), num_tokens):
@@ -37,15 +37,15 @@ class TokenFrequencies:
         self.counts_KLV.view(-1).index_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
 
     def probabilities(self) -> Tensor:
-        """P[class, position, token], (K, L, V) float32; a class without pairs gets the marginals of all.
+        """P[class, position, token], (K, L, V) float32; a class without pairs gets the marginals of all pairs.
 
         Raises:
-            ValueError: nothing was counted.
+            ValueError: no pair was counted.
         """
         total_LV = self.counts_KLV.sum(dim=0)
         if not total_LV.any():
             raise ValueError("token frequencies of no pairs are not defined: add at least one batch first")
-        # Class by class: of all of ImageNet's, a copy of the table more is tens of gigabytes.
+        # Class by class: for all ImageNet classes, one more copy of the table takes tens of gigabytes.
         P_KLV = torch.empty(self.counts_KLV.shape)
         for counts_LV, P_LV in zip(self.counts_KLV, P_KLV, strict=True):
             known_LV = counts_LV if counts_LV[0].any() else total_LV
@@ -54,15 +54,14 @@ class TokenFrequencies:
 
 
 def sample_onestep_star(P_KLV: Tensor, labels_B: Tensor, uniform_BL: Tensor) -> Tensor:
-    """onestep*: tokens (B, L) int64, every position drawn on its own from its frequencies given the class.
+    """onestep*: tokens (B, L) int64, each position drawn independently from its frequencies given the class.
 
-    The optimum of predicting the whole sequence as one set: what one step gives without a map from noise to
-    sequence.
+    This is the best result of one step without a map from noise to sequence.
 
     Args:
         P_KLV: `TokenFrequencies.probabilities`.
         labels_B: class labels (B,), int64.
-        uniform_BL: a number between 0 and 1 for every draw, float64.
+        uniform_BL: a number between 0 and 1 for each draw, float64.
     """
     pairs = zip(labels_B.tolist(), uniform_BL, strict=True)
     return torch.stack([draw(P_KLV[label], uniform_L) for label, uniform_L in pairs])
@@ -80,28 +79,28 @@ class SumOfSteps(Protocol):
 
 
 def skip_n_fill(teacher: Teacher) -> str:
-    """What stands in for the steps that skip-n leaves out: "nothing", or tokens from their "marginals"."""
+    """What replaces the steps that skip-n leaves out: "nothing", or tokens drawn from their "marginals"."""
     return "nothing" if isinstance(teacher.tokenizer, SumOfSteps) else "marginals"
 
 
 def sample_skip_n(
     teacher: Teacher, tokens_BL: Tensor, n: int, P_KLV: Tensor, labels_B: Tensor, uniform_BL: Tensor
 ) -> Tensor:
-    """skip-n: the image of the teacher's first S - n AR steps, the rest filled as `skip_n_fill` says.
+    """skip-n: the image of the teacher's first S - n AR steps; `skip_n_fill` describes the rest.
 
     Args:
-        teacher: whose sequence it is.
-        tokens_BL: the teacher's own tokens; those of the last n steps are not looked at.
+        teacher: the teacher that generated the tokens.
+        tokens_BL: the teacher's own tokens; those of the last n steps are ignored.
         n: AR steps left out, 1 to S - 1.
         P_KLV: `TokenFrequencies.probabilities`, for the fill "marginals".
         labels_B: class labels (B,), int64.
-        uniform_BL: a number between 0 and 1 for every position, float64; those that are filled use theirs.
+        uniform_BL: a number between 0 and 1 for each position, float64; only filled positions use theirs.
 
     Returns:
         Images (B, channels, height, width), nominally in [-1, 1], not clamped.
 
     Raises:
-        Refused: n leaves no step, or skips none.
+        Refused: n is not between 1 and S - 1.
     """
     num_steps = teacher.layout.num_steps - n
     if not 0 < num_steps < teacher.layout.num_steps:
@@ -123,4 +122,4 @@ def _check_range(what: str, numbers: Tensor, limit: int) -> None:
         return
     smallest, largest = int(numbers.min()), int(numbers.max())
     if smallest < 0 or largest >= limit:
-        raise ValueError(f"{what} numbers must lie in 0..{limit - 1}, got {smallest} to {largest}")
+        raise ValueError(f"{what} numbers must be in 0..{limit - 1}, got {smallest} to {largest}")

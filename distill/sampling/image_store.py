@@ -1,7 +1,7 @@
-"""Where sampled images are kept as they are made: a folder of PNG files, the ADM evaluator's npz, or one grid.
+"""Stores of sampled images: a folder of PNG files, the ADM evaluator's npz, or one grid.
 
-Folder and npz know which images they hold and what was asked for, so that a stopped job goes on and another job is
-refused. The npz is put together at the end, from parts in a hidden folder beside it.
+Folder and npz record which images they contain and the request that determines them, so that a stopped job resumes and a
+different job is refused. The npz is joined at the end, from parts in a hidden folder next to it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from distill.images import byte_images, image_grid, save_images, save_png
 from shards.core.errors import Failed, Refused
-from shards.core.mismatch import flat
+from shards.core.mismatch import format_mismatch, mismatches
 from shards.storage.files import (
     commit_bytes,
     commit_file,
@@ -36,138 +36,137 @@ from shards.storage.files import (
 
 REQUEST_FILE = "sample.json"
 STALE_SECONDS = 3600.0
-"""A temporary file this old belongs to a process that was killed: a living one takes seconds."""
+"""Temporary files this old belong to killed processes: writing one takes seconds."""
 WRITERS = 8
-"""Images of a folder that are written side by side."""
+"""Images of a folder that are written in parallel."""
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
-"""The earliest that a zip file can tell: the same images shall be the same bytes."""
+"""The earliest date of the zip format, so that equal images give equal bytes."""
 CHUNK_BYTES = 2**24
 
 Request = Mapping[str, Any]
-"""All that determines the images, as JSON: `num_images` may grow, the rest must stay."""
+"""Everything that determines the images, as JSON: `num_images` may grow, the rest must stay."""
 Bytes = npt.NDArray[np.uint8]
 
 
 class ImageStore(ABC):
-    """Holds the images 0 .. N-1 of one request, those that are made so far."""
+    """Stores the images 0 .. N-1 of one request, in any order."""
 
     def __init__(self, request: Request) -> None:
         self.request = dict(request)
-        self.kept_N = np.zeros(self.request["num_images"], dtype=bool)
+        self.saved_N = np.zeros(self.request["num_images"], dtype=bool)
 
     @property
-    def num_kept(self) -> int:
-        return int(self.kept_N.sum())
+    def num_saved(self) -> int:
+        return int(self.saved_N.sum())
 
     @property
     def is_complete(self) -> bool:
-        """Whether no image is missing."""
-        return bool(self.kept_N.all())
+        return bool(self.saved_N.all())
 
-    def left_behind(self) -> str:
-        """What a job that stops now leaves, in words."""
-        return f"{self.num_kept:,} of {len(self.kept_N):,} images are made and kept"
+    def describe_progress(self) -> str:
+        """What a job that stops now leaves on disk."""
+        return f"{self.num_saved:,} of {len(self.saved_N):,} images are made and kept"
 
-    def holds(self, first: int, count: int) -> bool:
-        """Whether the images `first` .. `first + count - 1` are all there."""
-        return bool(self.kept_N[first : first + count].all())
+    def contains(self, first: int, count: int) -> bool:
+        """Whether the images `first` .. `first + count - 1` are all saved."""
+        return bool(self.saved_N[first : first + count].all())
 
     @abstractmethod
     def begin(self) -> None:
-        """Write down what is asked for, before the first image, where that is kept."""
+        """Prepare for the first image; stores that can be resumed write the request."""
 
-    def keep(self, first: int, images_BIHW: Tensor) -> None:
-        """Keep images in [0, 1] under the numbers from `first` on; once back, they are on disk.
+    def save(self, first: int, images_BIHW: Tensor) -> None:
+        """Save images in [0, 1] as numbers `first` onwards; resumable stores have them on disk when this returns.
 
         Raises:
-            Refused: the place cannot be written to.
+            Refused: the folder cannot be written to.
             Failed: the disk is full.
         """
         self._write(first, images_BIHW)
-        self.kept_N[first : first + len(images_BIHW)] = True
+        self.saved_N[first : first + len(images_BIHW)] = True
 
     @abstractmethod
     def _write(self, first: int, images_BIHW: Tensor) -> None: ...
 
     @abstractmethod
     def finish(self, labels_N: npt.NDArray[np.int64]) -> None:
-        """Put together what is put together once all images are there."""
+        """Write what can only be written once all images are saved."""
 
 
 class ImageFolder(ImageStore):
-    """000000.png, 000001.png ... and sample.json, which tells what they are."""
+    """000000.png, 000001.png ... and sample.json with the request."""
 
     def __init__(self, folder: Path, request: Request) -> None:
-        """Look at what is there.
+        """Find the saved images.
 
         Raises:
-            Refused: images of another request, or something else.
+            Refused: the folder contains images of another request, or something else.
         """
         super().__init__(request)
         self.folder = folder
-        self.found = _read_request(folder)
-        if self.found is not None:
-            refuse_other_request(folder, self.found, self.request)
-        elif there := list_names(folder, ""):
+        self.stored_request = _read_request(folder)
+        if self.stored_request is not None:
+            refuse_other_request(folder, self.stored_request, self.request)
+        elif names := list_names(folder, ""):
             raise Refused(
-                f"{folder} holds something already ({there[0]}), and no {REQUEST_FILE} that tells what images these are: "
+                f"{folder} holds something already ({names[0]}), and no {REQUEST_FILE} that describes these images: "
                 "name a new folder"
             )
         for name in list_names(folder, ".png"):
             stem = name.removesuffix(".png")
-            if stem.isdecimal() and int(stem) < len(self.kept_N):
-                self.kept_N[int(stem)] = True
+            if stem.isdecimal() and int(stem) < len(self.saved_N):
+                self.saved_N[int(stem)] = True
 
     def begin(self) -> None:
         remove_stale_temporaries(self.folder, STALE_SECONDS)
-        if self.found != self.request:
+        if self.stored_request != self.request:
             commit_bytes(self.folder / REQUEST_FILE, _as_json(self.request))
 
     def _write(self, first: int, images_BIHW: Tensor) -> None:
-        # Of a batch that was cut short by a kill, only what is missing. A disk takes long to have each file for sure,
-        # and no longer for several at a time.
+        # If a kill interrupted this batch earlier, write only the missing images. Syncing one file to disk is slow, and
+        # syncing several in parallel takes no longer.
         count = len(images_BIHW)
-        missing = [index for index in range(first, first + count) if not self.kept_N[index]]
+        missing = [index for index in range(first, first + count) if not self.saved_N[index]]
         with ThreadPoolExecutor(WRITERS) as pool:
             images = (images_BIHW[index - first : index - first + 1] for index in missing)
             for _ in pool.map(save_images, repeat(self.folder), images, missing):
                 pass
 
     def finish(self, labels_N: npt.NDArray[np.int64]) -> None:
-        """Nothing is left to do: every image stands in its own file."""
+        """Does nothing: each image is a file of its own."""
 
 
 class NpzFile(ImageStore):
     """The file that the evaluator of guided-diffusion reads: `arr_0` uint8 (N, H, W, 3), `arr_1` int64 labels.
 
-    Images of one channel are stored with three equal ones. What was asked for stands in the zip file's comment.
+    Images of one channel are stored with three equal ones. The zip file's comment is the request.
     """
 
     def __init__(self, path: Path, request: Request) -> None:
-        """Look at what is there.
+        """Find the saved images.
 
         Raises:
-            Refused: images of another request, or no file of this project's.
+            Refused: the file or its parts contain images of another request, or this project did not write the file.
         """
         super().__init__(request)
         self.path = path
         self.parts = path.parent / f".{path.name}.parts"
-        self.whole = _request_in(path) if path.exists() else None
-        if self.whole is not None:
-            refuse_other_request(path, self.whole, self.request)
-            self.kept_N[: self.whole["num_images"]] = True
-        self.found = _read_request(self.parts)
-        if self.found is not None:
-            refuse_other_request(self.parts, self.found, self.request)
+        self.joined_request = _request_in(path) if path.exists() else None
+        if self.joined_request is not None:
+            refuse_other_request(path, self.joined_request, self.request)
+            self.saved_N[: self.joined_request["num_images"]] = True
+        self.parts_request = _read_request(self.parts)
+        if self.parts_request is not None:
+            refuse_other_request(self.parts, self.parts_request, self.request)
             for first, count in self._parts():
-                self.kept_N[first : first + count] = True
+                self.saved_N[first : first + count] = True
 
     def begin(self) -> None:
         remove_stale_temporaries(self.path.parent, STALE_SECONDS)
         remove_stale_temporaries(self.parts, STALE_SECONDS)
-        if self.found is None:
-            self._clear()
-        if self.found != self.request:
+        if self.parts_request is None:
+            self._remove_parts()
+        if self.parts_request != self.request:
             commit_bytes(self.parts / REQUEST_FILE, _as_json(self.request))
 
     def _write(self, first: int, images_BIHW: Tensor) -> None:
@@ -179,18 +178,18 @@ class NpzFile(ImageStore):
         commit_bytes(self.parts / f"{first:09d}-{len(rows_BHWC)}.npy", buffer.getvalue())
 
     def finish(self, labels_N: npt.NDArray[np.int64]) -> None:
-        """Join the parts into the file, one in memory at a time, and take them away.
+        """Join the parts into the file, one in memory at a time, and delete them.
 
         Raises:
             Failed: a part is damaged, or the disk is full.
-            Refused: the place cannot be written to.
+            Refused: the folder cannot be written to.
         """
-        if self.whole != self.request:
+        if self.joined_request != self.request:
             commit_file(self.path, lambda temporary: self._join(temporary, labels_N))
-        self._clear()
+        self._remove_parts()
 
-    def _clear(self) -> None:
-        """Take the parts away, what tells whose they are as the last."""
+    def _remove_parts(self) -> None:
+        """Delete the parts, and the request last: parts without a request are never used."""
         if not self.parts.exists():
             return
         for part in sorted(self.parts.iterdir(), key=lambda path: path.name == REQUEST_FILE):
@@ -203,21 +202,21 @@ class NpzFile(ImageStore):
         shape = (len(labels_N), *first_rows.shape[1:])
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             archive.comment = _as_json(self.request)
-            with _entry(archive, "arr_0", "|u1", shape) as entry:
+            with _array_entry(archive, "arr_0", "|u1", shape) as entry:
                 entry.write(first_rows.tobytes())
                 for rows_BHWC in rows:
                     entry.write(rows_BHWC.tobytes())
-            with _entry(archive, "arr_1", "<i8", labels_N.shape) as entry:
+            with _array_entry(archive, "arr_1", "<i8", labels_N.shape) as entry:
                 entry.write(labels_N.astype("<i8").tobytes())
 
     def _rows(self) -> Iterator[Bytes]:
-        """All images in order, some (B, H, W, 3) at a time: those of a file that grows, then the parts."""
+        """All images in order, (B, H, W, 3) at a time: those of a smaller joined file, then those of the parts."""
         next_image = 0
-        if self.whole is not None:
+        if self.joined_request is not None:
             for rows_BHWC in _rows_in(self.path):
                 next_image += len(rows_BHWC)
                 yield rows_BHWC
-        # Batches of several sizes may overlap.
+        # Parts overlap if the batch size changed.
         for first, count in self._parts():
             if first <= next_image < first + count:
                 yield _load_part(self.parts / f"{first:09d}-{count}.npy")[next_image - first :]
@@ -230,7 +229,7 @@ class NpzFile(ImageStore):
 
 
 class Grid(ImageStore):
-    """One picture of all images, kept in memory and written at the end."""
+    """One picture of all images, held in memory and written at the end."""
 
     def __init__(self, path: Path, request: Request, columns: int) -> None:
         super().__init__(request)
@@ -239,9 +238,9 @@ class Grid(ImageStore):
         self.images: list[Tensor] = []
 
     def begin(self) -> None:
-        """Nothing is kept before the end."""
+        """Does nothing: a grid cannot be resumed."""
 
-    def left_behind(self) -> str:
+    def describe_progress(self) -> str:
         return "a grid is written at its end only, nothing is kept"
 
     def _write(self, first: int, images_BIHW: Tensor) -> None:
@@ -251,29 +250,28 @@ class Grid(ImageStore):
         save_png(image_grid(torch.cat(self.images), self.columns), self.path)
 
 
-def refuse_other_request(where: Path, found: Request, wanted: Request) -> None:
-    """Confirm that images which are there are those that are asked for, or the first of them.
+def refuse_other_request(path: Path, stored: Request, requested: Request) -> None:
+    """Check that stored images are the requested ones, or the first of them.
 
     Raises:
         Refused: they are others, or more; names what differs.
     """
-    there, asked = flat(found), flat(wanted)
     differing = [
-        f"{key}: {there.get(key, 'nothing')!r} -> {asked.get(key, 'nothing')!r}"
-        for key in sorted(there.keys() | asked.keys())
-        if key != "num_images" and there.get(key) != asked.get(key)
-        # Of another method, that it needs a teacher or none goes without saying.
-        if found.get("method") == wanted["method"] or not key.startswith("lineage")
+        format_mismatch(mismatch)
+        for mismatch in mismatches(stored, requested, none_is_missing=True)
+        if mismatch.key != "num_images"
+        # If the methods differ, do not list whether they need a teacher.
+        if stored.get("method") == requested["method"] or not mismatch.key.startswith("lineage")
     ]
     if differing:
         raise Refused(
-            f"{where} holds other images (there -> asked): {'; '.join(differing)}. "
-            "Ask for the same, or choose another place"
+            f"{path} holds other images: {'; '.join(differing)}. "
+            "Request the same images, or choose another path"
         )
-    if found["num_images"] > wanted["num_images"]:
+    if stored["num_images"] > requested["num_images"]:
         raise Refused(
-            f"{where} was begun for {found['num_images']:,} images, and their number may only grow: "
-            f"{wanted['num_images']:,} are asked for"
+            f"{path} was started for {stored['num_images']:,} images, and their number may only grow: "
+            f"{requested['num_images']:,} are requested"
         )
 
 
@@ -281,13 +279,13 @@ def _as_json(request: Request) -> bytes:
     return (json.dumps(request, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _parsed(content: bytes, where: str) -> dict[str, Any]:
+def _parsed(content: bytes, source: str) -> dict[str, Any]:
     try:
         request = json.loads(content)
     except ValueError:
         request = None
     if not isinstance(request, dict) or not isinstance(request.get("num_images"), int):
-        raise Refused(f"{where} does not tell what images these are: choose another place")
+        raise Refused(f"{source} does not describe its images: choose another path")
     return request
 
 
@@ -308,19 +306,19 @@ def _reading_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except (zipfile.BadZipFile, EOFError) as error:
         raise Refused(
-            f"{path} is no whole npz file ({error}): take it away, or choose another place"
+            f"{path} is no complete npz file ({error}): delete it, or choose another path"
         ) from error
 
 
 def _rows_in(path: Path) -> Iterator[Bytes]:
-    """The images in an npz file of this project's, some at a time."""
+    """The images in an npz file that `NpzFile` wrote, up to `CHUNK_BYTES` at a time."""
     with _reading_zip(path) as archive, archive.open("arr_0.npy") as entry:
         np.lib.format.read_magic(entry)
         (count, *shape), _, _ = np.lib.format.read_array_header_1_0(entry)
         size = int(np.prod(shape))
-        at_once = max(1, CHUNK_BYTES // size)
-        for first in range(0, count, at_once):
-            number = min(at_once, count - first)
+        chunk = max(1, CHUNK_BYTES // size)
+        for first in range(0, count, chunk):
+            number = min(chunk, count - first)
             yield np.frombuffer(entry.read(number * size), np.uint8).reshape(number, *shape)
 
 
@@ -328,14 +326,16 @@ def _load_part(path: Path) -> Bytes:
     try:
         rows_BHWC: Bytes = np.load(path)
     except (ValueError, EOFError) as error:
-        raise Failed(f"{path} is damaged ({error}): remove it and give the same command again") from error
+        raise Failed(f"{path} is damaged ({error}): remove it and run the same command again") from error
     return rows_BHWC
 
 
 @contextmanager
-def _entry(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
-    """An array in an npz file, its header written and its numbers to follow."""
-    # An entry's size is not known when it is begun: it may pass 4 GiB.
+def _array_entry(
+    archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int, ...]
+) -> Iterator[IO[bytes]]:
+    """An open entry of an npz file, its header written; the caller writes the numbers."""
+    # The entry may exceed 4 GiB, and zipfile cannot derive this from the header.
     with archive.open(zipfile.ZipInfo(f"{name}.npy", ZIP_DATE), "w", force_zip64=True) as entry:
         header = {"descr": dtype, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(entry, header)

@@ -1,8 +1,10 @@
-"""One sampling job: what is asked for, by which method, and making what is missing of it."""
+"""One sampling job: what determines its images, how to generate them, and the loop that generates the missing ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,28 +12,144 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distill.config import NoiseWeight
+from distill.config import NoiseWeight, noise_weight_error
 from distill.lineage import load_teacher_of_student
-from distill.sampling.image_store import ImageStore
-from distill.sampling.method_spec import Method, join_numbers
+from distill.sampling.image_store import Grid, ImageFolder, ImageStore, NpzFile, Request
+from distill.sampling.method_spec import Method, StudentAlone, TeacherAlone, join_numbers
 from distill.sampling.methods import Methods
-from distill.student.export import ExportConfig
-from distill.student.sampler import student_images
+from distill.sampling.options import (
+    IMAGES_PER_LABEL,
+    SampleOptions,
+    resolve_captions,
+    resolve_labels,
+    resolve_method,
+)
+from distill.student.export import CONFIG_FILE, ExportConfig, export_folder, read_export_config
+from distill.student.sampler import check_labels, max_batch_size, sample_batch
 from distill.student.student import Student
+from generate_pairs.compute.devices import chosen_device
 from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.checkpoints import LoadedTeacher
 from generate_pairs.teachers.filtering import SamplingSettings
+from generate_pairs.text.encoders import describe_encoder
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Refused, Stopped
 from shards.dataset.captions import captions_sha256
 from shards.format.spec import without_names
-from shards.storage.files import sha256_bytes
+from shards.storage.files import refuse_unwritable, sha256_bytes
 
+MAX_GRID_COLUMNS = 20
 LISTED_LABELS = 20
-"""More labels than these are told by their number and sha256."""
+"""More labels than these are described by their number and sha256."""
 
-Make = Callable[[int, Tensor], Tensor]
-"""(number of the first image, labels (B,)) -> images (B, 1 or 3, height, width) in [0, 1]."""
+Generate = Callable[[int, Tensor], Tensor]
+"""(index of the first image, labels (B,)) -> images (B, 1 or 3, height, width) in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class SamplingJob:
+    """A checked sampling job.
+
+    Attributes:
+        options: the options of the user.
+        student: without weights, with the job's captions.
+        captions: what labels index; None for classes.
+        method: the method.
+        labels_N: the label of each image.
+        noise_weight: the weight that the student samples with.
+        device: the device of student and teacher.
+        store: where the images are saved.
+    """
+
+    options: SampleOptions
+    student: Student
+    captions: tuple[str, ...] | None
+    method: Method
+    labels_N: npt.NDArray[np.int64]
+    noise_weight: NoiseWeight
+    device: str
+    store: ImageStore
+
+    def load_teacher(self) -> LoadedTeacher | None:
+        """The teacher of the method, see `teacher_for`."""
+        return teacher_for(self.student, self.method, self.options.teacher, self.device)
+
+    def run(self, teacher: LoadedTeacher | None, report: Report, should_stop: ShouldStop) -> None:
+        """Load the student's weights and generate the missing images.
+
+        Raises:
+            Refused, Failed, Stopped: as `generate_images`, or the student cannot be loaded.
+        """
+        options = self.options
+        refuse_unwritable(options.out.parent if options.out.suffix else options.out)
+        student = Student.from_pretrained(options.student, self.device)
+        student.noise_weight = self.noise_weight
+        if self.captions is not None:
+            student = student.with_captions(self.captions, options.text_encoder, self.device)
+        generate_images(
+            open_method(student, self.method, options.seed, teacher),
+            self.labels_N,
+            options.batch_size or max_batch_size(student.tokenizer.image_shape),
+            self.store,
+            device=self.device,
+            report=report,
+            should_stop=should_stop,
+        )
+
+    def describe(self) -> list[str]:
+        """The job in five lines, before it runs."""
+        out, count = self.options.out, len(self.labels_N)
+        channels, height, width = self.student.tokenizer.image_shape
+        num_bytes = count * height * width * (3 if out.suffix == ".npz" else channels)
+        steps = self.method.num_steps(self.student.layout)
+        kinds = {".png": "one grid", ".npz": "the ADM evaluator's npz", "": "a folder of PNG files"}
+        return [
+            f"method  {self.method.describe()}: {steps} network passes an image",
+            f"images  {count:,} of {channels} x {height} x {width}, {self.store.num_saved:,} exist already",
+            f"labels  {self.store.request['labels']} in turn",
+            f"seed    {self.options.seed}",
+            f"out     {out}, {kinds[out.suffix]}; {num_bytes / 1e6:,.1f} MB of pixels",
+        ]
+
+
+def resolve_job(options: SampleOptions) -> SamplingJob:
+    """Check the options of a job and fill in defaults; loads no weights and writes nothing.
+
+    Raises:
+        Refused: an option is invalid or does not fit the student, or other images are stored at `options.out`.
+        Failed: the download failed.
+    """
+    student = Student.load_without_weights(options.student)
+    captions = resolve_captions(student, options)
+    if captions is not None:
+        student = student.with_captions(captions, options.text_encoder)
+        if options.text_encoder is not None:
+            describe_encoder(options.text_encoder)
+    elif options.text_encoder is not None:
+        raise Refused("--text-encoder: this student draws images for classes and uses no text encoder")
+    method = resolve_method(student, options)
+    labels, num_images = resolve_labels(student, options, captions)
+    labels_N = np.resize(np.array(labels, dtype=np.int64), num_images)
+    check_labels(labels_N, student.num_classes)
+    config = read_export_config(export_folder(options.student, (CONFIG_FILE,)))
+    weight = config.noise_weight if options.noise_weight is None else options.noise_weight
+    if error := noise_weight_error(weight, config.timesteps):
+        raise Refused(f"--noise-weight: {error}")
+    request = sample_request(config, method, labels, options.seed, num_images, weight, captions)
+    store = open_store(options.out, request, len(labels))
+    device = chosen_device(options.device, "--device")
+    return SamplingJob(options, student, captions, method, labels_N, weight, device, store)
+
+
+def open_store(out: Path, request: Request, num_labels: int) -> ImageStore:
+    """The store for a path, chosen by its suffix.
+
+    Raises:
+        Refused: other files or the images of another request are stored there.
+    """
+    if out.suffix == ".png":
+        return Grid(out, request, num_labels if 1 < num_labels <= MAX_GRID_COLUMNS else IMAGES_PER_LABEL)
+    return NpzFile(out, request) if out.suffix else ImageFolder(out, request)
 
 
 def sample_request(
@@ -43,32 +161,30 @@ def sample_request(
     noise_weight: NoiseWeight,
     captions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """All that determines the images of a job but for rounding, as JSON; neither batch size nor device do.
+    """Everything that determines the images of a job, as JSON. Batch size and device only affect rounding.
 
-    `captions` are what labels are numbers of, None for classes.
+    Labels are indices of `captions`; None for classes.
     """
-    lineage = config.lineage if method.timesteps is None else None
-    told = {} if captions is None else {"captions_sha256": captions_sha256(captions)}
-    return told | {
+    timesteps = list(method.timesteps) if isinstance(method, StudentAlone) else None
+    lineage = None if timesteps is not None or config.lineage is None else without_names(config.lineage)
+    # JSON has no tuples.
+    weight = list(noise_weight) if isinstance(noise_weight, tuple) else noise_weight
+    hashed = {} if captions is None else {"captions_sha256": captions_sha256(captions)}
+    return hashed | {
         "student_sha256": config.student_sha256,
         "tokenizer_sha256": config.tokenizer_sha256,
         "method": method.name,
-        "timesteps": None if method.timesteps is None else list(method.timesteps),
-        "noise_weight": None if method.name.startswith("teacher") else _as_json(noise_weight),
-        "lineage": None if lineage is None else without_names(lineage),
+        "timesteps": timesteps,
+        "noise_weight": None if isinstance(method, TeacherAlone) else weight,
+        "lineage": lineage,
         "seed": seed,
         "labels": describe_labels(labels),
         "num_images": num_images,
     }
 
 
-def _as_json(weight: NoiseWeight) -> float | list[float]:
-    """A weight of the noise as it comes back from JSON."""
-    return list(weight) if isinstance(weight, tuple) else weight
-
-
 def describe_labels(labels: Sequence[int]) -> str:
-    """Labels that are taken in turn: `0..9`, `3,7`, or their number and sha256."""
+    """Labels that are used in turn: `0..9`, `3,7`, or their number and sha256."""
     if len(labels) > 2 and tuple(labels) == tuple(range(len(labels))):
         return f"0..{len(labels) - 1}"
     if len(labels) <= LISTED_LABELS:
@@ -76,48 +192,45 @@ def describe_labels(labels: Sequence[int]) -> str:
     return f"{len(labels):,} labels, sha256 {sha256_bytes(np.array(labels, dtype='<i8').tobytes())}"
 
 
-def open_method(student: Student, method: Method, seed: int, teacher: LoadedTeacher | None) -> Make:
-    """What makes images by a method, on the student's device.
+def open_method(student: Student, method: Method, seed: int, teacher: LoadedTeacher | None) -> Generate:
+    """The function that generates images by a method, on the student's device.
 
     Args:
         student: in eval mode.
-        method: which one.
+        method: the method.
         seed: of noise and draws.
         teacher: the student's, from `teacher_for`.
     """
+    if isinstance(method, StudentAlone):
+        timesteps = method.timesteps
+        return lambda first, labels_B: sample_batch(student, first, labels_B, seed, timesteps).images_BIHW
     if teacher is None or student.lineage is None:
-        timesteps = method.timesteps or ()
-        return lambda first, labels_B: student_images(student, first, labels_B, seed, timesteps).images_BIHW
+        raise ValueError(f"{method.name} needs the teacher and the student's lineage")
     model = teacher.teacher if student.texts is None else teacher.teacher.with_texts(student.texts)
-    methods = Methods(
-        model,
-        SamplingSettings.of(student.lineage["teacher"]),
-        FlowMap(model.codebook_VC.float(), student.lineage["flow_map"]["solver_steps"]),
-        student,
-        # No method here draws from the frequencies of pairs.
-        torch.empty(0),
-        seed,
-    )
-    return lambda first, labels_B: methods.make(method.name, first, labels_B).images_BIHW
+    settings = SamplingSettings.of(student.lineage["teacher"])
+    flow_map = FlowMap(model.codebook_VC.float(), student.lineage["flow_map"]["solver_steps"])
+    # The methods of a sampling job do not use token frequencies.
+    methods = Methods(model, settings, flow_map, student, torch.empty(0), seed)
+    return lambda first, labels_B: methods.generate(method, first, labels_B).images_BIHW
 
 
 def teacher_for(
     student: Student, method: Method, teacher_name: str | None, device: torch.device | str = "cpu"
 ) -> LoadedTeacher | None:
-    """The teacher that a method needs; None where it needs none.
+    """The teacher that a method needs; None for methods without a teacher.
 
     Raises:
-        Refused: it cannot be had, see `load_teacher_of_student`; or it is named and not needed.
+        Refused: it cannot be loaded, see `load_teacher_of_student`; or it is named and the method needs none.
     """
-    if method.timesteps is None:
+    if not isinstance(method, StudentAlone):
         return load_teacher_of_student(student, teacher_name, device)
     if teacher_name is not None:
         raise Refused(f"--teacher {teacher_name}: {method.name} needs no teacher")
     return None
 
 
-def make_images(
-    make: Make,
+def generate_images(
+    generate: Generate,
     labels_N: npt.NDArray[np.int64],
     batch_size: int,
     store: ImageStore,
@@ -126,23 +239,23 @@ def make_images(
     report: Report,
     should_stop: ShouldStop,
 ) -> None:
-    """Make the images that a store lacks, batch by batch.
+    """Generate the images that a store lacks, batch by batch.
 
-    Batches are cut at multiples of their size whatever is there, so that a job which goes on makes the same bytes.
+    Batches are always cut at multiples of their size, so that a resumed job generates the same bytes.
 
     Raises:
-        Refused, Failed: as the store does.
-        Stopped: `should_stop` said so; whole batches are kept.
+        Refused, Failed: as the store raises them.
+        Stopped: `should_stop` returned True; complete batches are saved.
     """
     total = len(labels_N)
     store.begin()
-    report(store.num_kept, total, "")
+    report(store.num_saved, total, "")
     for first in range(0, total, batch_size):
         labels_B = torch.from_numpy(labels_N[first : first + batch_size])
-        if store.holds(first, len(labels_B)):
+        if store.contains(first, len(labels_B)):
             continue
         if should_stop():
-            raise Stopped(store.left_behind())
-        store.keep(first, make(first, labels_B.to(device)))
-        report(store.num_kept, total, "")
+            raise Stopped(store.describe_progress())
+        store.save(first, generate(first, labels_B.to(device)))
+        report(store.num_saved, total, "")
     store.finish(labels_N)

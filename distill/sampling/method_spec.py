@@ -1,8 +1,9 @@
-"""Names of sampling methods, parsed."""
+"""Sampling methods and the parser of their names."""
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,70 +13,56 @@ from generate_pairs.teachers.base import TokenLayout
 from shards.core.errors import Refused
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way to make images: the student's passes alone, or a method that needs its teacher."""
+class Method(ABC):
+    """A way of generating images. Methods are frozen dataclasses, so they compare equal by their parameters."""
 
-    name: str
-    timesteps: tuple[int, ...] | None
-    """Where the student alone passes; None where the teacher is needed."""
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name in options, in evaluation.json and in file names."""
 
-    @classmethod
-    def of_student(cls, timesteps: tuple[int, ...]) -> Method:
-        """The student's passes at these timesteps."""
-        return cls(f"student-{len(timesteps)}", timesteps)
-
-    @classmethod
-    def parse(cls, name: str, student: Student) -> Method:
-        """The method of this name.
-
-        Raises:
-            Refused: there is none, or it has steps that the teacher or the student does not have.
-        """
-        if name in ("teacher", "teacher-flow"):
-            return cls(name, None)
-        if name.startswith("pre-trained-"):
-            return cls(PreTrained.parse(name, student.layout).name, None)
-        if found := re.fullmatch(r"student-(\d+)", name):
-            return cls.of_student(first_timesteps(student.timesteps, int(found[1])))
-        raise Refused(
-            f"{name!r} is no method to sample with: there are student-K, pre-trained-N-M, pre-trained-N-M-flow, "
-            "teacher and teacher-flow"
-        )
-
+    @abstractmethod
     def num_steps(self, layout: TokenLayout) -> int:
-        """Network passes that make one image, as the paper counts them."""
-        if self.timesteps is not None:
-            return len(self.timesteps)
-        if self.name.startswith("pre-trained-"):
-            return PreTrained.parse(self.name, layout).num_steps(layout)
-        return layout.num_steps
+        """Network passes per image, as the paper counts them: a guided pass is one, and so is a prefix."""
+
+    def student_timesteps(self, layout: TokenLayout) -> tuple[int, ...]:
+        """Timesteps at which the student makes a pass."""
+        return ()
 
     def untrained_timesteps(self, student: Student) -> list[int]:
-        """Timesteps at which the student passes and was not trained."""
-        passes = list(self.timesteps or ())
-        if self.name.startswith("pre-trained-"):
-            method = PreTrained.parse(self.name, student.layout)
-            passes = [0] if method.first > 1 else []
-            passes += [method.last - 1] if method.last - 1 < student.layout.num_steps else []
-        return [timestep for timestep in passes if timestep not in student.timesteps]
+        """Timesteps at which the student makes a pass without having been trained there."""
+        return [t for t in self.student_timesteps(student.layout) if t not in student.timesteps]
 
     def describe(self) -> str:
-        """Its name and, of a student's, the timesteps."""
-        return (
-            self.name if self.timesteps is None else f"{self.name}, timesteps {join_numbers(self.timesteps)}"
-        )
-
-
-def join_numbers(numbers: Sequence[int]) -> str:
-    return ",".join(map(str, numbers))
+        """The name and, for student-K, the timesteps."""
+        return self.name
 
 
 @dataclass(frozen=True)
-class PreTrained:
-    """pre-trained-n-m: `first` is n, `last` is m, both counted from 1 as in the paper.
+class StudentAlone(Method):
+    """student-K: one pass of the student at each timestep."""
 
-    The teacher draws its tokens or, in pre-trained-n-m-flow, maps each position's own noise to them.
+    timesteps: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"student-{len(self.timesteps)}"
+
+    def num_steps(self, layout: TokenLayout) -> int:
+        return len(self.timesteps)
+
+    def student_timesteps(self, layout: TokenLayout) -> tuple[int, ...]:
+        return self.timesteps
+
+    def describe(self) -> str:
+        return f"{self.name}, timesteps {join_numbers(self.timesteps)}"
+
+
+@dataclass(frozen=True)
+class PreTrained(Method):
+    """pre-trained-N-M: `first` is N, `last` is M, both counted from 1 as in the paper.
+
+    The teacher draws its tokens or, in pre-trained-N-M-flow, maps each position's own noise to them.
     """
 
     first: int
@@ -87,37 +74,98 @@ class PreTrained:
         return f"pre-trained-{self.first}-{self.last}{'-flow' if self.from_noise else ''}"
 
     def num_steps(self, layout: TokenLayout) -> int:
-        """Network passes that make one image, as the paper counts them: a guided pass is one, and so is a prefix."""
-        finishes = self.last - 1 < layout.num_steps
-        return (self.first > 1) + (self.last - self.first) + finishes
+        return len(self.student_timesteps(layout)) + self.last - self.first
 
-    @classmethod
-    def parse(cls, name: str, layout: TokenLayout) -> PreTrained:
-        """The method of this name.
+    def student_timesteps(self, layout: TokenLayout) -> tuple[int, ...]:
+        prefix = (0,) if self.first > 1 else ()
+        return prefix if self.last > layout.num_steps else (*prefix, self.last - 1)
 
-        Raises:
-            Refused: it has another form, or steps that the teacher does not have.
-        """
-        found = re.fullmatch(r"pre-trained-(\d+)-(\d+)(-flow)?", name)
-        if found is None:
-            raise Refused(
-                f"{name!r} is no teacher-involved method: write pre-trained-N-M or pre-trained-N-M-flow, as in "
-                "pre-trained-1-6"
-            )
-        method = cls(int(found[1]), int(found[2]), found[3] is not None)
+
+@dataclass(frozen=True)
+class TeacherAlone(Method):
+    """teacher: tokens are drawn. teacher-flow: the flow map computes them from each position's own noise."""
+
+    from_noise: bool = False
+
+    @property
+    def name(self) -> str:
+        return "teacher-flow" if self.from_noise else "teacher"
+
+    def num_steps(self, layout: TokenLayout) -> int:
+        return layout.num_steps
+
+
+@dataclass(frozen=True)
+class OnestepStar(Method):
+    """onestep*: each position is drawn independently from its token frequencies."""
+
+    name = "onestep*"
+
+    def num_steps(self, layout: TokenLayout) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class SkipN(Method):
+    """skip-N: the teacher without its last N AR steps."""
+
+    n: int
+
+    @property
+    def name(self) -> str:
+        return f"skip-{self.n}"
+
+    def num_steps(self, layout: TokenLayout) -> int:
+        return layout.num_steps - self.n
+
+
+TEACHER, TEACHER_FLOW, ONESTEP_STAR = TeacherAlone(), TeacherAlone(from_noise=True), OnestepStar()
+
+
+def parse_method(name: str, layout: TokenLayout, timesteps: tuple[int, ...]) -> Method:
+    """Parse the name of a method that a student and its teacher can sample with, without training pairs.
+
+    Args:
+        name: student-K, pre-trained-N-M, pre-trained-N-M-flow, teacher or teacher-flow.
+        layout: the teacher's.
+        timesteps: those the student was trained at.
+
+    Raises:
+        Refused: the name is unknown, or it contains steps that the teacher or the student does not have.
+    """
+    if name in (TEACHER.name, TEACHER_FLOW.name):
+        return TeacherAlone(from_noise=name == TEACHER_FLOW.name)
+    if match := re.fullmatch(r"student-(\d+)", name):
+        return StudentAlone(first_timesteps(timesteps, int(match[1])))
+    if match := re.fullmatch(r"pre-trained-(\d+)-(\d+)(-flow)?", name):
+        method = PreTrained(int(match[1]), int(match[2]), match[3] is not None)
         if not 1 <= method.first < method.last <= layout.num_steps + 1:
             raise Refused(
                 f"{name}: this teacher has {layout.num_steps} AR steps, so 1 <= N < M <= {layout.num_steps + 1}"
             )
         return method
+    if name.startswith("pre-trained-"):
+        raise Refused(
+            f"{name!r} is no teacher-involved method: write pre-trained-N-M or pre-trained-N-M-flow, as in "
+            "pre-trained-1-6"
+        )
+    raise Refused(
+        f"{name!r} is no method to sample with: use student-K, pre-trained-N-M, pre-trained-N-M-flow, "
+        "teacher or teacher-flow"
+    )
 
 
-def usual_methods(timesteps: tuple[int, ...]) -> tuple[PreTrained, ...]:
-    """What the paper shows for a student that finishes at timestep k, its last one: all of the steps before k re-made by
-    the teacher, about the later half of them, about the last quarter. None where there is no such step.
+def default_pre_trained(timesteps: tuple[int, ...]) -> tuple[PreTrained, ...]:
+    """The methods that the paper shows for a student whose last timestep is k.
 
-    For k = 5 these are pre-trained-1-6, 4-6 and 5-6, for k = 80 pre-trained-1-81, 41-81 and 61-81, as in its Table 2.
+    The teacher generates all of the steps before k, about the later half of them, or about the last quarter. For k = 5
+    these are pre-trained-1-6, 4-6 and 5-6, for k = 80 pre-trained-1-81, 41-81 and 61-81, as in its Table 2. A student
+    with k = 0 has none.
     """
     k = timesteps[-1]
     starts = sorted({0, -(-k // 2), -(-3 * k // 4)})
     return tuple(PreTrained(start + 1, k + 1) for start in starts if start < k)
+
+
+def join_numbers(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))

@@ -9,7 +9,7 @@ from generate_pairs.teachers.meta_device import normal_rows
 
 
 class EmbeddingHead(nn.Module):
-    """Hidden states to embeddings: linear(LN(h) (1 + scale) + shift), class embedding added to both."""
+    """Map hidden states to embeddings: linear(LN(h) (1 + scale) + shift); the class embedding is added to both."""
 
     def __init__(self, width: int, codebook_dim: int) -> None:
         super().__init__()

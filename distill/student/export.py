@@ -1,4 +1,4 @@
-"""A student's folder on disk: config.json beside student.safetensors and tokenizer.safetensors, and reading them back."""
+"""The files of an exported student: config.json, student.safetensors and tokenizer.safetensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from distill.config import NoiseWeight, misfit
+from distill.config import NoiseWeight, noise_weight_error
 from generate_pairs.teachers.importing.hub import HUB, hub_folder
 from shards.core.errors import Refused
 from shards.storage.files import read_bytes, sha256_bytes
@@ -24,18 +24,18 @@ EXPORT_FILES = (CONFIG_FILE, "student.safetensors", "tokenizer.safetensors")
 
 
 class ExportConfig(BaseModel):
-    """What config.json holds.
+    """The content of config.json.
 
     Attributes:
-        network: the student's architecture.
-        tokenizer: the tokenizer's.
-        noise_weight: of a position's own noise in the choice of its token, one for all passes or one for each of
-            `timesteps`; see `Student.chosen`.
-        fingerprint: of the pairs that the student learned from; None where they are not known, as of published ones.
-        num_pairs: how many of them, the first training pairs; None where they are not known.
-        lineage: of those pairs, as their data set records it: the teacher and its settings, the flow map. None where it
-            is not known, as of published students and of those that were exported before there was this field.
-        student_sha256: of student.safetensors; `tokenizer_sha256` of tokenizer.safetensors.
+        network: Configuration of the student network.
+        tokenizer: Configuration of the tokenizer.
+        noise_weight: Noise weight for all passes or for each timestep; see `StudentModel.choose_tokens`.
+        fingerprint: Fingerprint of the training pairs; None if unknown, as for published students.
+        num_pairs: Number of training pairs, the first ones of the data set; None if unknown.
+        lineage: Lineage of the pairs as their data set records it: teacher, sampling settings, flow map. None for
+            published students and for exports written before this field existed.
+        student_sha256: sha256 of student.safetensors.
+        tokenizer_sha256: sha256 of tokenizer.safetensors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,108 +56,97 @@ class ExportConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_weight_a_timestep(self) -> Self:
-        if wrong := misfit(self.noise_weight, self.timesteps):
-            raise ValueError(f"noise_weight holds {wrong}")
+        if error := noise_weight_error(self.noise_weight, self.timesteps):
+            raise ValueError(f"noise_weight has {error}")
         return self
 
     def to_bytes(self) -> bytes:
-        """The content of config.json: sorted, so that the same export is the same bytes."""
+        """The bytes of config.json, with sorted keys: equal exports have equal bytes."""
         return (json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode()
 
 
 def export_folder(source: Path | str, files: Sequence[str] = EXPORT_FILES) -> Path:
-    """The folder of a student: the one that is named, or `hf://OWNER/REPOSITORY[@REVISION]` brought here.
+    """The local folder of an export; downloads `hf://OWNER/REPOSITORY[@REVISION]`.
 
     Args:
-        source: folder or repository.
-        files: of the repository, which to bring.
+        source: Folder or repository.
+        files: Files to download from the repository.
 
     Raises:
-        Refused: the Hub's client is not installed, or the name has another form.
-        Failed: the download failed.
+        Refused: The Hub client is not installed, or the repository name is malformed.
+        Failed: The download failed.
     """
     if isinstance(source, str) and source.startswith(HUB):
         return hub_folder(source, files)
     return Path(source)
 
 
-def read_export_config(folder: Path) -> ExportConfig:
-    """The configuration in a student's folder.
+def refuse_missing_export(folder: Path) -> None:
+    """Check that a folder contains an export.
 
     Raises:
-        Refused: the folder is no export, or config.json is damaged or of another schema.
+        Refused: It does not; for the folder of a run, the message names the export inside it.
     """
+    if (folder / CONFIG_FILE).is_file():
+        return
+    inside = folder / "student"
+    hint = f"did you mean {inside}?" if (inside / CONFIG_FILE).is_file() else "`tokenleap distill` writes one"
+    raise Refused(f"{folder} contains no student ({CONFIG_FILE} is missing); {hint}")
+
+
+def read_export_config(folder: Path) -> ExportConfig:
+    """Read config.json of an export.
+
+    Raises:
+        Refused: The folder is not an export, or config.json is damaged or has another schema version.
+    """
+    refuse_missing_export(folder)
     path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise Refused(
-            f"{folder} is no student: there is no {path.name}; a student's folder is made by distill"
-        )
     try:
         content = json.loads(read_bytes(path))
     except ValueError as error:
-        raise Refused(f"{path} is damaged, it is not JSON: {_way_out(folder)}") from error
+        raise Refused(f"{path} is damaged, it is not JSON: {_advice(folder)}") from error
     version = content.get("schema_version") if isinstance(content, dict) else SCHEMA_VERSION
     if version != SCHEMA_VERSION:
         raise Refused(f"{path} has schema_version {version}, this version reads {SCHEMA_VERSION}")
     try:
         return ExportConfig.model_validate(content)
     except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        key = ".".join(map(str, wrong["loc"])) or "the file"
-        raise Refused(f"{path} is damaged ({key}: {wrong['msg']}): {_way_out(folder)}") from error
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "the file"
+        raise Refused(f"{path} is damaged ({key}: {first['msg']}): {_advice(folder)}") from error
 
 
 @contextmanager
-def refusing_misfits(folder: Path) -> Iterator[None]:
-    """Refuse, by the file's name, architectures in config.json that cannot be built."""
+def refuse_invalid_architecture(folder: Path) -> Iterator[None]:
+    """Turn errors of building the networks in config.json into a refusal that names the file."""
     try:
         yield
     except Refused as error:
-        raise Refused(f"{folder / CONFIG_FILE} names what is not here: {error}") from error
+        raise Refused(f"{folder / CONFIG_FILE} needs something that is not installed: {error}") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise Refused(
-            f"{folder / CONFIG_FILE} is damaged, it describes no network ({error}): {_way_out(folder)}"
+            f"{folder / CONFIG_FILE} is damaged, it describes no network ({error}): {_advice(folder)}"
         ) from error
 
 
 def read_tensors(folder: Path, stem: str, sha256: str) -> tuple[dict[str, Tensor], Path]:
-    """One of an export's two safetensors files, and its path.
+    """Read one of an export's safetensors files; returns the tensors and the path.
 
     Raises:
-        Refused: it is missing, damaged, or not the file that config.json was written with.
+        Refused: The file is missing, damaged, or not the one that config.json records.
     """
     path = folder / f"{stem}.safetensors"
     if not path.is_file():
-        raise Refused(
-            f"{path} is missing: an export is student.safetensors, tokenizer.safetensors, config.json"
-        )
+        raise Refused(f"{path} is missing: an export consists of {', '.join(EXPORT_FILES)}")
     content = read_bytes(path)
     if sha256_bytes(content) != sha256:
-        raise Refused(f"{path} is not the file that config.json was written with: {_way_out(folder)}")
+        raise Refused(f"{path} does not have the sha256 in {CONFIG_FILE}: {_advice(folder)}")
     try:
         return load(content), path
     except SafetensorError as error:
-        raise Refused(f"{path} is damaged ({error}): {_way_out(folder)}") from error
+        raise Refused(f"{path} is damaged ({error}): {_advice(folder)}") from error
 
 
-def _way_out(folder: Path) -> str:
-    return (
-        f"run the same `tokenleap distill ... --out {folder}` again, which exports from its last checkpoint"
-    )
-
-
-def refuse_missing_export(folder: Path) -> None:
-    """Stops before a folder without a student is loaded.
-
-    Raises:
-        Refused: no export there; a run's folder is told apart.
-    """
-    from shards.core.errors import Refused
-
-    if (folder / "config.json").is_file():
-        return
-    inside = folder / "student"
-    hint = (
-        f"did you mean {inside}?" if (inside / "config.json").is_file() else "`tokenleap distill` writes one"
-    )
-    raise Refused(f"{folder} holds no student (no config.json); {hint}")
+def _advice(folder: Path) -> str:
+    return f"run the same `tokenleap distill ... --out {folder}` again to export from its last checkpoint"

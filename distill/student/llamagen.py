@@ -1,8 +1,8 @@
-"""The LlamaGen student: the teacher's layers over continuous tokens, the whole sequence in one causal pass.
+"""The LlamaGen student: the teacher's layers on continuous tokens, one causal pass for the whole sequence.
 
-Attribute names are the official tensor names of LlamaGen-DD. No student of a text-conditional teacher was published: ours
-has the teacher's caption embedder where the official one has its class embedding, and the mean of a caption's condition
-tokens where the continuous head takes in the class.
+Attribute names are the official tensor names of LlamaGen-DD. No text-conditional student was published. Here it has the
+teacher's caption embedder in place of the class embedding, and the continuous head receives the mean of the caption's
+condition tokens in place of the class.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from distill.student.embedding_head import EmbeddingHead
 from generate_pairs.compute.float32 import at_least_float32
-from generate_pairs.compute.packed_linear import Projection
 from generate_pairs.teachers.base import TextCondition
 from generate_pairs.teachers.llamagen.teacher import LlamaGenTeacher
 from generate_pairs.teachers.llamagen.transformer import (
@@ -29,44 +28,35 @@ from generate_pairs.teachers.llamagen.transformer import (
 
 
 class LlamaGenStudent(nn.Module):
-    """The official DDTransformer: data tokens, then noise, to logits and embeddings of all tokens.
+    """The official DDTransformer: maps data tokens followed by noise to logits and embeddings of all tokens.
 
-    An output stands at its own token's position and sees the inputs up to and including it.
+    The output at a position predicts the token of that position from the inputs up to and including it.
     """
 
     def __init__(self, config: LlamaGenConfig, codebook_dim: int) -> None:
         super().__init__()
-        # Noise determines every target: there is nothing to regularise, and dropout would need its own state.
+        # No dropout: noise determines every target, and dropout would add random state to checkpoints.
         self.config = config = replace(config, dropout=0.0)
         self.cls_embedding: Any = condition_embedding(config)
         self.tok_embeddings = nn.Linear(codebook_dim, config.width)
         self.n_d_embed = nn.Embedding(2, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.output = Projection(config.width, config.vocab_size)
+        self.output = nn.Linear(config.width, config.vocab_size, bias=False)
         self.final_layer_conti = EmbeddingHead(config.width, codebook_dim)
-        # Not a buffer: half-precision models must not round it, and those built on the meta device need it.
+        # Not a buffer: it must keep float32 in half-precision models and its values on the meta device.
         self.rotation = rotary_2d(config)
         initialise(self, self.output)
 
     def forward(
         self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition
     ) -> tuple[Tensor, Tensor]:
-        """One pass over the sequence.
-
-        Args:
-            x_BLC: codebook rows in the first `data_tokens_B` positions of each sample, noise after them.
-            data_tokens_B: int64, 0..L.
-            condition: classes (B,), int64, `num_classes` is the null class; or captions.
-
-        Returns:
-            logits (B, L, V) and embeddings (B, L, C), both at least float32.
-        """
+        """Compute `Network.__call__`; outputs are at least float32, and class `num_classes` is the null class."""
         h_BLD, pooled_B1D = self._hidden(x_BLC, data_tokens_B, condition)
         return self._logits(h_BLD), at_least_float32(self.final_layer_conti(h_BLD, pooled_B1D))
 
     def logits(self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition) -> Tensor:
-        """The logits of `forward` alone."""
+        """Only the logits of `forward`."""
         return self._logits(self._hidden(x_BLC, data_tokens_B, condition)[0])
 
     def _logits(self, h_BLD: Tensor) -> Tensor:
@@ -85,7 +75,7 @@ class LlamaGenStudent(nn.Module):
             mask = None
         num_condition = condition_BTD.shape[1]
         x_BPD = torch.cat([condition_BTD, self.tok_embeddings(x_BLC)], dim=1)
-        x_BPD = x_BPD + self._kind(data_tokens_B, num_condition)
+        x_BPD = x_BPD + self._data_embedding(data_tokens_B, num_condition)
         rotation = self.rotation[self.config.num_condition_tokens - num_condition :].to(x_BPD.device)
         for layer in self.layers:
             x_BPD = layer(x_BPD, rotation, mask=mask)
@@ -93,15 +83,15 @@ class LlamaGenStudent(nn.Module):
 
     @torch.no_grad()
     def initialise_from_teacher(self, teacher: LlamaGenTeacher, least_squares: bool = True) -> None:
-        """Copy what the two have in common: class or caption embedding, layers, last norm, token head.
+        """Copy the shared weights: class or caption embedding, layers, last norm, token head.
 
         Args:
-            teacher: of the same configuration.
-            least_squares: also make `tok_embeddings` the affine map that brings codebook rows nearest the
-                teacher's token embeddings. Else it keeps its initialisation, as the official student does.
+            teacher: Teacher of the same configuration.
+            least_squares: Also fit `tok_embeddings` as an affine map from codebook rows to the teacher's token
+                embeddings. Otherwise it keeps its initialisation, as in the official student.
 
         Raises:
-            ValueError: the teacher's tensors do not fit this student.
+            ValueError: A tensor of the teacher does not fit this student.
         """
         transformer = teacher.transformer
         for name in ("cls_embedding", "layers", "norm", "output"):
@@ -114,20 +104,20 @@ class LlamaGenStudent(nn.Module):
             self.tok_embeddings.weight.copy_(weight_CD.T)
             self.tok_embeddings.bias.copy_(bias_D)
 
-    def _kind(self, data_tokens_B: Tensor, num_condition: int) -> Tensor:
-        """What marks the T + L positions as data (the condition always is) or noise: (B, T + L, D)."""
+    def _data_embedding(self, data_tokens_B: Tensor, num_condition: int) -> Tensor:
+        """Embeddings (B, T + L, D) that mark positions as data or noise; the condition always counts as data."""
         noise_D, data_D = self.n_d_embed.weight.unbind()
-        # The condition stands before position 0.
+        # The condition precedes position 0.
         positions_P = torch.arange(-num_condition, self.config.num_tokens, device=data_tokens_B.device)
         is_data_BP1 = (positions_P < data_tokens_B[:, None])[..., None]
         return torch.where(is_data_BP1, data_D, noise_D)
 
 
 def affine_fit(inputs_VC: Tensor, outputs_VD: Tensor, ridge: float = 0.01) -> tuple[Tensor, Tensor]:
-    """Weight (C, D) and bias (D,) of a regularised least-squares fit of outputs by inputs @ weight + bias, in float64.
+    """Fit outputs by inputs @ weight + bias with ridge regression; returns weight (C, D) and bias (D,) in float64.
 
-    Noise fills all C dimensions evenly, codebook rows may lie close to a plane: without the ridge (a variance, in units
-    of the codebook's) the fit would blow up what noise has across that plane and drown the rest.
+    `ridge` is a variance in units of the codebook's. Codebook rows can be close to a plane, but noise fills all C
+    dimensions: without the ridge, the fit amplifies noise perpendicular to that plane until it dominates.
     """
     inputs, outputs = inputs_VC.double().cpu(), outputs_VD.double().cpu()
     mean_C, mean_D = inputs.mean(0), outputs.mean(0)

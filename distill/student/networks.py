@@ -1,4 +1,4 @@
-"""Student networks by their family."""
+"""Student networks by family."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from generate_pairs.teachers.base import TextCondition
 from generate_pairs.teachers.registry import plugin
 
 ENTRY_POINTS = "tokenleap.students"
-"""Other packages bring the student of their family by an entry point of this group, named like the family."""
+"""Entry point group with which other packages add a student network, under the name of the family."""
 
 
 class Network(Protocol):
-    """A family's student network, an `nn.Module` too: what official LlamaGen-DD and VAR-DD have in common.
+    """Interface of a family's student network, which is also an `nn.Module`; as official LlamaGen-DD and VAR-DD.
 
-    One that has a method `logits` of the same arguments is asked for these alone where nobody wants embeddings.
+    If it also has a method `logits` with the same arguments, that is called where embeddings are not needed.
     """
 
     config: Any
-    """Has `num_classes`; the frozen dataclass that the teacher's transformer is built from."""
+    """The frozen dataclass that configures the teacher's transformer; has `num_classes`."""
 
     def __call__(
         self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition
     ) -> tuple[Tensor, Tensor]:
-        """Data rows, then noise, how many positions are data, and classes (B,) or, where the teacher is conditioned on
-        text, captions, to logits (B, L, V) and embeddings (B, L, C).
+        """Predict logits (B, L, V) and embeddings (B, L, C).
+
+        Args:
+            x_BLC: Codebook rows in the first `data_tokens_B` positions, noise after them.
+            data_tokens_B: Number of positions that are data, int64.
+            condition: Classes (B,), int64, or captions for a text-conditional teacher.
         """
         ...
 
     def initialise_from_teacher(self, teacher: Any) -> None:
-        """Copy what the two have in common."""
+        """Copy the weights that student and teacher have in common."""
         ...
 
 
@@ -42,22 +46,22 @@ STUDENTS: Mapping[str, Callable[[Any, int], Any]] = {
     "llamagen": LlamaGenStudent,
     "var": lambda config, codebook_dim: VarStudent(config),
 }
-"""Networks of this package by their teacher's family."""
+"""Network constructors of this package by family."""
 
 
-def student_of(family: str) -> Callable[[Any, int], Any]:
-    """What makes a family's student `Network` from the configuration of the teacher's transformer and C.
+def student_factory(family: str) -> Callable[[Any, int], Any]:
+    """The constructor of a family's `Network`, from the configuration of the teacher's transformer and C.
 
     Raises:
-        Refused: no student is known for the family.
+        Refused: The family has no student.
     """
     return STUDENTS[family] if family in STUDENTS else plugin(ENTRY_POINTS, family, "student", STUDENTS)
 
 
 def build_network(family: str, config: Any, codebook_dim: int) -> Any:
-    """A family's student `Network` with fresh weights; `config` is that of the teacher's transformer.
+    """Build a family's `Network` with fresh weights; `config` is that of the teacher's transformer.
 
     Raises:
-        Refused: no student is known for the family.
+        Refused: The family has no student.
     """
-    return student_of(family)(config, codebook_dim)
+    return student_factory(family)(config, codebook_dim)

@@ -1,6 +1,6 @@
-"""Published students: the table of their files, bringing one in, and writing one in the official layout.
+"""Published students: their table, their import, and export in the official layout.
 
-Source: microsoft/distilled_decoding on the Hugging Face Hub, and the timesteps and splits of its sampling scripts.
+Source: microsoft/distilled_decoding on the Hugging Face Hub; timesteps and splits are those of its sampling scripts.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ CONTAINERS = {
     "var": (("trainer", "ema_parameters"), ("trainer", "var_wo_ddp")),
     "llamagen": (("ema",), ("model",), ("module",), ("state_dict",), ()),
 }
-"""Where the official code looks for a student's weights in a file, the averaged ones first."""
+"""Key paths of a student's weights in an official file, averaged weights first."""
 
 
 @dataclass(frozen=True)
 class PublishedStudent:
-    """A student as its authors publish it, and how they sample it."""
+    """Files and sampling settings of a published student."""
 
     teacher: str
     network: Part
@@ -61,28 +61,28 @@ STUDENTS: Mapping[str, PublishedStudent] = {
     "llamagen-dd-b": _student("llamagen-b-256", "LlamaGen-DD/llamagen-B.pt", (0, 80), 80),
     "llamagen-dd-l": _student("llamagen-l-256", "LlamaGen-DD/llamagen-L.pt", (0, 80), 130),
 }
-"""By the names that `tokenleap students import --as` takes."""
+"""Published students by the name for `tokenleap students import --as`."""
 
 
 def import_student(files: Sequence[str], name: str, out: Path) -> None:
-    """Make a published student's file and its tokenizer's into a student's folder, checked against the tables.
+    """Convert the files of a published student and its tokenizer to an export, with a check of all tensors.
 
     Args:
-        files: the student's and the tokenizer's, in any order; none to take both from the Hub.
-        name: the student's, as in `STUDENTS`.
-        out: folder of the export; an import that was killed there is begun again.
+        files: The student's and the tokenizer's file in any order; empty to download both from the Hub.
+        name: A key of `STUDENTS`.
+        out: Folder of the export; files of an interrupted import are replaced.
 
     Raises:
-        Refused: an unknown name, files that do not fit, a folder that holds something else.
-        Failed: a download failed, or the disk is full.
+        Refused: The name is unknown, a file does not fit, or the folder contains something else.
+        Failed: A download failed, or the disk is full.
     """
     if name not in STUDENTS:
         raise Refused(f"no published student is called {name!r}: there are {', '.join(STUDENTS)}")
-    refuse_taken(out)
+    refuse_occupied(out)
     published = STUDENTS[name]
     teacher = TEACHERS[published.teacher]
     given = two_files(files, name, (published.network.file, teacher.tokenizer.file))
-    # On the meta device nothing is allocated, so the weights are in memory once.
+    # The meta device allocates nothing, so memory holds the weights only once.
     with on_meta_device():
         tokenizer = family_of(teacher.family).tokenizer(teacher.tokenizer.config)
         network = build_network(
@@ -102,54 +102,48 @@ def import_student(files: Sequence[str], name: str, out: Path) -> None:
     student.export(out)
 
 
-def refuse_taken(out: Path) -> None:
-    """Confirm that a folder is free for a student, or holds what is left of an export that was killed.
+def refuse_occupied(out: Path) -> None:
+    """Check that a folder is missing, empty, or contains only files of an interrupted export.
 
     Raises:
-        Refused: it holds a whole student, or anything else.
+        Refused: It contains a complete student or anything else.
     """
     if (out / CONFIG_FILE).exists():
-        raise Refused(f"{out} holds a student already: take it away first, or name a new folder")
+        raise Refused(f"{out} already contains a student: remove it, or choose a new folder")
     unfinished = ("student.safetensors", "tokenizer.safetensors")
-    held = (
-        sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.exists() else []
-    )
-    if foreign := [name for name in held if name not in unfinished]:
-        raise Refused(f"{out} holds something already ({foreign[0]}): name a new folder")
+    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    if other := [name for name in names if name not in unfinished and not name.startswith(".")]:
+        raise Refused(f"{out} already contains {other[0]}: choose a new folder")
 
 
-def networks() -> dict[str, tuple[Part, nn.Module]]:
-    """Every network of both tables by what it is called, on the meta device."""
-    found = teacher_networks()
+def published_networks() -> dict[str, tuple[Part, nn.Module]]:
+    """All published teacher and student networks by name, on the meta device."""
+    networks = teacher_networks()
     with on_meta_device():
         for name, published in STUDENTS.items():
             teacher = TEACHERS[published.teacher]
             codebook_dim = teacher.tokenizer.config.codebook_dim
-            found[f"student {name}"] = (
+            networks[f"student {name}"] = (
                 published.network,
                 build_network(teacher.family, published.network.config, codebook_dim),
             )
-    return found
+    return networks
 
 
 def official_suffix(family: str) -> str:
-    """The ending of the official files of a family's students.
-
-    Raises:
-        Refused: the family has no official layout.
-    """
+    """File name suffix of a family's official students; raises Refused if it has no official layout."""
     if family not in CONTAINERS:
         raise Refused(
-            f"students of the family {family!r} have no official layout: {', '.join(CONTAINERS)} have"
+            f"students of the family {family!r} have no official layout: only {' and '.join(CONTAINERS)} have one"
         )
     return ".pth" if family == "var" else ".pt"
 
 
 def export_official(student: Student, path: Path) -> None:
-    """Write a student's network as the official sampling code reads it: a pickle of tensors in its container.
+    """Write a student's network as a pickle of tensors that the official sampling code reads.
 
     Raises:
-        Refused: the family has no official layout, or the place cannot be written to.
+        Refused: The family has no official layout, or the file cannot be written.
     """
     official_suffix(student.family)
     content: Any = official_state(student)
@@ -157,7 +151,7 @@ def export_official(student: Student, path: Path) -> None:
         content = {key: content}
 
     def write(temporary: Path) -> None:
-        # Given a path, torch puts its name into the file; the same student shall be the same bytes.
+        # Given a path, torch stores the file name in the file; equal students must give equal bytes.
         with open(temporary, "wb") as file:
             torch.save(content, file)
 
@@ -165,7 +159,7 @@ def export_official(student: Student, path: Path) -> None:
 
 
 def official_state(student: Student) -> dict[str, Tensor]:
-    """The official state dict on the CPU: our tensors, and for VAR the constants that its class keeps as buffers."""
+    """The official state dict on the CPU: the network's tensors, and for VAR also its constant buffers."""
     state = {name: tensor.cpu() for name, tensor in student.network.state_dict().items()}
     if isinstance(student.network, VarStudent):
         network = student.network

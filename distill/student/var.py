@@ -1,7 +1,6 @@
-"""The VAR student: the teacher's blocks over continuous tokens, all scales in one pass.
+"""The VAR student: the teacher's blocks on continuous tokens, one pass for all scales.
 
-The condition has a level of its own before the scales. Attribute names are the official tensor names of
-VAR-DD.
+The condition has its own level before the scales. Attribute names are the official tensor names of VAR-DD.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from generate_pairs.teachers.var.transformer import VarBackbone, VarConfig, line
 
 
 class VarStudent(VarBackbone):
-    """The official DD_Model: data tokens, then noise, to logits and embeddings of all tokens.
+    """The official DD_Model: maps data tokens followed by noise to logits and embeddings of all tokens.
 
-    An output stands at its own token's position and sees the inputs of earlier scales and its own.
+    The output at a position predicts the token of that position from the inputs of earlier scales and its own.
     """
 
     def __init__(self, config: VarConfig, layerwise_embedding: bool = True) -> None:
-        """Fresh weights.
+        """Build the network with fresh weights.
 
         Args:
-            config: the teacher's; `scales` are its scales, without the condition.
-            layerwise_embedding: give every block (and the heads) its own linear map of the noise/data
-                embedding; else the embedding itself is added everywhere.
+            config: The teacher's configuration; `scales` does not include the condition.
+            layerwise_embedding: Give each block and the heads their own linear map of the noise/data embedding.
+                Otherwise the embedding itself is added everywhere.
         """
-        # Noise determines every target: there is nothing to regularise, and dropout would need its own state.
+        # No dropout: noise determines every target, and dropout would add random state to checkpoints.
         config = replace(config, dropout=0.0)
         super().__init__(config, (1, *config.layout.tokens_per_step))
         self.layerwise_embedding = layerwise_embedding
@@ -43,28 +42,21 @@ class VarStudent(VarBackbone):
             linear(config, config.width, config.width) for _ in range(num_maps)
         )
         self.final_layer_conti = EmbeddingHead(config.width, config.codebook_dim)
-        mask_LL = (self.level_L[:, None] > self.level_L) | torch.eye(
-            len(self.level_L), dtype=torch.bool, device="cpu"
-        )
+        diagonal_LL = torch.eye(len(self.level_L), dtype=torch.bool, device="cpu")
+        mask_LL = (self.level_L[:, None] > self.level_L) | diagonal_LL
         self.register_buffer("mask_LL", mask_LL, persistent=False)
 
     def forward(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass over the sequence.
+        """Compute `Network.__call__`; outputs are at least float32, and class `num_classes` is the null class.
 
-        Args:
-            x_BLC: codebook rows in the first `data_tokens_B` positions of each sample, noise after them.
-            data_tokens_B: int64, the number of tokens in whole scales, 0..L.
-            labels_B: int64 classes; `num_classes` is the null class.
-
-        Returns:
-            logits (B, L, V) and embeddings (B, L, C), both at least float32.
+        `data_tokens_B` counts the tokens of complete scales.
         """
         h_BLD, condition_BD = self._hidden(x_BLC, data_tokens_B, labels_B)
         embeddings_BLC = self.final_layer_conti(h_BLD, condition_BD[:, None])
         return self._logits(h_BLD, condition_BD), at_least_float32(embeddings_BLC)
 
     def logits(self, x_BLC: Tensor, data_tokens_B: Tensor, labels_B: Tensor) -> Tensor:
-        """The logits of `forward` alone."""
+        """Only the logits of `forward`."""
         return self._logits(*self._hidden(x_BLC, data_tokens_B, labels_B))
 
     def _logits(self, h_BLD: Tensor, condition_BD: Tensor) -> Tensor:
@@ -77,36 +69,34 @@ class VarStudent(VarBackbone):
         positions_P = torch.arange(len(self.level_L), device=data_tokens_B.device)
         # The condition, at position 0, always counts as data.
         is_data_BP = (positions_P <= data_tokens_B[:, None]).long()
-        *block_tables, last_table_2D = self._kind_tables()
+        *block_tables, last_table_2D = self._data_embedding_tables()
 
         x_BPD = torch.cat([condition_B1D + self.pos_start, self.word_embed(x_BLC)], dim=1) + self.positions()
         x_BPD = x_BPD + F.embedding(is_data_BP, self.n_d_embed.weight)
-        parts = zip(self.blocks, self.modulations(condition_BD), block_tables, strict=True)
-        for block, modulation, table_2D in parts:
-            kind_BPD = F.embedding(is_data_BP, table_2D)
-            x_BPD = block(x_BPD, modulation, self.mask_LL, between_BLD=kind_BPD)
+        for block, modulation, table_2D in zip(
+            self.blocks, self.modulations(condition_BD), block_tables, strict=True
+        ):
+            data_embedding_BPD = F.embedding(is_data_BP, table_2D)
+            x_BPD = block(x_BPD, modulation, self.mask_LL, between_BLD=data_embedding_BPD)
         return (x_BPD + F.embedding(is_data_BP, last_table_2D))[:, 1:], condition_BD
 
     @torch.no_grad()
     def initialise_from_teacher(self, teacher: VarTeacher) -> None:
-        """Copy what the two have in common; the teacher's first scale becomes the condition.
+        """Copy the shared weights; the teacher's first scale becomes the condition.
 
-        In `pos_1LC` and `lvl_embed` the condition takes over row 0, later scales keep theirs, and the first
-        scale, row 1, keeps its fresh start. The official initialiser overwrites class 1 instead of level 1;
-        here classes are copied whole.
-
-        Args:
-            teacher: of the same configuration.
+        In `pos_1LC` and `lvl_embed`, row 0 goes to the condition, row 1 (the first scale) keeps its fresh values,
+        and later scales keep their rows. The official initialiser overwrites class 1 instead of level 1; here all
+        classes are copied.
 
         Raises:
-            ValueError: the teacher's tensors do not fit this student.
+            ValueError: A tensor of the teacher does not fit this student.
         """
-        theirs = teacher.transformer.state_dict()
+        state = teacher.transformer.state_dict()
         merged = self.state_dict()
-        if missing := sorted(theirs.keys() - merged.keys()):
-            raise ValueError(f"the teacher has {missing[0]}, which this student has not")
+        if missing := sorted(state.keys() - merged.keys()):
+            raise ValueError(f"the teacher has {missing[0]}, which this student does not have")
         try:
-            for name, tensor in theirs.items():
+            for name, tensor in state.items():
                 if name == "pos_1LC":
                     tensor = torch.cat([tensor[:, :1], merged[name][:, 1:2], tensor[:, 1:]], dim=1)
                 elif name == "lvl_embed.weight":
@@ -116,10 +106,10 @@ class VarStudent(VarBackbone):
         except RuntimeError as error:
             raise ValueError(f"the teacher does not fit the student: {error}") from error
 
-    def _kind_tables(self) -> list[Tensor]:
-        """What marks noise (row 0) and data (row 1) inside each block and before the heads, each (2, D).
+    def _data_embedding_tables(self) -> list[Tensor]:
+        """Embeddings of noise (row 0) and data (row 1) for each block and the heads, each (2, D).
 
-        Only two inputs occur, so the linear maps are applied to those and their results looked up.
+        There are only two inputs, so each linear map is applied to them once and its outputs are indexed.
         """
         embedding_2D = self.n_d_embed.weight
         if not self.layerwise_embedding:

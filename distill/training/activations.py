@@ -1,4 +1,4 @@
-"""What a training keeps of a forward pass for its gradient: how much that is, and how to keep less."""
+"""Activation memory: its size in a forward pass, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -16,43 +16,37 @@ from generate_pairs.teachers.base import TextCondition, Tokenizer, takes_text
 from shards.core.errors import Refused
 
 
-def layers_of(network: nn.Module) -> nn.ModuleList:
-    """A network's stack of layers: of its lists of modules the one with most parameters.
+def layer_stack(network: nn.Module) -> nn.ModuleList:
+    """A network's layers: the child `ModuleList` with the most parameters.
 
     Raises:
-        Refused: it has no list of modules.
+        Refused: The network has no `ModuleList`.
     """
     stacks = [module for module in network.children() if isinstance(module, nn.ModuleList)]
     if not stacks:
         raise Refused(
-            f"{type(network).__name__} keeps no layers in a ModuleList, which train.checkpoint_activations and "
-            "train.optimizer=muon need: set the one to false and the other to adamw"
+            "train.checkpoint_activations and train.optimizer=muon need layers in a ModuleList, and "
+            f"{type(network).__name__} has none: set the former to false and the latter to adamw"
         )
     return max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
 
 
 def checkpoint_layers(network: nn.Module) -> None:
-    """From now on each layer keeps its inputs alone, and is computed again for its gradient.
+    """Make each layer save only its inputs and recompute its activations in the backward pass.
 
-    Names and numbers of the network's tensors stay as they are.
+    Names and values of the network's tensors do not change.
 
     Raises:
-        Refused: as `layers_of`.
+        Refused: As `layer_stack`.
     """
-    for layer in layers_of(network):
-        # A student draws nothing at random, so there is no state of generators to bring back.
+    for layer in layer_stack(network):
+        # A student uses no random numbers, so no generator state has to be restored.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def kept_bytes(network: nn.Module, num_tokens: int, codebook_dim: int) -> int:
-    """Bytes that the gradient of one pair keeps of the forward pass, in float32, but for that of decoded images.
-
-    Args:
-        network: a family's, built on the meta device: nothing is computed and nothing allocated.
-        num_tokens: L of a pair.
-        codebook_dim: C.
-    """
-    # Some buffers are built on the CPU whatever the device.
+def activation_bytes(network: nn.Module, num_tokens: int, codebook_dim: int) -> int:
+    """Activation bytes of one pair in float32, without those of decoding its image; allocates nothing."""
+    # Some buffers are always created on the CPU.
     network.to("meta")
     noise_BLC = torch.zeros(1, num_tokens, codebook_dim, device="meta")
     index_B = torch.zeros(1, dtype=torch.int64, device="meta")
@@ -60,15 +54,15 @@ def kept_bytes(network: nn.Module, num_tokens: int, codebook_dim: int) -> int:
 
     def losses() -> Tensor:
         logits_BLV, embeddings_BLC = network(noise_BLC, index_B, condition)
-        # Where a cross-entropy and a squared distance pick what is asked, they copy it.
-        missed = logits_BLV.clone().log_softmax(-1).sum()
-        return missed + embeddings_BLC.clone().square().sum()
+        # The losses copy the target positions, as the clones do.
+        token_loss = logits_BLV.clone().log_softmax(-1).sum()
+        return token_loss + embeddings_BLC.clone().square().sum()
 
-    return _kept(losses, network)
+    return _saved_bytes(losses, network)
 
 
 def _longest_condition(config: Any, index_B: Tensor) -> Tensor | TextCondition:
-    """A class or, where the network is conditioned on text, a caption that fills all places there are for it."""
+    """A class, or for a text-conditional network a caption of the maximum length."""
     if not takes_text(config):
         return index_B
     shape = (len(index_B), config.num_condition_tokens)
@@ -76,38 +70,32 @@ def _longest_condition(config: Any, index_B: Tensor) -> Tensor | TextCondition:
     return TextCondition(features_BTE, torch.ones(shape, dtype=torch.bool, device=index_B.device))
 
 
-def kept_bytes_of_images(tokenizer: Tokenizer, num_tokens: int, codebook_dim: int) -> int:
-    """Bytes that the gradient of one pair keeps of decoding its image, in float32.
-
-    Args:
-        tokenizer: a family's, built on the meta device.
-        num_tokens: L of a pair.
-        codebook_dim: C.
-    """
+def decoder_activation_bytes(tokenizer: Tokenizer, num_tokens: int, codebook_dim: int) -> int:
+    """Activation bytes of decoding one pair's image in float32; allocates nothing."""
     tokenizer.to("meta").requires_grad_(False)
     rows_BLC = torch.zeros(1, num_tokens, codebook_dim, device="meta", requires_grad=True)
-    return _kept(lambda: tokenizer.decode(rows_BLC).square().sum(), tokenizer)
+    return _saved_bytes(lambda: tokenizer.decode(rows_BLC).square().sum(), tokenizer)
 
 
-def _kept(compute: Callable[[], Tensor], network: nn.Module) -> int:
-    """Bytes that autograd keeps of a computation besides a network's own tensors, each memory counted once."""
+def _saved_bytes(compute: Callable[[], Tensor], network: nn.Module) -> int:
+    """Bytes that autograd saves in a computation, without the network's own tensors; each storage counts once."""
     own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
-    kept: dict[int, Tensor] = {}
+    saved: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = tensor
+            saved[storage._cdata] = tensor
         return tensor
 
-    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         result = compute()
     del result
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention keeps what the kernels of real devices keep; the meta device's keeps all weights, (H, L, L)."""
+    """Makes attention save the tensors of fused kernels; on the meta device it saves all weights, (H, L, L)."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -125,7 +113,3 @@ class _Attention(torch.autograd.Function):
         out_BHLK = q_BHLK.new_empty(*q_BHLK.shape[:-1], v_BHLK.shape[-1])
         ctx.save_for_backward(q_BHLK, k_BHLK, v_BHLK, mask, out_BHLK, q_BHLK.new_empty(q_BHLK.shape[:-1]))
         return out_BHLK
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise NotImplementedError("a computation without numbers has no gradient")

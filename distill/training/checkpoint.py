@@ -1,34 +1,36 @@
-"""The full resumable state of a training: tensors in safetensors, the rest in a JSON beside, which is the mark.
+"""Checkpoints with the full state of a training: tensors in a safetensors file, the rest in a JSON file.
 
-`step-000500.json` is committed after `step-000500.safetensors` and holds its sha256, so a killed writer leaves at
-worst a file that nothing points to. One that is broken all the same gives way to the one before.
+`step-000500.json` is the commit mark: it is written after `step-000500.safetensors` and contains its sha256. A killed
+writer leaves at worst an unused file. If a committed checkpoint is damaged, the one before it is used.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load, save
 from torch import Tensor
 
 from distill.config import DistillConfig, TrainConfig
 from shards.core.errors import Refused
+from shards.core.mismatch import format_mismatch, mismatches
 from shards.core.settings import FREE, UPWARD
 from shards.dataset.manifest import View
 from shards.storage.files import commit_bytes, list_names, read_bytes, remove, sha256_bytes
 
 SCHEMA_VERSION = 2
 MARK_NAME = re.compile(r"step-(\d{6}|[1-9]\d{6,})\.json")
+_T = TypeVar("_T")
 MARK_KEYS = {"schema_version", "step", "sha256", "state", "identity"}
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint that is not whole; there may be an older one."""
+    """A checkpoint is incomplete or damaged; an older one may be intact."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Checkpoint:
     """State after `step` updates.
 
     Attributes:
-        step: updates done.
-        tensors: weights, moving averages and optimizer state by name.
-        state: the stream's state and whatever else is JSON.
-        identity: what the training depends on; a checkpoint of another training is refused.
+        step: Number of updates.
+        tensors: Weights, moving averages and optimizer state by name.
+        state: The stream's state and other JSON values.
+        identity: Everything that the training depends on; a checkpoint with another identity is refused.
     """
 
     step: int
@@ -50,25 +52,19 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint to go on from, and what is wrong with newer ones, a sentence each."""
+    """The checkpoint to resume from, and one message for each newer checkpoint that is damaged."""
 
     checkpoint: Checkpoint
-    broken: tuple[str, ...]
+    damaged: tuple[str, ...]
 
 
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, kept: int = 2, keep_interval: int | None = None
 ) -> None:
-    """Commit a checkpoint, then drop the older ones, and broken ones that lie ahead of it.
-
-    Args:
-        folder: of the checkpoints.
-        checkpoint: to be committed.
-        kept: newest ones that stay, this one among them.
-        keep_interval: those at multiples of it stay, too; None for no others.
+    """Commit a checkpoint, then delete damaged newer ones, and older ones except the `kept` newest and multiples.
 
     Raises:
-        Refused, Failed: it cannot be written; the older ones are all there.
+        Refused, Failed: It cannot be written; the older checkpoints are unchanged.
     """
     content = save({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()})
     commit_bytes(_path(folder, checkpoint.step, "safetensors"), content)
@@ -83,41 +79,34 @@ def save_checkpoint(
         _path(folder, checkpoint.step, "json"), (json.dumps(mark, indent=2, sort_keys=True) + "\n").encode()
     )
     steps = _steps(folder)
-    # What is further on was broken, or this training would not have begun before it; it must not pass for the newest.
-    ahead = [step for step in steps if step > checkpoint.step]
+    # Newer checkpoints are damaged, or this training would have resumed from them. They must not be taken as the newest.
+    newer = [step for step in steps if step > checkpoint.step]
     older = [step for step in steps if step <= checkpoint.step][:-kept]
-    dropped = [step for step in older if keep_interval is None or step % keep_interval]
-    for step in (*ahead, *dropped):
+    expired = [step for step in older if keep_interval is None or step % keep_interval]
+    for step in (*newer, *expired):
         remove(_path(folder, step, "json"))
         remove(_path(folder, step, "safetensors"))
 
 
 def newest_checkpoint(folder: Path, identity: Mapping[str, Any], num_steps: int) -> Resumed | None:
-    """The newest checkpoint that is whole, None where there is none at all.
+    """Load the newest intact checkpoint; None if there are no checkpoints.
 
     Raises:
-        Refused: as `refuse_other_training`, or none of those that are there is whole.
+        Refused: As `refuse_other_training`, or all checkpoints are damaged.
     """
     refuse_other_training(folder, identity, num_steps)
-    broken: list[str] = []
-    for step in reversed(_steps(folder)):
-        try:
-            return Resumed(load_checkpoint(folder, step), tuple(broken))
-        except DamagedCheckpoint as error:
-            broken.append(str(error))
-    if broken:
-        raise Refused(_all_broken(folder, broken))
-    return None
+    newest = _newest(folder, load_checkpoint)
+    return Resumed(*newest) if newest else None
 
 
 def load_checkpoint(folder: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step, whole.
+    """Load and verify the checkpoint of a step.
 
     Raises:
-        DamagedCheckpoint: its mark or its tensors are damaged, or gone.
-        Refused: it is of another schema.
+        DamagedCheckpoint: Its mark or its tensors are damaged or missing.
+        Refused: It has another schema version.
     """
-    mark = _read_mark(_path(folder, step, "json"), step)
+    mark = _read_mark(folder, step)
     path = _path(folder, step, "safetensors")
     content = read_bytes(path) if path.is_file() else b""
     if sha256_bytes(content) != mark["sha256"]:
@@ -129,48 +118,53 @@ def load_checkpoint(folder: Path, step: int) -> Checkpoint:
 def refuse_other_training(
     folder: Path, identity: Mapping[str, Any], num_steps: int | None = None
 ) -> dict[str, Any] | None:
-    """Hold what a training is told against the newest checkpoint; returns that checkpoint's mark, if there is one.
+    """Check a training against the newest checkpoint; returns that checkpoint's mark, or None without checkpoints.
 
     Args:
-        folder: of the checkpoints.
-        identity: what the training depends on, or some of it.
-        num_steps: how long it is to be, where that is to be checked.
+        folder: Folder of the checkpoints.
+        identity: Everything that the training depends on, or a part of it.
+        num_steps: Length of the training; None to skip its check.
 
     Raises:
-        Refused: the checkpoint is of another training or beyond `num_steps`, its mark is of another schema, or no
-            mark can be read.
+        Refused: The checkpoint belongs to another training or has more than `num_steps` steps, its mark has another
+            schema version, or all marks are damaged.
     """
-    mark, broken = None, []
-    for step in reversed(_steps(folder)):
-        path = _path(folder, step, "json")
-        try:
-            mark = _read_mark(path, step)
-            break
-        except DamagedCheckpoint as error:
-            broken.append(str(error))
-    if mark is None:
-        if broken:
-            raise Refused(_all_broken(folder, broken))
+    newest = _newest(folder, _read_mark)
+    if newest is None:
         return None
-    differing = [
-        f"{key}: there {mark['identity'].get(key)!r}, asked {value!r}"
-        for key, value in identity.items()
-        if mark["identity"].get(key) != value
-    ]
+    mark, _ = newest
+    path = _path(folder, mark["step"], "json")
+    differing = mismatches({key: mark["identity"].get(key) for key in identity}, identity)
     if differing:
         raise Refused(
-            f"{path} is a checkpoint of another training ({'; '.join(differing)}). "
-            "Choose another output folder, or ask for the same"
+            f"{path} is a checkpoint of another training ({'; '.join(map(format_mismatch, differing))}). "
+            "Choose another output folder, or use the settings of the checkpoint"
         )
     if num_steps is not None and mark["step"] > num_steps:
         raise Refused(
-            f"train.num_steps: asked {num_steps:,}, but {path} has {mark['step']:,} steps behind it. "
-            "Choose another output folder, or ask for as many or more"
+            f"train.num_steps is {num_steps:,}, but {path} already has {mark['step']:,} steps. "
+            "Choose another output folder, or set it to at least as many"
         )
     return mark
 
 
-def _read_mark(path: Path, step: int) -> dict[str, Any]:
+def _newest(folder: Path, read: Callable[[Path, int], _T]) -> tuple[_T, tuple[str, ...]] | None:
+    """Read the newest intact checkpoint; returns it and a message for each damaged newer one."""
+    damaged: list[str] = []
+    for step in reversed(_steps(folder)):
+        try:
+            return read(folder, step), tuple(damaged)
+        except DamagedCheckpoint as error:
+            damaged.append(str(error))
+    if damaged:
+        raise Refused(
+            f"all checkpoints in {folder} are damaged: {'; '.join(damaged)}. Delete that folder to start again"
+        )
+    return None
+
+
+def _read_mark(folder: Path, step: int) -> dict[str, Any]:
+    path = _path(folder, step, "json")
     try:
         mark = json.loads(read_bytes(path))
     except ValueError as error:
@@ -184,25 +178,19 @@ def _read_mark(path: Path, step: int) -> dict[str, Any]:
     return mark
 
 
-def _all_broken(folder: Path, broken: Sequence[str]) -> str:
-    return (
-        f"no checkpoint in {folder} is whole: {'; '.join(broken)}. Delete that folder to begin from the start"
-    )
-
-
 def _path(folder: Path, step: int, suffix: str) -> Path:
     return folder / f"step-{step:06d}.{suffix}"
 
 
 def _steps(folder: Path) -> list[int]:
-    """Steps of the committed checkpoints, ascending; what has another name is no checkpoint."""
-    found = (MARK_NAME.fullmatch(name) for name in list_names(folder, ".json"))
-    return sorted(int(match[1]) for match in found if match)
+    """Steps of the committed checkpoints, ascending; files with other names are ignored."""
+    matches = (MARK_NAME.fullmatch(name) for name in list_names(folder, ".json"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def training_identity(config: DistillConfig, view: View) -> dict[str, Any]:
-    """All that a training depends on besides its length."""
-    # How tokens are chosen when it samples is not learned.
+    """Everything that a training depends on, except its length."""
+    # The noise weight affects only sampling.
     student = config.student.model_dump(mode="json", exclude={"noise_weight"})
     may_change = {
         name for name, field in TrainConfig.model_fields.items() if field.json_schema_extra in (FREE, UPWARD)

@@ -1,7 +1,7 @@
-"""The processes that train one student together: each takes its share of every batch, and all take the same step.
+"""The processes that train one student together: each computes a share of every batch, and all apply the same update.
 
-Sums go through buckets of fixed content and order, so that a training that is resumed adds in the same order as one that
-was not. (torch's DistributedDataParallel cuts its buckets anew after the first step of every process.)
+Sums use buckets of fixed content and order, so that a resumed training adds in the same order as an uninterrupted one.
+(torch's DistributedDataParallel rebuilds its buckets after the first step of every process.)
 """
 
 from __future__ import annotations
@@ -19,161 +19,141 @@ from torch import Tensor
 from shards.core.errors import Failed, Refused
 
 BUCKET_BYTES = 32 * 2**20
-"""Gradients that are summed in one message."""
-PATIENCE = timedelta(minutes=30)
-"""How long one process waits for another, which may be writing a checkpoint."""
-
+"""Maximum bytes of one all-reduce."""
+TIMEOUT = timedelta(minutes=30)
+"""Time limit of one collective operation; rank 0 may be writing a checkpoint."""
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among those of a training, and how they agree.
+    """The processes of a training, and their collective operations, which raise Failed if another process has ended.
 
     Attributes:
-        rank: number of this process.
-        size: how many there are.
-        device: what this one computes on.
-        on_host: how many of them share this host.
+        rank: Rank of this process.
+        size: Number of processes.
+        device: Device of this process.
+        local_size: Number of processes on this host.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
-    on_host: int = 1
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this process has rank 0, which writes files and messages."""
         return self.rank == 0
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
-        """Every tensor becomes its sum over all processes, in place; the same shapes in the same order everywhere.
-
-        Raises:
-            Failed: another process is gone.
-        """
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor, in place, by its sum over all processes; shapes and order must agree."""
         if self.size == 1:
             return
-        with self._together():
-            sent = [
+        with _connection_errors():
+            flat_buckets = [
                 (bucket, torch.cat([tensor.flatten() for tensor in bucket])) for bucket in buckets(tensors)
             ]
-            pending = [dist.all_reduce(flat, async_op=True) for _, flat in sent]
-            for work, (bucket, flat) in zip(pending, sent, strict=True):
+            pending = [dist.all_reduce(flat, async_op=True) for _, flat in flat_buckets]
+            for work, (bucket, flat) in zip(pending, flat_buckets, strict=True):
                 work.wait()
                 parts = flat.split([tensor.numel() for tensor in bucket])
                 for tensor, part in zip(bucket, parts, strict=True):
                     tensor.copy_(part.view_as(tensor))
 
     def broadcast_from_zero(self, number: int | None) -> int | None:
-        """What the first process passes, whatever the others do; None is an answer.
-
-        Raises:
-            Failed: another process is gone.
-        """
+        """The non-negative number, or None, that rank 0 passes."""
         if self.size == 1:
             return number
-        said = torch.tensor([-1 if number is None else number])
-        with self._together():
-            dist.broadcast(said, src=0)
-        return None if said.item() < 0 else int(said.item())
+        value = torch.tensor([-1 if number is None else number])
+        with _connection_errors():
+            dist.broadcast(value, src=0)
+        return None if value.item() < 0 else int(value.item())
 
     def all_reduce_min(self, number: int) -> int:
-        """The least of what all processes pass.
-
-        Raises:
-            Failed: another process is gone.
-        """
+        """The minimum over all processes."""
         if self.size == 1:
             return number
-        least = torch.tensor([number])
-        with self._together():
-            dist.all_reduce(least, op=dist.ReduceOp.MIN)
-        return int(least.item())
+        minimum = torch.tensor([number])
+        with _connection_errors():
+            dist.all_reduce(minimum, op=dist.ReduceOp.MIN)
+        return int(minimum.item())
 
-    def any(self, flag: bool) -> bool:
-        """Whether any process passes True.
-
-        Raises:
-            Failed: another process is gone.
-        """
+    def any_rank(self, flag: bool) -> bool:
+        """Whether any process passes True."""
         return self.all_reduce_min(0 if flag else 1) == 0
 
-    def wait(self) -> None:
-        """Go on when all have come here.
-
-        Raises:
-            Failed: another process is gone.
-        """
+    def barrier(self) -> None:
+        """Wait until all processes have called this."""
         self.all_reduce_min(0)
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        try:
-            yield
-        # What torch raises when a connection breaks; its text says which.
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise Failed(
-                f"this process lost the others ({reason}). The one that ended first says why; "
-                "the same command goes on from the last checkpoint"
-            ) from error
+
+@contextmanager
+def _connection_errors() -> Iterator[None]:
+    try:
+        yield
+    # torch raises this when a connection breaks; its message names the connection.
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise Failed(
+            f"this process lost its connection to the others ({reason}). The process that ended first reports the cause; "
+            "the same command resumes from the last checkpoint"
+        ) from error
 
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[World]:
-    """The processes that torchrun started, joined while the block lasts; without torchrun, this process alone.
+    """Join the processes that torchrun started; without torchrun, only this process.
 
     Args:
-        device: `cpu`, `cuda`, or `auto` for a GPU where there is one; of several GPUs each process takes its own.
+        device: `cpu`, `cuda`, or `auto` for a GPU if there is one. Each process uses its own GPU.
 
     Raises:
-        Refused: there is no GPU, or more processes on this host than GPUs.
-        Failed: the others cannot be reached.
+        Refused: There is no GPU, or this host has more processes than GPUs.
+        Failed: The other processes cannot be reached.
     """
-    local_rank, on_host = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    chosen = _device(device, local_rank, on_host)
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    own_device = _device(device, local_rank, local_size)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield World(device=chosen)
+        yield World(device=own_device)
         return
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    if own_device.type == "cuda":
+        torch.cuda.set_device(own_device)
     try:
-        # Agreements are small tensors on the CPU, whatever the gradients lie on.
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        # Numbers are exchanged as CPU tensors, whatever device the gradients are on.
+        backend = "cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise Failed(f"the processes of this training cannot be joined: {error}") from error
-    world = World(dist.get_rank(), dist.get_world_size(), chosen, on_host)
-    # Who is refused leaves at once, and takes the meeting place along: not before all have met.
-    world.wait()
+        raise Failed(f"the processes of this training cannot be connected: {error}") from error
+    world = World(dist.get_rank(), dist.get_world_size(), own_device, local_size)
+    # Synchronise first: if one rank exits during start-up, the rendezvous store disappears with it and the others hang.
+    world.barrier()
     yield world
-    # Not where the block failed: the others may never come.
+    # Not in a `finally`: after a failure, the other processes may never call this.
     dist.destroy_process_group()
 
 
 def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Neighbouring tensors of one dtype together, up to `BUCKET_BYTES`; depends on shapes and dtypes alone."""
-    found: list[list[Tensor]] = []
+    """Group adjacent tensors of one dtype up to `BUCKET_BYTES`; depends only on shapes and dtypes."""
+    groups: list[list[Tensor]] = []
     filled = 0
     for tensor in tensors:
-        if not found or tensor.dtype != found[-1][0].dtype or filled + tensor.nbytes > BUCKET_BYTES:
-            found.append([])
+        if not groups or tensor.dtype != groups[-1][0].dtype or filled + tensor.nbytes > BUCKET_BYTES:
+            groups.append([])
             filled = 0
-        found[-1].append(tensor)
+        groups[-1].append(tensor)
         filled += tensor.nbytes
-    return found
+    return groups
 
 
-def _device(asked: str, local_rank: int, on_host: int) -> torch.device:
-    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
+def _device(requested: str, local_rank: int, local_size: int) -> torch.device:
+    if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
+        return CPU
     if not torch.cuda.is_available():
         raise Refused("train.device is cuda, but torch finds no GPU here: set train.device to cpu")
-    if on_host > torch.cuda.device_count():
+    if local_size > torch.cuda.device_count():
         raise Refused(
-            f"torchrun started {on_host} processes here for {torch.cuda.device_count()} GPUs: start one for each"
+            f"torchrun started {local_size} processes here for {torch.cuda.device_count()} GPUs: start one for each"
         )
     return torch.device("cuda", local_rank)

@@ -1,7 +1,7 @@
-"""The gradient of a batch: in parts that fit a device, each part shared by CPU threads, summed over all processes.
+"""The gradient of a batch: in micro-batches that fit the device, divided among CPU threads, summed over all processes.
 
-Threads inside every operation wait for each other a thousand times a step, which on two virtual cores costs a third
-of the time; threads with a share each wait once.
+The threads of one operation wait for each other about a thousand times a step, which costs a third of the time on two
+virtual cores. Threads that each compute a share of the batch wait once.
 """
 
 from __future__ import annotations
@@ -17,23 +17,17 @@ from distill.objective.losses import BatchTargets, Losses, MicroBatch, student_l
 from distill.objective.perceptual import image_distance
 from distill.student.student import Student
 from distill.training.distributed import World
-from distill.training.precision import computing
+from distill.training.precision import autocast_for
 
 
 class Gradients:
-    """Computes a student's losses and their gradient, over as many parts, threads and processes as there are."""
+    """Computes a student's losses and their gradient."""
 
     def __init__(self, student: Student, config: TrainConfig, world: World, device_batch_size: int) -> None:
-        """What computes for this process.
-
-        Args:
-            student: on the process's device.
-            config: of the losses, the precision and the threads.
-            world: whose gradients are added up.
-            device_batch_size: pairs that are computed at once.
+        """Prepare the computation of one process, which computes `device_batch_size` pairs at once.
 
         Raises:
-            Refused, Failed: as `image_distance`.
+            Refused, Failed: As `image_distance`.
         """
         self.student = student
         self.config = config
@@ -44,37 +38,35 @@ class Gradients:
         self._threads = ThreadPoolExecutor(config.threads, "share", torch.set_num_threads, (1,))
 
     def __call__(self, micro_batch: MicroBatch, batch_targets: BatchTargets) -> Losses:
-        """The losses of a batch, detached; each parameter's `grad` becomes its gradient, None where there is none.
+        """Compute the detached losses of a batch and set each parameter's `grad`; None if it has no gradient.
 
-        Parts and shares are added in order, so that the same cut gives the same bytes.
+        Micro-batches are added in order, so that an equal division gives equal bytes.
 
         Args:
-            micro_batch: this process's pairs of the batch.
-            batch_targets: what is asked in the whole batch.
+            micro_batch: The pairs of this process.
+            batch_targets: Numbers of targets in the global batch.
 
         Raises:
-            Failed: another process is gone.
+            Failed: Another process has ended.
         """
         for parameter in self.parameters:
             parameter.grad = None
         losses: list[Losses] = []
-        for part in micro_batch.split(-(-len(micro_batch.labels_B) // self.device_batch_size)):
-            micro_batches = part.split(self.config.threads)
-            computed = list(
-                self._threads.map(lambda each: self._gradient(each, batch_targets), micro_batches)
-            )
-            for _, gradient in computed:
+        for part in micro_batch.split_by_size(self.device_batch_size):
+            shares = part.split(self.config.threads)
+            results = list(self._threads.map(lambda share: self._gradient(share, batch_targets), shares))
+            for share_losses, gradient in results:
+                losses.append(share_losses)
                 self._accumulate(gradient)
-            losses += [each for each, _ in computed]
-        total = _added(losses)
-        self.world.add([total.total, *total.parts.values()])
-        self.world.add([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        total = _sum(losses)
+        self.world.all_reduce_sum([total.total, *total.parts.values()])
+        self.world.all_reduce_sum([p.grad for p in self.parameters if p.grad is not None])
         return total
 
     def _gradient(
         self, micro_batch: MicroBatch, batch_targets: BatchTargets
     ) -> tuple[Losses, list[Tensor | None]]:
-        with computing(self.student.starts.device, self.config.precision):
+        with autocast_for(self.student.starts.device, self.config.precision):
             losses = student_losses(
                 self.student, micro_batch, batch_targets, self.config, self.image_distance
             )
@@ -82,19 +74,18 @@ class Gradients:
         parts = {name: value.detach() for name, value in losses.parts.items()}
         return Losses(losses.total.detach(), parts), list(gradient)
 
-    def _accumulate(self, gradient: Sequence[Tensor | None]) -> None:
-        """Add a share's gradient to what is there."""
-        for parameter, piece in zip(self.parameters, gradient, strict=True):
-            if piece is None:
+    def _accumulate(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is None:
                 continue
             if parameter.grad is None:
-                # In memory of its own: parameters that are summed share one gradient, and clipping would scale it twice.
-                parameter.grad = piece.clone(memory_format=torch.contiguous_format)
+                # A copy: parameters that are added share one gradient tensor, and clipping would scale it twice.
+                parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
             else:
-                parameter.grad += piece
+                parameter.grad += gradient
 
 
-def _added(losses: Sequence[Losses]) -> Losses:
+def _sum(losses: Sequence[Losses]) -> Losses:
     return Losses(
         torch.stack([each.total for each in losses]).sum(),
         {name: torch.stack([each.parts[name] for each in losses]).sum() for name in losses[0].parts},

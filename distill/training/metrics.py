@@ -1,7 +1,7 @@
-"""The training log: one Parquet part between two checkpoints, joined into one table at the end.
+"""The training metrics: one Parquet file for each checkpoint interval, joined into one table at the end.
 
-A part is committed before its checkpoint and named by its steps, so a training that was killed writes the lost part
-again, and no line is lost or doubled.
+Each file is named by its steps and committed before the checkpoint. A resumed training rewrites a lost file, so no row is
+lost or duplicated.
 """
 
 from __future__ import annotations
@@ -21,28 +21,19 @@ from shards.storage.files import commit_bytes, list_names, read_bytes
 from shards.storage.parquet import read_parquet
 
 COLUMNS = (
-    "loss",
-    "token_loss",
-    "embedding_loss",
-    "image_loss",
-    "gradient_norm",
-    "learning_rate",
-    "heldout_token_loss",
-    "heldout_token_match",
-    "train_token_loss",
-    "train_token_match",
+    *("loss", "token_loss", "embedding_loss", "image_loss", "gradient_norm", "learning_rate"),
+    *("heldout_token_loss", "heldout_token_match", "train_token_loss", "train_token_match"),
 )
-"""Of every log; a head's loss at each timestep, as `token_loss_at_5`, follows them by name."""
+"""Columns of every table; the losses of each timestep, as `token_loss_at_5`, follow in alphabetical order."""
 CLOCK_COLUMNS = ("images_per_second", "data_wait", "peak_memory_bytes")
-"""At the end: what the machine does to a training. All other numbers are the same whenever it is run again."""
-
+"""Last columns, which depend on the machine. All other values are equal when a training is repeated."""
 
 Board = Callable[[int, Mapping[str, float]], None]
-"""Told (step, numbers by name)."""
+"""Called with (step, values by name)."""
 
 
 class MetricsLog:
-    """Lines of numbers by step, kept until `commit`; `board` hears of each at once."""
+    """Rows of metrics by step, buffered until `commit`; `board` receives each at once."""
 
     def __init__(self, folder: Path, first_step: int, board: Board | None = None) -> None:
         self.folder = folder
@@ -52,7 +43,7 @@ class MetricsLog:
         self.last: dict[str, float] = {}
 
     def add(self, step: int, **values: float | Tensor) -> None:
-        """Add numbers to the line of a step."""
+        """Add values to the row of a step."""
         numbers = {name: float(value) for name, value in values.items()}
         self.rows.setdefault(step, {}).update(numbers)
         self.last.update(numbers)
@@ -60,16 +51,16 @@ class MetricsLog:
             self.board(step, numbers)
 
     def describe(self) -> str:
-        """The newest losses, for a progress line."""
+        """Describe the newest losses for the progress line."""
         losses = [name for name in ("token_loss", "embedding_loss", "image_loss") if name in self.last]
-        words = [f"{name.removesuffix('_loss')} {self.last[name]:.3f}" for name in losses]
+        parts = [f"{name.removesuffix('_loss')} {self.last[name]:.3f}" for name in losses]
         if "heldout_token_loss" in self.last:
             gap = self.last["heldout_token_loss"] - self.last["train_token_loss"]
-            words.append(f"held out {self.last['heldout_token_loss']:.3f} (gap {gap:+.3f})")
-        return ", ".join(words)
+            parts.append(f"held out {self.last['heldout_token_loss']:.3f} (gap {gap:+.3f})")
+        return ", ".join(parts)
 
     def commit(self, step: int) -> None:
-        """Write the lines since the last commit, up to `step`."""
+        """Write the rows since the last commit, up to `step`."""
         rows = [{"step": at, **row} for at, row in sorted(self.rows.items())]
         path = self.folder / f"steps-{self.first_step:06d}-{step:06d}.parquet"
         commit_bytes(path, _to_bytes(_table(rows)))
@@ -77,10 +68,10 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> pyarrow.Table:
-    """All committed lines by step; the newest part wins where parts overlap (a resumed run with another interval).
+    """Read all committed rows by step; of overlapping files (a resumed run with another interval) the last one counts.
 
     Raises:
-        Refused: a part is damaged.
+        Refused: A file is damaged.
     """
     tables = [_read_part(folder / name) for name in list_names(folder, ".parquet")]
     rows = {row["step"]: row for table in tables for row in table.to_pylist()}
@@ -88,25 +79,15 @@ def read_metrics(folder: Path) -> pyarrow.Table:
 
 
 def newest_values(folder: Path) -> dict[str, float]:
-    """The last number that was committed of each column.
-
-    Raises:
-        Refused: a part is damaged.
-    """
+    """The last committed value of each column; raises as `read_metrics`."""
+    rows = read_metrics(folder).to_pylist()
     return {
-        name: value
-        for row in read_metrics(folder).to_pylist()
-        for name, value in row.items()
-        if name != "step" and value is not None
+        name: value for row in rows for name, value in row.items() if name != "step" and value is not None
     }
 
 
 def join_metrics(folder: Path, path: Path) -> None:
-    """Write all committed lines as one table.
-
-    Raises:
-        Refused: a part is damaged.
-    """
+    """Write all committed rows as one table; raises as `read_metrics`."""
     commit_bytes(path, _to_bytes(read_metrics(folder)))
 
 
@@ -116,21 +97,22 @@ def _read_part(path: Path) -> pyarrow.Table:
         return table.cast(_schema(table.column_names))
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, ValueError, OSError) as error:
         raise Refused(
-            f"{path} is damaged ({error}): delete it to go on without the lines of its steps in the log"
+            f"{path} is damaged ({error}): delete it to continue without the metrics of its steps"
         ) from error
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
-    """Lines as a table: the columns of every log, those that some logs have, the clock's."""
-    others = {name for row in rows for name in row} - {"step", *COLUMNS, *CLOCK_COLUMNS}
-    names = ["step", *COLUMNS, *sorted(others), *CLOCK_COLUMNS]
+    """Rows as a table with all columns in their fixed order."""
+    optional = {name for row in rows for name in row} - {"step", *COLUMNS, *CLOCK_COLUMNS}
+    names = ["step", *COLUMNS, *sorted(optional), *CLOCK_COLUMNS]
     columns = {name: [row.get(name) for row in rows] for name in names}
     return pyarrow.table(columns, schema=_schema(names))
 
 
 def _schema(names: Sequence[str]) -> pyarrow.Schema:
-    types = {"step": pyarrow.int64()}
-    return pyarrow.schema([(name, types.get(name, pyarrow.float64())) for name in names])
+    return pyarrow.schema(
+        [(name, pyarrow.int64() if name == "step" else pyarrow.float64()) for name in names]
+    )
 
 
 def _to_bytes(table: pyarrow.Table) -> bytes:
@@ -140,19 +122,19 @@ def _to_bytes(table: pyarrow.Table) -> bytes:
 
 
 @contextmanager
-def tensorboard(out: Path, first_step: int, wanted: bool, is_main: bool) -> Iterator[Board | None]:
-    """What to tell each line of a log, if it is wanted.
+def tensorboard(out: Path, first_step: int, enabled: bool, is_main: bool) -> Iterator[Board | None]:
+    """Write metrics for TensorBoard; yields None if this process writes none.
 
     Args:
-        out: the student's folder; events lie in `tensorboard/` there.
-        first_step: where the training goes on: what was logged after it is taken back.
-        wanted: whether anything is written.
-        is_main: whether this process is the one that writes; the others are refused alike, and write nothing.
+        out: Folder of the student; events are stored in `tensorboard/` inside it.
+        first_step: Step from which the training resumes; events of later steps are discarded.
+        enabled: Whether to write anything.
+        is_main: Whether this process writes. The others only check the installation.
 
     Raises:
-        Refused: it is wanted and not installed.
+        Refused: TensorBoard is enabled but not installed.
     """
-    if not wanted:
+    if not enabled:
         yield None
         return
     try:

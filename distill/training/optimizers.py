@@ -1,4 +1,4 @@
-"""Which optimizer moves which parameters, the schedule of their rates, and the moving average of weights."""
+"""AdamW and Muon, the learning rate schedule, and the exponential moving average of weights."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import TrainConfig
-from distill.training.activations import layers_of
+from distill.training.activations import layer_stack
 
 
 class Optimizer:
-    """AdamW for everything, or Muon for the matrices of the network's layers and AdamW for the rest, on one schedule."""
+    """AdamW for all parameters, or Muon for the matrices of the layers and AdamW for the rest, on one schedule."""
 
     def __init__(self, network: nn.Module, config: TrainConfig) -> None:
-        """Without state yet.
-
-        Raises:
-            Refused: Muon is asked for, and the network has no stack of layers.
-        """
+        """Create the optimizers without state; raises as `build_optimizers`."""
         self.config = config
         self.parts = build_optimizers(network, config)
         self._part = {
@@ -29,53 +25,50 @@ class Optimizer:
         }
 
     def step(self, number: int) -> None:
-        """Update `number` (0-based) from the gradients that are there."""
+        """Apply update `number` (0-based) from the current gradients."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = part.defaults["lr"] * schedule(number, self.config)
             part.step()
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What is kept for a parameter, by its name; nothing for one that never had a gradient."""
+        """A parameter's state tensors by name; empty if it never had a gradient."""
         return self._part[id(parameter)].state.get(parameter, {})
 
     def restore(self, parameter: Tensor, state: dict[str, Tensor]) -> None:
-        """Go on from what `state_of` gave."""
+        """Set a parameter's state to one from `state_of`."""
         self._part[id(parameter)].state[parameter] = state
 
 
 def build_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """One or two, each parameter in one of them; weights of matrices and convolutions decay, vectors do not.
+    """AdamW, and Muon if selected; each parameter is in one of them. Weight decay skips vectors.
 
     Raises:
-        Refused: as `Optimizer`.
+        Refused: Muon is selected, and the network has no `ModuleList` of layers.
     """
-    by_muon = _layers_matrices(network) if config.optimizer == "muon" else []
-    taken = {id(parameter) for parameter in by_muon}
-    others = [parameter for parameter in network.parameters() if id(parameter) not in taken]
+    is_muon = config.optimizer == "muon"
+    matrices = [p for p in layer_stack(network).parameters() if p.ndim == 2] if is_muon else []
+    muon_ids = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in network.parameters() if id(parameter) not in muon_ids]
     groups = [
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-    if not by_muon:
+    if not matrices:
         return [adamw]
-    muon = Muon(by_muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    muon = Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
     return [adamw, muon]
 
 
-def _layers_matrices(network: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in layers_of(network).parameters() if parameter.ndim == 2]
-
-
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """AdamW's rate of update `step` (0-based)."""
+    """AdamW's learning rate at update `step` (0-based)."""
     return config.learning_rate * schedule(step, config)
 
 
 def schedule(step: int, config: TrainConfig) -> float:
-    """The share of the full rates at update `step` (0-based): linear warmup, then constant or a half cosine to zero at
-    `num_steps`.
+    """The factor of the peak rates at update `step` (0-based): linear warmup, then constant or a half cosine that
+    reaches zero at `num_steps`.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -97,47 +90,43 @@ def update_ema(averages: Sequence[Tensor], parameters: Sequence[Tensor], decay: 
 
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""a, b, c of a step X <- a X + b (X X') X + c (X X')^2 X, which brings singular values from (0, 1] near 1, soon if not
-exactly.
+"""a, b, c of the iteration X <- a X + b (X X') X + c (X X')^2 X, which quickly moves singular values from (0, 1] to
+about 1.
 """
-NUM_STEPS = 5
-SMALLEST_NORM = 1e-7
+NUM_ITERATIONS = 5
+MIN_NORM = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum by Nesterov, made orthogonal; a tall matrix of A rows and B columns moves sqrt(A / B) times as far."""
+    """Orthogonalised Nesterov momentum; the update of a tall matrix (A, B) is multiplied by sqrt(A / B)."""
 
     def __init__(
         self, parameters: Iterable[Tensor], lr: float, *, weight_decay: float = 0.0, momentum: float = 0.95
     ) -> None:
-        """Without state yet.
-
-        Raises:
-            ValueError: a parameter is no matrix.
-        """
+        """Create the optimizer without state; raises ValueError for a parameter that is not a matrix."""
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
-                    raise ValueError(f"Muon moves matrices, not tensors of shape {tuple(parameter.shape)}")
+                    raise ValueError(f"Muon updates matrices, not tensors of shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update from the gradients that are there."""
+        """Apply one update from the current gradients."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape[tuple(parameter.shape)].append(parameter)
-            for (rows, columns), alike in by_shape.items():
-                momentum = [self._momentum_of(parameter) for parameter in alike]
-                gradients = [parameter.grad for parameter in alike if parameter.grad is not None]
+            for (rows, columns), parameters in by_shape.items():
+                momentum = [self._momentum_of(parameter) for parameter in parameters]
+                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
                 torch._foreach_lerp_(momentum, gradients, 1 - group["momentum"])
-                ahead_NAB = torch.stack(torch._foreach_lerp(gradients, momentum, group["momentum"]))
-                moves = orthogonal(ahead_NAB).to(ahead_NAB.dtype).unbind()
-                torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(alike, moves, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+                nesterov_NAB = torch.stack(torch._foreach_lerp(gradients, momentum, group["momentum"]))
+                updates = orthogonal(nesterov_NAB).to(nesterov_NAB.dtype).unbind()
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, updates, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
         return loss
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
@@ -148,17 +137,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices_NAB: Tensor) -> Tensor:
-    """Each matrix with its singular values brought near 1, by Newton and Schulz; in bfloat16 on a GPU, else in float32.
-
-    Args:
-        matrices_NAB: N matrices.
-    """
+    """Move singular values of N matrices to about 1 with a Newton-Schulz iteration; bfloat16 on a GPU, else float32."""
     a, b, c = COEFFICIENTS
     is_tall = matrices_NAB.shape[1] > matrices_NAB.shape[2]
     x_NAB = matrices_NAB.bfloat16() if matrices_NAB.is_cuda else matrices_NAB.float()
     x_NAB = x_NAB.mT if is_tall else x_NAB
-    x_NAB = x_NAB / torch.linalg.matrix_norm(x_NAB, keepdim=True).clamp(min=SMALLEST_NORM)
-    for _ in range(NUM_STEPS):
+    x_NAB = x_NAB / torch.linalg.matrix_norm(x_NAB, keepdim=True).clamp(min=MIN_NORM)
+    for _ in range(NUM_ITERATIONS):
         gram_NAA = x_NAB @ x_NAB.mT
         x_NAB = torch.baddbmm(
             x_NAB, torch.baddbmm(gram_NAA, gram_NAA, gram_NAA, beta=b, alpha=c), x_NAB, beta=a

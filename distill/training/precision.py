@@ -1,4 +1,4 @@
-"""The kind of number that a training computes with; weights, averages and optimizer stay float32 under bfloat16."""
+"""Compute precision and deterministic kernels; with bfloat16, weights, averages and optimizer state stay float32."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from shards.core.errors import Refused
 Precision = Literal["float32", "bfloat16", "float64"]
 
 
-def computing(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """What a forward pass runs under: autocast for bfloat16, nothing for the others, whose weights decide."""
+def autocast_for(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The context of a forward pass: autocast for bfloat16; otherwise the weights determine the precision."""
     if precision == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
 
 def weight_dtype(precision: Precision) -> torch.dtype:
-    """Of weights, averages, gradients and optimizer state."""
+    """Dtype of weights, averages, gradients and optimizer state."""
     return torch.float64 if precision == "float64" else torch.float32
 
 
 @contextmanager
-def determinism(asked: bool) -> Iterator[None]:
-    """Compute with kernels that give the same bytes again while the block lasts, if that is asked for.
+def deterministic_kernels(enabled: bool) -> Iterator[None]:
+    """Use only deterministic kernels in this context, if enabled.
 
-    On a CPU all of a student's are; on a GPU others are faster, and some operations have no other.
+    On a CPU, all kernels of a student are deterministic. On a GPU they are slower, and some operations have none.
 
     Raises:
-        Refused: it is asked for, and an operation in the block has no such kernel.
+        Refused: An operation in this context has no deterministic kernel.
     """
-    if not asked:
+    if not enabled:
         yield
         return
-    # cuBLAS reads it when it is first used.
+    # cuBLAS reads this variable on first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
@@ -49,8 +49,8 @@ def determinism(asked: bool) -> Iterator[None]:
         if not is_missing:
             raise
         raise Refused(
-            f"train.deterministic: {operation} has no deterministic kernel on this device: set it to false, or leave "
-            "out what needs the operation (train.image_weight above 0 goes back through the decoder)"
+            f"train.deterministic: {operation} has no deterministic kernel on this device: set it to false, or disable "
+            "the loss that uses the operation (train.image_weight uses the decoder's backward pass)"
         ) from error
     finally:
         torch.use_deterministic_algorithms(before)

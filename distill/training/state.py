@@ -1,7 +1,7 @@
-"""A training at one moment: all the state there is, and one update of it.
+"""The state of a training, and one update of it.
 
-The state is weights, averages, optimizer and the position of the stream; timesteps are a function of the pair. So a
-training that was killed goes on from its last checkpoint to the same bytes.
+The state consists of weights, averages, optimizer state and stream position; timesteps are a function of the pair. A
+killed training therefore resumes from its last checkpoint to the same bytes.
 """
 
 from __future__ import annotations
@@ -27,122 +27,141 @@ from distill.training.distributed import World
 from distill.training.gradients import Gradients
 from distill.training.memory import MemoryNeed, device_batch_size, free_bytes
 from distill.training.optimizers import Optimizer, ema_decay, update_ema
-from distill.training.precision import computing, weight_dtype
-from distill.training.preflight import check_distillation
-from generate_pairs.teachers.base import TokenLayout
-from generate_pairs.text.encoders import texts_of_pairs
+from distill.training.precision import autocast_for, weight_dtype
+from generate_pairs.teachers.checkpoints import LoadedTeacher
+from generate_pairs.text.encoders import dataset_caption_features
 from shards.core.errors import Failed
 from shards.dataset.manifest import Manifest
-from shards.storage.paths import Location
 from shards.streaming.stream import PairBatch, PairStream
 
 EVAL_PAIRS = 1_000
-"""Of the held-out pairs, and of those that are learned from, how many are looked at during training."""
-MOST_LOGITS = 2**27
-"""Logits that are held at once when pairs are looked at: 512 MiB."""
+"""Maximum number of held-out pairs, and of training pairs, in the evaluations during training."""
+MAX_LOGITS = 2**27
+"""Maximum number of logits that an evaluation computes at once: 512 MiB."""
 
 
 class Training:
-    """A student on its way: everything that a checkpoint holds, and one update of it."""
+    """A student in training: everything that a checkpoint contains, and one update of it."""
 
     def __init__(
         self,
         config: DistillConfig,
-        teacher_name: str,
-        pairs_root: Location,
+        teacher: str | LoadedTeacher,
+        manifest: Manifest,
         size: int | None,
         world: World,
     ) -> None:
-        """Load the teacher, open the pairs, initialise the student.
+        """Open the pairs, load the teacher and initialise the student.
 
         Args:
-            config: stage two's settings.
-            teacher_name: the teacher that made the pairs.
-            pairs_root: the pair data set.
-            size: how many training pairs; None for all.
-            world: the processes that train, and this one's device.
+            config: Settings of stage two.
+            teacher: The teacher that generated the pairs, its name or its file.
+            manifest: The data set, from `preflight.checked_manifest`, which checks the settings.
+            size: Number of training pairs; None for all.
+            world: The processes of the training, and the device of this one.
 
         Raises:
-            Refused: the settings do not fit the teacher, it is not the one that made the pairs, there are fewer
-                pairs than `size`, or the training does not fit the device's memory.
+            Refused: The teacher did not generate the pairs, there are fewer pairs than `size`, the processes cannot
+                share a batch equally, or the training does not fit in memory.
         """
         self.config = config
         self.world = world
-        manifest = Manifest.open(pairs_root)
-        check_distillation(config, TokenLayout(manifest.spec.tokens_per_step), manifest.spec.num_heldout)
         self.view = manifest.view(size)
-        heldout = manifest.heldout()
-        train = config.train
-        self.stream = PairStream(
-            pairs_root,
+        self.stream = self._open_stream(manifest)
+        loaded = load_teacher_of_pairs(manifest, teacher)
+        self.layout = loaded.teacher.layout
+        self.student = self._new_student(loaded, manifest)
+        at_once = self._device_batch_size(loaded)
+        self._prepare_student(manifest)
+        self.codebook_VC = self.student.tokenizer.codebook_VC
+        self._load_eval_batches(manifest)
+        self.names = [name for name, _ in self.student.network.named_parameters()]
+        self.parameters = list(self.student.network.parameters())
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        self.gradients = Gradients(self.student, config.train, world, at_once)
+        self.optimizer = Optimizer(self.student.network, config.train)
+        self.step = 0
+        self.seconds = 0.0
+        """Time that this process has spent in updates."""
+        self.waited_seconds = 0.0
+        """The part of `seconds` in which it waited for pairs."""
+
+    def _open_stream(self, manifest: Manifest) -> PairStream:
+        train = self.config.train
+        return PairStream(
+            manifest.root,
             self.view,
             train.batch_size,
             train.seed,
-            world.rank,
-            world.size,
+            self.world.rank,
+            self.world.size,
             num_workers=train.num_workers,
-            pin_memory=world.device.type == "cuda",
+            pin_memory=self.world.device.type == "cuda",
         )
-        loaded = load_teacher_of_pairs(manifest, teacher_name)
-        torch.manual_seed(train.seed)
-        self.student = Student.from_teacher(
+
+    def _new_student(self, loaded: LoadedTeacher, manifest: Manifest) -> Student:
+        settings = self.config.student
+        torch.manual_seed(self.config.train.seed)
+        return Student.from_teacher(
             loaded,
-            config.student.timesteps,
-            config.student.split,
+            settings.timesteps,
+            settings.split,
             manifest.spec.fingerprint,
             self.view.size,
-            initialise=config.student.initialise == "teacher",
+            initialise=settings.initialise == "teacher",
             lineage=manifest.spec.lineage,
-            noise_weight=config.student.noise_weight,
+            noise_weight=settings.noise_weight,
         )
-        need, own_pairs = MemoryNeed.of(loaded, train), train.batch_size // world.size
+
+    def _device_batch_size(self, loaded: LoadedTeacher) -> int:
+        train, world = self.config.train, self.world
+        own_pairs = train.batch_size // world.size
+        need = MemoryNeed.of(loaded, train)
         at_once = device_batch_size(need, own_pairs, train.device_batch_size, free_bytes(world))
-        # All have to cut alike: the sum of a batch is rounded as it is cut.
-        at_once = world.all_reduce_min(at_once)
-        self.student.to(world.device, weight_dtype(train.precision))
+        # All processes must use the same number, because the division of a batch determines how its sum is rounded.
+        return world.all_reduce_min(at_once)
+
+    def _prepare_student(self, manifest: Manifest) -> None:
+        """Move the student to its device and dtype, set captions, and apply checkpointing and compilation."""
+        train, device = self.config.train, self.world.device
+        self.student.to(device, weight_dtype(train.precision))
         if manifest.spec.captions is not None:
-            self.student = self.student.with_texts(texts_of_pairs(pairs_root, manifest.spec, world.device))
+            features = dataset_caption_features(manifest.root, manifest.spec, device)
+            self.student = self.student.with_texts(features)
         if train.checkpoint_activations:
             checkpoint_layers(self.student.network)
         if train.compile:
             self.student.network.compile()
-        self.layout = loaded.teacher.layout
-        self.codebook_VC = self.student.tokenizer.codebook_VC
-        watched = min(EVAL_PAIRS, heldout.size, self.view.size)
-        self.heldout_batch = next(PairStream(pairs_root, heldout, min(EVAL_PAIRS, heldout.size), seed=0))
-        self.train_batch = next(PairStream(pairs_root, manifest.view(watched), watched, seed=0))
-        self.names = [name for name, _ in self.student.network.named_parameters()]
-        self.parameters = list(self.student.network.parameters())
-        self.averages = [parameter.detach().clone() for parameter in self.parameters]
-        self.gradients = Gradients(self.student, train, world, at_once)
-        self.optimizer = Optimizer(self.student.network, train)
-        self.step = 0
-        self.seconds = 0.0
-        self.waited_seconds = 0.0
-        """What this process spent in updates, and how much of it waiting for pairs."""
+
+    def _load_eval_batches(self, manifest: Manifest) -> None:
+        heldout = manifest.heldout()
+        num_heldout = min(EVAL_PAIRS, heldout.size)
+        num_train = min(num_heldout, self.view.size)
+        self.heldout_batch = next(PairStream(manifest.root, heldout, num_heldout, seed=0))
+        self.train_batch = next(PairStream(manifest.root, manifest.view(num_train), num_train, seed=0))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint has to agree with."""
+        """The identity that a checkpoint must have."""
         return training_identity(self.config, self.view)
 
     def update(self) -> dict[str, Tensor]:
-        """One step of the optimizer; returns the loss and its parts, and the gradient's norm.
+        """Apply one optimizer step; returns the loss, its parts, and the gradient norm.
 
         Raises:
-            Failed: the gradient is not finite, or another process is gone.
+            Failed: The gradient is not finite, or another process has ended.
         """
-        train, began = self.config.train, time.perf_counter()
+        train, started = self.config.train, time.perf_counter()
         index_B, epoch_B = self.stream.upcoming()
         timestep_B = draw_timesteps(
             self.config.student.timesteps, train.timestep_weights, train.seed, epoch_B, index_B
         )
-        asked_at = time.perf_counter()
+        wait_started = time.perf_counter()
         batch = next(self.stream)
-        self.waited_seconds += time.perf_counter() - asked_at
-        own = len(batch.index_B)
-        first = self.world.rank * own
-        micro_batch = self.micro_batch(batch, torch.from_numpy(timestep_B[first : first + own]))
+        self.waited_seconds += time.perf_counter() - wait_started
+        own_pairs = len(batch.index_B)
+        first = self.world.rank * own_pairs
+        micro_batch = self.micro_batch(batch, torch.from_numpy(timestep_B[first : first + own_pairs]))
         losses = self.gradients(micro_batch, BatchTargets.of(timestep_B, self.layout))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
         if not torch.isfinite(norm):
@@ -153,11 +172,11 @@ class Training:
         self.optimizer.step(self.step)
         update_ema(self.averages, self.parameters, ema_decay(self.step, train))
         self.step += 1
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.perf_counter() - started
         return {"loss": losses.total, "gradient_norm": norm, **losses.parts}
 
     def micro_batch(self, batch: PairBatch, timestep_B: Tensor) -> MicroBatch:
-        """A batch's pairs as the student is shown them at these timesteps, on its device."""
+        """The student's inputs and targets for pairs at these timesteps, on its device."""
         device, dtype = self.world.device, self.codebook_VC.dtype
         noise_BLC = batch.noise_BLC.to(device, non_blocking=True).to(dtype)
         tokens_BL, label_B, timestep_B = (
@@ -167,9 +186,9 @@ class Training:
         return MicroBatch(targets, tokens_BL, label_B)
 
     @contextmanager
-    def averaged(self) -> Iterator[Student]:
-        """The student with its averaged weights, which is what is published, while the block lasts."""
-        own, was_training = [parameter.data for parameter in self.parameters], self.student.network.training
+    def averaged_weights(self) -> Iterator[Student]:
+        """Use the averaged weights, which are those of the export, in this context; yields the student in eval mode."""
+        trained, was_training = [p.data for p in self.parameters], self.student.network.training
         for parameter, average in zip(self.parameters, self.averages, strict=True):
             parameter.data = average
         try:
@@ -177,13 +196,11 @@ class Training:
             yield self.student
         finally:
             self.student.network.train(was_training)
-            for parameter, data in zip(self.parameters, own, strict=True):
+            for parameter, data in zip(self.parameters, trained, strict=True):
                 parameter.data = data
 
     def eval_metrics(self) -> dict[str, float]:
-        """`token_metrics` on held-out pairs and on pairs that are learned from: the gap between them is what the student
-        knows by heart.
-        """
+        """`token_metrics` of held-out and of training pairs; their difference measures memorisation."""
         batches = {"heldout": self.heldout_batch, "train": self.train_batch}
         return {
             f"{kind}_{name}": value
@@ -193,38 +210,32 @@ class Training:
 
     @torch.no_grad()
     def token_metrics(self, batch: PairBatch) -> dict[str, float]:
-        """Cross-entropy (nats a token) and token match of the averaged weights on pairs, from all noise.
+        """Cross-entropy (nats a token) and token match of the averaged weights in one pass from noise.
 
-        Every process looks at some of them, and all learn the result.
+        Each process evaluates a part of the pairs; all return the same result.
         """
-        # All logits at once would take tens of gigabytes with a teacher of full size.
-        at_once = max(1, MOST_LOGITS // (batch.tokens_BL.shape[1] * len(self.codebook_VC)))
+        # With a full-size teacher, all logits at once would need tens of gigabytes.
+        at_once = max(1, MAX_LOGITS // (batch.tokens_BL.shape[1] * len(self.codebook_VC)))
         timestep_B = torch.zeros_like(batch.label_B)
-        micro_batch = self.micro_batch(batch, timestep_B).every(self.world.rank, self.world.size)
+        own_pairs = self.micro_batch(batch, timestep_B).every(self.world.rank, self.world.size)
         sums = torch.zeros(2, dtype=torch.float64)
-        with self.averaged() as student:
-            for part in (
-                micro_batch.split(-(-len(micro_batch.labels_B) // at_once))
-                if len(micro_batch.labels_B)
-                else []
-            ):
-                with computing(self.world.device, self.config.train.precision):
+        with self.averaged_weights() as student:
+            for part in own_pairs.split_by_size(at_once):
+                with autocast_for(self.world.device, self.config.train.precision):
                     logits_BLV, _ = student(part.targets.states_BLC, part.targets.timestep_B, part.labels_B)
-                missed = F.cross_entropy(logits_BLV.flatten(0, 1), part.tokens_BL.flatten(), reduction="sum")
-                matched = (logits_BLV.argmax(-1) == part.tokens_BL).sum()
-                sums += torch.stack([missed.double(), matched.double()]).cpu()
-        self.world.add([sums])
+                loss = F.cross_entropy(logits_BLV.flatten(0, 1), part.tokens_BL.flatten(), reduction="sum")
+                num_matches = (logits_BLV.argmax(-1) == part.tokens_BL).sum()
+                sums += torch.stack([loss.double(), num_matches.double()]).cpu()
+        self.world.all_reduce_sum([sums])
         count = batch.tokens_BL.numel()
         return {"token_loss": sums[0].item() / count, "token_match": sums[1].item() / count}
 
     def export(self, folder: Path) -> None:
-        """Write the student with its averaged weights, which is what is published, in float32."""
-        for parameter, average in zip(self.parameters, self.averages, strict=True):
-            parameter.data.copy_(average)
-        self.student.float().export(folder)
+        """Export the student with its averaged weights in float32."""
+        self.student.export(folder, dict(zip(self.names, self.averages, strict=True)), torch.float32)
 
     def checkpoint(self) -> Checkpoint:
-        """All state, as it is now."""
+        """The current state."""
         tensors = {f"weights.{name}": p.detach() for name, p in zip(self.names, self.parameters, strict=True)}
         tensors |= {f"averages.{name}": a for name, a in zip(self.names, self.averages, strict=True)}
         for name, parameter in zip(self.names, self.parameters, strict=True):
@@ -238,11 +249,11 @@ class Training:
         return Checkpoint(self.step, tensors, state, self.identity)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Load the state of a checkpoint."""
         for name, parameter, average in zip(self.names, self.parameters, self.averages, strict=True):
             parameter.data.copy_(checkpoint.tensors[f"weights.{name}"])
             average.copy_(checkpoint.tensors[f"averages.{name}"])
-            # A head whose loss has no weight never had a gradient, and has no state.
+            # A head without a loss never has a gradient, and no optimizer state.
             state = {
                 key.split(".")[1]: tensor.to(parameter.device, copy=True)
                 for key, tensor in checkpoint.tensors.items()
@@ -251,9 +262,9 @@ class Training:
             if state:
                 self.optimizer.restore(parameter, state)
         self.stream.load_state_dict(checkpoint.state["stream"])
-        # How a batch is cut decides how its sum is rounded: what fitted before is kept, as far as nobody says otherwise.
-        same = checkpoint.state["processes"] == self.world.size
-        if same and self.config.train.device_batch_size == "auto":
+        # The division of a batch determines the rounding of its sum: with `auto`, keep the division of the checkpoint.
+        same_size = checkpoint.state["processes"] == self.world.size
+        if same_size and self.config.train.device_batch_size == "auto":
             at_once = min(self.gradients.device_batch_size, checkpoint.state["device_batch_size"])
             self.gradients.device_batch_size = at_once
         self.step = checkpoint.step

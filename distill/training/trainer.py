@@ -1,4 +1,4 @@
-"""The training loop: pairs stream in, a student comes out, and any moment may be the last."""
+"""The training loop: trains a student on streamed pairs, resumes after a stop at any time, and exports it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from distill.training.checkpoint import (
 from distill.training.distributed import init_distributed
 from distill.training.metrics import MetricsLog, newest_values, tensorboard
 from distill.training.optimizers import learning_rate
-from distill.training.precision import computing, determinism
+from distill.training.precision import autocast_for, deterministic_kernels
 from distill.training.preflight import refuse_training
 from distill.training.state import Training
 from generate_pairs.compute.threads import computing_threads
+from generate_pairs.teachers.checkpoints import LoadedTeacher
 from shards.core.callbacks import Notify, Report, ShouldStop
 from shards.core.errors import Failed, OtherStopped, Stopped
 from shards.storage.files import refuse_unwritable
@@ -37,32 +38,28 @@ from shards.storage.paths import Location
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training did; `metrics` are the last line of its log, and of several processes one `speaks`."""
+    """The result of a training: `seconds` of this call, the last value of each metric, and whether this is rank 0."""
 
     num_steps: int
     seconds: float
     metrics: Mapping[str, float]
-    speaks: bool
+    is_main: bool
 
 
 @dataclass(frozen=True)
 class EvalCallback:
-    """Somebody who looks at a training on its way, without changing it.
+    """Read-only callback that runs every `interval` steps and at the last step, followed by a checkpoint.
 
-    A look is followed by a checkpoint. One that was lost with the steps behind it is taken again, at the same state.
-
-    Attributes:
-        interval: steps between looks; the last step is looked at, too.
-        run: what is called.
+    If an evaluation is lost together with its checkpoint, the resumed training repeats it in the same state.
     """
 
     interval: int
-    run: Callable[[Training], None]
+    evaluate: Callable[[Training], None]
 
 
 def train(
     config: DistillConfig,
-    teacher_name: str,
+    teacher: str | LoadedTeacher,
     pairs_root: Location,
     out: Path,
     *,
@@ -72,50 +69,50 @@ def train(
     eval_callback: EvalCallback | None = None,
     notify: Notify = lambda _: None,
 ) -> TrainingSummary:
-    """Train a student from pairs, from its last checkpoint if there is one, and export it.
+    """Train a student on pairs, from its last checkpoint if there is one, and export it.
 
-    Where torchrun started several processes, each calls this alike and trains on its share of every batch.
+    Each process that torchrun starts calls this with the same arguments and computes a share of every batch.
 
     Args:
-        config: stage two's settings.
-        teacher_name: the teacher that made the pairs; gives the initial weights, the codebook and the decoder.
-        pairs_root: the pair data set.
-        out: folder of the export; checkpoints and the log lie in it too.
-        size: how many training pairs, the first ones; None for all.
-        report: called with (steps done, steps in all, the losses in words).
-        should_stop: asked after every step; a checkpoint is written first.
-        eval_callback: who looks at the student on its way; None for nobody.
-        notify: hears of a broken checkpoint that an older one had to stand in for.
+        config: Settings of stage two.
+        teacher: The teacher that generated the pairs, its name or its file; it provides initial weights, codebook and
+            decoder.
+        pairs_root: The data set.
+        out: Folder of the export, the checkpoints and the metrics.
+        size: Number of training pairs, the first ones; None for all.
+        report: Called with (steps done, total steps, description of the losses).
+        should_stop: Checked after every step; if True, a checkpoint is written and the training stops.
+        eval_callback: Evaluates the student during training; None for no evaluation.
+        notify: Called with a message if a damaged checkpoint is skipped.
 
     Raises:
-        Refused: before any work: settings that do not fit the teacher, pairs of another teacher, too few pairs, a
-            folder that cannot be written to, a checkpoint of another training or of more steps, too little memory, a
-            batch that the processes cannot share.
-        Failed: a loss that is not finite, a damaged shard, another process that is gone.
-        Stopped: `should_stop` said so, here or in another process.
+        Refused: Before any work: settings that do not fit the teacher, pairs of another teacher, too few pairs, an
+            unwritable folder, a checkpoint of another training or of more steps, too little memory, a batch that the
+            processes cannot share equally.
+        Failed: A loss is not finite, a shard is damaged, or another process has ended.
+        Stopped: `should_stop` returned True in this or another process.
     """
-    began = time.monotonic()
-    refuse_training(config, pairs_root, out, size)
+    started = time.monotonic()
+    manifest = refuse_training(config, pairs_root, out, size)
     refuse_unwritable(out)
-    # Each of the training's threads computes its own share of a batch; see distill/training/gradients.py.
+    # Each training thread computes its own share of a batch; see distill/training/gradients.py.
     with (
         init_distributed(config.train.device) as world,
         computing_threads(1),
-        determinism(config.train.deterministic),
+        deterministic_kernels(config.train.deterministic),
     ):
-        training = Training(config, teacher_name, pairs_root, size, world)
+        training = Training(config, teacher, manifest, size, world)
         _resume(training, out / "checkpoints", notify)
-        wanted = config.train.tensorboard
-        with closing(training.stream), tensorboard(out, training.step, wanted, world.is_main) as board:
+        enabled = config.train.tensorboard
+        with closing(training.stream), tensorboard(out, training.step, enabled, world.is_main) as board:
             log = MetricsLog(out / "metrics", training.step, board)
-            _training_loop(
-                training, log, out, report if world.is_main else _silent, should_stop, eval_callback
-            )
+            report = report if world.is_main else lambda *_: None
+            _training_loop(training, log, out, report, should_stop, eval_callback)
         if world.is_main:
             training.export(out)
-        world.wait()
+        world.barrier()
     metrics = log.last or newest_values(out / "metrics")
-    return TrainingSummary(training.step, time.monotonic() - began, metrics, world.is_main)
+    return TrainingSummary(training.step, time.monotonic() - started, metrics, world.is_main)
 
 
 def _training_loop(
@@ -126,45 +123,55 @@ def _training_loop(
     should_stop: ShouldStop,
     eval_callback: EvalCallback | None,
 ) -> None:
-    """THE loop: update, log, look, checkpoint. All processes run it alike; the first one writes."""
+    """Update, log, evaluate and checkpoint until the last step or a stop.
+
+    All processes run this loop; only rank 0 writes files.
+    """
     settings, world = training.config.train, training.world
-    pace = Pace(training)
-    report(training.step, settings.num_steps, "")
-    while training.step < settings.num_steps:
-        values = training.update()
-        step, asked = training.step, should_stop()
-        stop = world.any(asked)
-        last = step == settings.num_steps
-        if last or step % settings.log_interval == 0:
-            log.add(step, learning_rate=learning_rate(step - 1, settings), **values, **pace())
-            report(step, settings.num_steps, log.describe())
-        watched = eval_callback is not None and (last or step % eval_callback.interval == 0)
-        if eval_callback is not None and watched:
-            eval_callback.run(training)
-        due = last or step % settings.checkpoint_interval == 0
-        if due and world.is_main:
-            save_samples(training, out / "samples" / f"step-{step:06d}.png")
-        # Not where a stop came in between: the log is that of a training which never was stopped, and who stops hurries.
-        if due or watched:
+    num_steps, checkpoints = settings.num_steps, out / "checkpoints"
+    throughput = Throughput(training)
+    report(training.step, num_steps, "")
+    while training.step < num_steps:
+        losses = training.update()
+        step, stop_here = training.step, should_stop()
+        stop = world.any_rank(stop_here)
+        is_last = step == num_steps
+
+        if is_last or step % settings.log_interval == 0:
+            log.add(step, learning_rate=learning_rate(step - 1, settings), **losses, **throughput())
+            report(step, num_steps, log.describe())
+
+        evaluate = None
+        if eval_callback is not None and (is_last or step % eval_callback.interval == 0):
+            evaluate = eval_callback.evaluate
+            evaluate(training)
+
+        checkpoint_due = is_last or step % settings.checkpoint_interval == 0
+        if checkpoint_due and world.is_main:
+            save_sample_grid(training, out / "samples" / f"step-{step:06d}.png")
+        # Skip these metrics when stopping early: the log must equal that of an uninterrupted run, and stopping should be
+        # quick.
+        if checkpoint_due or evaluate:
             log.add(step, **training.eval_metrics())
-        if (due or watched or stop) and world.is_main:
+        if (checkpoint_due or evaluate or stop) and world.is_main:
             log.commit(step)
             save_checkpoint(
-                out / "checkpoints", training.checkpoint(), settings.kept_checkpoints, settings.keep_interval
+                checkpoints, training.checkpoint(), settings.kept_checkpoints, settings.keep_interval
             )
-        if stop and not last:
-            # Who leaves while the first one still writes would have torchrun end it.
-            world.wait()
-            kept = f"{step} of {settings.num_steps} steps are done and kept in {out / 'checkpoints'}"
-            raise Stopped(kept) if asked else OtherStopped(kept)
+
+        if stop and not is_last:
+            # Wait for rank 0 to finish writing: if any rank exits earlier, torchrun kills the others.
+            world.barrier()
+            message = f"{step} of {num_steps} steps are done and kept in {checkpoints}"
+            raise Stopped(message) if stop_here else OtherStopped(message)
 
 
 def _resume(training: Training, folder: Path, notify: Notify) -> None:
-    """Bring a training to its newest whole checkpoint, the one that the first process found.
+    """Restore the newest intact checkpoint that rank 0 finds.
 
     Raises:
-        Refused: as `newest_checkpoint`.
-        Failed: another process cannot read what the first one has read.
+        Refused: As `newest_checkpoint`.
+        Failed: This process cannot read a checkpoint that rank 0 has read.
     """
     world, resumed = training.world, None
     if world.is_main:
@@ -176,56 +183,50 @@ def _resume(training: Training, folder: Path, notify: Notify) -> None:
         checkpoint = resumed.checkpoint if resumed else load_checkpoint(folder, step)
     except DamagedCheckpoint as error:
         raise Failed(
-            f"process {world.rank} of {world.size} cannot read the checkpoint of step {step} that the first one has read "
-            f"({error}): {folder} must lie where all processes see it"
+            f"process {world.rank} of {world.size} cannot read the checkpoint of step {step}, which process 0 has read "
+            f"({error}): store {folder} where all processes can read it"
         ) from error
-    if resumed and resumed.broken:
-        notify(f"{'; '.join(resumed.broken)}: going on from step {step:,} instead")
+    if resumed and resumed.damaged:
+        notify(f"{'; '.join(resumed.damaged)}: resuming from step {step:,} instead")
     training.restore(checkpoint)
 
 
-def save_samples(training: Training, path: Path) -> None:
-    """A grid of images from fixed noise, a row for each number of steps: the same noise and labels at every step."""
-    with training.averaged() as student, computing(training.world.device, training.config.train.precision):
+def save_sample_grid(training: Training, path: Path) -> None:
+    """Write a grid with one row for each number of sampling steps; noise and labels are the same in every grid."""
+    precision = training.config.train.precision
+    with training.averaged_weights() as student, autocast_for(training.world.device, precision):
         columns, _ = grid_size(student.tokenizer.image_shape[-1])
         labels = np.arange(columns) % student.num_classes
-        passes = range(1, len(student.timesteps) + 1)
-        rows = {
-            f"{count} step{'s' if count > 1 else ''}": torch.cat(
-                [batch.images_BIHW for batch in sample_images(student, labels, 0, student.timesteps[:count])]
-            )
-            for count in passes
-        }
+        rows = {}
+        for count in range(1, len(student.timesteps) + 1):
+            batches = sample_images(student, labels, 0, student.timesteps[:count])
+            name = f"{count} step{'s' if count > 1 else ''}"
+            rows[name] = torch.cat([batch.images_BIHW for batch in batches])
     save_png(captioned_grid(rows), path)
 
 
-class Pace:
-    """What the machine does to a training, between one call and the next; time for looks and checkpoints aside."""
+class Throughput:
+    """Measures a training between two calls; the time of evaluations and checkpoints does not count."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
-        self.step, self.seconds, self.waited = training.step, training.seconds, training.waited_seconds
+        self.last = training.step, training.seconds, training.waited_seconds
 
     def __call__(self) -> dict[str, float]:
-        """Images per second of all processes, the share of this one's time that it waited for pairs, its peak memory."""
-        now = self.training
-        steps, seconds = now.step - self.step, now.seconds - self.seconds
-        waited = now.waited_seconds - self.waited
-        self.step, self.seconds, self.waited = now.step, now.seconds, now.waited_seconds
+        """Images per second of all processes, and this process's fraction of time waiting for pairs and peak memory."""
+        training, last = self.training, self.last
+        self.last = training.step, training.seconds, training.waited_seconds
+        steps, seconds, waited = (now - before for now, before in zip(self.last, last, strict=True))
         return {
-            "images_per_second": steps * now.config.train.batch_size / seconds,
+            "images_per_second": steps * training.config.train.batch_size / seconds,
             "data_wait": waited / seconds,
-            "peak_memory_bytes": peak_memory(now.world.device),
+            "peak_memory_bytes": peak_memory(training.world.device),
         }
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at most: of the GPU that it computes on, or of the host."""
+    """Peak memory of this process in bytes, on its GPU or else on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux counts in KiB, macOS in bytes.
+    # Linux reports KiB, macOS bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _silent(done: int, total: int, note: str) -> None:
-    """Where only one of several processes is to speak."""

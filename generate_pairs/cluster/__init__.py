@@ -1,1 +1,1 @@
-"""Running work units here, on Dask or on Slurm."""
+"""Runs work units in this process, on Dask or on Slurm."""

@@ -1,4 +1,4 @@
-"""Dask clusters: local processes, or a scheduler that already runs."""
+"""Dask clusters: local processes, or an existing scheduler."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from shards.core.errors import Failed, Refused
 
 
 @contextmanager
-def _local_cluster(workers: int, device: str) -> Iterator[Any]:
-    """Processes of this machine, one thread each; with GPUs each sees one of them alone.
+def local_cluster(workers: int, device: str) -> Iterator[Any]:
+    """Single-threaded worker processes on this machine; with GPUs, each process uses a different one.
 
     Raises:
-        Failed: a worker process ended while it was starting.
+        Failed: a worker process ended during start-up.
     """
     from distributed import Nanny, Scheduler, SpecCluster
 
     quiet = {
         "distributed.worker.daemon": True,
         "distributed.comm.timeouts.connect": "60s",
-        # Dask gives a worker up for good that is not there this long after it died, even one that is just starting again.
+        # After this time without a dead worker Dask gives it up for good, even if it is just starting again.
         "distributed.deploy.lost-worker-timeout": "365 days",
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     }
@@ -46,21 +46,19 @@ def _local_cluster(workers: int, device: str) -> Iterator[Any]:
     with dask.config.set(quiet):
         try:
             cluster = SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL)
-        # So does Dask tell that a worker was killed while it started.
+        # Dask raises this when a worker is killed during start-up.
         except RuntimeError as error:
-            raise Failed(
-                f"the worker processes did not start: {error} Give the same command again"
-            ) from error
+            raise Failed(f"the worker processes did not start: {error} Run the same command again") from error
         with cluster:
             yield cluster
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """A client of a scheduler that someone else runs.
+def connect(address: str) -> Iterator[Any]:
+    """A client of an existing scheduler.
 
     Raises:
-        Refused: none answers there.
+        Refused: no scheduler answers there.
     """
     from distributed import Client
     from distributed.utils import silence_logging_cmgr
@@ -78,7 +76,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def dashboard_options() -> dict[str, Any]:
-    """A scheduler's: a dashboard where its library is installed, at whatever port is free."""
+    """Options of a scheduler: a dashboard at any free port, if bokeh is installed."""
     return {"dashboard": _has_dashboard(), "dashboard_address": "127.0.0.1:0"}
 
 
@@ -86,5 +84,6 @@ def _has_dashboard() -> bool:
     return importlib.util.find_spec("bokeh") is not None
 
 
-def _watched(client: Any) -> str:
+def dashboard_note(client: Any) -> str:
+    """The end of a message that gives the dashboard's address; empty without a dashboard."""
     return f", dashboard {client.dashboard_link}" if _has_dashboard() and client.dashboard_link else ""

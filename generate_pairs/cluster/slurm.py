@@ -1,4 +1,4 @@
-"""Workers as Slurm jobs, through dask-jobqueue: what is submitted, and keeping their number."""
+"""Workers as Slurm jobs, through dask-jobqueue: the job script, and replacing lost jobs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from shards.core.errors import Refused
 
 SPARE_SECONDS = 60
 SPARE_SHARE = 0.05
-"""Before its walltime ends a worker leaves by itself: the greater of the two, the second of the walltime."""
+"""A worker exits this long before its walltime ends: the greater of the seconds and the share of the walltime."""
 
 
 def job_script(config: ClusterConfig) -> str:
-    """The script of one job as it would be submitted; submits nothing.
+    """The script of one job; submits nothing.
 
     Args:
-        config: with its log folder decided, see `ClusterConfig.logging_into`.
+        config: `log_folder` must be set, see `ClusterConfig.with_log_folder`.
 
     Raises:
-        Refused: dask-jobqueue is not installed, or the scheduler cannot listen where it is told to.
+        Refused: dask-jobqueue is not installed, or the scheduler cannot listen at the configured address.
     """
     with _cluster(config) as cluster:
         return str(cluster.job_script())
@@ -34,32 +34,32 @@ def job_script(config: ClusterConfig) -> str:
 
 @contextmanager
 def slurm_cluster(config: ClusterConfig, jobs: int) -> Iterator[Any]:
-    """A Dask cluster of so many jobs; one that is lost is replaced as long as the block runs.
+    """A Dask cluster of `jobs` Slurm jobs; lost jobs are replaced for the duration of the block.
 
     Raises:
-        Refused: as `job_script`, or Slurm is not here, or would not take the job.
+        Refused: as `job_script`; or this machine has no Slurm, or Slurm rejects the job.
     """
     if shutil.which("sbatch") is None:
         raise Refused(
-            "cluster.scheduler is slurm, but there is no sbatch here: run this where jobs are submitted"
+            "cluster.scheduler is slurm, but sbatch was not found: run the command on a Slurm login node"
         )
     with _cluster(config) as cluster:
-        _refuse_impossible(str(cluster.job_script()))
+        _test_submission(str(cluster.job_script()))
         Path(str(config.log_folder)).mkdir(parents=True, exist_ok=True)
-        # scale() would leave the place of a lost job empty.
+        # scale() would not replace a lost job.
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
         yield cluster
 
 
 @contextmanager
 def _cluster(config: ClusterConfig) -> Iterator[Any]:
-    """A scheduler in this process, and no job yet."""
+    """A scheduler in this process, without jobs."""
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise Refused("Slurm jobs need dask-jobqueue: pip install '.[slurm]'") from error
 
-    where = {"host": config.host} if config.host else {}
+    listen = {"host": config.host} if config.host else {}
     directives = [f"--output={config.log_folder}/slurm-%j.log", *config.directives]
     try:
         cluster = SLURMCluster(
@@ -71,7 +71,7 @@ def _cluster(config: ClusterConfig) -> Iterator[Any]:
             processes=1,
             memory=config.memory,
             interface=config.interface,
-            scheduler_options={**dashboard_options(), **where},
+            scheduler_options={**dashboard_options(), **listen},
             job_script_prologue=list(config.prologue),
             job_extra_directives=[*([f"--gres=gpu:{config.gpus}"] if config.gpus else []), *directives],
             worker_extra_args=_worker_arguments(config),
@@ -79,33 +79,33 @@ def _cluster(config: ClusterConfig) -> Iterator[Any]:
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise Refused(
-            f"no scheduler for Slurm jobs could be started: {error}; cluster.host and cluster.interface say where "
-            "it listens"
+            f"cluster.host, cluster.interface: the scheduler for Slurm jobs did not start: {error}. These keys set "
+            "the address at which it listens"
         ) from error
     with cluster:
         yield cluster
 
 
 def _worker_arguments(config: ClusterConfig) -> list[str]:
-    """Options of `dask worker`, which come after dask-jobqueue's own and win over them."""
+    """Options of `dask worker`; they follow dask-jobqueue's own options and override them."""
     walltime = walltime_seconds(config.walltime)
     lifetime = walltime - max(SPARE_SECONDS, round(SPARE_SHARE * walltime))
-    leaves = ["--lifetime", f"{lifetime}s"] if lifetime > 0 else []
-    # Slurm watches the memory; Dask would pause a worker that has much of it in use, without a word.
-    return ["--nthreads", "1", "--memory-limit", "0", *leaves, *config.worker_arguments]
+    lifetime_options = ["--lifetime", f"{lifetime}s"] if lifetime > 0 else []
+    # Slurm limits the memory; with its own limit, Dask would silently pause a worker that uses much of it.
+    return ["--nthreads", "1", "--memory-limit", "0", *lifetime_options, *config.worker_arguments]
 
 
-def _refuse_impossible(script: str) -> None:
-    """Confirms that Slurm would take a job.
+def _test_submission(script: str) -> None:
+    """Check that Slurm would accept a job.
 
     Raises:
-        Refused: it would not; says why in Slurm's words.
+        Refused: Slurm rejects it; the message contains Slurm's reason.
     """
-    tried = subprocess.run(
+    result = subprocess.run(
         ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
     )
-    if tried.returncode:
+    if result.returncode:
         raise Refused(
-            f"Slurm does not take the job: {tried.stderr.strip()}. The keys of [cluster] make it, and "
-            "--print-job-script shows it"
+            f"Slurm rejects the job: {result.stderr.strip()}. Change the keys of [cluster]; --print-job-script "
+            "prints the job"
         )

@@ -1,4 +1,4 @@
-"""Handing out units of work: one after the other, until there are none, a stop is asked for, or the time is used up."""
+"""A queue of work units that ends early when a stop is requested or time runs out."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Generic, TypeVar
 from shards.core.callbacks import ShouldStop
 
 Unit = TypeVar("Unit")
-"""What is handed out: a work unit of stage one, a cell of an ablation."""
+"""A work unit of stage one, or a cell of an ablation."""
 
 
 class WorkQueue(Generic[Unit]):
-    """The units that nobody works on yet.
+    """The units that no worker has started.
 
     Attributes:
-        is_stopped: a stop was asked for while there were units left.
-        past_deadline: the next unit would not have ended in time.
+        is_stopped: a stop was requested while units were left.
+        past_deadline: the next unit would not end in time.
     """
 
     def __init__(
@@ -27,48 +27,48 @@ class WorkQueue(Generic[Unit]):
         deadline: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         *,
-        waits: bool = True,
+        wait_for_running: bool = True,
     ) -> None:
         """
         Args:
-            units: what is to be made, in order.
-            should_stop: asked before every unit.
-            deadline: when, by `clock`, the last unit should have ended; None for never.
+            units: the work, in order.
+            should_stop: called before every unit.
+            deadline: time of `clock` at which the last unit should have ended; None for no limit.
             clock: seconds from any origin.
-            waits: whether the units under way are waited for once a stop is asked for. Long ones, which go on from
-                where they were, need not be.
+            wait_for_running: wait for the running units after a stop is requested. Pass False for long units that
+                can resume.
         """
-        self._waits = waits
         self._units: Iterator[Unit] = iter(units)
-        self._left = len(units)
+        self._num_left = len(units)
         self._should_stop, self._deadline, self._clock = should_stop, deadline, clock
-        self._longest = 0.0
+        self._wait_for_running = wait_for_running
+        self._longest_seconds = 0.0
         self.is_stopped = self.past_deadline = False
 
     def record_duration(self, seconds: float) -> None:
-        """One unit has ended: the next ones are expected to take as long as the longest so far."""
-        self._longest = max(self._longest, seconds)
+        """Record how long a unit took: each further unit is expected to take as long as the longest so far."""
+        self._longest_seconds = max(self._longest_seconds, seconds)
 
     @property
-    def is_over(self) -> bool:
-        """Whether no further unit will be handed out."""
-        if self._left and not (self.is_stopped or self.past_deadline):
+    def is_exhausted(self) -> bool:
+        """Whether `pop` returns no further unit."""
+        if self._num_left and not (self.is_stopped or self.past_deadline):
             self.is_stopped = self._should_stop()
             self.past_deadline = (
-                self._deadline is not None and self._clock() + self._longest >= self._deadline
+                self._deadline is not None and self._clock() + self._longest_seconds >= self._deadline
             )
-        return not self._left or self.is_stopped or self.past_deadline
+        return not self._num_left or self.is_stopped or self.past_deadline
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody waits for the units under way any more."""
-        if not self._waits and not self.is_stopped:
+        """Whether the running units should be abandoned."""
+        if not self._wait_for_running and not self.is_stopped:
             self.is_stopped = self._should_stop()
-        return not self._waits and self.is_stopped
+        return not self._wait_for_running and self.is_stopped
 
     def pop(self) -> Unit | None:
-        """The next unit, None when there is none to begin."""
-        if self.is_over:
+        """The next unit, or None if no further unit may start."""
+        if self.is_exhausted:
             return None
-        self._left -= 1
+        self._num_left -= 1
         return next(self._units)

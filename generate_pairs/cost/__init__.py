@@ -1,1 +1,1 @@
-"""What a data set will cost before it is generated."""
+"""The cost of a data set before it is generated."""

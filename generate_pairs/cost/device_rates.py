@@ -1,6 +1,7 @@
-"""How long pairs take on a device nobody has tried yet: counted work over the device's rates, an estimate.
+"""Estimates the time of pairs on a device: counted work divided by the device's rates.
 
-Arithmetic, memory and starting operations are taken to follow each other; where they overlap, it is faster.
+The estimate adds the times of arithmetic, memory traffic and operation launches; where they overlap, the device is
+faster.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from generate_pairs.cost.operation_counts import StepWork, Work
 
 FLOPS_SHARE = 0.4
 BYTES_SHARE = 0.6
-"""Of a GPU's peak rates, what real programs are assumed to reach."""
+"""Assumed shares of a GPU's peak rates that real programs reach."""
 
 GPU_CALL_SECONDS = 5e-6
-"""What starting one operation on a GPU is assumed to take."""
+"""Assumed time to launch one operation on a GPU."""
 
 MEASURED_SIDE = 1024
 MEASURED_NUMBERS = 2**24
 SMALL_SIDE = 32
 MEASURING_SECONDS = 0.35
-"""The CPU is measured with a square product, a copy and a product too small to matter, each for so long."""
+"""The CPU is measured with a square matrix product, a copy and a tiny product, each for `MEASURING_SECONDS`."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Rates of one device, as they can be had, and in words where they come from.
+    """Achievable rates of one device.
 
     Attributes:
-        half_flops: a second, of products in bfloat16 or float16.
-        single_flops: a second, of products in float32 without any reduced precision.
+        half_flops: per second, of products in bfloat16 or float16.
+        single_flops: per second, of products in float32 without reduced precision.
         bytes_per_second: to and from memory.
-        call_seconds: to start one operation.
-        about: the source of the figures.
+        call_seconds: to launch one operation.
+        about: the source of the figures, for the user.
     """
 
     half_flops: float
@@ -47,7 +48,7 @@ class Device:
     about: str
 
     def seconds(self, work: Work, flops_per_second: float) -> float:
-        """How long some work takes."""
+        """The time that work takes at this rate of arithmetic."""
         memory = work.num_bytes / self.bytes_per_second
         return work.flops / flops_per_second + memory + work.calls * self.call_seconds
 
@@ -71,8 +72,8 @@ GPUS: Mapping[str, Device] = {
     "h100": _gpu(989, 67, 3.35),
     "h200": _gpu(989, 67, 4.8),
 }
-"""The SXM cards: peak dense products and memory, from their data sheets. On an H100 two presets took 0.70 and 1.07 times
-as long as this reckons (docs/benchmarks.md); the others were not measured.
+"""The SXM cards: peak dense products and memory bandwidth, from their data sheets. On an H100 two presets took 0.70 and
+1.07 times the estimate (docs/benchmarks.md); the other cards were not measured.
 """
 
 CPU = "cpu"
@@ -80,19 +81,19 @@ DEVICES = (*GPUS, CPU)
 
 
 def device_rates(name: str) -> Device:
-    """The rates of a device of `DEVICES`; the CPU, one thread as a worker has, is measured in a second."""
-    return measured_cpu() if name == CPU else GPUS[name]
+    """The rates of a device of `DEVICES`. The CPU is measured, which takes about a second."""
+    return measure_cpu() if name == CPU else GPUS[name]
 
 
-def measured_cpu() -> Device:
-    """This machine's CPU with one thread, in float32, which half precision is taken not to beat."""
+def measure_cpu() -> Device:
+    """Measure this machine's CPU in float32 with one thread, as a worker uses; half precision counts as no faster."""
     with computing_threads(1), torch.inference_mode():
         square = torch.rand(MEASURED_SIDE, MEASURED_SIDE)
-        flops = 2 * MEASURED_SIDE**3 / _seconds_a_call(lambda: square @ square)
+        flops = 2 * MEASURED_SIDE**3 / _seconds_per_call(lambda: square @ square)
         source, target = torch.rand(MEASURED_NUMBERS), torch.empty(MEASURED_NUMBERS)
-        bytes_per_second = 2 * source.nbytes / _seconds_a_call(lambda: target.copy_(source))
+        bytes_per_second = 2 * source.nbytes / _seconds_per_call(lambda: target.copy_(source))
         small = torch.rand(SMALL_SIDE, SMALL_SIDE)
-        call_seconds = _seconds_a_call(lambda: small @ small)
+        call_seconds = _seconds_per_call(lambda: small @ small)
     about = (
         f"{flops / 1e9:.0f} GFLOP/s, {bytes_per_second / 1e9:.0f} GB/s, {call_seconds * 1e6:.1f} us an operation, "
         "measured here with one thread"
@@ -101,7 +102,7 @@ def measured_cpu() -> Device:
 
 
 def batch_seconds(steps: Sequence[StepWork], device: Device, dtype: str) -> float:
-    """How long a batch takes; the flow map computes in float32 whatever the teacher does."""
+    """The time of a batch; the flow map always computes in float32."""
     flops = device.single_flops if dtype == "float32" else device.half_flops
     return sum(
         device.seconds(step.transformer, flops) + device.seconds(step.flow_map, device.single_flops)
@@ -109,10 +110,10 @@ def batch_seconds(steps: Sequence[StepWork], device: Device, dtype: str) -> floa
     )
 
 
-def _seconds_a_call(call: Callable[[], object]) -> float:
+def _seconds_per_call(call: Callable[[], object]) -> float:
     call()
     began, count = time.perf_counter(), 0
-    while (passed := time.perf_counter() - began) < MEASURING_SECONDS:
+    while (elapsed := time.perf_counter() - began) < MEASURING_SECONDS:
         call()
         count += 1
-    return passed / count
+    return elapsed / count

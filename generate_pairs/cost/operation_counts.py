@@ -1,8 +1,7 @@
-"""What a batch of pairs costs, counted from the teacher's architecture alone: arithmetic, bytes, calls.
+"""Counts the arithmetic, memory traffic and operations of a batch of pairs from the teacher's architecture alone.
 
-Exact are the matrix products of the transformer with the doubled batch of guidance, of attention over the cache and
-of the head. How often memory is gone through for all that is no product, and how often the flow map evaluates, are
-round figures.
+The transformer's matrix products are exact: with the doubled batch of guidance, attention over the cache, and the head.
+The memory traffic outside of products and the number of flow map evaluations are round figures.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from generate_pairs.teachers.llamagen.teacher import LlamaGenConfig
 from generate_pairs.teachers.var.teacher import VarConfig
 
 EVALUATION_SHARE = 0.5
-"""Of the flow map's steps, those that a position takes before its token is settled; measured .4 to .7 at 32 steps."""
+"""Share of the flow map's steps until a position's token is decided; measured .4 to .7 at 32 steps."""
 
 ACTIVATION_PASSES = 50
-"""How often a block reads or writes a vector as wide as the model for each of its positions."""
+"""Reads and writes of a vector of the model's width, per block and position."""
 
 LOGIT_PASSES = 10
-"""How often filters and normalisation go through the logits."""
+"""Reads and writes of the logits by filters and normalisation."""
 
 SCORE_PASSES = 5
-"""How often an evaluation goes through its scores: product, maximum, softmax (both ways), moments."""
+"""Reads and writes of the scores per evaluation: product, maximum, softmax (read and write), moments."""
 
 CALLS_PER_BLOCK = 20
 CALLS_PER_EVALUATION = 30
-"""Operations that a transformer block and an evaluation of the flow map start, about."""
+"""Approximate operations per transformer block and per evaluation of the flow map."""
 
 FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Work:
-    """Arithmetic (a multiplication and its addition are two), bytes to and from memory, operations started."""
+    """Floating-point operations (a multiply-add counts as two), bytes to and from memory, and launched operations."""
 
     flops: float
     num_bytes: float
@@ -46,7 +45,7 @@ class Work:
 
 @dataclass(frozen=True)
 class StepWork:
-    """One AR step of a batch: the transformer in the teacher's dtype, then the flow map in float32."""
+    """The work of one AR step: the transformer in the teacher's dtype, then the flow map in float32."""
 
     transformer: Work
     flow_map: Work
@@ -55,17 +54,17 @@ class StepWork:
 def batch_work(
     family: str, teacher: Teacher, config: TeacherConfig, solver_steps: int, batch_size: int
 ) -> list[StepWork] | None:
-    """What each AR step of a batch costs.
+    """The work of each AR step of a batch.
 
     Args:
         family: of the teacher.
-        teacher: may lie on the meta device.
-        config: how it samples, and in which dtype.
+        teacher: may be on the meta device.
+        config: its sampling settings and dtype.
         solver_steps: of the flow map.
-        batch_size: pairs made at once.
+        batch_size: pairs per batch.
 
     Returns:
-        One `StepWork` an AR step; None for a family that is not counted here, another package's.
+        One `StepWork` per AR step; None for a family of another package, which cannot be counted here.
     """
     count = _TRANSFORMERS.get(family)
     if count is None:
@@ -79,13 +78,13 @@ def batch_work(
 
 
 def flow_map_work(teacher: Teacher, top_k: int, solver_steps: int, num_rows: int) -> Work:
-    """The flow map of `num_rows` positions; of their tokens, top-k alone is taken to make some impossible."""
+    """The flow map of `num_rows` positions; of the sampling settings, only top-k is assumed to exclude tokens."""
     vocab_size, num_features = teacher.vocab_size, teacher.codebook_dim + 2
     possible = min(top_k, vocab_size) if top_k else vocab_size
     evaluations = max(1.0, EVALUATION_SHARE * solver_steps)
     is_gathered = vocab_size >= GATHER_MIN_VOCAB and possible * GATHER_SHARE <= vocab_size
     candidates = num_rows * (possible if is_gathered else vocab_size)
-    # Gathered rows are read by both products; the whole codebook stays in the processor's cache.
+    # Both products read gathered rows from memory; an ungathered codebook stays in the processor's cache.
     rows_read = 2 * num_features if is_gathered else 0
     passes = SCORE_PASSES + rows_read
     gathering = candidates * num_features * FLOAT32_BYTES if is_gathered else 0
@@ -97,7 +96,7 @@ def flow_map_work(teacher: Teacher, top_k: int, solver_steps: int, num_rows: int
 
 
 def var_work(config: VarConfig, guidance_scale: float, batch_size: int, item_bytes: int) -> list[Work]:
-    """VAR's transformer, scale by scale; the blocks' modulations are made once, with the first one."""
+    """VAR's transformer for each scale; the first scale includes the blocks' modulations, computed once."""
     width, depth = config.width, config.depth
     rows = batch_size * (1 if guidance_scale == 0 else 2)
     block_weights = 4 * width**2 + 2 * width * round(width * config.mlp_ratio)
@@ -105,7 +104,7 @@ def var_work(config: VarConfig, guidance_scale: float, batch_size: int, item_byt
     steps = []
     for step, num_tokens in enumerate(config.layout.tokens_per_step):
         length = config.layout.starts[step + 1]
-        # The first scale begins with the class and embeds no latents.
+        # The first scale starts from the class and embeds no latents.
         embedding = 2 * batch_size * num_tokens * config.codebook_dim * width if step else modulations
         last_norm = 2 * rows * 2 * width**2
         products = 2 * rows * num_tokens * block_weights * depth + embedding + last_norm
@@ -120,7 +119,7 @@ def var_work(config: VarConfig, guidance_scale: float, batch_size: int, item_byt
 def llamagen_work(
     config: LlamaGenConfig, guidance_scale: float, batch_size: int, item_bytes: int
 ) -> list[Work]:
-    """LlamaGen's transformer, token by token; the first step takes the condition in."""
+    """LlamaGen's transformer for each token; the first step includes the condition tokens."""
     rows = batch_size * (1 if guidance_scale == 1 else 2)
     layer_weights = 4 * config.width**2 + 3 * config.width * config.ffn_width
     steps = []
@@ -142,7 +141,7 @@ def _step(
     length: int,
     item_bytes: int,
 ) -> Work:
-    """One AR step: `products` and besides attention over `length` positions and the head, which sees no null rows."""
+    """One AR step: `products`, attention over `length` positions, and the head, which has no null-condition rows."""
     attention = 4 * config.width * rows * queries * length * config.depth
     head_weights = config.width * config.vocab_size
     cache = 2 * config.width * rows * length * config.depth

@@ -1,7 +1,6 @@
-"""A probe: how fast pairs are made here, measured on a few batches, and kept for plans to come.
+"""Probes: measure the throughput of a few batches on this machine, and store it for later plans.
 
-Probes lie in `${TOKENLEAP_HOME:-~/.cache/tokenleap}/probes`, one JSON file for each data set's fingerprint, device and
-batch size.
+A probe is one JSON file in `${TOKENLEAP_HOME:-~/.cache/tokenleap}/probes` for each fingerprint, device and batch size.
 """
 
 from __future__ import annotations
@@ -16,33 +15,33 @@ from pathlib import Path
 
 from generate_pairs.compute.threads import computing_threads
 from generate_pairs.config import GenerateConfig
-from generate_pairs.generation.work_units import work_unit
+from generate_pairs.generation.work_units import WorkUnit
 from generate_pairs.generation.worker import NUM_THREADS, device_name, pair_maker, software_versions
-from generate_pairs.teachers.checkpoints import imported_folder
-from generate_pairs.text.encoders import recorded_encoder, texts_of
+from generate_pairs.text.encoders import caption_features, recorded_encoder
 from generate_pairs.text.feature_store import default_folder
 from shards.core.callbacks import Report
 from shards.core.errors import Refused
+from shards.core.host import home_folder
 from shards.format.spec import PairSpec
 from shards.storage.files import commit_bytes, list_names, read_bytes
 
 NUM_BATCHES = 3
-MOST_SECONDS = 60.0
-"""A probe measures so many batches, and begins none after so many seconds; the one before them warms up."""
+MAX_SECONDS = 60.0
+"""A probe measures this many batches after one warm-up batch, and starts none after this many seconds."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured, of one worker.
+    """The throughput of one worker.
 
     Attributes:
         fingerprint: of the data set.
         device: kind of device, as the manifest records it.
-        batch_size: pairs made at a time.
-        num_batches: that were timed.
-        num_pairs: in these batches.
-        seconds: that they took, teacher loaded and one batch made before.
-        versions: software it was measured with, in words.
+        batch_size: pairs per batch.
+        num_batches: timed batches.
+        num_pairs: pairs in these batches.
+        seconds: time of these batches, without loading and warm-up.
+        versions: of the software, as the manifest records them.
     """
 
     fingerprint: str
@@ -58,24 +57,24 @@ class Probe:
         return self.num_pairs / self.seconds
 
 
-def measure(
+def measure_throughput(
     config: GenerateConfig,
     spec: PairSpec,
     report: Report,
     device: str = "cpu",
     captions: Sequence[str] | None = None,
 ) -> Probe:
-    """Makes a few batches as a worker would, and keeps none of them. That captions are encoded is not counted.
+    """Time a few batches, computed as a worker does, and discard them. Encoding the captions is not timed.
 
     Args:
         config: stage one's settings.
-        spec: of the data set that they ask for.
-        report: called with (batches made, batches in all, note).
-        device: where to compute.
+        spec: of the data set that the settings define.
+        report: called with (batches done, batches in total, note).
+        device: of the computation.
         captions: of a text-conditional teacher.
 
     Raises:
-        Failed: the teacher was exchanged meanwhile.
+        Failed: the teacher's file has changed since `spec` was made.
     """
     batches = itertools.islice(_batches(spec, config.pairs.batch_size), 1 + NUM_BATCHES)
     with computing_threads(NUM_THREADS):
@@ -86,7 +85,7 @@ def measure(
             device,
         )
         if captions is not None:
-            texts = texts_of(captions, recorded_encoder(spec.lineage), default_folder(), device)
+            texts = caption_features(captions, recorded_encoder(spec.lineage), default_folder(), device)
             texts.prepare(range(min(len(captions), (1 + NUM_BATCHES) * config.pairs.batch_size)))
             maker = maker.with_texts(texts)
         maker.make(spec, next(batches))
@@ -98,7 +97,7 @@ def measure(
             num_batches += 1
             seconds = time.monotonic() - began
             report(1 + num_batches, 1 + NUM_BATCHES, "")
-            if seconds > MOST_SECONDS:
+            if seconds > MAX_SECONDS:
                 break
     return Probe(
         fingerprint=spec.fingerprint,
@@ -111,19 +110,19 @@ def measure(
     )
 
 
-def store(probe: Probe) -> Path:
-    """Keeps a probe, in place of an earlier one of the same kind; where it lies now."""
+def save_probe(probe: Probe) -> Path:
+    """Write a probe, replacing an earlier one of the same kind; returns its path."""
     kind = re.sub(r"[^a-z0-9]+", "-", probe.device.lower())
     path = _folder() / f"{probe.fingerprint}-{kind}-{probe.batch_size}.json"
     commit_bytes(path, (json.dumps(asdict(probe), indent=2) + "\n").encode())
     return path
 
 
-def stored(fingerprint: str) -> list[Probe]:
+def load_probes(fingerprint: str) -> list[Probe]:
     """The probes of a data set, the fastest first.
 
     Raises:
-        Refused: a file there is not a probe.
+        Refused: a file in the folder is not a probe.
     """
     names = [name for name in list_names(_folder(), ".json") if name.startswith(f"{fingerprint}-")]
     return sorted((_read(_folder() / name) for name in names), key=lambda probe: -probe.pairs_per_second)
@@ -137,10 +136,10 @@ def _read(path: Path) -> Probe:
 
 
 def _folder() -> Path:
-    return imported_folder().parent / "probes"
+    return home_folder() / "probes"
 
 
 def _batches(spec: PairSpec, batch_size: int) -> Iterator[range]:
-    """The batches of the data set in order, cut as a worker cuts them."""
+    """The batches of the data set in order, with a worker's boundaries."""
     for index in itertools.count():
-        yield from work_unit(index, spec.pairs_per_shard, batch_size).batches()
+        yield from WorkUnit(index, spec.pairs_per_shard, batch_size).batches()

@@ -1,1 +1,1 @@
-"""The embedded example: scikit-learn's digits and the teachers trained on them."""
+"""The embedded example: scikit-learn's digits, and the training of the embedded teachers."""

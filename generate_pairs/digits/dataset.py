@@ -1,6 +1,6 @@
-"""The handwritten digits that the embedded teachers learn and that evaluation compares with.
+"""The handwritten digits for training the embedded teachers and for evaluation, with a fixed split.
 
-1,797 images of 8 x 8 pixels (scikit-learn's copy of the UCI test set), split once and for all in two.
+1,797 images of 8 x 8 pixels: scikit-learn's copy of the UCI test set.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ TEST_IMAGES_PER_CLASS = 50
 MAX_ROTATION = math.radians(8.0)
 MAX_SCALING = 0.08
 MAX_SHIFT = 0.2
-"""Of an augmented copy, each way: radians, share of the size, pixels. Resampling blurs images so small: with
-these limits the copies are as far from the originals as unseen digits are (Frechet distance 0.10), with shifts
-up to half a pixel they were three times as far."""
+"""Limits of the augmentation in both directions: radians, share of the size, pixels. Resampling blurs images of this
+size: with these limits the copies are as far from the originals as unseen digits are (Frechet distance 0.10); with
+shifts up to half a pixel they are three times as far."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DigitsSplit:
 
 def load_digits_split() -> DigitsSplit:
     """The 1,297 training and 500 test digits, 50 of each class in the test set, in the order of the data."""
-    # Most commands never look at them, and scikit-learn takes most of a second to load.
+    # Importing scikit-learn takes most of a second, and most commands do not need it.
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -46,37 +46,37 @@ def load_digits_split() -> DigitsSplit:
 
 
 def held_out(labels_N: Tensor, count: int) -> Tensor:
-    """Choose `count` examples of every class, evenly spaced among that class's examples; no random generator.
+    """Select `count` examples of every class, evenly spaced among the class's examples; not random.
 
-    Of the n examples of a class, in order, the i-th is chosen where floor(i * count / n) steps up.
-    Neighbours come from the same writer, so even spacing gives every writer's hand to both sides.
+    Of a class's n examples in order, the i-th is selected where floor(i * count / n) steps up. Neighbouring examples
+    come from the same writer, so even spacing puts every writer's digits on both sides.
 
     Args:
         labels_N: class labels (N,), int64; every class has at least `count` examples.
-        count: examples to choose in each class.
+        count: examples to select in each class.
 
     Returns:
-        Mask (N,), bool, true where chosen.
+        Mask (N,), bool, true for selected examples.
     """
-    chosen = torch.zeros_like(labels_N, dtype=torch.bool)
+    selected = torch.zeros_like(labels_N, dtype=torch.bool)
     for label in labels_N.unique():
         members = torch.nonzero(labels_N == label).squeeze(1)
         filled = torch.arange(len(members) + 1) * count // len(members)
-        chosen[members[filled.diff() > 0]] = True
-    return chosen
+        selected[members[filled.diff() > 0]] = True
+    return selected
 
 
 def augmented(images: Tensor, labels: Tensor, copies: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The images as they are, then `copies` slightly rotated, scaled and shifted versions of each.
+    """The images, then `copies` slightly rotated, scaled and shifted versions of each.
 
     Args:
-        images: (N, channels, height, width) float32 in [-1, 1], background -1, also outside the image.
+        images: (N, channels, height, width) float32 in [-1, 1], background -1; outside the image also -1.
         labels: (N,), int64.
         copies: transformed versions of each image, 0 or more.
         seed: of the transformations; the same seed gives the same images.
 
     Returns:
-        Images ((1 + copies) * N, ...) and their labels, one whole copy of the set after the other.
+        Images ((1 + copies) * N, ...) and their labels: the originals, then one complete copy after another.
     """
     generator = torch.Generator().manual_seed(seed)
     moved = [transformed(images, generator) for _ in range(copies)]
@@ -84,17 +84,17 @@ def augmented(images: Tensor, labels: Tensor, copies: int, seed: int) -> tuple[T
 
 
 def transformed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image (N, channels, height, width) in [-1, 1] under a random transform of its own, bilinear."""
+    """Each image (N, channels, height, width) in [-1, 1] under its own random transform, with bilinear sampling."""
     transforms = random_transforms(len(images), images.shape[-1], generator)
     grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
-    # Outside the image grid_sample reads zero, so the background is made zero for it.
+    # grid_sample reads zero outside the image, so the background is shifted to zero for it.
     return F.grid_sample(images + 1.0, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1.0
 
 
 def random_transforms(count: int, size: int, generator: torch.Generator) -> Tensor:
     """Similarity transforms from output to input coordinates, (count, 2, 3), uniform within the limits.
 
-    Coordinates run from -1 to 1 across an image of `size` pixels, as `affine_grid` of torch has them.
+    Coordinates run from -1 to 1 across an image of `size` pixels, as in torch's `affine_grid`.
     """
     angle, scaling, across, down = torch.rand(4, count, generator=generator) * 2.0 - 1.0
     angle, scaling = angle * MAX_ROTATION, 1.0 + scaling * MAX_SCALING

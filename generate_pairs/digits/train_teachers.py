@@ -1,8 +1,8 @@
-"""How the teachers that ship were made: from scikit-learn's digits and a seed to one safetensors file each.
+"""Trains the embedded teachers on scikit-learn's digits and writes each to a safetensors file.
 
-First the tokenizer (reconstruction and codebook losses of VQ-VAE, arXiv 1711.00937), then the transformer on its
-tokens (cross-entropy, labels dropped for classifier-free guidance), with averaged weights kept in both. A teacher that
-is conditioned on text is trained together with its text encoder, which becomes a file of its own.
+The tokenizer is trained first (reconstruction and codebook losses of VQ-VAE, arXiv 1711.00937), then the transformer on
+its tokens (cross-entropy, with label dropout for classifier-free guidance). Both keep the averaged weights. A
+text-conditional teacher is trained together with its text encoder, which gets a file of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizer
 from generate_pairs.teachers.registry import build_teacher
 from generate_pairs.teachers.var.tokenizer import VarTokenizer
 from generate_pairs.text.digit_captions import digits_captions
-from generate_pairs.text.small_t5 import PADDING, SmallT5, Tokens, padded
+from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallTokenizer, pad_tokens
 from generate_pairs.text.small_t5_encoder import save_encoder
 from shards.core.callbacks import Report
 from shards.core.errors import Refused
@@ -38,26 +38,26 @@ COMMITMENT = 0.25
 """Weight of the encoder's pull towards its codebook rows (arXiv 1711.00937, eq. 3)."""
 
 REPORT_INTERVAL = 50
-"""Steps between two reports."""
+"""Steps between two calls of `report`."""
 
 
 def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
-    """Train an embedded teacher from nothing and write it, and its text encoder if it has one.
+    """Train an embedded teacher from random weights and write it, with its text encoder if it has one.
 
     Args:
         name: one of `RECIPES`.
-        out: the .safetensors file; the encoder's is `encoder_file` of it.
+        out: the .safetensors file; the encoder's is `encoder_file(out)`.
         seed: of the initial weights, the augmentation and the order.
-        report: called with (steps done, steps in all, the loss in words).
+        report: called with (steps done, steps in total, the loss as text).
 
     Raises:
         Refused: there is no such recipe.
     """
     if name not in RECIPES:
-        raise Refused(f"no recipe is called {name!r}: there are {', '.join(RECIPES)}")
+        raise Refused(f"no recipe is called {name!r}: the recipes are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     before, total = recipe.tokenizer_phase.num_steps, recipe.num_steps
-    # Sums over another number of threads round differently, and a seed should give one teacher.
+    # The rounding of a sum depends on the number of threads, and a seed should determine the teacher.
     with computing_threads(1):
         torch.manual_seed(seed)
         split = load_digits_split()
@@ -70,11 +70,11 @@ def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
         )
         encoder = None if recipe.encoder is None else SmallT5(recipe.encoder)
         if encoder is not None and isinstance(teacher, LlamaGenTeacher):
-            forced = forced_by_text(teacher, encoder)
+            forcing = text_forcing(teacher, encoder)
         else:
-            forced = forced_by_class(teacher)
+            forcing = class_forcing(teacher)
         train_transformer(
-            teacher, forced, images, labels, recipe, lambda done, _, note: report(before + done, total, note)
+            teacher, forcing, images, labels, recipe, lambda done, _, note: report(before + done, total, note)
         )
     about = {"data": "scikit-learn load_digits, 1,297 training images", "seed": seed}
     save_teacher(teacher, recipe.family, out, about, torch.float16)
@@ -83,15 +83,15 @@ def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
 
 
 def encoder_file(teacher_file: Path) -> Path:
-    """Where the text encoder that was trained with a teacher is written."""
+    """The file of the text encoder that is trained with a teacher."""
     return teacher_file.with_name(f"{teacher_file.stem}.encoder.safetensors")
 
 
 def train_tokenizer(tokenizer: VQTokenizer, images: Tensor, phase: Phase, report: Report) -> None:
-    """Train a VQ tokenizer on images; afterwards it holds the averaged weights."""
-    start_codebook_from_data(tokenizer, images[:2_000])
-    for step, places, update in training_steps(tokenizer, len(images), phase):
-        batch = images[places]
+    """Train a VQ tokenizer on images; at the end it has the averaged weights."""
+    init_codebook_from_data(tokenizer, images[:2_000])
+    for step, indices, update in training_steps(tokenizer, len(images), phase):
+        batch = images[indices]
         reconstructed, codebook_loss = reconstruct(tokenizer, batch)
         loss = F.mse_loss(reconstructed, batch)
         update(loss + codebook_loss)
@@ -100,59 +100,59 @@ def train_tokenizer(tokenizer: VQTokenizer, images: Tensor, phase: Phase, report
 
 
 @dataclass(frozen=True)
-class Forced:
-    """What is trained after the tokenizer: modules, and digits (B,) and tokens (B, L) to logits (B, L, V) by them, some
-    digits dropped.
+class TeacherForcing:
+    """The second phase's trainable modules and their logits under teacher forcing.
+
+    Attributes:
+        module: the trainable modules.
+        logits: digits (B,) and tokens (B, L) to logits (B, L, V), with dropped conditions.
     """
 
     module: nn.Module
     logits: Callable[[Tensor, Tensor], Tensor]
 
 
-def forced_by_class(teacher: Teacher) -> Forced:
-    """A teacher's transformer; digits are its classes."""
+def class_forcing(teacher: Teacher) -> TeacherForcing:
+    """Teacher forcing of a class-conditional teacher: digits are its classes."""
 
     def logits(digits_B: Tensor, tokens_BL: Tensor) -> Tensor:
-        is_null_B = dropped(len(digits_B), teacher.transformer.config.class_dropout)
+        # Dropped conditions train the unconditional prediction of classifier-free guidance.
+        is_null_B = torch.rand(len(digits_B)) < teacher.transformer.config.class_dropout
         return teacher.forced_logits(torch.where(is_null_B, teacher.num_classes, digits_B), tokens_BL)
 
-    return Forced(teacher.transformer, logits)
+    return TeacherForcing(teacher.transformer, logits)
 
 
-def forced_by_text(teacher: LlamaGenTeacher, encoder: SmallT5) -> Forced:
-    """A teacher's transformer and its text encoder; of a digit's captions each comes up alike often."""
+def text_forcing(teacher: LlamaGenTeacher, encoder: SmallT5) -> TeacherForcing:
+    """Teacher forcing of a text-conditional teacher and its encoder: a random caption for each digit, uniformly."""
     config = teacher.transformer.config
     captions = digits_captions()
-    tokens_NT = padded(list(map(Tokens(encoder.config), captions)), config.num_condition_tokens)
-    # The encoder sees of places how far they are apart, no more, so padding may as well stand before the text.
+    token_lists = list(map(SmallTokenizer(encoder.config), captions))
+    tokens_NT = pad_tokens(token_lists, config.num_condition_tokens)
+    # Move the padding to the left, as the teacher needs it; the encoder depends only on distances between tokens.
     tokens_NT = torch.stack([row.roll(int((row == PADDING).sum())) for row in tokens_NT])
 
     def logits(digits_B: Tensor, tokens_BL: Tensor) -> Tensor:
-        copy_B = torch.randint(len(captions) // NUM_CLASSES, digits_B.shape)
-        text_BT = tokens_NT[digits_B + NUM_CLASSES * copy_B]
+        group_B = torch.randint(len(captions) // NUM_CLASSES, digits_B.shape)
+        text_BT = tokens_NT[digits_B + NUM_CLASSES * group_B]
         condition = TextCondition(encoder(text_BT), text_BT != PADDING)
-        is_null_B = dropped(len(digits_B), config.class_dropout)
+        is_null_B = torch.rand(len(digits_B)) < config.class_dropout
         return teacher.forced_text_logits(condition, tokens_BL, is_null_B)
 
-    return Forced(nn.ModuleList([teacher.transformer, encoder]), logits)
-
-
-def dropped(count: int, share: float) -> Tensor:
-    """Which of a batch are made unconditional, (B,) bool, for classifier-free guidance."""
-    return torch.rand(count) < share
+    return TeacherForcing(nn.ModuleList([teacher.transformer, encoder]), logits)
 
 
 def train_transformer(
-    teacher: Teacher, forced: Forced, images: Tensor, digits: Tensor, recipe: Recipe, report: Report
+    teacher: Teacher, forcing: TeacherForcing, images: Tensor, digits: Tensor, recipe: Recipe, report: Report
 ) -> None:
-    """Train what makes a teacher's logits on the tokens of images; afterwards it holds the averaged weights."""
+    """Train `forcing.module` on the tokens of images; at the end it has the averaged weights."""
     phase = recipe.transformer_phase
     with torch.no_grad():
         teacher.tokenizer.eval().requires_grad_(False)
         tokens = torch.cat([teacher.tokenizer.encode(batch) for batch in images.split(1_000)])
-    for step, places, update in training_steps(forced.module, len(images), phase):
-        logits_BLV = forced.logits(digits[places], tokens[places])
-        loss = F.cross_entropy(logits_BLV.flatten(0, 1), tokens[places].flatten())
+    for step, indices, update in training_steps(forcing.module, len(images), phase):
+        logits_BLV = forcing.logits(digits[indices], tokens[indices])
+        loss = F.cross_entropy(logits_BLV.flatten(0, 1), tokens[indices].flatten())
         update(loss)
         if step % REPORT_INTERVAL == 0:
             report(step, phase.num_steps, f"transformer, cross-entropy {loss.item():.3f}")
@@ -161,10 +161,10 @@ def train_transformer(
 def training_steps(
     module: nn.Module, num_examples: int, phase: Phase
 ) -> Iterator[tuple[int, Tensor, Callable[[Tensor], None]]]:
-    """The loop that both trainings share: warmup, half cosine, AdamW, averaged weights at the end.
+    """The training loop of both phases: AdamW with warmup, cosine decay and averaged weights.
 
     Yields:
-        The step's number, the places of its batch, and what to call with its loss.
+        The step, the indices of its batch, and a function that updates the weights with the batch's loss.
     """
     optimizer = torch.optim.AdamW(
         module.parameters(),
@@ -186,11 +186,11 @@ def training_steps(
     for step in range(1, phase.num_steps + 1):
         if len(order) < phase.batch_size:
             order = torch.cat([order, torch.randperm(num_examples)])
-        places, order = order[: phase.batch_size], order[phase.batch_size :]
+        indices, order = order[: phase.batch_size], order[phase.batch_size :]
         warm = min(1.0, step / 100)
         for group in optimizer.param_groups:
             group["lr"] = phase.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / phase.num_steps))
-        yield step, places, update
+        yield step, indices, update
         decay = min(phase.ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(averaged.parameters()), list(module.parameters()), 1 - decay)
@@ -199,15 +199,15 @@ def training_steps(
 
 
 @torch.no_grad()
-def start_codebook_from_data(tokenizer: VQTokenizer, images: Tensor) -> None:
-    """Begin with codebook rows that are encoder outputs: rows far from all of them would never be chosen."""
+def init_codebook_from_data(tokenizer: VQTokenizer, images: Tensor) -> None:
+    """Set the codebook rows to random encoder outputs: rows far from all outputs would never be selected."""
     vectors_NC = tokenizer.encode_embeddings(images).movedim(1, -1).flatten(0, -2)
     weight_VC = tokenizer.quantize.embedding.weight
     weight_VC.copy_(vectors_NC[torch.randperm(len(vectors_NC))[: len(weight_VC)]])
 
 
 def reconstruct(tokenizer: VQTokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images through the codebook and back, with the straight-through gradient, and the codebook loss."""
+    """The reconstructed images, with the straight-through gradient, and the codebook loss."""
     f = tokenizer.encode_embeddings(images)
     _, quantised = tokenizer.quantize(f)
     codebook_loss = F.mse_loss(quantised, f.detach()) + COMMITMENT * F.mse_loss(f, quantised.detach())

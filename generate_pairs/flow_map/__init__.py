@@ -1,7 +1,4 @@
-"""The map from noise to tokens.
-
-`from generate_pairs.flow_map import FlowMap` loads torch only when it is asked for.
-"""
+"""The map from noise to tokens. `from generate_pairs.flow_map import FlowMap` imports torch on first use."""
 
 from __future__ import annotations
 

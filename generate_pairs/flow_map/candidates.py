@@ -1,6 +1,6 @@
-"""The codebook rows that a position may end in, laid out for the two products that the flow map needs.
+"""The codebook rows that are possible at each position, stored for the two products that the flow map needs.
 
-Either the whole codebook serves every position, or each gathers the few rows that its teacher left possible.
+Either all positions share the full codebook, or each position gathers the few rows that its filter keeps.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 
 
 class Candidates(Protocol):
-    """K codebook rows for each of N positions, with features (c, |c|^2, 1): F = C + 2 numbers a row."""
+    """K codebook rows for each of N positions, with features (c, |c|^2, 1): F = C + 2 numbers per row."""
 
     def scores(self, bias_NK: Tensor, query_NF: Tensor, out_NK: Tensor) -> None:
-        """Writes bias + <query, features> to `out_NK`."""
+        """Write bias + <query, features> to `out_NK`."""
         ...
 
     def moments(self, weights_NK: Tensor) -> Tensor:
-        """sum_k weight_k features_k: (N, F), holding sum w c, sum w |c|^2 and sum w."""
+        """sum_k weight_k features_k, (N, F): the weighted sums of c, |c|^2 and 1."""
         ...
 
     def rows(self, index_N: Tensor) -> Tensor:
-        """c of one candidate a position: (N, C)."""
+        """c of one candidate per position: (N, C)."""
         ...
 
     def keep(self, positions_M: Tensor) -> Candidates:
@@ -34,36 +34,36 @@ class Candidates(Protocol):
 
 
 @dataclass(frozen=True)
-class WholeCodebook:
-    """Every row of the codebook for everyone, K = V: its rows, and their features as contiguous columns."""
+class FullCodebook:
+    """The full codebook for every position, K = V: its rows, and their features as contiguous columns."""
 
     codebook_VC: Tensor
     features_FV: Tensor
 
     @classmethod
-    def of(cls, codebook_VC: Tensor) -> WholeCodebook:
+    def of(cls, codebook_VC: Tensor) -> FullCodebook:
         return cls(codebook_VC, features(codebook_VC).T.contiguous())
 
-    def to(self, device: torch.device | str) -> WholeCodebook:
-        return WholeCodebook(self.codebook_VC.to(device), self.features_FV.to(device))
+    def to(self, device: torch.device | str) -> FullCodebook:
+        return FullCodebook(self.codebook_VC.to(device), self.features_FV.to(device))
 
     def scores(self, bias_NK: Tensor, query_NF: Tensor, out_NK: Tensor) -> None:
         torch.addmm(bias_NK, query_NF, self.features_FV, out=out_NK)
 
     def moments(self, weights_NK: Tensor) -> Tensor:
-        # Transposed, the product has its long side where CPU libraries are up to four times as fast.
+        # The transposed product is up to four times as fast on CPUs.
         return (self.features_FV @ weights_NK.T).T
 
     def rows(self, index_N: Tensor) -> Tensor:
         return F.embedding(index_N, self.codebook_VC)
 
-    def keep(self, positions_M: Tensor) -> WholeCodebook:
+    def keep(self, positions_M: Tensor) -> FullCodebook:
         return self
 
 
 @dataclass(frozen=True)
 class GatheredRows:
-    """For each position its own K rows, relative to the likeliest of them."""
+    """For each position its own K rows, relative to the most probable of them."""
 
     features_NFK: Tensor
 
@@ -81,7 +81,7 @@ class GatheredRows:
 
 
 def gather_rows(codebook_VC: Tensor, support_NK: Tensor, log_p_NK: Tensor) -> GatheredRows:
-    """Gathers d_j = c_j - c_m, with m the likeliest candidate: close rows keep all their digits."""
+    """Gather d_j = c_j - c_m, with m the most probable candidate: close rows keep all their digits."""
     rows_NKC = F.embedding(support_NK, codebook_VC)
     top_N11 = first_argmax(log_p_NK)[:, None, None]
     rows_NKC = rows_NKC - rows_NKC.gather(1, top_N11.expand(-1, 1, rows_NKC.shape[2]))
@@ -92,7 +92,7 @@ def gather_support(log_p_NV: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The possible tokens of each position, in ascending order, with their log-probabilities.
 
     Args:
-        log_p_NV: Log-probabilities, -inf where impossible.
+        log_p_NV: Log-probabilities, -inf for impossible tokens.
         size: K, at least the largest number of possible tokens.
 
     Returns:
@@ -100,11 +100,11 @@ def gather_support(log_p_NV: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """
     position, token = (log_p_NV > -torch.inf).nonzero(as_tuple=True)
     counts_N = torch.bincount(position, minlength=len(log_p_NV))
-    place = torch.arange(len(position), device=position.device) - (counts_N.cumsum(0) - counts_N)[position]
+    column = torch.arange(len(position), device=position.device) - (counts_N.cumsum(0) - counts_N)[position]
     support_NK = torch.zeros(len(log_p_NV), size, dtype=torch.int64, device=position.device)
-    support_NK[position, place] = token
+    support_NK[position, column] = token
     log_p_NK = log_p_NV.new_full(support_NK.shape, -torch.inf)
-    log_p_NK[position, place] = log_p_NV[position, token]
+    log_p_NK[position, column] = log_p_NV[position, token]
     return support_NK, log_p_NK
 
 
@@ -114,7 +114,7 @@ def features(rows: Tensor) -> Tensor:
 
 
 def first_argmax(scores_NK: Tensor, block: int = 64) -> Tensor:
-    """Index of the largest number of each row, the lowest on ties; wide rows in blocks, which is faster."""
+    """Index of the largest number of each row, the lowest on ties; wide rows are split into blocks for speed."""
     num_rows, width = scores_NK.shape
     if width < 8 * block or width % block:
         return scores_NK.max(dim=1).indices

@@ -1,4 +1,4 @@
-"""The closed forms of the flow: velocity and denoiser."""
+"""The closed forms of the flow: denoiser and velocity. `flow_map.py` lists the equations."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from torch import Tensor
 
 
 def denoiser(x_NC: Tensor, t: float | Tensor, p_NV: Tensor, codebook_VC: Tensor) -> Tensor:
-    """D(x, t) = sum_j w_j c_j, w_j proportional to p_j exp(-|x - t c_j|^2 / (2 (1 - t)^2)): the expected row.
+    """The expected codebook row given a state, equations (2) and (3).
+
+    D(x, t) = sum_j pi_j c_j with pi_j = softmax_j( log p_j - |x - t c_j|^2 / (2 (1 - t)^2) ).
 
     Args:
-        x_NC: States, one row a position.
+        x_NC: States, one row per position.
         t: Flow time in [0, 1), one number or shape (N,).
         p_NV: Probabilities; they need not sum to one.
         codebook_VC: The codebook.
 
     Returns:
-        D_NC, in the dtype of the inputs.
+        D (N, C), in the dtype of the inputs.
     """
     t_N1 = torch.as_tensor(t, dtype=x_NC.dtype, device=x_NC.device).reshape(-1, 1)
     # |x|^2 is the same for every codebook row, so it cancels in the softmax.
@@ -25,11 +27,11 @@ def denoiser(x_NC: Tensor, t: float | Tensor, p_NV: Tensor, codebook_VC: Tensor)
 
 
 def velocity(x_NC: Tensor, t: float | Tensor, p_NV: Tensor, codebook_VC: Tensor) -> Tensor:
-    """v(x, t) = (D(x, t) - x) / (1 - t): the mean velocity of the paths through x. See `denoiser`."""
+    """v(x, t) = (D(x, t) - x) / (1 - t), equation (4). The arguments are those of `denoiser`."""
     t_N1 = torch.as_tensor(t, dtype=x_NC.dtype, device=x_NC.device).reshape(-1, 1)
     return (denoiser(x_NC, t, p_NV, codebook_VC) - x_NC) / (1 - t_N1)
 
 
 def default_num_steps(codebook_dim: int) -> int:
-    """Steps at which a million draws are not told apart from p: few dimensions need more of them."""
+    """Steps at which a chi-square test of a million tokens does not detect a difference from p."""
     return 64 if codebook_dim <= 4 else 32

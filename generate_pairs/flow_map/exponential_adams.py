@@ -1,4 +1,4 @@
-"""Weights of an exponential Adams method of third order, computed rather than tabulated."""
+"""Coefficients of the exponential Adams method of third order."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import numpy as np
 
 
 def adams_coefficients(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of the exponential Adams predictor and corrector on the grid tau_i = i / (num_steps + 1).
+    """Coefficients of the predictor and the corrector for dw/du = D, equation (5), with u = tau / (1 - tau).
 
-    b_ik, c_ik = integral over [tau_i, tau_{i+1}] of L_k(tau) / (1 - tau)^2, with L_k the Lagrange basis on
-    tau_i, tau_{i-1}, tau_{i-2} (predictor b) and on tau_{i+1}, tau_i, tau_{i-1}, tau_{i-2} (corrector c), as
-    many of these nodes as exist.
+    The grid is tau_i = i / (S + 1). With the nodes k (predictor: tau_i, tau_{i-1}, tau_{i-2}; corrector: also
+    tau_{i+1}; near the start only those that exist) and their Lagrange basis L_k:
+
+        (8)  w_{i+1} = w_i + sum_k b_ik D_k,   b_ik = integral of L_k(tau) / (1 - tau)^2 over [tau_i, tau_{i+1}]
 
     Args:
-        num_steps: N, at least 1.
+        num_steps: S, at least 1.
 
     Returns:
-        b (N, 3) and c (N, 4), float64, newest node first, zero where a node does not exist.
+        Predictor (S, 3) and corrector (S, 4), float64, newest node first, zero where a node does not exist.
     """
-    points, weights = np.polynomial.legendre.leggauss(20)  # exact in float64: the pole is a whole step away
-    x, weights = (points + 1) / 2, weights / 2  # place inside the step, in steps
+    # 20 points are exact in float64: the pole at tau = 1 is at least one step away.
+    points, weights = np.polynomial.legendre.leggauss(20)
+    x, weights = (points + 1) / 2, weights / 2  # position inside the step, in units of the step
     predictor, corrector = np.zeros((num_steps, 3)), np.zeros((num_steps, 4))
     for i in range(num_steps):
         measure = (num_steps + 1) * weights / (num_steps + 1 - i - x) ** 2

@@ -1,6 +1,6 @@
-"""The flow map step by step: every operation on all rows of a batch, by exponential Adams of third order.
+"""The flow map step by step: exponential Adams of third order, every operation on all rows of a batch.
 
-See `flow_map.py` for what is solved; `triton_kernel.py` is the same as one kernel of a GPU.
+`flow_map.py` lists the equations. `triton_kernel.py` computes the same in one GPU kernel.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from generate_pairs.flow_map.candidates import Candidates, first_argmax
 
-# A row stops when the tokens that lose hold less than this share of what they held before the flow.
+# A row stops when the weight of all tokens but the best is below this share of their weight before the flow.
 STOP_SHARE = 0.05
 
-# A candidate whose weight is this small beside the best one's counts as impossible.
+# A candidate counts as impossible if its weight, relative to the best one, is below this.
 LEAST_WEIGHT = 1e-34
 CLAMPED_SCORE = math.log(LEAST_WEIGHT) - 1
 
 
 @dataclass(frozen=True)
 class MappedTokens:
-    """Where the noise went: the token of each row, and how many evaluations of D it took (both int64)."""
+    """The token of each row and the number of evaluations of D that it took, both int64."""
 
     tokens_N: Tensor
     num_evaluations_N: Tensor
@@ -38,15 +38,15 @@ def solve(
     corrector: Sequence[Sequence[float]],
     stop: bool,
 ) -> MappedTokens:
-    """Maps rows that share a layout; steps, positions and D are in units of each row's pair scale.
+    """Solve equation (5) for rows of one layout, with codebook rows in units of each row's pair scale s.
 
     Args:
         candidates: the codebook rows of each position.
         log_p_NK: log-probabilities, float32, the largest of each row 0.
         noise_NC: Gaussian noise, float32.
-        predictor: weights of every step, see `adams_coefficients`.
-        corrector: likewise.
-        stop: whether a row ends as soon as its token is settled.
+        predictor: coefficients of every step, see `adams_coefficients`.
+        corrector: as `predictor`.
+        stop: whether a row stops as soon as its token is settled.
     """
     tokens_N, flow = _start(candidates, log_p_NK, noise_NC)
     mapped = MappedTokens(tokens_N, torch.zeros_like(tokens_N))
@@ -55,22 +55,22 @@ def solve(
         if len(flow.row_M) == 0:
             break
         u = (step + 1) / (len(predictor) - step)
-        guess_MC = _moved(flow.position_MC, predict, flow.history)
+        guess_MC = _advance(flow.position_MC, predict, flow.history)
         top_M, others_M, mean_MC = _evaluate(flow, guess_MC, u, buffer)
         flow.token_M = torch.where(flow.moving_M, top_M, flow.token_M)
         flow.num_evaluations_M += flow.moving_M
         flow.history = (mean_MC / flow.scale_M1, *flow.history[:3])
-        flow.position_MC = _moved(flow.position_MC, correct, flow.history)
+        flow.position_MC = _advance(flow.position_MC, correct, flow.history)
         if stop:
             flow.moving_M &= others_M >= flow.threshold_M
             flow = flow.compacted(mapped)
-    flow.settle(mapped)
+    flow.store(mapped)
     return mapped
 
 
 @dataclass
 class _Flow:
-    """The rows under way in one batch: where they stand, and D at the last nodes, newest first."""
+    """State of the rows of one batch that are not finished; `history` is D / s at the last nodes, newest first."""
 
     row_M: Tensor
     candidates: Candidates
@@ -84,7 +84,7 @@ class _Flow:
     num_evaluations_M: Tensor
 
     def keep(self, rows_L: Tensor) -> _Flow:
-        """The flow of these rows only."""
+        """The state of these rows only."""
         return _Flow(
             row_M=self.row_M[rows_L],
             candidates=self.candidates.keep(rows_L),
@@ -98,29 +98,30 @@ class _Flow:
             num_evaluations_M=self.num_evaluations_M[rows_L],
         )
 
-    def settle(self, mapped: MappedTokens) -> None:
-        """Puts the rows' tokens where they belong."""
+    def store(self, mapped: MappedTokens) -> None:
+        """Write the rows' tokens to the result."""
         mapped.tokens_N[self.row_M] = self.token_M
         mapped.num_evaluations_N[self.row_M] = self.num_evaluations_M
 
     def compacted(self, mapped: MappedTokens) -> _Flow:
-        """Settles and drops the rows that have stopped, once they are enough to pay for copying the others."""
+        """Store and drop the rows that have stopped, if they are enough to pay for copying the others."""
         moving = self.moving_M.nonzero().squeeze(1)
         if 4 * len(moving) > 3 * len(self.row_M):
             return self
-        self.settle(mapped)
+        self.store(mapped)
         return self.keep(moving)
 
 
 def _start(candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor) -> tuple[Tensor, _Flow]:
-    """What is known of each row before the flow, and the flow of the rows whose token is still open.
+    """The most probable token of each row, and the initial state of the rows that need steps.
 
-    With m the likeliest token, q = sum_{j != m} p_j (summed over the others: 1 - p_m is 0 in peaked rows) and
+    With m the most probable token, q = sum_{j != m} p_j (summed over the others: 1 - p_m is 0 in peaked rows) and
     d_j = c_j - c_m, the pair scale s is the spread of two draws that differ:
-    s^2 = (sum_{j != m} p_j |d_j|^2 - |sum_{j != m} p_j d_j|^2) / (C (2 q - q^2 - sum_{j != m} p_j^2)).
+
+        (7)  s^2 = (sum_{j != m} p_j |d_j|^2 - |sum_{j != m} p_j d_j|^2) / (C (2 q - q^2 - sum_{j != m} p_j^2))
 
     Returns:
-        m (N,), the token where q = 0 or s^2 is not finite and positive, and the flow of the other rows.
+        m (N,), which is the token if q = 0 or s^2 is not finite and positive; and the state of the other rows.
     """
     top_N = first_argmax(log_p_NK)
     weights_NK = _weights(log_p_NK.clone()).scatter_(1, top_N[:, None], 0.0)
@@ -135,7 +136,7 @@ def _start(candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor) -> tuple[
     square_sum_N = (torch.linalg.vector_norm(weights_NK, dim=1) / total_N1.squeeze(1)).square()
     pairs_N = 2 * q_N - q_N.square() - square_sum_N
     scale_N1 = (variance_N / (noise_NC.shape[1] * pairs_N)).sqrt()[:, None]
-    # A difference of numbers that agree in all their digits is rounding, not a distance.
+    # A variance as small as the rounding error of its terms counts as zero.
     resolved_N = variance_N > 8 * torch.finfo(torch.float32).eps * (second_N + square_N)
     is_open_N = resolved_N & torch.isfinite(scale_N1).squeeze(1)
     mean_NC = first_NC + (1 - q_N[:, None]) * top_NC
@@ -155,7 +156,7 @@ def _start(candidates: Candidates, log_p_NK: Tensor, noise_NC: Tensor) -> tuple[
 
 
 def _evaluate(flow: _Flow, position_MC: Tensor, u: float, buffer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """D = sum_j pi_j c_j, pi = softmax_j(log p_j + u <w, c_j> - u^2 |c_j|^2 / 2), u in units of 1/s.
+    """Equations (5) and (6) at position w, with u in units of 1/s.
 
     Returns:
         argmax pi (M,), the sum of the other pi (M,), and D (M, C).
@@ -167,7 +168,7 @@ def _evaluate(flow: _Flow, position_MC: Tensor, u: float, buffer: Tensor) -> tup
     top_M = first_argmax(weights_MK)
     top_M1 = top_M[:, None]
     _weights(weights_MK.sub_(weights_MK.gather(1, top_M1)))
-    # The top's weight is 1. Without it, the last moment is the sum over the others, exact however small it is.
+    # The best weight is 1. Without it, the last moment is the sum over the others, accurate even if tiny.
     moments_MF = flow.candidates.moments(weights_MK.scatter_(1, top_M1, 0.0))
     others_M1 = moments_MF[:, -1:]
     mean_MC = (moments_MF[:, :-2] + flow.candidates.rows(top_M)) / (1 + others_M1)
@@ -175,13 +176,13 @@ def _evaluate(flow: _Flow, position_MC: Tensor, u: float, buffer: Tensor) -> tup
 
 
 def _weights(scores_NK: Tensor) -> Tensor:
-    """exp of scores of which the largest of each row is 0, in place; less than `LEAST_WEIGHT` is 0."""
-    # Clamped, because exp is far slower where its result is too small for a normal float32.
+    """exp of scores, the largest of each row 0, in place; results below `LEAST_WEIGHT` become 0."""
+    # Clamped, because exp is much slower if its result is too small for a normal float32.
     return torch.threshold_(scores_NK.clamp_(min=CLAMPED_SCORE).exp_(), LEAST_WEIGHT, 0.0)
 
 
-def _moved(position_NC: Tensor, weights: Sequence[float], history: tuple[Tensor, ...]) -> Tensor:
-    """w + sum_k weight_k D_k over the nodes that exist."""
-    for weight, mean_NC in zip(weights, history, strict=False):
-        position_NC = torch.add(position_NC, mean_NC, alpha=weight)
+def _advance(position_NC: Tensor, coefficients: Sequence[float], history: tuple[Tensor, ...]) -> Tensor:
+    """One step of equation (8): w + sum_k b_k D_k over the nodes that exist."""
+    for coefficient, mean_NC in zip(coefficients, history, strict=False):
+        position_NC = torch.add(position_NC, mean_NC, alpha=coefficient)
     return position_NC

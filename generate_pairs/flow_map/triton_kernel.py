@@ -1,8 +1,8 @@
-"""The flow map as one GPU kernel: a program for every position, from its noise to its token.
+"""The flow map as one GPU kernel: one program per position, from its noise to its token.
 
-Step by step, as `FlowMap` takes them on a CPU, it is a thousand small kernels for one AR step, and a GPU waits for their
-launches nine tenths of the time. The mathematics is that of `solver.py`; only rounding differs. Needs
-triton, which comes with torch's builds for GPUs on Linux, and what triton builds with: a C compiler, Python's headers.
+`solver.py` would launch a thousand small kernels per AR step, and the GPU would spend nine tenths of the time waiting
+for launches. The mathematics is that of `solver.py`; only rounding differs. The kernel needs triton, which comes with
+torch's builds for GPUs on Linux, and to build it a C compiler and Python's headers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 8192
-"""Numbers of the codebook that a program works on at once."""
+"""Numbers of the codebook that one program processes at a time."""
 NUM_WARPS = 8
 
 
@@ -29,29 +29,32 @@ def map_rows(
     least_weight: float,
     narrow_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens and evaluations of D of N positions, both int64; all on one GPU, all float32.
+    """Map N positions. All tensors are float32 on one GPU.
 
     Args:
         noise_NC: Gaussian noise.
-        log_probs_NV: log-probabilities, -inf where impossible.
-        peak_N1: the largest of each row.
+        log_probs_NV: log-probabilities, -inf for impossible tokens.
+        peak_N1: the largest log-probability of each row.
         codebook_VC: the codebook, standardised.
-        predictor_S3: weights of S steps.
-        corrector_S4: likewise.
-        stop_share: a row stops when the tokens that lose hold less than this share of what they held; 0 for never.
-        least_weight: what counts as impossible beside the likeliest token.
-        narrow_size: with at most so many possible tokens, codebook rows are taken relative to the likeliest one.
+        predictor_S3: coefficients of S steps, see `adams_coefficients`.
+        corrector_S4: as `predictor_S3`.
+        stop_share: as `solver.STOP_SHARE`; 0 runs all steps.
+        least_weight: as `solver.LEAST_WEIGHT`.
+        narrow_size: with at most this many possible tokens, codebook rows are taken relative to the most probable one.
+
+    Returns:
+        Tokens (N,) and evaluations of D (N,), both int64.
     """
     (N, V), C = log_probs_NV.shape, codebook_VC.shape[1]
     tokens_N, evaluations_N = (torch.empty(N, dtype=torch.int64, device=noise_NC.device) for _ in range(2))
-    # What is possible in each row, moved to its front.
+    # The possible tokens of each row and their log-probabilities, packed to its front.
     support_NV = torch.empty(N, V, dtype=torch.int32, device=noise_NC.device)
     packed_NV = torch.empty(N, V, dtype=torch.float32, device=noise_NC.device)
-    given = (noise_NC, log_probs_NV, peak_N1, codebook_VC, predictor_S3, corrector_S4)
+    inputs = (noise_NC, log_probs_NV, peak_N1, codebook_VC, predictor_S3, corrector_S4)
     block_C = triton.next_power_of_2(C)
     if N:
         _map_row[(N,)](
-            *(tensor.contiguous() for tensor in given),
+            *(tensor.contiguous() for tensor in inputs),
             support_NV,
             packed_NV,
             tokens_N,
@@ -94,7 +97,7 @@ def _map_row(
     support_K, packed_K = support_NV + row * V, packed_NV + row * V
     K = _pack(log_probs_NV + row * V, tl.load(peak_N1 + row), support_K, packed_K, V, BLOCK_K)
 
-    # What is known before the flow, see `_start` of flow_steps.py.
+    # Before the flow, see `_start` in solver.py.
     none_C = tl.zeros([BLOCK_C], tl.float32)
     top = _likeliest(support_K, packed_K, K, codebook_VC, none_C, none_C, 0.0, C, BLOCK_C, BLOCK_K)
     top_C = _row(support_K, top, codebook_VC, c, C)
@@ -114,8 +117,8 @@ def _map_row(
 
     position_C = tl.load(noise_NC + row * C + c, mask=c < C, other=0.0)
     mean0_C = (first_C + (1 - q) * top_C) / scale
-    # Zeros of two kinds: values that a loop shifts from one to the next are one and the same to triton 3.6 and 3.9 where
-    # they begin as the same value.
+    # Two different expressions for zero: if loop-carried values start as the same value, triton 3.6 and 3.9 treat them
+    # as one variable.
     mean1_C, mean2_C = 0.0 * position_C, 0.0 * first_C
     step = 0
     while moving:
@@ -139,7 +142,7 @@ def _map_row(
             BLOCK_K,
         )
         mean3_C, mean2_C, mean1_C = mean2_C, mean1_C, mean0_C
-        # Subtracted first, which keeps the digits of close rows.
+        # Subtracting first keeps the digits of close rows.
         top_C = _row(support_K, top, codebook_VC, c, C) - origin_C
         mean0_C = (first_C + top_C) / (1 + total) / scale
         weights = corrector_S4 + 4 * step
@@ -153,7 +156,7 @@ def _map_row(
 
 @triton.jit
 def _pack(log_probs_V, peak, support_K, packed_K, V, BLOCK_K: tl.constexpr):
-    """Write the possible tokens in ascending order, and their log-probabilities below the peak; returns how many."""
+    """Write the possible tokens in ascending order and log p minus the peak; return how many there are."""
     k, count = tl.arange(0, BLOCK_K), 0
     for first in range(0, V, BLOCK_K):
         log_p = tl.load(log_probs_V + first + k, mask=first + k < V, other=-float("inf"))
@@ -162,7 +165,7 @@ def _pack(log_probs_V, peak, support_K, packed_K, V, BLOCK_K: tl.constexpr):
         tl.store(support_K + place, first + k, mask=is_possible)
         tl.store(packed_K + place, log_p - peak, mask=is_possible)
         count += tl.sum(is_possible.to(tl.int32), 0)
-    # It is read by other threads than wrote it.
+    # Other threads read what was written.
     tl.debug_barrier()
     return count
 
@@ -177,12 +180,12 @@ def _scored(
     support_K, packed_K, k, K, codebook_VC, origin_C, guess_C, rate, C: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """log p + u <w, c> - u^2 |c|^2 / 2 of the candidates `k`, -inf past the last one; and c and |c|^2."""
-    c, is_there = tl.arange(0, BLOCK_C), k < K
-    token = tl.load(support_K + k, mask=is_there, other=0)
-    place, mask = token[:, None] * C + c[None, :], is_there[:, None] & (c < C)[None, :]
+    c, is_valid = tl.arange(0, BLOCK_C), k < K
+    token = tl.load(support_K + k, mask=is_valid, other=0)
+    place, mask = token[:, None] * C + c[None, :], is_valid[:, None] & (c < C)[None, :]
     rows_KC = tl.load(codebook_VC + place, mask=mask, other=0.0) - origin_C[None, :]
     square_K = tl.sum(rows_KC * rows_KC, 1)
-    score_K = tl.load(packed_K + k, mask=is_there, other=-float("inf"))
+    score_K = tl.load(packed_K + k, mask=is_valid, other=-float("inf"))
     score_K += tl.sum(rows_KC * (rate * guess_C)[None, :], 1) - 0.5 * rate * rate * square_K
     return score_K, rows_KC, square_K
 
@@ -227,9 +230,9 @@ def _others(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Sums over all candidates but `top`, whose weight is 1: of weights, of their squares, of weighted c and |c|^2."""
+    """Sums over all candidates except `top`, whose weight is 1: of weights, their squares, weighted c and |c|^2."""
     lane = tl.arange(0, BLOCK_K)
-    # By the same arithmetic as below.
+    # The same arithmetic as below.
     top_score, _, _ = _scored(
         support_K, packed_K, top + 0 * lane, K, codebook_VC, origin_C, guess_C, rate, C, BLOCK_C
     )

@@ -1,4 +1,4 @@
-"""What a generation would do: the data set's spec and what is missing of it."""
+"""Plans a generation: the data set's spec and its missing shards."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from shards.storage.paths import Location
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """What a generation would do.
+    """The data set to generate and its missing shards.
 
     Attributes:
+        loaded: the teacher, for the phases that follow.
         spec: of the data set.
-        num_shards: it shall have.
-        missing: shards that are not there.
-        image_shape: of the images that tokens stand for.
-        captions: of a teacher that is conditioned on text.
+        num_shards: shards of the complete data set.
+        missing: indices of the missing shards.
+        captions: of a text-conditional teacher, else None.
     """
 
+    loaded: LoadedTeacher
     spec: PairSpec
     num_shards: int
     missing: tuple[int, ...]
-    image_shape: tuple[int, int, int]
     captions: CaptionList | None = None
 
     @property
     def num_pairs(self) -> int:
-        """All pairs, the held-out ones too."""
+        """All pairs, including the held-out ones."""
         return self.num_shards * self.spec.pairs_per_shard
 
     @property
@@ -62,7 +62,7 @@ class GenerationPlan:
         return self.num_pairs - self.spec.num_heldout
 
     def lines(self) -> list[str]:
-        """The plan as people read it."""
+        """The plan as text for the user."""
         size = self.num_pairs * bytes_per_pair(self.spec)
         done = self.num_shards - len(self.missing)
         return [
@@ -75,19 +75,32 @@ class GenerationPlan:
         ]
 
     def _feature_lines(self) -> list[str]:
-        """What the features of captions take beside the pairs, at most."""
+        """An upper bound on the size of the captions' features."""
         if self.captions is None:
             return []
         encoder = recorded_encoder(self.spec.lineage)
-        token, distinct = 2 * encoder.dim, len(set(self.captions.captions))
-        most = distinct * encoder.max_tokens * token
+        token_bytes, distinct = 2 * encoder.dim, len(set(self.captions.captions))
+        max_bytes = distinct * encoder.max_tokens * token_bytes
         return [
-            f"text features: {token:,} bytes a token of each distinct caption, at most {most / 1e6:,.1f} MB in all"
+            f"text features: {token_bytes:,} bytes a token of each distinct caption, "
+            f"at most {max_bytes / 1e6:,.1f} MB in all"
         ]
 
 
-def pair_spec(config: GenerateConfig, loaded: LoadedTeacher) -> PairSpec:
-    """The data set that a configuration asks for: everything that determines a pair, and how pairs are cut."""
+def pair_spec(
+    config: GenerateConfig,
+    loaded: LoadedTeacher,
+    captions: CaptionList | None = None,
+    encoder: EncoderSpec | None = None,
+) -> PairSpec:
+    """The spec that the settings define: everything that determines a pair, and the division into shards.
+
+    Args:
+        config: the settings.
+        loaded: the teacher.
+        captions: of a text-conditional teacher.
+        encoder: of these captions.
+    """
     teacher = loaded.teacher
     settings = config.teacher.model_dump(exclude={"name"})
     codebook_VC = teacher.codebook_VC.float().cpu().numpy()
@@ -97,17 +110,12 @@ def pair_spec(config: GenerateConfig, loaded: LoadedTeacher) -> PairSpec:
         "codebook_sha256": sha256_bytes(codebook_VC.tobytes()),
         "flow_map": {"scheme": "exponential Adams 3, relative stop", "solver_steps": solver_steps},
     }
-    return replace(spec_by_shape(config, teacher), lineage=lineage)
-
-
-def text_pair_spec(
-    config: GenerateConfig, loaded: LoadedTeacher, captions: CaptionList, encoder: EncoderSpec
-) -> PairSpec:
-    """As `pair_spec`, of a teacher that draws images for captions."""
-    spec = pair_spec(config, loaded)
+    spec = spec_by_shape(config, teacher)
+    if captions is None or encoder is None:
+        return replace(spec, lineage=lineage)
     return replace(
         spec,
-        lineage={**spec.lineage, ENCODER_KEY: asdict(encoder)},
+        lineage={**lineage, ENCODER_KEY: asdict(encoder)},
         num_classes=len(captions.captions),
         captions={"name": captions.name, "sha256": captions_sha256(captions.captions)},
     )
@@ -116,50 +124,50 @@ def text_pair_spec(
 def requested_pairs(
     config: GenerateConfig, loaded: LoadedTeacher, root: Location | None
 ) -> tuple[PairSpec, CaptionList | None]:
-    """The data set that a configuration asks for, and the captions of a text-conditional teacher.
+    """The spec that the settings define, and the captions of a text-conditional teacher.
 
-    In a folder, captions and an encoder that the settings do not name are those of the data set that is there.
+    If the folder has a data set, it provides the captions and the encoder that the settings do not name.
 
     Raises:
-        Refused: there are no captions, or captions for a teacher that has no use for them; or as `pair_spec`.
+        Refused: captions are missing, or given for a class-conditional teacher; or as `read_captions` and
+            `requested_encoder`.
     """
     if not loaded.teacher.is_text_conditional:
         for key in ("file", "indices", "encoder"):
-            if (asked := getattr(config.captions, key)) is not None:
+            if (value := getattr(config.captions, key)) is not None:
                 raise Refused(
-                    f"captions.{key} is {asked}, and {loaded.name} draws images for classes: leave it out, or take a "
-                    "teacher that is conditioned on text"
+                    f"captions.{key} is {value}, but {loaded.name} draws images for classes: remove this key, or "
+                    "choose a text-conditional teacher"
                 )
         return pair_spec(config, loaded), None
-    there = read_spec(root) if root is not None and dataset_exists(root) else None
-    if root is None or there is None or there.captions is None:
+    stored = read_spec(root) if root is not None and dataset_exists(root) else None
+    recorded = None
+    if root is None or stored is None or stored.captions is None:
         captions = read_captions(config.captions)
-        return text_pair_spec(
-            config, loaded, captions, requested_encoder(config.captions, loaded.teacher)
-        ), captions
-    if config.captions.file is None:
-        if config.captions.indices is not None:
-            raise Refused("captions.indices: they choose from captions.file, which is not given")
-        captions = CaptionList(there.captions["name"], tuple(load_captions(root, there)))
     else:
-        captions = read_captions(config.captions)
-    recorded = recorded_encoder(there.lineage)
+        if config.captions.file is not None:
+            captions = read_captions(config.captions)
+        elif config.captions.indices is None:
+            captions = CaptionList(stored.captions["name"], tuple(load_captions(root, stored)))
+        else:
+            raise Refused("captions.indices: they select from captions.file, which is not set")
+        recorded = recorded_encoder(stored.lineage)
     encoder = requested_encoder(config.captions, loaded.teacher, recorded)
-    return text_pair_spec(config, loaded, captions, encoder), captions
+    return pair_spec(config, loaded, captions, encoder), captions
 
 
 def refuse_other_pairs(config: GenerateConfig, loaded: LoadedTeacher, root: Location) -> None:
-    """Confirms that a data set is the one that a configuration asks for.
+    """Check that a data set has the spec that the settings define.
 
     Raises:
-        Refused: it is another one; names what differs. Or as `requested_pairs`.
+        Refused: the specs differ; the message names the differences. Or as `requested_pairs`.
     """
     spec, _ = requested_pairs(config, loaded, root)
     refuse_other_spec(root, spec)
 
 
 def spec_by_shape(config: GenerateConfig, teacher: Teacher) -> PairSpec:
-    """The spec of a data set as far as its bytes go: of a teacher without weights, so without a lineage."""
+    """A spec that is sufficient to compute sizes: the teacher needs no weights, and the lineage is empty."""
     return PairSpec(
         lineage={},
         tokens_per_step=teacher.layout.tokens_per_step,
@@ -170,17 +178,17 @@ def spec_by_shape(config: GenerateConfig, teacher: Teacher) -> PairSpec:
         pairs_per_shard=config.pairs.pairs_per_shard,
         seed=config.pairs.seed,
         noise=config.pairs.noise,
-        # Only that there are some.
+        # A placeholder: sizes depend only on whether there are captions.
         captions={"sha256": "0" * 64} if teacher.is_text_conditional else None,
     )
 
 
 def plan_generation(config: GenerateConfig, root: Location) -> GenerationPlan:
-    """What `generate` would do now; writes nothing.
+    """Plan what `generate` would do; writes nothing.
 
     Raises:
-        Refused: the folder holds pairs made with other settings, the teacher cannot be found, or it cannot
-            sample as it is told to.
+        Refused: the folder contains pairs of other settings, the teacher is missing, or it does not support the
+            sampling settings.
     """
     loaded = load_teacher(config.teacher.name)
     refuse_unknown_sampling(config, loaded)
@@ -190,15 +198,14 @@ def plan_generation(config: GenerateConfig, root: Location) -> GenerationPlan:
     if dataset_exists(root):
         refuse_other_spec(root, spec)
         missing = Manifest.open(root).missing(num_shards)
-    image_shape = loaded.teacher.tokenizer.image_shape
-    return GenerationPlan(spec, num_shards, tuple(missing), image_shape, captions)
+    return GenerationPlan(loaded, spec, num_shards, tuple(missing), captions)
 
 
 def refuse_unknown_sampling(config: GenerateConfig, loaded: LoadedTeacher) -> None:
-    """Confirms that the teacher's family knows every sampling setting that is not off.
+    """Check that the teacher's family supports every sampling setting that is not off.
 
     Raises:
-        Refused: VAR is given a temperature.
+        Refused: a setting is not supported, such as a temperature for VAR.
     """
     flat_1V = torch.zeros(1, loaded.teacher.vocab_size, device=loaded.teacher.codebook_VC.device)
     try:
@@ -208,22 +215,22 @@ def refuse_unknown_sampling(config: GenerateConfig, loaded: LoadedTeacher) -> No
 
 
 def refuse_fewer_pairs(config: GenerateConfig, root: Location) -> None:
-    """Confirms that a data set does not hold more shards than are asked for: it grows, and never shrinks.
+    """Check that a data set has at most the requested number of pairs: data sets only grow.
 
-    `generate` itself takes no offence: a run may be resumed with its own number after its pairs were extended.
+    `generate` does not check this: a run may resume with its own number after its pairs were extended.
 
     Raises:
-        Refused: it holds more; tells the way to a smaller training.
+        Refused: it has more pairs; the message names the way to train on fewer.
     """
     if not dataset_exists(root):
         return
-    spec, asked = read_spec(root), config.pairs
-    # Pairs that are cut otherwise are other pairs: that is for the plan to say, key by key.
-    same_cut = (spec.pairs_per_shard, spec.num_heldout) == (asked.pairs_per_shard, asked.heldout)
-    # Counted, not read: the plan reads every row, and of many shards once is enough.
-    held = len(committed_names(root)) * spec.pairs_per_shard - spec.num_heldout
-    if same_cut and held > asked.num_shards * spec.pairs_per_shard - spec.num_heldout:
+    spec, pairs = read_spec(root), config.pairs
+    # With another division into shards these are other pairs; the plan refuses them and names each key.
+    same_division = (spec.pairs_per_shard, spec.num_heldout) == (pairs.pairs_per_shard, pairs.heldout)
+    # Counted by file name: only the plan needs to read the rows.
+    num_training = len(committed_names(root)) * spec.pairs_per_shard - spec.num_heldout
+    if same_division and num_training > pairs.num_shards * spec.pairs_per_shard - spec.num_heldout:
         raise Refused(
-            f"pairs.num_pairs is {asked.num_pairs}, but {root} already holds {held} training pairs: ask for as "
-            "many or more. To learn from fewer of them, leave them there and use `tokenleap distill --size`"
+            f"pairs.num_pairs is {pairs.num_pairs}, but {root} already holds {num_training} training pairs: request "
+            "at least that many. To train on fewer pairs, keep the data set and use `tokenleap distill --size`"
         )

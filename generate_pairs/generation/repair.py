@@ -1,18 +1,16 @@
-"""Upkeep of a data set from the settings that it records itself: make damaged shards again, and make more.
-
-Nobody needs to know any more what was asked for when it was begun; only the teacher must be at hand.
-"""
+"""Repairs and extends a data set with the settings that it records; only the teacher's file is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import PurePath
 
 from generate_pairs.config import GenerateConfig, PairsConfig, TeacherConfig
 from generate_pairs.generation.generate import generate, join_when_complete
 from generate_pairs.generation.plan import refuse_fewer_pairs
 from generate_pairs.generation.shard_jobs import GenerationSummary, generate_shards
-from generate_pairs.generation.work_units import work_unit
+from generate_pairs.generation.work_units import WorkUnit
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher, refuse_unknown
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Failed, Refused
@@ -21,9 +19,9 @@ from shards.dataset.manifest_row import (
     JOINED_FILE,
     ROW_FOLDER,
     ManifestRow,
-    forget,
     read_joined,
     read_row,
+    remove_row,
     row_problem,
     shard_index,
     shard_name,
@@ -43,62 +41,46 @@ def repair(
     report: Report,
     should_stop: ShouldStop,
 ) -> GenerationSummary:
-    """Make again every shard that `verify` finds missing or broken, from the settings in dataset.json.
+    """Regenerate every shard that `verify` reports as missing or broken, with the settings in dataset.json.
 
-    A damaged shard stays as it is until the new one is made: stopped half-way, the damage is still found. Where
-    a row says what was committed, equal bytes are proof, and the row stays; see `shards/dataset/replace_shard.py`.
+    A damaged shard is kept until its replacement is complete, so an interrupted repair leaves the damage detectable.
+    If a shard's row is known, equal bytes prove the replacement and the row is kept; see
+    `shards/dataset/replace_shard.py`.
 
     Args:
         root: the data set's folder.
-        teacher_name: where the teacher is found, if not under the name that the data set records.
-        findings: what `verify` just said, if it was asked; else it is asked now.
+        teacher_name: name or file of the teacher, if it differs from the recorded name.
+        findings: the result of `verify`, if the caller has it; by default `verify` runs now.
         workers: as in `generate`.
-        report: called with (pairs made again, pairs to make again, note).
+        report: called with (pairs regenerated, pairs to regenerate, note).
         should_stop: as in `generate`.
 
     Returns:
-        What was done; `replaced` tells, shard by shard, how the new bytes compare with the old.
+        The summary; `replaced` compares each new shard with the old one.
 
     Raises:
-        Refused: dataset.json itself or the list of captions is damaged, or the teacher is not the one that made the
-            pairs.
-        Failed: some shards could not be made again.
+        Refused: dataset.json or the list of captions is damaged, or the teacher is not the one that made the pairs.
+        Failed: some shards could not be regenerated.
     """
     refuse_web(root, "repair")
-    found = verify(root) if findings is None else findings
-    damage = [finding for finding in found if finding.kind != "uncommitted"]
-    for finding in damage:
-        if finding.is_of_every_pair:
-            remedy = ": put dataset.json back" if finding.kind == "dataset" else ""
-            raise Refused(f"{finding.message}; without it nothing can be repaired{remedy}")
+    damage = _repairable(verify(root) if findings is None else findings)
     spec = read_spec(root)
     teacher, _ = recorded_teacher(root, spec, teacher_name, "repair")
     names = {PurePath(finding.where).stem for finding in damage if finding.kind != "joined"}
     indices = sorted(index for name in names if (index := shard_index(name)) is not None)
-    rows = _rows_on_record(root, spec)
-    units = [
-        work_unit(
-            index,
-            spec.pairs_per_shard,
-            _nearest_batch_size(rows, index),
-            replaces=True,
-            committed=rows.get(index),
-        )
-        for index in indices
-    ]
     summary = generate_shards(
         teacher,
         root,
         spec,
-        units,
-        num_pairs=len(units) * spec.pairs_per_shard,
+        _replacing_units(root, spec, indices),
+        num_pairs=len(indices) * spec.pairs_per_shard,
         workers=workers,
         report=report,
         should_stop=should_stop,
     )
-    # Last: until then the joined table may be the only proof of what a lost row vouched for.
+    # Last: until now the joined table may be the only copy of a lost row.
     for name in names - {shard_name(index) for index in indices}:
-        forget(root, name)
+        remove_row(root, name)
     if any(finding.kind == "joined" for finding in damage):
         remove(root / JOINED_FILE)
     join_when_complete(root, max(indices, default=-1) + 1)
@@ -114,20 +96,20 @@ def extend(
     report: Report,
     should_stop: ShouldStop,
 ) -> GenerationSummary:
-    """Make a data set as large as asked: what `generate` would do with its settings and this number of pairs.
+    """Extend a data set: `generate` with the recorded settings and this number of pairs.
 
     Args:
         root: the data set's folder.
-        num_pairs: training pairs that it shall hold, rounded up to full shards.
-        teacher_name: as in `repair`, and so are the others.
+        num_pairs: training pairs in total, rounded up to full shards.
+        teacher_name: as in `repair`, like the remaining arguments.
 
     Raises:
-        Refused: it holds more pairs, or the teacher is not the one that made them.
+        Refused: the data set has more pairs, or the teacher is not the one that made them.
         Failed, Stopped: as `generate`.
     """
     spec = read_spec(root)
     teacher, _ = recorded_teacher(root, spec, teacher_name, "extend")
-    rows = _rows_on_record(root, spec)
+    rows = _valid_rows(root, spec)
     pairs = PairsConfig(
         num_pairs=num_pairs,
         num_heldout=spec.num_heldout,
@@ -145,43 +127,75 @@ def extend(
 def recorded_teacher(
     root: Location, spec: PairSpec, teacher_name: str | None, command: str
 ) -> tuple[TeacherConfig, LoadedTeacher]:
-    """The teacher that made a data set, where it is now, and its settings, sampling as it did.
+    """The teacher that made a data set, with its recorded sampling settings and its present location.
 
     Args:
         root: the data set's folder.
         spec: its spec.
-        teacher_name: where the teacher is found, if not under the name that the data set records.
+        teacher_name: name or file of the teacher, if it differs from the recorded name.
         command: of `tokenleap shards`, for the message.
 
     Raises:
-        Refused: it is not there, or another one is.
+        Refused: the teacher is missing, or has another sha256.
     """
-    made_by = spec.lineage["teacher"]
-    settings = {key: made_by[key] for key in TeacherConfig.model_fields}
-    way = f"`tokenleap shards {command} {root} --teacher FILE` tells where it is"
-    config = TeacherConfig.model_validate(settings | {"name": teacher_name or made_by["name"]})
+    recorded = spec.lineage["teacher"]
+    settings = {key: recorded[key] for key in TeacherConfig.model_fields}
+    remedy = f"give its file with `tokenleap shards {command} {root} --teacher FILE`"
+    config = TeacherConfig.model_validate(settings | {"name": teacher_name or recorded["name"]})
     if teacher_name is None:
         try:
             refuse_unknown(config.name)
         except Refused as error:
-            raise Refused(f"{root} was made by a teacher that is not here: {error}. {way}") from error
+            raise Refused(f"the teacher that made {root} was not found: {error}; {remedy}") from error
     loaded = load_teacher(config.name)
-    if loaded.sha256 != made_by["sha256"]:
+    if loaded.sha256 != recorded["sha256"]:
         raise Refused(
-            f"{config.name} is not the teacher that made {root}: its sha256 is {loaded.sha256[:12]}, that "
-            f"one's {made_by['sha256'][:12]}; {way}"
+            f"{config.name} is not the teacher that made {root}: its sha256 is {loaded.sha256[:12]}, the "
+            f"recorded one {recorded['sha256'][:12]}; {remedy}"
         )
     return config, loaded
 
 
-def _rows_on_record(root: Location, spec: PairSpec) -> dict[int, ManifestRow]:
-    """The sound row of every shard that has one, by its place: its own, or what the joined table holds of it."""
-    rows = dict(_joined_rows(root))
+def _repairable(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings that need a repair.
+
+    Raises:
+        Refused: a file that all pairs need is damaged.
+    """
+    damage = [finding for finding in findings if finding.kind != "uncommitted"]
+    for finding in damage:
+        if finding.affects_all_pairs:
+            remedy = ": restore dataset.json" if finding.kind == "dataset" else ""
+            raise Refused(f"{finding.message}; without it nothing can be repaired{remedy}")
+    return damage
+
+
+def _replacing_units(root: Location, spec: PairSpec, indices: Sequence[int]) -> list[WorkUnit]:
+    """The work units that replace the shards with these indices."""
+    rows = _valid_rows(root, spec)
+    return [
+        WorkUnit(
+            index,
+            spec.pairs_per_shard,
+            _nearest_batch_size(rows, index),
+            replaces=True,
+            committed=rows.get(index),
+        )
+        for index in indices
+    ]
+
+
+def _valid_rows(root: Location, spec: PairSpec) -> dict[int, ManifestRow]:
+    """The valid row of each shard by index, from the shard's row file or else from the joined table."""
+    rows: dict[str, ManifestRow] = {}
+    with suppress(Refused, Failed):
+        rows |= read_joined(root)
     for file_name in list_names(root / ROW_FOLDER, ".parquet"):
         name = PurePath(file_name).stem
-        row = _readable_row(root, name)
-        if row is not None and row_problem(spec, row) is None:
-            rows[name] = row
+        with suppress(Refused, Failed):
+            row = read_row(root, name)
+            if row is not None and row_problem(spec, row) is None:
+                rows[name] = row
     return {
         index: row
         for name, row in rows.items()
@@ -190,21 +204,7 @@ def _rows_on_record(root: Location, spec: PairSpec) -> dict[int, ManifestRow]:
 
 
 def _nearest_batch_size(rows: Mapping[int, ManifestRow], index: int) -> int:
-    """A shard's batch size; where none is on record, that of the nearest shard, which one command made, likely."""
+    """The batch size of a shard, or of the nearest shard with a row: one command probably generated both."""
     if not rows:
         return PairsConfig().batch_size
     return rows[min(rows, key=lambda other: abs(other - index))].batch_size
-
-
-def _joined_rows(root: Location) -> Mapping[str, ManifestRow]:
-    try:
-        return read_joined(root)
-    except (Refused, Failed):
-        return {}
-
-
-def _readable_row(root: Location, name: str) -> ManifestRow | None:
-    try:
-        return read_row(root, name)
-    except (Refused, Failed):
-        return None

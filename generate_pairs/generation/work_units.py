@@ -1,4 +1,4 @@
-"""From a configuration to work units: pure functions, nothing is read or written here."""
+"""Work units and tasks: which pairs one job generates, in which batches. Nothing is read or written here."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from shards.dataset.manifest_row import ManifestRow
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """The job that makes one shard.
+    """The job that generates one shard; shards are always full.
 
     Attributes:
-        shard_index: its place in the sequence.
-        first_pair: pair_index of its first pair.
-        num_pairs: pairs in it.
-        batch_size: sequences the teacher makes at once.
-        replaces: take the place of what is there, instead of leaving a shard that is done alone.
-        committed: with `replaces`, the row that the shard was committed with, as far as it is known.
+        shard_index: the shard's index in the data set.
+        num_pairs: pairs per shard.
+        batch_size: pairs per batch of the teacher.
+        replaces: replace an existing shard instead of keeping it.
+        committed: with `replaces`, the committed row of the old shard, if known.
     """
 
     shard_index: int
-    first_pair: int
     num_pairs: int
     batch_size: int
     replaces: bool = False
@@ -30,33 +28,21 @@ class WorkUnit:
     def batches(self) -> list[range]:
         """The pair indices of each batch, cut at fixed multiples of `batch_size` inside the shard.
 
-        Fixed cuts keep the bytes of a shard the same whoever makes it: matrix products of another shape round
-        differently.
+        Fixed cuts make the bytes independent of the worker: matrix products of other shapes round differently.
         """
-        stop = self.first_pair + self.num_pairs
-        starts = range(self.first_pair, stop, self.batch_size)
+        first = self.shard_index * self.num_pairs
+        stop = first + self.num_pairs
+        starts = range(first, stop, self.batch_size)
         return [range(start, min(start + self.batch_size, stop)) for start in starts]
-
-
-def work_unit(
-    shard_index: int,
-    pairs_per_shard: int,
-    batch_size: int,
-    replaces: bool = False,
-    committed: ManifestRow | None = None,
-) -> WorkUnit:
-    """The unit that makes shard `shard_index`; shards are always full."""
-    first_pair = shard_index * pairs_per_shard
-    return WorkUnit(shard_index, first_pair, pairs_per_shard, batch_size, replaces, committed)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One of `count` processes that share a data set's shards without talking: `index`, counted from 0."""
+    """One of `count` independent processes that divide a data set's shards; `index` counts from 0."""
 
     index: int
     count: int
 
     def owns(self, shard_index: int) -> bool:
-        """Whether a shard is this task's to make."""
+        """Whether this task generates the shard."""
         return shard_index % self.count == self.index

@@ -1,7 +1,4 @@
-"""One work unit on one device: a work unit in, one committed shard out.
-
-Runs in whatever process it is called in; a second unit in the same process finds the teacher loaded.
-"""
+"""Runs one work unit on one device in this process and commits its shard; the teacher is loaded once per process."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ from generate_pairs.generation.work_units import WorkUnit
 from generate_pairs.teachers.base import Teacher, Texts
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.text.encoders import recorded_encoder, texts_of
+from generate_pairs.text.encoders import caption_features, recorded_encoder
 from generate_pairs.text.feature_store import FOLDER, EncoderSpec
-from generate_pairs.trajectory import MapNoise, walk
+from generate_pairs.trajectory import MapNoise, generate_tokens
 from shards.core.errors import Failed
 from shards.dataset.captions import load_captions
 from shards.dataset.manifest import read_spec
@@ -38,51 +35,55 @@ from shards.format.spec import PairSpec
 from shards.storage.paths import Location
 
 NUM_THREADS = 1
-"""Of every worker: sums split over another number of threads round differently, and bytes must not depend on it."""
+"""Of every worker: the rounding of a sum depends on its number of threads, and the bytes must not."""
 
 
 @dataclass(frozen=True)
 class PairMaker:
-    """A teacher with its flow map, ready to turn pair indices into pairs."""
+    """A teacher with its flow map: pair indices to pairs."""
 
     teacher: Teacher
     flow_map: FlowMap
     settings: SamplingSettings
 
     def make(self, spec: PairSpec, indices: range) -> Pairs:
-        """The pairs of consecutive indices: noise and label from the index alone, tokens through the teacher."""
+        """The pairs of consecutive indices: noise and label depend only on the index; the teacher gives the tokens."""
         index_B = np.arange(indices.start, indices.stop, dtype=np.int64)
         noise_BLC = gaussian_noise(
             spec.seed, indices.start, len(indices), (spec.num_tokens, spec.codebook_dim)
         )
         label_B = np.asarray(label(index_B, spec.num_classes))
         texts = self.teacher.texts
-        text_B = None if texts is None else np.array([texts.captions[one] for one in label_B], dtype=object)
+        text_B = (
+            None if texts is None else np.array([texts.captions[label] for label in label_B], dtype=object)
+        )
         device = self.teacher.codebook_VC.device
         choose = MapNoise(self.flow_map, torch.from_numpy(noise_BLC).to(device).float())
-        made_BL = walk(self.teacher, torch.from_numpy(label_B).to(device), self.settings, choose)
-        tokens_BL = made_BL.cpu().numpy().astype(spec.token_dtype)
+        sampled_BL = generate_tokens(
+            self.teacher, torch.from_numpy(label_B).to(device), self.settings, choose
+        )
+        tokens_BL = sampled_BL.cpu().numpy().astype(spec.token_dtype)
         return Pairs(index_B, noise_BLC, tokens_BL, label_B, text_B)
 
     def with_texts(self, texts: Texts) -> PairMaker:
-        """The same maker, whose labels are the numbers of these captions."""
+        """The same maker with labels that are indices into these captions."""
         return replace(self, teacher=self.teacher.with_texts(texts))
 
 
 @lru_cache(maxsize=1)
-def texts_of_shards(root: Location, fingerprint: str, encoder: EncoderSpec, device: str) -> Texts:
+def dataset_texts(root: Location, fingerprint: str, encoder: EncoderSpec, device: str) -> Texts:
     """The captions of a data set, read once per process.
 
     Args:
         root: the data set's folder.
         fingerprint: of the data set.
-        encoder: where it is on this machine.
-        device: where features are computed.
+        encoder: the text encoder, with its location on this machine.
+        device: that computes features.
 
     Raises:
         Refused, Failed: the list of captions is missing or damaged.
     """
-    return texts_of(load_captions(root, read_spec(root)), encoder, root / FOLDER, device)
+    return caption_features(load_captions(root, read_spec(root)), encoder, root / FOLDER, device)
 
 
 @lru_cache(maxsize=1)
@@ -90,15 +91,14 @@ def pair_maker(config: TeacherConfig, solver_steps: int, sha256: str, device: st
     """Load the teacher once per process.
 
     Raises:
-        Failed: this machine's teacher of that name has other weights than the data set was begun with.
+        Failed: this machine's teacher of that name has another sha256 than the data set's.
     """
     loaded = load_teacher(config.name, device, getattr(torch, config.dtype))
     if loaded.sha256 != sha256:
         raise Failed(
             f"teacher {config.name} on {socket.gethostname()} has sha256 {loaded.sha256[:12]}, "
-            f"but this data set is made with {sha256[:12]}: install the same teacher on every worker"
+            f"but this data set needs {sha256[:12]}: install the same teacher on every worker"
         )
-    loaded.teacher.pack()
     flow_map = FlowMap(loaded.teacher.codebook_VC.float(), solver_steps)
     return PairMaker(loaded.teacher, flow_map, SamplingSettings.of(config.model_dump()))
 
@@ -106,27 +106,27 @@ def pair_maker(config: TeacherConfig, solver_steps: int, sha256: str, device: st
 def generate_shard(
     root: Location, spec: PairSpec, config: TeacherConfig, unit: WorkUnit, device: str = "cpu"
 ) -> ManifestRow | Replacement:
-    """Make and commit one shard; running it twice gives the same bytes.
+    """Generate and commit one shard; repeated calls give the same bytes.
 
-    A shard that is committed by now, by another driver perhaps, costs no computing, unless it is to be replaced.
+    A shard that another process has committed is not computed, unless the unit replaces it.
 
     Returns:
-        The row that stands in the manifest: this call's, or the one of whoever committed first. Of a unit that
-        replaces a shard, how the new one compares with the old.
+        The row in the manifest, from this call or from the first process that committed. If the unit replaces a
+        shard, the comparison of the new shard with the old one.
 
     Raises:
-        Failed: the teacher here is another one, or the disk is full.
-        Refused: the data set's folder cannot be written to, or holds other pairs.
+        Failed: this machine has another teacher, or the disk is full.
+        Refused: the data set's folder is not writable, or contains other pairs.
     """
-    if not unit.replaces and (there := committed_row(root, spec, shard_name(unit.shard_index))) is not None:
-        return there
+    if not unit.replaces and (row := committed_row(root, spec, shard_name(unit.shard_index))) is not None:
+        return row
     with computing_threads(NUM_THREADS):
         began = time.monotonic()
         maker = pair_maker(
             config, spec.lineage["flow_map"]["solver_steps"], spec.lineage["teacher"]["sha256"], device
         )
         if spec.captions is not None:
-            texts = texts_of_shards(root, spec.fingerprint, recorded_encoder(spec.lineage), device)
+            texts = dataset_texts(root, spec.fingerprint, recorded_encoder(spec.lineage), device)
             maker = maker.with_texts(texts)
         batches = [maker.make(spec, indices) for indices in unit.batches()]
         facts = {
@@ -143,25 +143,25 @@ def generate_shard(
 
 
 def dask_setup(worker: object) -> None:
-    """Called by Dask in every local worker process.
+    """Make this local worker process ignore stop signals; Dask calls this function.
 
-    What is sent to a whole process group, by Ctrl-C or by Slurm at the end of a walltime, is for the driver alone,
-    which stops in order. A worker whose driver is gone ends by itself.
+    Ctrl-C, and Slurm at the end of a walltime, signal the whole process group. Only the driver should react: it lets
+    the running shards finish. A worker without a driver exits.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 def software_versions(device: str) -> str:
-    """What pairs are made with on a device, in words, as the manifest records it."""
-    words = [f"tokenleap {version('tokenleap')}", f"torch {torch.__version__}", f"numpy {np.__version__}"]
+    """The software that makes pairs on a device, as the manifest records it."""
+    versions = [f"tokenleap {version('tokenleap')}", f"torch {torch.__version__}", f"numpy {np.__version__}"]
     if device.startswith("cuda") and kernel_is_possible():
         import triton
 
-        words.append(f"triton {triton.__version__}")
-    return ", ".join(words)
+        versions.append(f"triton {triton.__version__}")
+    return ", ".join(versions)
 
 
 def device_name(device: str) -> str:
-    """What kind of device it is, as the manifest records it."""
+    """The kind of device, as the manifest records it."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu {platform.machine()}"

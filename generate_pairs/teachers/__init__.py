@@ -1,6 +1,6 @@
-"""Teachers: their interface, the two built-in families, and where their weights come from.
+"""Teachers: their interface, the two built-in families, and the sources of their weights.
 
-What a package with a family of its own imports is here; torch is loaded only when one of the names is asked for.
+A package that adds a family imports these names. Each is imported on first use, so this module does not import torch.
 """
 
 from __future__ import annotations

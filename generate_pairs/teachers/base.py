@@ -1,6 +1,6 @@
-"""What a teacher is: a tokenizer, a token layout, and guided logits one AR step at a time.
+"""The interface of teachers: a tokenizer, a token layout, and guided logits one AR step at a time.
 
-Everything else in the project (the walk, the flow map, students, evaluation) sees a teacher through these classes only.
+All other code (token generation, the flow map, students, evaluation) uses a teacher only through these classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from generate_pairs.teachers.filtering import SamplingSettings
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How many tokens each AR step makes, in the order the teacher makes them.
+    """The number of tokens of each AR step, in the teacher's order.
 
     A `timestep` t in 0..S is the number of AR steps that are already data: the first `starts[t]` tokens.
     """
@@ -34,7 +34,7 @@ class TokenLayout:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """Tokens before each AR step, S + 1 numbers: `starts[0]` is 0, `starts[S]` is L."""
+        """Number of tokens before each AR step, S + 1 numbers: `starts[0]` is 0, `starts[S]` is L."""
         return tuple(accumulate(self.tokens_per_step, initial=0))
 
     @property
@@ -42,12 +42,12 @@ class TokenLayout:
         return self.starts[-1]
 
     def span(self, step: int) -> slice:
-        """The positions that AR step `step` makes."""
+        """The positions of AR step `step`."""
         return slice(self.starts[step], self.starts[step + 1])
 
     @cached_property
     def step_of_token(self) -> tuple[int, ...]:
-        """The AR step that makes each position, L numbers."""
+        """The AR step of each position, L numbers."""
         return tuple(step for step, count in enumerate(self.tokens_per_step) for _ in range(count))
 
 
@@ -55,18 +55,18 @@ class Tokenizer(nn.Module, ABC):
     """A VQ model: images to tokens, tokens or continuous embeddings to images."""
 
     config: Any
-    """The frozen dataclass that it was built from."""
+    """The frozen dataclass that the tokenizer was built from."""
 
     image_shape: tuple[int, int, int]
     """Channels, height and width of one image."""
 
     encoding_modules: ClassVar[tuple[str, ...]] = ()
-    """Attributes that only `encode` reads: a student's export leaves them out."""
+    """Modules that only `encode` uses; a student's export omits them."""
 
     @property
     @abstractmethod
     def codebook_VC(self) -> Tensor:
-        """The rows that the decoder reads, V x C: what the flow map aims at."""
+        """The rows that the decoder reads (V, C), which are the targets of the flow map."""
 
     @abstractmethod
     def encode(self, images_BIHW: Tensor) -> Tensor:
@@ -74,20 +74,20 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, embeddings_BLC: Tensor) -> Tensor:
-        """Embeddings in the teacher's order to images (B, channels, height, width), nominally in [-1, 1], not clamped."""
+        """Embeddings in the teacher's order to images (B, channels, height, width), nominally in [-1, 1], unclamped."""
 
     def embed(self, tokens_BL: Tensor) -> Tensor:
         """Codebook rows of tokens, (B, L, C)."""
         return nn.functional.embedding(tokens_BL, self.codebook_VC)
 
     def decoder_only(self) -> Self:
-        """Drop the modules that only encode, in place: what is left is all that sampling needs."""
+        """Delete the modules that only encode, in place, and return the tokenizer; sampling does not need them."""
         for name in self.encoding_modules:
             delattr(self, name)
         return self
 
     def decoder_state(self) -> dict[str, Tensor]:
-        """The tensors of a tokenizer that went through `decoder_only`."""
+        """The tensors of this tokenizer without the modules that only encode."""
         return {
             name: tensor
             for name, tensor in self.state_dict().items()
@@ -96,11 +96,11 @@ class Tokenizer(nn.Module, ABC):
 
 
 class TextCondition(NamedTuple):
-    """Captions as a network takes them in.
+    """Captions as the input of a network.
 
     Attributes:
-        features_BTE: what the text encoder makes of each token, padded on the left to the longest of the batch.
-        seen_BT: bool, False at padding, which only sees itself and is seen by nothing.
+        features_BTE: the text encoder's output per token, padded on the left to the longest caption of the batch.
+        seen_BT: bool, False at padding: it attends only to itself, and nothing else attends to it.
     """
 
     features_BTE: Tensor
@@ -108,38 +108,38 @@ class TextCondition(NamedTuple):
 
 
 class Texts(ABC):
-    """A list of captions whose numbers are the labels of a text-conditional teacher, and what it is told of each."""
+    """Captions and their conditions; the labels of a text-conditional teacher are indices into this list."""
 
     captions: Sequence[str]
 
     @abstractmethod
     def __call__(self, labels_B: Tensor) -> TextCondition:
-        """The captions of these numbers (B,), int64 in 0..len(captions)-1, on the numbers' device."""
+        """The conditions of the captions with these indices (B,), int64, on the device of the indices."""
 
 
 def takes_text(config: Any) -> bool:
-    """Whether networks of this configuration are conditioned on captions; on classes, where it does not say."""
+    """Whether networks of this configuration are conditioned on captions; without `condition` they are not."""
     return getattr(config, "condition", "class") == "text"
 
 
 class Decoding(ABC):
-    """One batch on its way through the teacher's sequence, with whatever cache the teacher keeps."""
+    """The state of decoding one batch: the tokens so far, and the caches of the teacher."""
 
     @abstractmethod
     def logits(self) -> Tensor:
         """Guided logits of the next AR step given the tokens so far, (B, s, V), float32, before any filter.
 
-        May be called once per step.
+        Call it at most once per step.
         """
 
     @abstractmethod
     def append(self, tokens_Bs: Tensor) -> None:
-        """Take the tokens of the step whose logits were asked for, (B, s), int64."""
+        """Append the tokens of the step whose logits were computed last, (B, s), int64."""
 
     def prefill(self, tokens_of_steps: Sequence[Tensor]) -> None:
-        """Take the tokens of the first AR steps, each (B, s), before any logits are asked for.
+        """Append the tokens of the first AR steps, each (B, s), before any call of `logits`.
 
-        A family whose network sees them all at once may do it in one pass; here it is one after the other.
+        This default appends step after step; a family may override it with one pass over all of them.
         """
         for tokens_Bs in tokens_of_steps:
             self.logits()
@@ -156,11 +156,11 @@ class Teacher(nn.Module, ABC):
     layout: TokenLayout
     num_classes: int
     texts: Texts | None = None
-    """Of a teacher that draws images for captions: those that its labels stand for, see `with_texts`."""
+    """The captions of a text-conditional teacher, see `with_texts`."""
 
     @property
     def is_text_conditional(self) -> bool:
-        """Whether labels are numbers of captions."""
+        """Whether labels are indices of captions."""
         return takes_text(self.transformer.config)
 
     def with_texts(self, texts: Texts) -> Self:
@@ -171,26 +171,25 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def start(self, labels_B: Tensor, guidance_scale: float) -> Decoding:
-        """Begin a batch of sequences for labels (B,), int64 in 0..num_classes-1.
+        """Start decoding a batch for labels (B,), int64 in 0..num_classes-1.
 
         `guidance_scale` is in the family's own convention.
         """
 
+    def check_labels(self, labels_B: Tensor) -> None:
+        """Raise ValueError if a label is not in 0..num_classes-1."""
+        if ((labels_B < 0) | (labels_B >= self.num_classes)).any():
+            raise ValueError(f"labels must be in 0..{self.num_classes - 1}, got {labels_B.tolist()}")
+
     @abstractmethod
     def filter(self, logits_NV: Tensor, settings: SamplingSettings) -> Tensor:
-        """Guided logits (..., V) to normalised log-probabilities, -inf where top-k or top-p removes a token."""
+        """Guided logits (..., V) to normalised log-probabilities, -inf for tokens that top-k or top-p removes."""
 
     @abstractmethod
     def forced_logits(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
         """Unguided logits (B, L, V) of every position given the true tokens before it, in one differentiable pass.
 
-        A label equal to `num_classes` is the null class of classifier-free guidance.
-        """
-
-    def pack(self) -> None:
-        """Lays the network's weights out for decoding, where that is faster; it can then only decode.
-
-        The numbers that it makes may differ by rounding. Nothing to do unless a family says otherwise.
+        The label `num_classes` is the null class of classifier-free guidance.
         """
 
     @property
@@ -207,5 +206,5 @@ class Teacher(nn.Module, ABC):
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Decoded images in nominal [-1, 1] to pixels in [0, 1], clamped."""
+    """Decoded images, nominally in [-1, 1], to pixels in [0, 1], clamped."""
     return torch.clamp(images * 0.5 + 0.5, 0.0, 1.0)

@@ -1,18 +1,18 @@
-"""Teachers on disk: one safetensors file, weights and configuration together, loaded strictly.
+"""Teachers on disk: one safetensors file with weights and configuration, loaded strictly.
 
-Names resolve to a file: an embedded teacher that ships with the package, one imported into
-`${TOKENLEAP_HOME:-~/.cache/tokenleap}/teachers`, or a path ending in .safetensors. `tiny-random/NAME` is no file, but the
-published teacher NAME made small, with random weights.
+A name resolves to a file: an embedded teacher that is part of the package, a teacher imported into
+`${TOKENLEAP_HOME:-~/.cache/tokenleap}/teachers`, or a path that ends in .safetensors. The name `tiny-random/NAME` has no
+file: it is the published teacher NAME made small, with random weights.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,17 @@ from generate_pairs.teachers.published import TEACHERS
 from generate_pairs.teachers.registry import build_teacher
 from generate_pairs.teachers.tiny_random import tiny_teacher
 from shards.core.errors import Refused
+from shards.core.host import home_folder
 from shards.storage.files import commit_file, sha256_bytes, sha256_file
 
 EMBEDDED = Path(__file__).parent / "weights"
 HEADER = "onestep_teacher"
-"""Key of the file's header; it carries the project's first name, because files with it exist."""
+"""Key of the file's metadata. It is the project's first name, because files with this key exist."""
 
 
 @dataclass(frozen=True)
 class LoadedTeacher:
-    """A teacher in eval mode, and where it came from."""
+    """A teacher in eval mode and its source; `about` is the `about` of `save_teacher`."""
 
     name: str
     family: str
@@ -45,37 +46,50 @@ class LoadedTeacher:
     teacher: Teacher
     about: Mapping[str, Any]
 
+    def converted(self, device: torch.device | str, dtype: torch.dtype) -> LoadedTeacher:
+        """The teacher on `device` with its transformer in `dtype`: a copy, unless it is there in that dtype already."""
+        parameter = next(self.teacher.transformer.parameters())
+        if (parameter.device, parameter.dtype) == (torch.device(device), dtype):
+            return self
+        teacher = copy.deepcopy(self.teacher).to(device)
+        teacher.transformer.to(dtype)
+        return replace(self, teacher=teacher)
+
 
 def embedded_names() -> tuple[str, ...]:
-    """Names of the teachers that ship with the package."""
-    return tuple(sorted(path.stem for path in EMBEDDED.glob("*.safetensors")))
+    """Names of the teachers that are part of the package."""
+    return _names_in(EMBEDDED)
 
 
 def imported_folder() -> Path:
-    """Where imported teachers lie."""
-    return Path(os.environ.get("TOKENLEAP_HOME", "~/.cache/tokenleap")).expanduser() / "teachers"
+    """The folder of imported teachers."""
+    return home_folder() / "teachers"
 
 
 def imported_names() -> tuple[str, ...]:
-    """Names of the teachers that were imported."""
-    return tuple(sorted(path.stem for path in imported_folder().glob("*.safetensors")))
+    """Names of the imported teachers."""
+    return _names_in(imported_folder())
+
+
+def _names_in(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in folder.glob("*.safetensors")))
 
 
 def refuse_unknown(name: str) -> None:
-    """Confirm that a name leads to a teacher, without loading it.
+    """Check that a teacher of this name exists, without loading it.
 
     Raises:
-        Refused: nothing has that name; the message lists what there is.
+        Refused: it does not exist; the message lists the names that do.
     """
     if not name.startswith(TINY):
         resolve(name)
 
 
 def resolve(name: str) -> Path:
-    """The file of a teacher's name.
+    """The file of a teacher.
 
     Raises:
-        Refused: nothing has that name; the message lists what there is.
+        Refused: no file has that name; the message lists the names that exist.
     """
     if name.endswith(".safetensors"):
         path = Path(name).expanduser()
@@ -87,32 +101,31 @@ def resolve(name: str) -> Path:
         if path.is_file():
             return path
     if name in TEACHERS:
-        published = TEACHERS[name]
+        files = TEACHERS[name].transformer.file, TEACHERS[name].tokenizer.file
         raise Refused(
-            f"teacher.name: {name} is not here yet. Get {published.transformer.file} and "
-            f"{published.tokenizer.file}, then `tokenleap teachers import {published.transformer.file.name} "
-            f"{published.tokenizer.file.name} --as {name}`"
+            f"teacher.name: {name} is not imported yet. Get {files[0]} and {files[1]}, then "
+            f"`tokenleap teachers import {files[0].name} {files[1].name} --as {name}`"
         )
     known = [*embedded_names(), *imported_names()]
     nearest = difflib.get_close_matches(name, [*known, *TEACHERS], 1)
     hint = f"; did you mean {nearest[0]}?" if nearest else "."
     raise Refused(
         f"teacher.name: no teacher is called {name!r}{hint} "
-        f"Embedded or imported: {', '.join(known) or 'none'}. A .safetensors file can be given, too"
+        f"Embedded or imported: {', '.join(known) or 'none'}. A .safetensors file is possible, too"
     )
 
 
 def save_teacher(
     teacher: Teacher, family: str, path: Path, about: Mapping[str, Any], dtype: torch.dtype | None
 ) -> None:
-    """Write a teacher as one file.
+    """Write a teacher to one file.
 
     Args:
-        teacher: what to write.
-        family: its family's name.
-        path: of the file.
-        about: how it was made.
-        dtype: of the stored tensors; None for their own.
+        teacher: the teacher.
+        family: the name of its family.
+        path: the file.
+        about: a record of how it was made.
+        dtype: of the stored tensors; None keeps their own.
     """
     header = {
         "family": family,
@@ -128,50 +141,51 @@ def save_teacher(
 def load_teacher(
     name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LoadedTeacher:
-    """Load a teacher by name or file, strictly, in eval mode; `dtype` is the transformer's.
+    """Load a teacher by name or file, strictly, in eval mode; `dtype` is that of the transformer.
 
     Raises:
-        Refused: no such teacher, not a teacher's file, or tensors that do not fit its configuration.
+        Refused: the teacher does not exist, the file is not a teacher, or its tensors do not fit its configuration.
     """
     if name.startswith(TINY):
         family, teacher = tiny_teacher(name.removeprefix(TINY))
         stem, sha256, about = name, _sha256_of(teacher), {"made": "at random"}
     else:
         path = resolve(name)
-        header, tensors = _read(path)
-        # On the meta device nothing is allocated, so the weights are in memory once.
+        with _opened(path) as (header, file):
+            tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
         try:
+            # The meta device allocates nothing, so memory contains the weights only once.
             with on_meta_device():
                 teacher = build_teacher(header["family"], header["transformer"], header["tokenizer"])
         except (TypeError, ValueError) as error:
             raise Refused(
-                f"{path} describes no teacher of the family {header['family']!r} as it is installed here: {error}"
+                f"{path} does not describe a teacher of the family {header['family']!r} as installed here: {error}"
             ) from error
         load_strictly(teacher, tensors, path)
         stem, sha256, family, about = path.stem, sha256_file(path), header["family"], header["about"]
     teacher = teacher.to(device).eval().requires_grad_(False)
-    # The codebook and the decoder stay as they are: flow map and student see the same rows whatever the dtype.
+    # Codebook and decoder keep their dtype, so flow map and student use the same rows for every `dtype`.
     teacher.transformer.to(dtype)
     return LoadedTeacher(stem, family, sha256, teacher, about)
 
 
-def is_known_by_table_only(name: str) -> bool:
-    """Whether a name is a published teacher's that was not imported yet."""
+def needs_import(name: str) -> bool:
+    """Whether the name is that of a published teacher that is not imported."""
     return name in TEACHERS and name not in (*embedded_names(), *imported_names())
 
 
 def shape_of_teacher(name: str) -> tuple[str, Teacher]:
-    """A teacher's family and its networks on the meta device, shapes alone; published ones need not be here.
+    """A teacher's family and its networks, on the meta device if it has a file; published ones need no import.
 
     Raises:
-        Refused: nothing has that name, or not a teacher's file.
+        Refused: the teacher does not exist, or the file is not a teacher.
     """
-    if is_known_by_table_only(name):
+    if name.startswith(TINY):
+        return tiny_teacher(name.removeprefix(TINY))
+    if needs_import(name):
         published = TEACHERS[name]
         family = published.family
         configs = asdict(published.transformer.config), asdict(published.tokenizer.config)
-    elif name.startswith(TINY):
-        return tiny_teacher(name.removeprefix(TINY))
     else:
         with _opened(resolve(name)) as (header, _):
             family, configs = header["family"], (header["transformer"], header["tokenizer"])
@@ -182,84 +196,80 @@ def shape_of_teacher(name: str) -> tuple[str, Teacher]:
 def load_strictly(
     module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str, ignored: Sequence[str] = ()
 ) -> None:
-    """Make tensors a module's own, every name and shape as the module declares them, nothing left over.
+    """Assign tensors to a module; names and shapes must be exactly those that the module declares.
 
-    Floating-point tensors take the module's dtype; those that have it are not copied.
+    Floating-point tensors are converted to the module's dtype; tensors that have it are not copied.
 
     Args:
-        module: may lie on the meta device.
+        module: may be on the meta device.
         tensors: by name.
         source: for the message.
-        ignored: endings of names that may be there besides.
+        ignored: endings of the names of other tensors that are allowed.
 
     Raises:
-        Refused: names the first tensors that are missing, unknown, misshapen, of another kind or not finite.
+        Refused: tensors are missing, unknown, of another shape or kind, or not finite; the message lists the first.
     """
     expected = module.state_dict()
-    wrong = misfits(expected, tensors, ignored)
-    kept = {} if wrong else {name: tensors[name].to(like.dtype) for name, like in expected.items()}
-    wrong = wrong or [
-        f"{name} holds values that are not finite"
-        for name, tensor in kept.items()
+    problems = state_problems(expected, tensors, ignored)
+    state = {} if problems else {name: tensors[name].to(like.dtype) for name, like in expected.items()}
+    problems = problems or [
+        f"{name} contains values that are not finite"
+        for name, tensor in state.items()
         if not torch.isfinite(tensor).all()
     ]
-    if wrong:
-        raise Refused(f"{source} does not fit {type(module).__name__}: {shortened(wrong)}")
-    # A file may hold one tensor under two names: here each has numbers of its own.
-    taken: set[int] = set()
-    for name, tensor in kept.items():
-        kept[name] = tensor.clone() if tensor.data_ptr() in taken else tensor
-        taken.add(tensor.data_ptr())
-    module.load_state_dict(kept, strict=True, assign=True)
+    if problems:
+        raise Refused(f"{source} does not fit {type(module).__name__}: {join_first(problems)}")
+    # A file may contain one tensor under two names: copy it, so that parameters do not share memory.
+    addresses: set[int] = set()
+    for name, tensor in state.items():
+        state[name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
+        addresses.add(tensor.data_ptr())
+    module.load_state_dict(state, strict=True, assign=True)
 
 
-def misfits(
+def state_problems(
     expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], ignored: Sequence[str] = ()
 ) -> list[str]:
-    """What keeps tensors from being a module's state, in words and in order; empty where they fit."""
-    wrong = [f"missing {name}" for name in expected if name not in tensors]
+    """The differences between tensors and a module's state dict, as sorted messages; empty if they fit."""
+    problems = [f"missing {name}" for name in expected if name not in tensors]
     for name, tensor in tensors.items():
         if name not in expected:
             if not name.endswith(tuple(ignored)):
-                wrong.append(f"unknown {name}")
+                problems.append(f"unknown {name}")
         elif tensor.shape != expected[name].shape:
-            wrong.append(f"{name} is {list(tensor.shape)}, should be {list(expected[name].shape)}")
+            problems.append(f"{name} is {list(tensor.shape)}, should be {list(expected[name].shape)}")
         elif tensor.is_floating_point() != expected[name].is_floating_point():
-            wrong.append(f"{name} is {tensor.dtype}, should be {expected[name].dtype}")
+            problems.append(f"{name} is {tensor.dtype}, should be {expected[name].dtype}")
         elif tensor.is_meta or tensor.layout != torch.strided:
-            wrong.append(f"{name} is {tensor.layout} on {tensor.device}, should be all its numbers in memory")
-    return sorted(wrong)
+            problems.append(f"{name} is {tensor.layout} on {tensor.device}, should be dense and in memory")
+    return sorted(problems)
 
 
-def shortened(wrong: Sequence[str], most: int = 5) -> str:
-    """The first few of a list of complaints, and how many more there are."""
-    more = f" and {len(wrong) - most} more" if len(wrong) > most else ""
-    return "; ".join(wrong[:most]) + more
+def join_first(messages: Sequence[str], count: int = 5) -> str:
+    """The first messages, and how many more there are."""
+    more = f" and {len(messages) - count} more" if len(messages) > count else ""
+    return "; ".join(messages[:count]) + more
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """How a teacher's file was made, its tensors left alone.
+    """The `about` of a teacher's file, without reading its tensors.
 
     Raises:
-        Refused: not a teacher's file.
+        Refused: the file is not a teacher.
     """
     with _opened(path) as (header, _):
         return dict(header["about"])
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    with _opened(path) as (header, file):
-        return header, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The header of a teacher's file and the open file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if HEADER not in metadata:
                 raise Refused(
-                    f"{path} is a safetensors file, but not a teacher written by this project: bring it in with "
+                    f"{path} is a safetensors file, but not a teacher written by this project: import it with "
                     "`tokenleap teachers import`"
                 )
             yield json.loads(metadata[HEADER]), file
@@ -268,6 +278,6 @@ def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
 
 
 def _sha256_of(teacher: Teacher) -> str:
-    """Of a teacher that is in no file: its names and numbers."""
+    """Hash of the names and numbers of a teacher that has no file."""
     tensors = teacher.state_dict()
     return sha256_bytes(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors)))

@@ -1,4 +1,4 @@
-"""Networks without numbers: to be filled from a file, to be counted, or to be asked for names and shapes."""
+"""Networks without memory for their weights, for loading from a file and for names, shapes and sizes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
-class _Uninitialised(TorchFunctionMode):
-    """Leaves out what `torch.nn.init` would do: on the meta device nothing, but for some of it torch loads its compiler,
-    which takes a second.
-    """
+class _WithoutInit(TorchFunctionMode):
+    """Skips `torch.nn.init`: it has no effect on the meta device, but some of it imports torch's compiler (a second)."""
 
     def __torch_function__(
         self,
@@ -30,14 +28,14 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def normal_rows(*shape: int) -> Tensor:
-    """Numbers to begin with from N(0, 1 / width), float32 of this shape, whose last size is the width."""
+    """Initial weights from N(0, 1 / width), float32, of this shape, whose last size is the width."""
     values = nn.init.normal_(torch.empty(shape))
-    # A division there is one of those for which torch loads its compiler.
+    # On the meta device, this division would import torch's compiler.
     return values if values.is_meta else values / shape[-1] ** 0.5
 
 
 @contextmanager
 def on_meta_device() -> Iterator[None]:
-    """Modules that are built in the block lie on the meta device: nothing is allocated and nothing computed."""
-    with torch.device("meta"), _Uninitialised():
+    """Build modules in this block on the meta device: nothing is allocated or computed."""
+    with torch.device("meta"), _WithoutInit():
         yield

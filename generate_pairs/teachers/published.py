@@ -1,4 +1,4 @@
-"""The table of published teachers: their shapes, their files, and where in a file the weights stand.
+"""The table of published teachers: their shapes, their files, and where the weights are in a file.
 
 Sources: the repositories FoundationVision/VAR and FoundationVision/LlamaGen and their pages on the Hugging Face Hub.
 """
@@ -18,7 +18,7 @@ from generate_pairs.teachers.var.transformer import IGNORED_BUFFERS as VAR_BUFFE
 from generate_pairs.teachers.var.transformer import official_var
 
 Container = tuple[str, ...]
-"""Keys that lead from what a file holds to its state dict."""
+"""Keys that lead from the top of a file to its state dict."""
 
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -41,8 +41,8 @@ class Part:
 
     Attributes:
         file: where they are published.
-        containers: where they stand in the file, the usual place first.
-        ignored: endings of names that files carry besides and nothing here reads.
+        containers: where they can be in the file, the usual place first.
+        ignored: endings of the names of other tensors that the file may contain.
         config: the network's shape.
     """
 
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PublishedTeacher:
-    """A teacher as its authors publish it: two files."""
+    """A teacher as its authors publish it, in two files."""
 
     family: str
     transformer: Part
@@ -131,8 +131,8 @@ TEACHERS: Mapping[str, PublishedTeacher] = {
     "llamagen-t2i-256": _text_conditional(256, stage=1),
     "llamagen-t2i-512": _text_conditional(512, stage=2),
 }
-"""By the names that `tokenleap teachers import --as` takes. Files of one size at 256 and at 384 pixels hold tensors of
-the same shapes, so only a person can tell them apart."""
+"""The keys are the names for `tokenleap teachers import --as`. Files of one size for 256 and for 384 pixels contain
+tensors of the same shapes, so no check can distinguish them."""
 
 VQ8 = Part(
     HubFile("FoundationVision/LlamaGen", "vq_ds8_c2i.pt"),
@@ -140,4 +140,4 @@ VQ8 = Part(
     VQ_BUFFERS,
     LlamaGenTokenizerConfig(ch_mult=(1, 2, 2, 4)),
 )
-"""LlamaGen's tokenizer of half the downsampling; no transformer over it is published."""
+"""LlamaGen's tokenizer with half the downsampling; no transformer for it is published."""

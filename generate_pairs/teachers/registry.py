@@ -1,20 +1,23 @@
-"""Families of teachers: the classes that each is built from, ours and those that other packages bring.
+"""Families of teachers: the built-in ones and those of other installed packages.
 
-A package brings one by an entry point of the group `tokenleap.teachers`: its name is the family's, its object a `Family`.
+A package adds a family by an entry point of the group `tokenleap.teachers`: its name is the family's name, its object a
+`Family`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
 from generate_pairs.teachers.base import Teacher, Tokenizer
-from generate_pairs.teachers.llamagen.teacher import LlamaGenConfig, LlamaGenTeacher, LlamaGenTransformer
+from generate_pairs.teachers.llamagen.teacher import LlamaGenTeacher
 from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
-from generate_pairs.teachers.var.teacher import VarConfig, VarTeacher, VarTransformer
+from generate_pairs.teachers.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
+from generate_pairs.teachers.var.teacher import VarTeacher
 from generate_pairs.teachers.var.tokenizer import VarTokenizer, VarTokenizerConfig
+from generate_pairs.teachers.var.transformer import VarConfig, VarTransformer
 from shards.core.errors import Refused
 
 ENTRY_POINTS = "tokenleap.teachers"
@@ -26,8 +29,8 @@ class Family:
 
     Attributes:
         teacher: (transformer, tokenizer) -> Teacher.
-        transformer: its configuration -> the network, which keeps it as `config`.
-        transformer_config: a frozen dataclass of numbers, texts, booleans and tuples of these.
+        transformer: its configuration -> the network, which stores it as `config`.
+        transformer_config: a frozen dataclass of numbers, strings, booleans and tuples of these.
         tokenizer: its configuration -> Tokenizer.
         tokenizer_config: as `transformer_config`.
     """
@@ -45,60 +48,60 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "var": Family(VarTeacher, VarTransformer, VarConfig, VarTokenizer, VarTokenizerConfig),
 }
-"""Those of this package."""
+"""The built-in families."""
 
 
 def family_of(name: str) -> Family:
     """A family by its name.
 
     Raises:
-        Refused: there is none of that name, or the package that brings it is broken.
+        Refused: the name is unknown, or the package that adds it cannot be imported.
     """
     if name in FAMILIES:
         return FAMILIES[name]
     return plugin(ENTRY_POINTS, name, "family of teachers", FAMILIES)
 
 
-def plugin(group: str, name: str, what: str, ours: Mapping[str, Any]) -> Any:
-    """What another installed package registers under a name.
+def plugin(group: str, name: str, kind: str, built_in: Iterable[str]) -> Any:
+    """The object that another installed package registers by an entry point.
 
     Args:
-        group: of entry points.
-        name: of the entry point.
-        what: is looked for, in words.
-        ours: what this package has itself, for the message.
+        group: the group of entry points.
+        name: the name of the entry point.
+        kind: what the object is, for the message.
+        built_in: the names that this project has itself, for the message.
 
     Raises:
         Refused: nothing is registered under that name, or it cannot be imported.
     """
-    found = {entry.name: entry for entry in entry_points(group=group)}
-    if name not in found:
+    entries = {entry.name: entry for entry in entry_points(group=group)}
+    if name not in entries:
         raise Refused(
-            f"no {what} is called {name!r}: there are {', '.join([*ours, *sorted(found)])}. Another package can "
-            f"bring one, by an entry point of the group {group}"
+            f"no {kind} is called {name!r}: there are {', '.join([*built_in, *sorted(entries)])}. Another package "
+            f"can add one by an entry point of the group {group}"
         )
     try:
-        return found[name].load()
+        return entries[name].load()
     except (ImportError, AttributeError) as error:
         raise Refused(
-            f"the {what} {name!r} comes from {found[name].value}, which cannot be imported: {error}"
+            f"the {kind} {name!r} comes from {entries[name].value}, which cannot be imported: {error}"
         ) from error
 
 
 def build_tokenizer(family: str, config: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer with fresh weights from its configuration as JSON holds it (lists for tuples)."""
-    parts = family_of(family)
-    return parts.tokenizer(parts.tokenizer_config(**_tuples(config)))
+    """A tokenizer with fresh weights from its configuration as read from JSON (lists for tuples)."""
+    classes = family_of(family)
+    return classes.tokenizer(classes.tokenizer_config(**_tuples(config)))
 
 
 def build_teacher(family: str, transformer: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Teacher:
-    """A teacher with fresh weights."""
-    core = family_of(family).transformer(transformer_config(family, transformer))
-    return family_of(family).teacher(core, build_tokenizer(family, tokenizer))
+    """A teacher with fresh weights from its configurations as read from JSON."""
+    network = family_of(family).transformer(transformer_config(family, transformer))
+    return family_of(family).teacher(network, build_tokenizer(family, tokenizer))
 
 
 def transformer_config(family: str, config: Mapping[str, Any]) -> Any:
-    """A family's transformer configuration from what JSON holds of it."""
+    """A family's transformer configuration as read from JSON."""
     return family_of(family).transformer_config(**_tuples(config))
 
 

@@ -1,7 +1,7 @@
-"""Published teachers made small, with random weights: the same architecture, scales and tokens, on any laptop.
+"""Published teachers made small, with random weights: the same architecture, scales and number of tokens.
 
-They try a preset out, from the first pair to the last image, before anyone has downloaded or paid for anything; what
-they draw is noise.
+With them a preset can be tested from the first pair to the last image on any laptop, without a download. Their images
+are noise.
 """
 
 from __future__ import annotations
@@ -29,18 +29,16 @@ NUM_CLASSES = 10
 
 
 def tiny_teacher(name: str) -> tuple[str, Teacher]:
-    """A published teacher made small: its family and the teacher, the same numbers whenever it is asked for.
+    """The family of a published teacher and a small version of it; every call returns the same weights.
 
-    Token layout, codebook dimension and the way of conditioning stay; widths, depth, vocabulary, classes and the
-    resolution of images (twice the latent map's) shrink.
+    Token layout, codebook dimension and the kind of condition stay; widths, depth, vocabulary, number of classes and
+    image resolution (twice that of the latent map) shrink.
 
     Raises:
-        Refused: no teacher of that name is published.
+        Refused: no published teacher has that name.
     """
     if name not in TEACHERS:
-        raise Refused(
-            f"teacher.name: {TINY}{name} is not known: published teachers are {', '.join(TEACHERS)}"
-        )
+        raise Refused(f"teacher.name: {TINY}{name} is unknown: published teachers are {', '.join(TEACHERS)}")
     published = TEACHERS[name]
     transformer, tokenizer = published.transformer.config, published.tokenizer.config
     latent_size = tokenizer.image_size // tokenizer.downsampling
@@ -55,19 +53,19 @@ def tiny_teacher(name: str) -> tuple[str, Teacher]:
     small_tokenizer = replace(
         tokenizer, vocab_size=VOCAB_SIZE, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=2 * latent_size
     )
-    # On the meta device no layer draws weights of its own, which would come from the global generator.
+    # On the meta device no layer draws initial weights, which would advance the global random generator.
     with on_meta_device():
         teacher = build_teacher(published.family, asdict(small_transformer), asdict(small_tokenizer))
-    weights = {key: drawn(key, tensor) for key, tensor in teacher.state_dict().items()}
+    weights = {key: random_like(key, tensor) for key, tensor in teacher.state_dict().items()}
     teacher.load_state_dict(weights, assign=True)
     return published.family, teacher
 
 
-def drawn(name: str, like: Tensor) -> Tensor:
-    """A tensor drawn by its name alone, of a shape and dtype: matrices keep the size of what they map, the factors of
-    normalisations lie near 1, biases near 0.
+def random_like(name: str, like: Tensor) -> Tensor:
+    """A random tensor of the shape and dtype of `like`, seeded by its name.
 
-    The codebook's rows are as large as noise, so that the flow map has something to decide.
+    Matrices preserve the variance of their input, normalisation factors are near 1, biases near 0. Codebook rows are
+    as large as noise, so that the noise decides the token.
     """
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
     values = np.random.Generator(np.random.Philox(key=key)).standard_normal(like.shape)

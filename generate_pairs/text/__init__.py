@@ -1,1 +1,1 @@
-"""Captions: reading lists of them, encoding them into features, and keeping those for the networks that take them in."""
+"""Captions: reads lists of captions, encodes them into features, and caches the features."""

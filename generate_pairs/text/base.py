@@ -1,4 +1,4 @@
-"""What a text encoder is: captions in, a feature for each of their tokens out."""
+"""The interface of a text encoder: captions to one feature per token."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Encoded:
-    """One caption.
+    """One encoded caption.
 
     Attributes:
         features_TE: (T, E) float16 on the CPU, at least one token.
-        num_tokens: that it had before it was cut to the encoder's `max_tokens`.
+        num_tokens: the caption's tokens before the cut to the encoder's `max_tokens`.
     """
 
     features_TE: Tensor
@@ -27,7 +27,7 @@ class TextEncoder(ABC):
 
     Attributes:
         name: as in the settings.
-        sha256: of all that determines its features, weights and tokenizer.
+        sha256: hash of everything that determines the features: weights and tokenizer.
         max_tokens: longer captions are cut.
     """
 
@@ -38,11 +38,11 @@ class TextEncoder(ABC):
     @property
     @abstractmethod
     def dim(self) -> int:
-        """E, numbers of a feature."""
+        """E, the size of a feature."""
 
     @abstractmethod
     def encode(self, captions: Sequence[str]) -> list[Encoded]:
-        """Features of captions, the same for a caption in any company, up to rounding.
+        """Features of captions. Up to rounding, they do not depend on the other captions.
 
         Raises:
             Failed: a feature is too large for float16.

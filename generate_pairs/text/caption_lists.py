@@ -1,14 +1,14 @@
-"""A list of captions from a file: text, JSONL or Parquet, on this machine or behind a URL.
+"""Reads a list of captions from a text, JSONL or Parquet file, local or at a URL.
 
-Caption i of the file is caption i of the list, whatever it is: nothing is left out, so that numbers mean the same in the
-file, in `captions.indices` and in the labels of pairs. What is odd is counted.
+Caption i of the file is caption i of the list. None is left out, so an index means the same in the file, in
+`captions.indices` and in the labels of pairs. Unusual captions are counted.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from generate_pairs.config import CaptionsConfig
 from generate_pairs.text.digit_captions import digits_captions
 from shards.core.errors import Refused
 from shards.storage.files import read_each
-from shards.storage.paths import expanded, location
+from shards.storage.paths import expand_home, location
 
 EMBEDDED = "digits"
-"""The captions that ship, see `generate_pairs.text.digit_captions`."""
+"""Name of the embedded captions, see `generate_pairs.text.digit_captions`."""
 
 REPLACEMENT = "\ufffd"
 UTF8_MARK = codecs.BOM_UTF8
@@ -32,41 +32,38 @@ class CaptionList:
     """Captions in order.
 
     Attributes:
-        name: where they come from, for people.
-        captions: each can be written as UTF-8.
-        mended: numbers of those that held what is no character, each such place now U+FFFD.
+        name: their source, for messages.
+        captions: valid UTF-8 texts.
+        repaired: indices of the captions in which invalid characters were replaced by U+FFFD.
     """
 
     name: str
     captions: tuple[str, ...]
-    mended: frozenset[int] = frozenset()
+    repaired: frozenset[int] = frozenset()
 
     def lines(self) -> list[str]:
-        """The list as people read it: how many there are, and what is odd about them."""
-        total, empty = len(self.captions), sum(not caption.strip() for caption in self.captions)
-        repeated = total - len(set(self.captions))
-        odd = [
-            f"{empty:,} empty" if empty else "",
-            f"{repeated:,} that repeat another, encoded once" if repeated else "",
-            f"{len(self.mended):,} with bytes that are no UTF-8, each of them now {REPLACEMENT}"
-            if self.mended
-            else "",
+        """A summary for the user: the number of captions, and of unusual ones."""
+        total, num_empty = len(self.captions), sum(not caption.strip() for caption in self.captions)
+        num_repeated, num_repaired = total - len(set(self.captions)), len(self.repaired)
+        notes = [
+            *([f"{num_empty:,} empty"] if num_empty else []),
+            *([f"{num_repeated:,} repeat another and are encoded once"] if num_repeated else []),
+            *([f"{num_repaired:,} with invalid UTF-8, replaced by {REPLACEMENT}"] if num_repaired else []),
         ]
-        odd = [words for words in odd if words]
-        return [f"{total:,} captions from {self.name}" + (f": {'; '.join(odd)}" if odd else "")]
+        return [f"{total:,} captions from {self.name}" + (f": {'; '.join(notes)}" if notes else "")]
 
 
 def read_captions(config: CaptionsConfig) -> CaptionList:
-    """The captions that the settings name, those of `captions.indices` alone if it is given.
+    """The captions that the settings name; with `captions.indices`, only those.
 
     Raises:
-        Refused: there is no such file, it holds no captions, or something in it is none; names the place.
-        Failed: it cannot be read.
+        Refused: a file is missing, has no captions, or an entry is not a caption; the message names the place.
+        Failed: a file cannot be read.
     """
     if config.file is None:
         raise Refused(
-            "captions.file: this teacher draws images for captions. Give --captions FILE: text with one caption a "
-            f"line, .jsonl or .parquet with a column {config.column!r}, or {EMBEDDED}, the captions that ship"
+            "captions.file: this teacher draws images for captions. Give --captions FILE: .txt with one caption per "
+            f"line, .jsonl or .parquet with a column {config.column!r}, or {EMBEDDED}, the embedded captions"
         )
     listed = _read(config.file, config.column)
     if not listed.captions:
@@ -75,9 +72,9 @@ def read_captions(config: CaptionsConfig) -> CaptionList:
         return listed
     indices = _read_indices(config.indices, len(listed.captions))
     return CaptionList(
-        f"{listed.name}, as {config.indices} lists them",
+        f"{listed.name}, selected by {config.indices}",
         tuple(listed.captions[index] for index in indices),
-        frozenset(place for place, index in enumerate(indices) if index in listed.mended),
+        frozenset(number for number, index in enumerate(indices) if index in listed.repaired),
     )
 
 
@@ -86,66 +83,67 @@ def _read(file: str, column: str) -> CaptionList:
         return CaptionList(EMBEDDED, digits_captions())
     is_url = "://" in file
     suffix = Path(urlsplit(file).path if is_url else file).suffix.lower()
-    readers = {".txt": _of_text, ".jsonl": _of_jsonl, ".ndjson": _of_jsonl, ".parquet": _of_parquet}
+    readers = {".txt": _from_text, ".jsonl": _from_jsonl, ".ndjson": _from_jsonl, ".parquet": _from_parquet}
     if suffix not in readers:
         raise Refused(
-            f"captions.file: {file} should end in .txt (a caption a line), .jsonl or .parquet, or be {EMBEDDED}"
+            f"captions.file: {file} should end in .txt (one caption per line), .jsonl or .parquet, or be {EMBEDDED}"
         )
-    texts = list(readers[suffix](file, _bytes_of(file, "captions.file"), column))
+    texts = list(readers[suffix](file, _read_bytes(file, "captions.file"), column))
     return CaptionList(
         file,
         tuple(text for text, _ in texts),
-        frozenset(number for number, (_, was_mended) in enumerate(texts) if was_mended),
+        frozenset(number for number, (_, was_repaired) in enumerate(texts) if was_repaired),
     )
 
 
-def _bytes_of(file: str, key: str) -> bytes:
-    place = location(file) if "://" in file else expanded(key, file)
-    (data,) = read_each([place])
+def _read_bytes(file: str, key: str) -> bytes:
+    path = location(file) if "://" in file else expand_home(key, file)
+    (data,) = read_each([path])
     if data is None:
         raise Refused(f"{key}: cannot read {file}: it is missing")
     return data.removeprefix(UTF8_MARK)
 
 
-def _of_text(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool]]:
-    """A caption a line. Of the signs that end a line elsewhere, as U+2028, none does here."""
+def _from_text(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool]]:
+    """One caption per line. Only a line feed ends a line, not U+2028 or the like."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise Refused(f"captions.file: {file} is written in UTF-16: save it as UTF-8")
     lines = data.split(b"\n")
     if lines[-1] == b"":
         lines.pop()
-    return map(_text, (line.removesuffix(b"\r") for line in lines))
+    return map(_valid_text, (line.removesuffix(b"\r") for line in lines))
 
 
-def _of_jsonl(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool]]:
-    """A JSON object a line, whose `column` is the caption; or a text alone."""
+def _from_jsonl(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool]]:
+    """One JSON value per line: a string, or an object with the caption under `column`."""
     for number, raw in enumerate(data.split(b"\n"), start=1):
-        line, was_mended = _text(raw)
+        line, was_repaired = _valid_text(raw)
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            value = json.loads(line)
         except json.JSONDecodeError as error:
             raise Refused(
-                f"captions.file: line {number} of {file} is no JSON: {error.msg}, at column {error.colno}"
+                f"captions.file: line {number} of {file} is not JSON: {error.msg}, at column {error.colno}"
             ) from error
         except RecursionError as error:
             raise Refused(f"captions.file: line {number} of {file} is nested too deeply") from error
-        caption = found.get(column) if isinstance(found, dict) else found
+        caption = value.get(column) if isinstance(value, dict) else value
         if not isinstance(caption, str):
-            keys = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
+            keys = ", ".join(map(repr, value)) if isinstance(value, dict) else type(value).__name__
             raise Refused(
-                f"captions.file: line {number} of {file} holds no text under {column!r} (there: {keys}); "
+                f"captions.file: line {number} of {file} holds no text under {column!r} (found: {keys}); "
                 "captions.column names the key"
             )
-        text, had_surrogates = _text(caption)
-        yield text, was_mended or had_surrogates
+        text, had_surrogates = _valid_text(caption)
+        yield text, was_repaired or had_surrogates
 
 
-def _of_parquet(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool]]:
-    """The rows of a column of texts."""
+def _from_parquet(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool]]:
+    """One caption per row of a column of strings."""
     import pyarrow
     import pyarrow.parquet
+    from pyarrow import types
 
     try:
         table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
@@ -156,59 +154,53 @@ def _of_parquet(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool
                 f"{', '.join(map(repr, names))}"
             )
         if names.count(column) > 1:
-            raise Refused(f"captions.file: {file} has {names.count(column)} columns {column!r}")
+            raise Refused(f"captions.file: {file} has {names.count(column)} columns named {column!r}")
         kind = table.schema_arrow.field(column).type
-        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        if not any(is_text(kind) for is_text in _text_types()):
-            raise Refused(f"captions.file: the column {column!r} of {file} holds {kind}, not texts")
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+            raise Refused(f"captions.file: the column {column!r} of {file} holds {kind}, not strings")
         texts: Any = table.read(columns=[column], use_threads=False)[column].cast(pyarrow.large_binary())
     except (pyarrow.ArrowException, OSError) as error:
         raise Refused(
-            f"captions.file: {file} is no Parquet file with texts under {column!r}: {error}"
+            f"captions.file: {file} is not a Parquet file with strings under {column!r}: {error}"
         ) from error
     if texts.null_count:
         row = texts.is_null().to_pylist().index(True)
         raise Refused(f"captions.file: row {row + 1} of {file} has no caption")
-    return map(_text, texts.to_pylist())
+    return map(_valid_text, texts.to_pylist())
 
 
-def _text_types() -> Sequence[Callable[[Any], bool]]:
-    from pyarrow import types
-
-    return types.is_string, types.is_large_string, types.is_string_view
-
-
-def _text(found: str | bytes) -> tuple[str, bool]:
-    """A text that can be written as UTF-8, and whether something in it had to be replaced for that."""
-    if isinstance(found, bytes):
+def _valid_text(text: str | bytes) -> tuple[str, bool]:
+    """A text that UTF-8 can encode, and whether characters were replaced for that."""
+    if isinstance(text, bytes):
         try:
-            return found.decode(), False
+            return text.decode(), False
         except UnicodeDecodeError:
-            return found.decode("utf-8", "replace"), True
+            return text.decode("utf-8", "replace"), True
     try:
-        found.encode()
+        text.encode()
     except UnicodeEncodeError:
-        # Half pairs of surrogates, which JSON and a command line can hold.
-        return "".join(REPLACEMENT if "\ud800" <= sign <= "\udfff" else sign for sign in found), True
-    return found, False
+        # Unpaired surrogates, which JSON and a command line can contain.
+        return "".join(REPLACEMENT if "\ud800" <= sign <= "\udfff" else sign for sign in text), True
+    return text, False
 
 
-def prompted(texts: Sequence[str]) -> tuple[str, ...]:
-    """Captions from a command line, which need not be UTF-8."""
-    return tuple(_text(text)[0] for text in texts)
+def replace_invalid_characters(texts: Sequence[str]) -> tuple[str, ...]:
+    """Captions from a command line, with invalid characters replaced by U+FFFD."""
+    return tuple(_valid_text(text)[0] for text in texts)
 
 
 def _read_indices(file: str, num_captions: int) -> list[int]:
-    lines = _bytes_of(file, "captions.indices").split()
+    lines = _read_bytes(file, "captions.indices").split()
     try:
         indices = [int(line) for line in lines]
     except ValueError as error:
-        raise Refused(f"captions.indices: {file} should hold whole numbers, one a line: {error}") from error
+        raise Refused(f"captions.indices: {file} should hold whole numbers, one per line: {error}") from error
     if not indices:
         raise Refused(f"captions.indices: {file} holds no numbers")
     outside = next((index for index in indices if not 0 <= index < num_captions), None)
     if outside is not None:
         raise Refused(
-            f"captions.indices: {outside} in {file} is no caption: there are 0 .. {num_captions - 1}"
+            f"captions.indices: {outside} in {file} is out of range: captions have indices 0 .. {num_captions - 1}"
         )
     return indices

@@ -1,7 +1,7 @@
-"""Captions of handwritten digits, for the embedded text-conditional teacher: fifteen for each digit.
+"""Captions of handwritten digits for the embedded text-conditional teacher: fifteen for each digit.
 
-Eleven of them are sums and differences: a digit d is x + y in d + 1 ways and x - y in 10 - d. So all digits are
-captioned alike often, and whoever wants to draw them has to read more than one word.
+Eleven of the fifteen are sums and differences: a digit d is x + y in d + 1 ways and x - y in 10 - d ways. So all digits
+have equally many captions, and most captions can only be understood from more than one word.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def _captions_of(digit: int) -> Iterator[str]:
 
 @cache
 def digits_captions() -> tuple[str, ...]:
-    """All captions, the digits in turn: any ten neighbours show each digit once."""
-    return tuple(caption for each in zip(*map(_captions_of, range(10)), strict=True) for caption in each)
+    """All captions; caption i shows digit i mod 10."""
+    return tuple(caption for group in zip(*map(_captions_of, range(10)), strict=True) for caption in group)
 
 
 @cache
@@ -36,11 +36,11 @@ def _digits() -> Mapping[str, int]:
 
 
 def digit_of(caption: str) -> int | None:
-    """The digit that a caption asks for; None where it is none of `digits_captions`."""
+    """The digit of a caption; None if the caption is not one of `digits_captions`."""
     return _digits().get(caption)
 
 
 @cache
-def spelled_numbers() -> tuple[str, ...]:
-    """The words of all captions, sorted."""
+def caption_words() -> tuple[str, ...]:
+    """The distinct words of all captions, sorted."""
     return tuple(sorted({word for caption in digits_captions() for word in caption.split()}))

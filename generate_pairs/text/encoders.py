@@ -1,4 +1,4 @@
-"""From names and records to text encoders, and to the features of a data set's captions."""
+"""Opens text encoders by name or record, and the features of a data set's captions."""
 
 from __future__ import annotations
 
@@ -21,67 +21,67 @@ from shards.format.spec import PairSpec
 from shards.storage.paths import Location
 
 ENCODER_KEY = "text_encoder"
-"""Of a lineage: the record of the encoder."""
+"""Key of a lineage: the record of the encoder."""
 
 
 def requested_encoder(
     config: CaptionsConfig, teacher: Teacher, recorded: EncoderSpec | None = None
 ) -> EncoderSpec:
-    """The encoder that the settings name, as a text-conditional teacher needs it; nothing of it is loaded.
+    """The encoder that the settings name, for a text-conditional teacher; loads no weights.
 
     Args:
         config: the settings.
-        teacher: that takes its features.
-        recorded: of the data set that is there. Where the settings name the same one, or none, it need not be here:
-            whoever encodes a caption holds its sha256 against the record.
+        teacher: the teacher that uses the features.
+        recorded: the encoder of the existing data set. If the settings name it, or none, it need not be on this
+            machine: its sha256 is checked when it is loaded.
 
     Raises:
-        Refused: there is none of that name, or its features are not those that the teacher takes.
+        Refused: the encoder is missing, or its features do not fit the teacher.
     """
-    takes = teacher.transformer.config
+    teacher_config = teacher.transformer.config
     name = config.with_absolute_paths().encoder
     if recorded is not None and (name is None or recorded.name in (name, os.path.abspath(name))):
         return recorded if name is None else replace(recorded, dtype=config.encoder_dtype)
     if name is None:
         raise Refused(
             "captions.encoder: this teacher needs a text encoder: hf://OWNER/REPOSITORY or the folder of a T5, as in "
-            f"--set captions.encoder=hf://google/flan-t5-xl, or one that ships: "
+            "--set captions.encoder=hf://google/flan-t5-xl, or an embedded one: "
             f"{', '.join(small_encoder.embedded_names())}"
         )
-    sha256, dim = described(name)
-    if dim != takes.caption_dim:
+    sha256, dim = describe_encoder(name)
+    if dim != teacher_config.caption_dim:
         raise Refused(
-            f"captions.encoder: {name} makes features of {dim} numbers, and this teacher takes "
-            f"{takes.caption_dim}: give the encoder that it was trained with"
+            f"captions.encoder: the features of {name} have size {dim}, but this teacher needs size "
+            f"{teacher_config.caption_dim}: give the encoder that it was trained with"
         )
-    return EncoderSpec(name, sha256, config.encoder_dtype, takes.num_condition_tokens, dim)
+    return EncoderSpec(name, sha256, config.encoder_dtype, teacher_config.num_condition_tokens, dim)
 
 
-def described(name: str) -> tuple[str, int]:
-    """sha256 and number of features of the encoder of a name; nothing of a T5 is loaded.
+def describe_encoder(name: str) -> tuple[str, int]:
+    """sha256 and feature size of an encoder; loads no weights of a T5.
 
     Raises:
-        Refused: there is none.
+        Refused: there is no such encoder.
     """
     return (small_encoder if _is_small(name) else t5).describe(name)
 
 
 def open_encoder(spec: EncoderSpec, device: torch.device | str = "cpu") -> TextEncoder:
-    """Load the encoder of a record.
+    """Load a recorded encoder.
 
     Raises:
-        Refused: it is not here, or the one of that name is another.
+        Refused: it is missing, or has another sha256.
     """
     loader = small_encoder.SmallEncoder if _is_small(spec.name) else t5.T5Encoder
-    found = loader.load(
+    encoder = loader.load(
         spec.name, max_tokens=spec.max_tokens, dtype=getattr(torch, spec.dtype), device=device
     )
-    if found.sha256 != spec.sha256:
+    if encoder.sha256 != spec.sha256:
         raise Refused(
-            f"the text encoder {spec.name} has sha256 {found.sha256[:12]}, and captions were encoded by "
-            f"{spec.sha256[:12]}: put the same one there"
+            f"the text encoder {spec.name} has sha256 {encoder.sha256[:12]}, but the captions were encoded by "
+            f"{spec.sha256[:12]}: restore that encoder"
         )
-    return found
+    return encoder
 
 
 def recorded_encoder(lineage: Mapping[str, Any]) -> EncoderSpec:
@@ -89,19 +89,21 @@ def recorded_encoder(lineage: Mapping[str, Any]) -> EncoderSpec:
     return EncoderSpec(**lineage[ENCODER_KEY])
 
 
-def texts_of_pairs(root: Location, spec: PairSpec, device: torch.device | str = "cpu") -> TextFeatures:
-    """The captions of a data set, whose features lie beside its shards; `device` is where missing ones are computed.
+def dataset_caption_features(
+    root: Location, spec: PairSpec, device: torch.device | str = "cpu"
+) -> TextFeatures:
+    """The features of a data set's captions, cached in its folder; `device` computes missing ones.
 
     Raises:
         Refused, Failed: the list of captions is missing or damaged.
     """
-    return texts_of(load_captions(root, spec), recorded_encoder(spec.lineage), root / FOLDER, device)
+    return caption_features(load_captions(root, spec), recorded_encoder(spec.lineage), root / FOLDER, device)
 
 
-def texts_of(
+def caption_features(
     captions: Sequence[str], spec: EncoderSpec, folder: Location, device: torch.device | str = "cpu"
 ) -> TextFeatures:
-    """Captions whose features lie in a folder, or will."""
+    """The features of captions, cached in a folder; `device` computes missing ones."""
     return TextFeatures(folder, captions, spec, lambda spec: open_encoder(spec, device))
 
 

@@ -1,4 +1,4 @@
-"""Folders of published models as transformers reads them: where they are, what they are, and their sha256."""
+"""Folders of published models in the layout of transformers: finds them, checks them and computes their sha256."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from generate_pairs.teachers.importing.hub import HUB, hub_folder
 from shards.core.errors import Refused
 from shards.storage.files import read_bytes, sha256_bytes, sha256_file
-from shards.storage.paths import expanded
+from shards.storage.paths import expand_home
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = (
@@ -31,30 +31,32 @@ UNSAFE_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def pretrained_folder(key: str, name: str) -> Path:
-    """The folder of a model, brought here if it is `hf://OWNER/REPOSITORY[@REVISION]`.
+    """The folder of a model, downloaded if the name is `hf://OWNER/REPOSITORY[@REVISION]`.
 
     Args:
-        key: the setting that names it, for messages.
+        key: the setting that contains the name, for messages.
         name: folder or repository.
 
     Raises:
-        Refused: there is no such folder, or it holds no model.
+        Refused: the folder is missing, or contains no model.
         Failed: the download failed.
     """
     if name.startswith(HUB):
         folder = hub_folder(name, (CONFIG_FILE, *TOKENIZER_FILES, *WEIGHTS))
     else:
-        folder = expanded(key, name)
+        folder = expand_home(key, name)
         if not folder.is_dir():
             raise Refused(
-                f"{key}: there is no folder {folder}; a repository is written {HUB}OWNER/REPOSITORY"
+                f"{key}: there is no folder {folder}; a repository needs the form {HUB}OWNER/REPOSITORY"
             )
     if not (folder / CONFIG_FILE).is_file():
         raise Refused(f"{key}: {folder} holds no model: it has no {CONFIG_FILE}")
-    if not _found(folder, WEIGHTS):
-        more = ", only pickled ones, which are not opened here" if _found(folder, UNSAFE_WEIGHTS) else ""
+    if not _matching_files(folder, WEIGHTS):
+        pickled = (
+            ", only pickled ones, which are unsafe to load" if _matching_files(folder, UNSAFE_WEIGHTS) else ""
+        )
         raise Refused(
-            f"{key}: {folder} holds no weights as safetensors{more}. transformers writes them: "
+            f"{key}: {folder} holds no weights as safetensors{pickled}. Write them with transformers: "
             "`T5EncoderModel.from_pretrained(...).save_pretrained(...)`, or the model's own class"
         )
     return folder
@@ -63,41 +65,41 @@ def pretrained_folder(key: str, name: str) -> Path:
 def model_config(
     key: str, folder: Path, model_types: Sequence[str], sizes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What a folder's config.json says.
+    """The content of a folder's config.json.
 
     Raises:
-        Refused: it is damaged, of another kind of model than `model_types`, or lacks one of the `sizes`.
+        Refused: it is damaged, its model_type is not in `model_types`, or one of the `sizes` is not an integer.
     """
     path = folder / CONFIG_FILE
     try:
         config = json.loads(read_bytes(path))
     except ValueError as error:
         raise Refused(f"{key}: {path} is not JSON: {error}") from error
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found not in model_types:
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type not in model_types:
         raise Refused(
-            f"{key}: {folder} holds a model of type {found!r}, not of {' or '.join(map(repr, model_types))}"
+            f"{key}: {folder} holds a model of type {model_type!r}, not of {' or '.join(map(repr, model_types))}"
         )
     for size in sizes:
         if not isinstance(config.get(size), int):
             raise Refused(
-                f"{key}: {path} says {config.get(size)!r} for {size}, which should be a whole number"
+                f"{key}: {path} has {config.get(size)!r} for {size}, which should be a whole number"
             )
     return dict(config)
 
 
 def folder_sha256(folder: Path) -> str:
-    """sha256 (hex) of all that determines what a model computes: of names and content of its files, in order."""
-    files = _found(folder, (CONFIG_FILE, *TOKENIZER_FILES, *WEIGHTS))
+    """sha256 (hex) of the names and contents of all files that determine a model's output, in order."""
+    files = _matching_files(folder, (CONFIG_FILE, *TOKENIZER_FILES, *WEIGHTS))
     return sha256_bytes("".join(f"{path.name} {sha256_file(path)}\n" for path in files).encode())
 
 
 @contextmanager
 def quiet_transformers(key: str, name: str) -> Iterator[Any]:
-    """transformers, saying nothing while the block lasts; what it finds wrong with a model is refused.
+    """The module transformers, with its messages disabled for the duration of the block.
 
     Raises:
-        Refused: it is not installed, or cannot read the model.
+        Refused: transformers is not installed, or cannot read the model.
     """
     try:
         import transformers
@@ -110,8 +112,8 @@ def quiet_transformers(key: str, name: str) -> Iterator[Any]:
     try:
         yield transformers
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise Refused(f"{key}: transformers cannot read {name}: {first}") from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise Refused(f"{key}: transformers cannot read {name}: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
         if had_bars:
@@ -119,25 +121,25 @@ def quiet_transformers(key: str, name: str) -> Iterator[Any]:
 
 
 def refuse_misfits(key: str, name: str, info: dict[str, Any], ignored: Sequence[str] = ()) -> None:
-    """Confirms that a model's weights were all there, and none of another shape.
+    """Check that a model's files contained exactly its weights, with the right shapes.
 
     Args:
-        key: the setting that names it.
+        key: the setting that names the model.
         name: of the model.
         info: `output_loading_info` of transformers.
-        ignored: beginnings of names that a file may hold besides.
+        ignored: prefixes of additional tensors that are allowed.
 
     Raises:
-        Refused: names the first ones that do not fit.
+        Refused: a tensor is missing, unknown or has another shape; the message names the first five.
     """
-    unknown = [one for one in info["unexpected_keys"] if not one.startswith(tuple(ignored))]
+    unknown = [tensor for tensor in info["unexpected_keys"] if not tensor.startswith(tuple(ignored))]
     wrong = [
-        *(f"missing {one}" for one in sorted(info["missing_keys"])),
+        *(f"missing {tensor}" for tensor in sorted(info["missing_keys"])),
         *(
-            f"another shape of {one[0] if isinstance(one, tuple) else one}"
-            for one in sorted(info["mismatched_keys"])
+            f"another shape of {tensor[0] if isinstance(tensor, tuple) else tensor}"
+            for tensor in sorted(info["mismatched_keys"])
         ),
-        *(f"unknown {one}" for one in sorted(unknown)),
+        *(f"unknown {tensor}" for tensor in sorted(unknown)),
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -146,5 +148,5 @@ def refuse_misfits(key: str, name: str, info: dict[str, Any], ignored: Sequence[
         )
 
 
-def _found(folder: Path, patterns: Sequence[str]) -> list[Path]:
+def _matching_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})

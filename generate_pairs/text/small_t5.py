@@ -1,6 +1,6 @@
-"""A text encoder with the shape of T5 (version 1.1), small enough to ship: words or bytes in, a feature for each out.
+"""A small text encoder with the architecture of T5 version 1.1: words or bytes to one feature per token.
 
-Attribute names are those of `T5EncoderModel` in transformers, which loads the same tensors.
+Attributes have the names of `T5EncoderModel` in transformers, which can load the same tensors.
 Source: Raffel et al., arXiv 1910.10683, and Shazeer, arXiv 2002.05202, for the gated feed-forward.
 """
 
@@ -16,17 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from generate_pairs.compute.packed_linear import Projection
-
 PADDING, END, UNKNOWN = 0, 1, 2
-"""Numbers of T5's special tokens; everything else is counted from 3."""
+"""T5's special token ids; other ids start at 3."""
 NUM_SPECIAL = 3
 NUM_BYTES = 256
 
 
 @dataclass(frozen=True)
 class SmallT5Config:
-    """Shape of the encoder; `words` are the tokens that it knows, none for the bytes of UTF-8 as ByT5 has them."""
+    """Shape of the encoder. `words` is the vocabulary; if it is empty, tokens are UTF-8 bytes as in ByT5."""
 
     width: int
     depth: int
@@ -43,23 +41,23 @@ class SmallT5Config:
         return NUM_SPECIAL + (len(self.words) or NUM_BYTES)
 
 
-class Tokens:
-    """Captions to token numbers: each word or sign that the encoder knows, or each byte, and the end at last."""
+class SmallTokenizer:
+    """Captions to token ids: one for each word and punctuation mark, or for each byte, then the end token."""
 
     def __init__(self, config: SmallT5Config) -> None:
-        self._numbers = {word: NUM_SPECIAL + index for index, word in enumerate(config.words)}
+        self._ids = {word: NUM_SPECIAL + index for index, word in enumerate(config.words)}
 
     def __call__(self, caption: str) -> list[int]:
-        """The caption's tokens, however many, the end after them; case and surrounding blanks do not matter."""
+        """The caption's token ids, not cut; lower case, stripped."""
         text = caption.lower().strip()
-        if not self._numbers:
-            # What is no character of its own, as half of a pair of surrogates, is a question mark.
+        if not self._ids:
+            # An unpaired surrogate becomes a question mark.
             return [NUM_SPECIAL + byte for byte in text.encode("utf-8", "replace")] + [END]
-        return [self._numbers.get(word, UNKNOWN) for word in re.findall(r"\w+|[^\w\s]", text)] + [END]
+        return [self._ids.get(word, UNKNOWN) for word in re.findall(r"\w+|[^\w\s]", text)] + [END]
 
 
-def padded(token_lists: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
-    """Token numbers (B, T), int64, cut after `max_tokens`, the end kept, with padding after the shorter ones."""
+def pad_tokens(token_lists: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
+    """Token ids (B, T), int64: cut to `max_tokens` including the end token, padded on the right."""
     rows = [
         torch.tensor([*tokens[: max_tokens - 1], tokens[-1]] if len(tokens) > max_tokens else tokens)
         for tokens in token_lists
@@ -68,14 +66,14 @@ def padded(token_lists: Sequence[Sequence[int]], max_tokens: int) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Attention whose scores are not divided by anything and get a bias by how far two tokens are apart."""
+    """Attention without scaling of the scores and with a bias by the distance of two tokens."""
 
     def __init__(self, config: SmallT5Config, *, has_bias: bool) -> None:
         super().__init__()
         inner = config.num_heads * config.head_dim
         self.num_heads = config.num_heads
-        self.q, self.k, self.v = (Projection(config.width, inner) for _ in range(3))
-        self.o = Projection(inner, config.width)
+        self.q, self.k, self.v = (nn.Linear(config.width, inner, bias=False) for _ in range(3))
+        self.o = nn.Linear(inner, config.width, bias=False)
         if has_bias:
             self.relative_attention_bias = nn.Embedding(config.num_buckets, config.num_heads)
 
@@ -89,19 +87,19 @@ class SelfAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """wo(gelu(wi_0 x) * wi_1 x), the gelu by its tanh."""
+    """wo(gelu(wi_0 x) * wi_1 x) with the tanh approximation of gelu."""
 
     def __init__(self, config: SmallT5Config) -> None:
         super().__init__()
-        self.wi_0, self.wi_1 = (Projection(config.width, config.ffn_width) for _ in range(2))
-        self.wo = Projection(config.ffn_width, config.width)
+        self.wi_0, self.wi_1 = (nn.Linear(config.width, config.ffn_width, bias=False) for _ in range(2))
+        self.wo = nn.Linear(config.ffn_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x))
 
 
 class AttentionLayer(nn.Module):
-    """Attention on a root-mean-square normalised input, added to it."""
+    """x + attention(RMSNorm(x))."""
 
     def __init__(self, config: SmallT5Config, *, has_bias: bool) -> None:
         super().__init__()
@@ -113,7 +111,7 @@ class AttentionLayer(nn.Module):
 
 
 class FeedForwardLayer(nn.Module):
-    """Feed-forward on a root-mean-square normalised input, added to it."""
+    """x + feed_forward(RMSNorm(x))."""
 
     def __init__(self, config: SmallT5Config) -> None:
         super().__init__()
@@ -137,7 +135,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """All blocks, which share the first one's bias, and the last norm."""
+    """All blocks, which share the bias of the first one, and the final norm."""
 
     def __init__(self, config: SmallT5Config) -> None:
         super().__init__()
@@ -146,7 +144,7 @@ class Stack(nn.Module):
 
 
 class SmallT5(nn.Module):
-    """Token numbers (B, T) to features (B, T, width)."""
+    """Token ids (B, T) to features (B, T, width)."""
 
     def __init__(self, config: SmallT5Config) -> None:
         super().__init__()
@@ -159,7 +157,7 @@ class SmallT5(nn.Module):
                 nn.init.normal_(parameter, std=fan_in**-0.5)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Features of every token; those of padding (0) mean nothing, and nothing sees it."""
+        """Features of every token. Padding (0) is masked, and its features are meaningless."""
         x_BTD = self.shared(tokens_BT)
         bias_BHTT = self._bias(tokens_BT)
         for block in self.encoder.block:
@@ -167,25 +165,26 @@ class SmallT5(nn.Module):
         return self.encoder.final_layer_norm(x_BTD)
 
     def _bias(self, tokens_BT: Tensor) -> Tensor:
-        """What is added to the scores: by distance, and so low for padding that it has no weight."""
+        """The bias of the scores, by distance; the lowest finite number for padding."""
         first: Any = self.encoder.block[0]
         embedding = first.layer[0].SelfAttention.relative_attention_bias
-        places_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        buckets_TT = distance_buckets(places_T[None] - places_T[:, None], self.config)
+        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        buckets_TT = distance_buckets(positions_T[None] - positions_T[:, None], self.config)
         bias_HTT = embedding(buckets_TT).permute(2, 0, 1)
         padding_B11T = (tokens_BT == PADDING)[:, None, None]
         return bias_HTT.masked_fill(padding_B11T, torch.finfo(bias_HTT.dtype).min)
 
 
 def distance_buckets(distance: Tensor, config: SmallT5Config) -> Tensor:
-    """The bucket of each distance key - query, int64: keys before in the first half, keys after in the second.
+    """The bucket of each distance key - query, int64.
 
-    In each half, one bucket for each of the first distances up to a quarter of all buckets, then buckets that widen as
-    powers, the last one for everything from `max_distance` on (section 2.1 of arXiv 1910.10683).
+    The first half of the buckets is for keys before the query, the second for keys after it. In each half, distances
+    up to a quarter of all buckets have a bucket each; the other buckets widen logarithmically, and the last one takes
+    all distances from `max_distance` on (section 2.1 of arXiv 1910.10683).
     """
     half = config.num_buckets // 2
     exact = half // 2
-    apart = distance.abs()
-    growth = torch.log(apart.clamp(min=1).float() / exact) / math.log(config.max_distance / exact)
+    length = distance.abs()
+    growth = torch.log(length.clamp(min=1).float() / exact) / math.log(config.max_distance / exact)
     wide = (exact + (growth * (half - exact)).long()).clamp(max=half - 1)
-    return torch.where(distance > 0, half, 0) + torch.where(apart < exact, apart, wide)
+    return torch.where(distance > 0, half, 0) + torch.where(length < exact, length, wide)

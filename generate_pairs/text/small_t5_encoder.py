@@ -1,4 +1,4 @@
-"""The small text encoders: those that ship, those that were trained here, and one with random weights for trials."""
+"""The small text encoders: embedded ones, trained ones in files, and one with random weights for trials."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from torch import Tensor
 from generate_pairs.config import ENCODERS, TINY
 from generate_pairs.teachers.checkpoints import load_strictly
 from generate_pairs.teachers.meta_device import on_meta_device
-from generate_pairs.teachers.tiny_random import drawn
+from generate_pairs.teachers.tiny_random import random_like
 from generate_pairs.text.base import Encoded, TextEncoder
-from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, padded
+from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, SmallTokenizer, pad_tokens
 from shards.core.errors import Failed, Refused
 from shards.storage.files import commit_file, sha256_bytes, sha256_file
-from shards.storage.paths import expanded
+from shards.storage.paths import expand_home
 
 HEADER = "onestep_text_encoder"
-"""Key of the file's header; it carries the project's first name, because files with it exist."""
+"""Key of the file's header; existing files contain the project's former name."""
 
 
 class SmallEncoder(TextEncoder):
-    """A `SmallT5` behind the interface that all text encoders have."""
+    """A `SmallT5` as a `TextEncoder`."""
 
     def __init__(self, name: str, sha256: str, model: SmallT5, max_tokens: int) -> None:
         self.name = name
         self.sha256 = sha256
         self.max_tokens = max_tokens
         self._model = model.eval().requires_grad_(False)
-        self._tokens = Tokens(model.config)
+        self._tokenizer = SmallTokenizer(model.config)
 
     @property
     def dim(self) -> int:
@@ -43,48 +43,43 @@ class SmallEncoder(TextEncoder):
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> list[Encoded]:
-        """As in the base class.
-
-        Raises:
-            Failed: a feature is too large for float16.
-        """
-        lists = [self._tokens(caption) for caption in captions]
-        tokens_BT = padded(lists, self.max_tokens).to(self._model.shared.weight.device)
+        token_lists = [self._tokenizer(caption) for caption in captions]
+        tokens_BT = pad_tokens(token_lists, self.max_tokens).to(self._model.shared.weight.device)
         features_BTE = self._model(tokens_BT).half().cpu()
         if not torch.isfinite(features_BTE[tokens_BT.cpu() != PADDING]).all():
             raise Failed(f"the text encoder {self.name} gives features that float16 cannot hold")
         return [
             Encoded(features_TE[: min(len(tokens), self.max_tokens)].clone(), len(tokens))
-            for features_TE, tokens in zip(features_BTE, lists, strict=True)
+            for features_TE, tokens in zip(features_BTE, token_lists, strict=True)
         ]
 
     @classmethod
     def load(cls, name: str, *, max_tokens: int, dtype: torch.dtype, device: torch.device | str) -> Self:
-        """An encoder that ships, by its name; a file that `save_encoder` wrote; or `tiny-random/E`, of E features.
+        """Load an encoder.
 
         Args:
-            name: which one.
+            name: of an embedded encoder, a file from `save_encoder`, or `tiny-random/E` with features of size E.
             max_tokens: longer captions are cut.
-            dtype: of its weights and its arithmetic.
-            device: where it computes.
+            dtype: of the weights and the arithmetic.
+            device: of the weights.
 
         Raises:
-            Refused: there is none, or the file is none of an encoder's.
+            Refused: the encoder is missing, or the file is not an encoder's.
         """
-        model, sha256 = _found(name)
+        model, sha256 = _load(name)
         return cls(name, sha256, model.to(device, dtype), max_tokens)
 
 
 def describe(name: str) -> tuple[str, int]:
-    """sha256 and number of features of an encoder. Raises as `SmallEncoder.load`."""
-    model, sha256 = _found(name)
+    """sha256 and feature size of an encoder. Raises as `SmallEncoder.load`."""
+    model, sha256 = _load(name)
     return sha256, model.config.width
 
 
-def _found(name: str) -> tuple[SmallT5, str]:
+def _load(name: str) -> tuple[SmallT5, str]:
     if not name.startswith(TINY):
         path = (
-            expanded("captions.encoder", name)
+            expand_home("captions.encoder", name)
             if name.endswith(".safetensors")
             else ENCODERS / f"{name}.safetensors"
         )
@@ -92,33 +87,33 @@ def _found(name: str) -> tuple[SmallT5, str]:
     width = name.removeprefix(TINY)
     if not width.isdecimal() or not int(width):
         raise Refused(
-            f"captions.encoder: {name} should be {TINY} and the number of features, as in {TINY}2048"
+            f"captions.encoder: {name} should be {TINY} and the size of a feature, as in {TINY}2048"
         )
     model = tiny_random(int(width))
     return model, sha256_bytes(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values()))
 
 
 def embedded_names() -> tuple[str, ...]:
-    """Names of the text encoders that ship."""
+    """Names of the embedded text encoders."""
     return tuple(sorted(path.stem for path in ENCODERS.glob("*.safetensors")))
 
 
 def tiny_random(width: int) -> SmallT5:
-    """An encoder of bytes with random weights, the same whenever it is asked for."""
+    """A byte encoder with random weights that depend only on the width."""
     with on_meta_device():
         model = SmallT5(SmallT5Config(width, depth=1, num_heads=2, head_dim=16, ffn_width=32))
-    weights = {name: drawn(name, tensor) for name, tensor in model.state_dict().items()}
+    weights = {name: random_like(name, tensor) for name, tensor in model.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     return model
 
 
 def save_encoder(model: SmallT5, path: Path, about: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Write an encoder as one file.
+    """Write an encoder to one file.
 
     Args:
-        model: what to write.
+        model: the encoder.
         path: of the file.
-        about: how it was made.
+        about: metadata about the training.
         dtype: of the stored tensors.
     """
     header = {"config": asdict(model.config), "about": dict(about)}
@@ -137,8 +132,8 @@ def _read(path: Path) -> SmallT5:
             config = SmallT5Config(**{**header["config"], "words": tuple(header["config"]["words"])})
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise Refused(
-            f"captions.encoder: {path} is no text encoder of this project ({error}): one that was trained with "
-            "its teacher, a folder of a T5, or hf://OWNER/REPOSITORY"
+            f"captions.encoder: {path} is not a text encoder of tokenleap ({error}): give the file that was trained "
+            "with the teacher, the folder of a T5, or hf://OWNER/REPOSITORY"
         ) from error
     with on_meta_device():
         model = SmallT5(config)

@@ -1,9 +1,9 @@
 """T5 as a text encoder, through transformers (the extra `text`).
 
-Captions are encoded as LlamaGen's official sampler does (FoundationVision/LlamaGen, language/t5.py and
-autoregressive/sample/sample_t2i.py): lower case, no blanks around, cut to 120 tokens, the end of the text among them;
-padding is not seen and its features are not kept. That sampler first cleans captions with ftfy and a list of rules (HTML,
-addresses, some scripts), twice; this does not: captions that need it are to be cleaned before.
+Captions are encoded as in LlamaGen's official sampler (FoundationVision/LlamaGen, language/t5.py and
+autoregressive/sample/sample_t2i.py): lower case, stripped, cut to 120 tokens including the end token; attention masks
+the padding, and its features are dropped. Unlike that sampler, this encoder does not first clean captions with ftfy and
+a list of rules (HTML, addresses, some scripts): captions that need cleaning must be cleaned before.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ KEY = "captions.encoder"
 MODEL_TYPES = ("t5",)
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 BYTES = "ByT5Tokenizer"
-"""A tokenizer that needs neither."""
+"""A tokenizer class that needs none of these files."""
 DECODER = ("decoder.", "lm_head.")
-"""Tensors of a whole T5, which an encoder has no use for."""
+"""Prefixes of the tensors of a complete T5 that the encoder does not use."""
 
 
 class T5Encoder(TextEncoder):
@@ -51,7 +51,7 @@ class T5Encoder(TextEncoder):
     def encode(self, captions: Sequence[str]) -> list[Encoded]:
         texts = [caption.lower().strip() for caption in captions]
         with quiet_transformers(KEY, self.name):
-            whole = self._tokenizer(texts, add_special_tokens=True)["input_ids"]
+            uncut_tokens = self._tokenizer(texts, add_special_tokens=True)["input_ids"]
             tokens = self._tokenizer(
                 texts,
                 add_special_tokens=True,
@@ -61,15 +61,17 @@ class T5Encoder(TextEncoder):
                 return_attention_mask=True,
                 return_tensors="pt",
             )
-        seen_BT = tokens["attention_mask"].bool()
+        mask_BT = tokens["attention_mask"].bool()
         device = self._model.device
-        found = self._model(
+        output = self._model(
             input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
         )
-        features_BTE = found.last_hidden_state.half().cpu()
+        features_BTE = output.last_hidden_state.half().cpu()
         encoded = []
-        for caption, features_TE, seen_T, uncut in zip(captions, features_BTE, seen_BT, whole, strict=True):
-            kept_TE = features_TE[seen_T]
+        for caption, features_TE, mask_T, uncut in zip(
+            captions, features_BTE, mask_BT, uncut_tokens, strict=True
+        ):
+            kept_TE = features_TE[mask_T]
             if not torch.isfinite(kept_TE).all():
                 shown = caption if len(caption) < 60 else f"{caption[:60]}…"
                 raise Failed(f"{self.name} gives features of {shown!r} that float16 cannot hold")
@@ -80,14 +82,10 @@ class T5Encoder(TextEncoder):
     def load(cls, name: str, *, max_tokens: int, dtype: torch.dtype, device: torch.device | str) -> Self:
         """The encoder of a T5 from a folder, or from the Hugging Face Hub as `hf://OWNER/REPOSITORY[@REVISION]`.
 
-        Args:
-            name: which one.
-            max_tokens: longer captions are cut.
-            dtype: of its weights and its arithmetic.
-            device: where it computes.
+        The arguments are those of `SmallEncoder.load`.
 
         Raises:
-            Refused: there is none, it is no T5, its weights do not fit, or transformers is not installed.
+            Refused: the model is missing, is not a T5, has weights that do not fit, or transformers is not installed.
             Failed: the download failed.
         """
         folder = pretrained_folder(KEY, name)
@@ -99,7 +97,7 @@ class T5Encoder(TextEncoder):
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
-                # Told, and refused in our own words.
+                # `refuse_misfits` reports them.
                 ignore_mismatched_sizes=True,
                 dtype=dtype,
                 output_loading_info=True,
@@ -110,17 +108,17 @@ class T5Encoder(TextEncoder):
             end != [config.get("eos_token_id", 1)]
             or max(tokenizer.get_vocab().values()) >= config["vocab_size"]
         ):
-            raise Refused(f"{KEY}: the tokenizer in {folder} is not the one of its model")
+            raise Refused(f"{KEY}: the tokenizer in {folder} does not match its model")
         return cls(
             name, folder_sha256(folder), model.to(device).eval().requires_grad_(False), tokenizer, max_tokens
         )
 
 
 def _refuse_missing_tokenizer(folder: Path) -> None:
-    """Confirms that a folder holds a tokenizer: without one, transformers makes one that knows no words, in silence.
+    """Check that a folder contains a tokenizer: without its files, transformers silently creates an empty one.
 
     Raises:
-        Refused: it holds none.
+        Refused: it contains none.
     """
     settings = folder / "tokenizer_config.json"
     reads_bytes = settings.is_file() and BYTES in settings.read_text("utf-8", "replace")
@@ -129,13 +127,13 @@ def _refuse_missing_tokenizer(folder: Path) -> None:
 
 
 def describe(name: str) -> tuple[str, int]:
-    """sha256 and number of features of a T5; nothing of it is loaded, and transformers need not be there.
+    """sha256 and feature size of a T5; loads no weights and does not need transformers.
 
     Raises:
         Refused, Failed: as `T5Encoder.load`.
     """
     folder = pretrained_folder(KEY, name)
     config = model_config(KEY, folder, MODEL_TYPES, ("d_model", "vocab_size"))
-    # Planning is the time: what is put there later changes the sha256, and with it the data set.
+    # Checked now, at planning: files added later change the sha256 and thus the data set's fingerprint.
     _refuse_missing_tokenizer(folder)
     return folder_sha256(folder), int(config["d_model"])

@@ -1,4 +1,4 @@
-"""An ablation as it is asked for, its folder, and all that it can be refused for before any work."""
+"""An ablation, its folder, and the checks before any work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.config.keys import leaves
 from pipeline.config.run_config import RunConfig, to_toml
 from pipeline.run_folder.run_dir import RunDir, check
 from shards.core.errors import Refused
-from shards.core.mismatch import flat
+from shards.core.mismatch import Mismatch, format_mismatch, mismatches
 from shards.core.settings import FREE
 from shards.dataset.manifest import Manifest
 from shards.storage.files import commit_bytes
@@ -30,20 +30,20 @@ from shards.storage.paths import Location
 SCHEMA_VERSION = 1
 
 _AXES = {"pairs.num_pairs", "train.seed", "student.timesteps"}
-"""Keys in which the cells of one folder may differ from its base, besides those that are swept."""
+"""Keys that have their own axis, in which the cells of one folder may differ from its base."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is asked for.
+    """An ablation.
 
     Attributes:
         root: the ablation's folder.
-        pairs: the data set that all cells learn from.
-        base: what the cells have in common.
-        cells: what is to be trained, in this order.
-        match: whether cells have as many steps, or as many passes.
-        every: steps between looks; None for a tenth of a cell's steps.
+        pairs: the data set of all cells.
+        base: the common configuration of the cells.
+        cells: the cells, in the order in which they are trained.
+        match: whether all cells have the same number of steps, or of passes over their pairs.
+        every: steps between evaluations; None for a tenth of a cell's steps.
     """
 
     root: Path
@@ -70,24 +70,24 @@ class Ablation:
         return self.root / "cells"
 
     def cell_dir(self, cell: Cell) -> CellDir:
-        """Where a cell lies."""
+        """The folder of a cell."""
         return CellDir(self.cells_folder / cell.name)
 
-    def every_of(self, cell: Cell) -> int:
-        """Steps between looks at a cell."""
+    def eval_interval(self, cell: Cell) -> int:
+        """Steps between evaluations of a cell."""
         return eval_interval(cell.config, self.every)
 
     def is_finished(self, cell: Cell) -> bool:
-        """Whether a cell needs no more work."""
+        """Whether a cell is completely trained."""
         return self.cell_dir(cell).is_finished(cell.config)
 
 
 def refuse_ablation(ablation: Ablation, loaded: LoadedTeacher) -> None:
-    """Refuse what cannot be done, before any work; writes nothing.
+    """Check an ablation before any work; writes nothing.
 
     Raises:
-        Refused: sizes that are not there or too small, settings that do not fit the teacher, a folder that holds
-            another ablation or cannot hold this one.
+        Refused: a size is not available or too small, settings do not fit the teacher, the folder contains another
+            ablation, or the disk is too small.
     """
     manifest = Manifest.open(ablation.pairs)
     layout, image_shape = TokenLayout(manifest.spec.tokens_per_step), loaded.teacher.tokenizer.image_shape
@@ -99,10 +99,10 @@ def refuse_ablation(ablation: Ablation, loaded: LoadedTeacher) -> None:
             check_distillation(cell.config.distill, layout, manifest.spec.num_heldout)
         except Refused as refusal:
             raise Refused(f"{cell.name}: {refusal}") from refusal
-        every = ablation.every_of(cell)
-        if every > cell.config.train.num_steps:
+        interval, num_steps = ablation.eval_interval(cell), cell.config.train.num_steps
+        if interval > num_steps:
             raise Refused(
-                f"--every is {every}, and {cell.name} has {cell.config.train.num_steps} steps: look at least once"
+                f"--every is {interval}, and {cell.name} has {num_steps} steps: use at most {num_steps}"
             )
     _refuse_other_ablation(ablation, manifest)
     for cell in ablation.cells:
@@ -111,56 +111,55 @@ def refuse_ablation(ablation: Ablation, loaded: LoadedTeacher) -> None:
 
 
 def claim_ablation(ablation: Ablation) -> None:
-    """Found an ablation in its folder, or go on with it."""
+    """Create an ablation in its folder, or resume it."""
     spec = Manifest.open(ablation.pairs).spec
-    identity = {"schema_version": SCHEMA_VERSION, "fingerprint": spec.fingerprint, **_manner(ablation)}
+    identity = {"schema_version": SCHEMA_VERSION, "fingerprint": spec.fingerprint, **_options(ablation)}
     commit_bytes(ablation.config_file, to_toml(ablation.base).encode(), exclusive=True)
     commit_bytes(ablation.identity_file, (json.dumps(identity, indent=2) + "\n").encode(), exclusive=True)
 
 
-def differing_keys(ablation: Ablation, there: RunConfig, *, swept: bool) -> list[str]:
-    """The keys that an ablation's configurations must have in common and that differ, each in words.
+def differing_keys(ablation: Ablation, stored: RunConfig, *, swept: bool) -> list[str]:
+    """Describe each key in which a stored configuration differs from the ablation's although it must not.
 
-    With `swept` those of a cell, which may differ in the keys of stage two.
+    Args:
+        ablation: the requested ablation.
+        stored: the configuration of the folder or of a cell.
+        swept: whether `stored` is a cell's, which may differ in the keys of stage two.
     """
-    before, after = flat(there.model_dump()), flat(ablation.base.model_dump())
-    free = _AXES if ablation.match == "steps" else _AXES - {"pairs.num_pairs"}
-    free = _AXES if swept else free
+    free = {key for key, field in leaves(RunConfig) if field.json_schema_extra == FREE}
+    free |= _AXES if swept or ablation.match == "steps" else _AXES - {"pairs.num_pairs"}
     return [
-        f"{key}: there {before[key]}, asked {after[key]}"
-        for key, field in leaves(RunConfig)
-        if field.json_schema_extra != FREE
-        and key not in free
-        and not (swept and key.partition(".")[0] in {"student", "train"})
-        and before[key] != after[key]
+        format_mismatch(mismatch)
+        for mismatch in mismatches(stored.model_dump(), ablation.base.model_dump())
+        if mismatch.key not in free and not (swept and mismatch.key.partition(".")[0] in {"student", "train"})
     ]
 
 
-def _manner(ablation: Ablation) -> Mapping[str, Any]:
+def _options(ablation: Ablation) -> Mapping[str, Any]:
     return {"match": ablation.match, "every": ablation.every}
 
 
 def _refuse_other_ablation(ablation: Ablation, manifest: Manifest) -> None:
     if not ablation.config_file.is_file():
-        strange = sorted(entry.name for entry in ablation.root.iterdir()) if ablation.root.is_dir() else []
-        if visible := [name for name in strange if not name.startswith(".")]:
+        entries = sorted(entry.name for entry in ablation.root.iterdir()) if ablation.root.is_dir() else []
+        if visible := [name for name in entries if not name.startswith(".")]:
             raise Refused(
-                f"{ablation.root} is not an ablation (it has no {ablation.config_file.name}) and holds "
+                f"{ablation.root} is not an ablation (it has no {ablation.config_file.name}) and contains "
                 f"{', '.join(visible[:3])}: give another --out"
             )
         return
     differing = differing_keys(ablation, RunDir(ablation.root).read_config(), swept=False)
-    there = RunDir(ablation.root).read_json(ablation.identity_file)
-    asked = {"fingerprint": manifest.spec.fingerprint, **_manner(ablation)}
+    stored = RunDir(ablation.root).read_json(ablation.identity_file)
+    requested = {"fingerprint": manifest.spec.fingerprint, **_options(ablation)}
     differing += [
-        f"{'the pairs' if key == 'fingerprint' else '--' + key}: there {there[key]}, asked {value}"
-        for key, value in asked.items()
-        if key in there and there[key] != value
+        format_mismatch(Mismatch("the pairs" if key == "fingerprint" else f"--{key}", stored[key], value))
+        for key, value in requested.items()
+        if key in stored and stored[key] != value
     ]
     if differing:
         raise Refused(
-            f"{ablation.root} holds another ablation: {'; '.join(differing)}. Give the original values to go on with "
-            "it (sizes, seeds, timesteps and swept values may be added), or another --out"
+            f"{ablation.root} contains another ablation: {'; '.join(differing)}. Give the stored values to resume it "
+            "(you may add sizes, seeds, timesteps and swept values), or another --out"
         )
 
 
@@ -168,30 +167,33 @@ def _refuse_size(cell: Cell, available: int, manifest: Manifest) -> None:
     size, batch_size, spec = cell.size, cell.config.train.batch_size, manifest.spec
     if size > available:
         raise Refused(
-            f"--sizes: {size} pairs are asked for, and {manifest.root} holds {available} for training; "
-            f"`tokenleap shards extend {manifest.root} --num-pairs {size}` makes the rest"
+            f"--sizes: {size} pairs requested, but {manifest.root} contains {available} for training; "
+            f"`tokenleap shards extend {manifest.root} --num-pairs {size}` generates the rest"
         )
-    # Of captions most come up once.
+    # Most captions occur once.
     num_classes = spec.num_classes if spec.captions is None else 1
-    for least, what in ((batch_size, "train.batch_size"), (num_classes, "the number of classes")):
-        if size < least:
-            raise Refused(f"--sizes: {size} pairs are fewer than {least}, {what}: ask for as many at least")
+    for minimum, name in ((batch_size, "train.batch_size"), (num_classes, "the number of classes")):
+        if size < minimum:
+            raise Refused(f"--sizes: {size} pairs are fewer than {minimum}, {name}; use at least {minimum}")
 
 
 def _refuse_small_disk(ablation: Ablation, loaded: LoadedTeacher) -> None:
-    """Weights, averages and two moments in each checkpoint that stays, and the export: for every cell to come."""
+    """Check the free space against the checkpoints and exports of the unfinished cells.
+
+    A checkpoint contains four tensors for each weight: the weight, its average and two moments.
+    """
     with on_meta_device():
         network = build_network(loaded.family, loaded.teacher.transformer.config, loaded.teacher.codebook_dim)
     weights = sum(4 * parameter.numel() for parameter in network.parameters())
     decoder = sum(tensor.nbytes for tensor in loaded.teacher.tokenizer.decoder_state().values())
     todo = [cell for cell in ablation.cells if not ablation.is_finished(cell)]
-    kept = [cell.config.train.kept_checkpoints for cell in todo]
-    # Of each cell its checkpoints and its export, and one checkpoint more while it is written.
-    needed = 4 * weights * (sum(kept) + bool(kept)) + len(todo) * (weights + decoder)
-    place = next(folder for folder in (ablation.root, *ablation.root.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
+    num_checkpoints = sum(cell.config.train.kept_checkpoints for cell in todo)
+    # One checkpoint more exists while it is written.
+    needed = 4 * weights * (num_checkpoints + bool(num_checkpoints)) + len(todo) * (weights + decoder)
+    folder = next(parent for parent in (ablation.root, *ablation.root.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise Refused(
-            f"the cells to come ({len(todo)}) take about {needed / 1e6:,.0f} MB, and {place} has {free / 1e6:,.0f} MB "
-            "left: free some, choose another --out, or ask for fewer cells"
+            f"--out: {len(todo)} unfinished cells need about {needed / 1e6:,.0f} MB, and {folder} has "
+            f"{free / 1e6:,.0f} MB left: free some space, choose another --out, or request fewer cells"
         )

@@ -1,7 +1,7 @@
-"""One cell of an ablation: an ordinary run's folder whose pairs lie elsewhere, and the curve of its student.
+"""One cell of an ablation: a run's folder without its own pairs, and the learning curve of its student.
 
-The curve is a file for each look, committed before the checkpoint that follows it, so that a cell that is killed goes
-on from its last checkpoint and ends in the same numbers. `finished.json` is the only mark that a cell is done.
+The curve has one file for each evaluation. The file is committed before the checkpoint that follows, so a killed cell
+resumes from its last checkpoint and ends with the same numbers. `finished.json` is the commit mark of a finished cell.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from shards.storage.files import commit_bytes, list_names, read_bytes
 from shards.storage.paths import Location
 
 Number = Mapping[str, Any]
-"""One number of a curve: `method` (None for what is measured on pairs), `metric`, `value` and `protocol`."""
+"""One number of a curve: `method` (None if measured on pairs), `metric`, `value` and `protocol`."""
 
 
 @dataclass(frozen=True)
 class CellDir:
-    """Where everything of a cell lies; all but the curve and the mark as in any run's folder."""
+    """The folder of a cell: a run's folder with a curve and a commit mark."""
 
     root: Path
 
@@ -48,10 +48,10 @@ class CellDir:
         return self.root / "finished.json"
 
     def is_finished(self, config: RunConfig) -> bool:
-        """Whether the whole training that a configuration asks for is there.
+        """Whether the cell has finished training with this configuration.
 
         Raises:
-            Refused: the mark is damaged.
+            Refused: finished.json or the student's config.json is damaged.
         """
         mark = self.run.read_json(self.finished)
         if mark.get("num_steps") != config.train.num_steps:
@@ -60,54 +60,60 @@ class CellDir:
         return student is not None and mark.get("student_sha256") == student
 
     def steps(self) -> list[int]:
-        """At which steps the student was looked at so far."""
+        """Steps at which the student was evaluated."""
         return [int(name.removesuffix(".json")) for name in list_names(self.curve, ".json")]
 
     def numbers(self, step: int) -> list[Number]:
-        """What was found at one of these steps.
+        """The numbers of one of these steps.
 
         Raises:
             Refused: the file is damaged.
         """
-        path = self._look(step)
+        path = self._file(step)
         try:
             return [dict(number) for number in json.loads(read_bytes(path))]
         except (ValueError, TypeError) as error:
             raise Refused(f"{path} is damaged: delete {self.root} to train this cell again") from error
 
     def add(self, step: int, numbers: list[Number]) -> None:
-        """Keep what was found at a step."""
-        commit_bytes(self._look(step), (json.dumps(numbers, indent=1) + "\n").encode())
+        """Store the numbers of a step."""
+        commit_bytes(self._file(step), (json.dumps(numbers, indent=1) + "\n").encode())
 
-    def _look(self, step: int) -> Path:
+    def _file(self, step: int) -> Path:
         return self.curve / f"{step:08d}.json"
 
 
 def run_cell(
-    config: RunConfig, pairs: Location, root: Path, every: int, *, report: Report, should_stop: ShouldStop
+    config: RunConfig,
+    pairs: Location,
+    root: Path,
+    eval_interval: int,
+    *,
+    report: Report,
+    should_stop: ShouldStop,
 ) -> None:
-    """Train a cell's student, looked at on its way, from where it stands; a finished one is left alone.
+    """Train and evaluate a cell's student, from its last checkpoint if there is one. Does nothing for a finished cell.
 
     Args:
-        config: of the cell.
-        pairs: the data set that all cells share; nothing is written there.
+        config: the cell's configuration.
+        pairs: the data set of all cells; it is not changed.
         root: the cell's folder.
-        every: steps between looks.
-        report: called with (steps done, steps in all, the losses in words).
-        should_stop: asked after every step.
+        eval_interval: steps between evaluations.
+        report: called with (steps done, total steps, losses as text).
+        should_stop: called after every step.
 
     Raises:
-        Refused, Failed, Stopped: as `distill.training.trainer.train`; what is finished is kept.
+        Refused, Failed, Stopped: as `distill.training.trainer.train`; finished work is kept.
     """
     cell = CellDir(root)
     check(root, config)
     if cell.is_finished(config):
         return
-    # Before the folder is claimed: a run's folder without it would have pairs of its own made. A whole path: who goes on
-    # with the cell may stand elsewhere.
+    # Write this file before claiming the folder: without it, `tokenleap run` would generate new pairs there. The path is
+    # absolute, because another process may resume the cell from another working folder.
     commit_bytes(cell.run.external_pairs, f"{pairs.absolute()}\n".encode())
     claim(root, config)
-    run = CellEvaluator(config)
+    evaluate = CellEvaluator(config)
     trained = train(
         config.distill,
         config.teacher.name,
@@ -116,7 +122,9 @@ def run_cell(
         size=config.pairs.num_pairs,
         report=report,
         should_stop=should_stop,
-        eval_callback=EvalCallback(every, lambda training: cell.add(training.step, run(training))),
+        eval_callback=EvalCallback(
+            eval_interval, lambda training: cell.add(training.step, evaluate(training))
+        ),
         notify=notifier(root.name),
     )
     join_metrics(cell.run.student / "metrics", cell.run.metrics)
@@ -127,7 +135,7 @@ def run_cell(
 
 
 class CellEvaluator:
-    """Measures a student on its way: on held-out pairs, on pairs that it learns from, and by its images."""
+    """Evaluates a student during training: on held-out pairs, on training pairs, and by its images."""
 
     def __init__(self, config: RunConfig) -> None:
         self.scores = StudentScores(config.evaluation)
@@ -140,7 +148,7 @@ class CellEvaluator:
                 {"method": None, "metric": f"{name}_{metric}", "value": value, "protocol": protocol}
                 for metric, value in training.token_metrics(batch).items()
             ]
-        with training.averaged() as student:
+        with training.averaged_weights() as student:
             for method, scores in self.scores(student).items():
                 numbers += [
                     {"method": method, "metric": metric, "value": value, "protocol": self.scores.protocol}

@@ -1,4 +1,4 @@
-"""The finished cells of an ablation's folder, gathered in one long table."""
+"""Collects the finished cells of an ablation's folder in one long table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyarrow.parquet
 from pipeline.ablation.ablation import Ablation, differing_keys
 from pipeline.ablation.cell import CellDir
 from pipeline.ablation.grid import Cell, swept_values
+from pipeline.ablation.table import COLUMNS
 from pipeline.config.run_config import RunConfig
 from shards.core.errors import Refused
 from shards.core.mismatch import flat
@@ -19,41 +20,24 @@ from shards.storage.files import commit_bytes
 
 
 def write_table(ablation: Ablation) -> None:
-    """Gather the numbers of every finished cell in the folder, those of earlier commands too.
+    """Write the numbers of all finished cells in the folder, including those of earlier commands.
+
+    Cells are sorted by timesteps, swept values, size and seed.
 
     Raises:
-        Refused: a cell is damaged or another ablation's, or the folder cannot be written to.
+        Refused: a cell is damaged or belongs to another ablation, or the folder cannot be written to.
     """
-    found = read_cells(ablation)
-    swept = sorted({key for cell in found for key in swept_values(ablation.base, cell.config)})
-    columns: list[tuple[str, Any]] = [
-        ("cell", pyarrow.string()),
-        ("size", pyarrow.int64()),
-        ("seed", pyarrow.int64()),
-        ("timesteps", pyarrow.string()),
-        *((key, pyarrow.string()) for key in swept),
-        ("step", pyarrow.int64()),
-        ("epoch", pyarrow.float64()),
-        ("pairs_seen", pyarrow.int64()),
-        ("method", pyarrow.string()),
-        ("metric", pyarrow.string()),
-        ("value", pyarrow.float64()),
-        ("protocol", pyarrow.string()),
-    ]
-    rows = [row for cell in found for row in _rows(ablation, cell, swept)]
-    table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(columns))
+    cells = sorted(_finished_cells(ablation), key=lambda cell: _sort_key(ablation.base, cell))
+    swept = sorted({key for cell in cells for key in swept_values(ablation.base, cell.config)})
+    types = list(COLUMNS.items())
+    first_after_swept = list(COLUMNS).index("timesteps") + 1
+    types[first_after_swept:first_after_swept] = [(key, "string") for key in swept]
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(alias)) for name, alias in types])
+    rows = [row for cell in cells for row in _rows(ablation, cell, swept)]
+    table = pyarrow.Table.from_pylist(rows, schema=schema)
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)
     commit_bytes(ablation.table_file, buffer.getvalue())
-
-
-def read_cells(ablation: Ablation) -> list[Cell]:
-    """All finished cells in the folder, by timesteps, swept values, size and seed.
-
-    Raises:
-        Refused: a cell is damaged or another ablation's.
-    """
-    return sorted(_finished_cells(ablation), key=lambda cell: _place(ablation.base, cell))
 
 
 def _finished_cells(ablation: Ablation) -> Iterator[Cell]:
@@ -64,7 +48,9 @@ def _finished_cells(ablation: Ablation) -> Iterator[Cell]:
             continue
         config = cell.run.read_config()
         if differing := differing_keys(ablation, config, swept=True):
-            raise Refused(f"{folder} is a cell of another ablation ({'; '.join(differing)}): take it away")
+            raise Refused(
+                f"{folder} is a cell of another ablation ({'; '.join(differing)}): move it elsewhere"
+            )
         if cell.is_finished(config):
             yield Cell(folder.name, config)
 
@@ -87,6 +73,6 @@ def _rows(ablation: Ablation, cell: Cell, swept: list[str]) -> Iterator[dict[str
             }
 
 
-def _place(base: RunConfig, cell: Cell) -> tuple[Any, ...]:
+def _sort_key(base: RunConfig, cell: Cell) -> tuple[Any, ...]:
     swept = sorted((key, str(value)) for key, value in swept_values(base, cell.config).items())
     return cell.config.student.timesteps, swept, cell.size, cell.config.train.seed

@@ -1,4 +1,4 @@
-"""What an ablation has come to: laws fitted, sentences found, and everything written that a person reads."""
+"""The conclusions of an ablation: fits the power laws, writes the report, and describes the results in sentences."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ import numpy as np
 
 from pipeline.ablation.ablation import Ablation
 from pipeline.ablation.figures import describe_method
-from pipeline.ablation.page import DRAWN, write_answers
+from pipeline.ablation.page import PLOTTED_METRICS, write_report_files
 from pipeline.ablation.power_law import MIN_SIZES, NoFit, PowerLaw, doubling_sentence, fit_power_law
 from pipeline.ablation.table import (
     FinalValue,
     Series,
-    final_numbers,
+    final_values,
     read_table,
     settings_of,
-    to_markdown,
+    summary_table,
     values_by_size,
 )
 from pipeline.config.run_config import to_toml
 from pipeline.report.metric_names import GENERALISATION_GAP
 
-Fitted = dict[Series, PowerLaw | NoFit]
+Fits = Mapping[Series, PowerLaw | NoFit]
 
 
-def answer(ablation: Ablation, failures: Sequence[tuple[str, str]]) -> list[str]:
-    """Write the page, the figures and the tables from the table of all cells.
+def write_conclusions(ablation: Ablation, failures: Sequence[tuple[str, str]]) -> list[str]:
+    """Write the page, the figures and the tables from the ablation's long table.
 
     Args:
-        ablation: whose table has just been written.
-        failures: cells that failed, each with the reason.
+        ablation: the ablation; `write_table` must have been called.
+        failures: failed cells, each with the reason.
 
     Returns:
-        The answers, in lines.
+        Lines to print: the summary table, the sentences, and the path of the page.
 
     Raises:
-        Refused: the folder cannot be written to, or holds a damaged table.
+        Refused: the folder cannot be written to, or the table is damaged.
     """
     table = read_table(ablation.table_file)
-    finals = final_numbers(table)
+    finals = final_values(table)
     if not finals:
         return []
-    laws = fitted(finals)
-    sentences = list(sentences_of(finals, laws))
+    laws = _fit(finals)
+    sentences = list(_sentences(finals, laws))
     about = {
         "name": ablation.root.absolute().name,
         "description": ablation.base.description,
@@ -54,40 +54,39 @@ def answer(ablation: Ablation, failures: Sequence[tuple[str, str]]) -> list[str]
         "config": to_toml(ablation.base),
     }
     by_name = {(series.setting.text, series.method, series.metric): law for series, law in laws.items()}
-    write_answers(ablation.root, table, about, by_name)
-    return [to_markdown(finals).rstrip("\n"), *sentences, f"{ablation.root / 'report.html'}"]
+    write_report_files(ablation.root, table, about, by_name)
+    return [*summary_table(finals).markdown(), *sentences, f"{ablation.root / 'report.html'}"]
 
 
-def fitted(finals: Sequence[FinalValue]) -> Fitted:
-    """A law for each series, or why there is none."""
+def _fit(finals: Sequence[FinalValue]) -> Fits:
+    """A power law for each series that has a figure, or the reason why there is none."""
     return {
         series: fit_power_law(np.array(sizes), np.array(values))
         for series, (sizes, values) in values_by_size(finals).items()
-        if series.metric in DRAWN or series.metric == GENERALISATION_GAP
+        if series.metric in PLOTTED_METRICS or series.metric == GENERALISATION_GAP
     }
 
 
-def sentences_of(finals: Sequence[FinalValue], laws: Mapping[Series, PowerLaw | NoFit]) -> Iterator[str]:
-    """What doubling the pairs from the largest size would change, for each metric and method that has figures."""
+def _sentences(finals: Sequence[FinalValue], laws: Fits) -> Iterator[str]:
+    """The expected effect of doubling the pairs from the largest size, for each metric and method with figures."""
     settings = settings_of(finals)
     num_sizes = max(len({final.size for final in finals if final.series == series}) for series in laws)
     if num_sizes < MIN_SIZES:
         yield (
-            f"With {MIN_SIZES} sizes or more, a law would tell what more pairs are expected to change; here "
-            f"{'is one' if num_sizes == 1 else f'are {num_sizes}'}."
+            f"With {MIN_SIZES} sizes or more, a power law can predict the effect of more pairs; "
+            f"this ablation has {num_sizes}."
         )
         return
     for series, law in laws.items():
-        title = DRAWN.get(series.metric)
+        title = PLOTTED_METRICS.get(series.metric)
         if title is None:
             continue
         largest = max(final.size for final in finals if final.series == series)
-        of = [describe_method(series.method)] if series.method else []
-        of += [series.setting.text] if len(settings) > 1 else []
-        # Within a sentence; a name keeps its capital.
-        words = title if title.startswith("Fréchet") else title[0].lower() + title[1:]
-        detail = f" ({', '.join(of)})" if of else ""
-        yield doubling_sentence(f"{words}{detail}", law, largest)
+        details = [describe_method(series.method)] if series.method else []
+        details += [series.setting.text] if len(settings) > 1 else []
+        # Inside a sentence only a proper name has a capital letter.
+        metric = title if title.startswith("Fréchet") else title[0].lower() + title[1:]
+        yield doubling_sentence(f"{metric} ({', '.join(details)})" if details else metric, law, largest)
 
 
 def _facts(ablation: Ablation, finals: Sequence[FinalValue]) -> list[tuple[str, str]]:

@@ -1,7 +1,6 @@
-"""The figures of an ablation, as a paper prints them and a phone shows them: one idea and one pair of axes each.
+"""The figures of an ablation, each with one pair of axes.
 
-What is to be compared side by side has the same value axis: every function is given all numbers, and takes its limits
-from all figures of its kind and metric.
+Figures of the same kind and metric have the same value axis, so every function takes the numbers of all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pipeline.report.figure_style import (
     MARKERS,
     QUIET,
     SETTING_COLOURS,
-    head,
+    add_header,
     new_figure,
     scale,
     scale_sizes,
@@ -28,24 +27,25 @@ from pipeline.report.metric_names import GENERALISATION_GAP, LINEAR, axis_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 EPOCHS = "epoch (passes over the pairs)"
 PAIRS = "training pairs"
 
 
 @runtime_checkable
 class Law(Protocol):
-    """A fitted law, as `pipeline.ablation.power_law.PowerLaw`."""
+    """A fitted law such as `pipeline.ablation.power_law.PowerLaw`."""
 
     def at(self, size_N: Any, /) -> tuple[Any, Any, Any]:
-        """The middle, low and high values at sizes."""
+        """Median, low end and high end at sizes (N,)."""
 
 
 Laws = Mapping[tuple[str, str | None, str], Any]
-"""By setting (its text), method and metric; what is no `Law` is not drawn."""
+"""(setting text, method, metric) -> fit; only a `Law` is drawn."""
 
 
 class Stretch(NamedTuple):
-    """A law between two sizes: its line, and the edges of its band."""
+    """A law between two sizes: its line and the edges of its band."""
 
     size_N: np.ndarray
     middle_N: np.ndarray
@@ -54,7 +54,7 @@ class Stretch(NamedTuple):
 
 
 def labels(settings: Sequence[AblationSetting]) -> dict[AblationSetting, str]:
-    """Each setting in no more words than tell it from the others; in full where there is but one."""
+    """The parts of each setting's name that distinguish it from the others; the full name of a single setting."""
     common = set.intersection(*(set(setting.parts) for setting in settings)) if len(settings) > 1 else set()
     return {setting: "; ".join(part for part in setting.parts if part not in common) for setting in settings}
 
@@ -65,33 +65,32 @@ def metric_against_size(
 ) -> Figure:
     """Final values over the number of training pairs: mean and spread over seeds, seeds as faint dots, and laws.
 
-    A law is drawn where there is one, dashed from the largest size of its setting to twice that.
+    A law is dashed from the largest size of its setting to twice that size.
     """
     shown = [final for final in finals if final.series.metric == metric]
     figure, axes = new_figure(PAIRS, axis_label(metric, shown[0].protocol))
-    settings, drawn = settings_of(finals), _laws(shown, laws or {})
+    settings, stretches = settings_of(finals), _stretches(shown, laws or {})
     handles = []
     for index, setting in enumerate(settings):
-        own = [final for final in shown if final.series == Series(setting, method, metric)]
-        if not own:
+        series = Series(setting, method, metric)
+        of_series = [final for final in shown if final.series == series]
+        if not of_series:
             continue
-        colour, marker = _look(index)
-        sizes = [final.size for final in own]
-        if own[0].series in drawn:
-            for (size_N, middle_N, low_N, high_N), line in zip(
-                drawn[own[0].series], ("-", "--"), strict=True
-            ):
+        colour, marker = _colour_and_marker(index)
+        sizes = [final.size for final in of_series]
+        if series in stretches:
+            for (size_N, middle_N, low_N, high_N), line in zip(stretches[series], ("-", "--"), strict=True):
                 axes.plot(size_N, middle_N, line, color=colour, linewidth=1.5)
                 axes.fill_between(size_N, low_N, high_N, color=colour, alpha=0.12, linewidth=0, zorder=1)
         else:
-            axes.plot(sizes, [final.mean for final in own], color=colour, linewidth=0.8, alpha=0.6)
-        for final in own:
+            axes.plot(sizes, [final.mean for final in of_series], color=colour, linewidth=0.8, alpha=0.6)
+        for final in of_series:
             dots = [value for _, value in final.seeds]
             axes.plot([final.size] * len(dots), dots, ".", color=colour, alpha=0.35, markersize=5, zorder=3)
         bars = axes.errorbar(
             sizes,
-            [final.mean for final in own],
-            yerr=[final.spread or 0.0 for final in own],
+            [final.mean for final in of_series],
+            yerr=[final.spread or 0.0 for final in of_series],
             fmt=marker,
             color=colour,
             markersize=5,
@@ -100,16 +99,18 @@ def metric_against_size(
             zorder=4,
         )
         handles.append((bars, labels(settings)[setting]))
-    scale_values(axes, _values(shown, drawn), metric in LINEAR)
+    scale_values(axes, _values(shown, stretches), metric in LINEAR)
     sizes = sorted({final.size for final in shown})
-    scale_sizes(axes, sizes, max(sizes[-1], *(ahead.size_N[-1] for _, ahead in drawn.values()), 0))
-    head(figure, describe_method(method), handles if len(settings) > 1 else [])
+    scale_sizes(
+        axes, sizes, max(sizes[-1], *(extrapolated.size_N[-1] for _, extrapolated in stretches.values()), 0)
+    )
+    add_header(figure, describe_method(method), handles if len(settings) > 1 else [])
     return figure
 
 
 @style()
 def gap_against_size(finals: Sequence[FinalValue], laws: Laws | None = None) -> Figure:
-    """How much better the student does on pairs that it learned from, over the number of training pairs."""
+    """The generalisation gap over the number of training pairs."""
     figure = metric_against_size(finals, GENERALISATION_GAP, None, laws)
     (axes,) = figure.axes
     low, high = axes.get_ylim()
@@ -122,7 +123,7 @@ def gap_against_size(finals: Sequence[FinalValue], laws: Laws | None = None) -> 
 def curves_by_size(
     curves: Sequence[LearningCurve], metric: str, method: str | None, setting: AblationSetting
 ) -> Figure:
-    """A metric over epochs in one setting, a line for each size: figure 8 of arXiv 2412.17153."""
+    """A metric over epochs in one setting, with a line for each size, as in Figure 8 of arXiv 2412.17153."""
     sizes = sorted({curve.size for curve in curves})
     shades = dict(zip(sizes, _shades(len(sizes)), strict=True))
     lines = [
@@ -136,11 +137,11 @@ def curves_by_size(
 
 @style()
 def curves_by_setting(curves: Sequence[LearningCurve], metric: str, method: str | None, size: int) -> Figure:
-    """A metric over epochs at one size, a line for each setting: figure 7 of arXiv 2412.17153."""
+    """A metric over epochs at one size, with a line for each setting, as in Figure 7 of arXiv 2412.17153."""
     settings = settings_of(curves)
     names = labels(settings)
     lines = [
-        (curve, *_look(settings.index(curve.series.setting)), names[curve.series.setting])
+        (curve, *_colour_and_marker(settings.index(curve.series.setting)), names[curve.series.setting])
         for curve in curves
         if curve.series[1:] == (method, metric) and curve.size == size
     ]
@@ -150,7 +151,7 @@ def curves_by_setting(curves: Sequence[LearningCurve], metric: str, method: str 
 
 
 def comparable_size(curves: Iterable[LearningCurve], metric: str, method: str | None) -> int | None:
-    """The largest size at which two settings can be compared, None where there is none."""
+    """The largest size for which two or more settings have a curve, None if there is none."""
     sizes = [curve.size for curve in curves if curve.series[1:] == (method, metric)]
     return max((size for size in sizes if sizes.count(size) > 1), default=None)
 
@@ -161,15 +162,15 @@ def _draw_curves(
     """Lines with bands of the spread over a logarithmic epoch axis.
 
     Args:
-        compared: what the value axis must have room for, all of one metric.
-        title: above the axes.
-        lines: curve, colour, marker and label of each.
+        compared: curves of one metric that the value axis must show.
+        title: shown above the axes.
+        lines: curve, colour, marker and label of each line.
     """
     metric = compared[0].series.metric
     figure, axes = new_figure(EPOCHS, axis_label(metric, compared[0].protocol))
     handles = []
     for curve, colour, marker, label in lines:
-        # A logarithmic axis has no place for what was measured before the first step.
+        # A logarithmic axis cannot show epoch 0.
         points = [point for point in curve.points if point.epoch > 0]
         epochs, means = [point.epoch for point in points], np.array([point.mean for point in points])
         spreads = np.array([point.spread or 0.0 for point in points])
@@ -182,21 +183,23 @@ def _draw_curves(
     epochs = [point.epoch for curve, *_ in lines for point in curve.points if point.epoch > 0]
     if epochs:
         scale(axes.xaxis, axes.set_xscale, axes.set_xlim, min(epochs), max(epochs), logarithmic=True)
-    head(figure, title, handles)
+    add_header(figure, title, handles)
     return figure
 
 
-def _laws(shown: Iterable[FinalValue], laws: Laws) -> dict[Series, tuple[Stretch, Stretch]]:
-    """Every law of what a metric's figures show: over the sizes, and from the largest to twice that."""
+def _stretches(shown: Iterable[FinalValue], laws: Laws) -> dict[Series, tuple[Stretch, Stretch]]:
+    """Each law over the sizes of its series, and from the largest size to twice that size."""
     sizes: dict[Series, list[int]] = {}
     for final in shown:
         sizes.setdefault(final.series, []).append(final.size)
-    found = {}
-    for series, own in sizes.items():
-        law = laws.get((series.setting.text, series.method, series.metric))
-        if isinstance(law, Law):
-            found[series] = (_stretch(law, min(own), max(own)), _stretch(law, max(own), 2 * max(own)))
-    return found
+    return {
+        series: (
+            _stretch(law, min(of_series), max(of_series)),
+            _stretch(law, max(of_series), 2 * max(of_series)),
+        )
+        for series, of_series in sizes.items()
+        if isinstance(law := laws.get((series.setting.text, series.method, series.metric)), Law)
+    }
 
 
 def _stretch(law: Law, first: int, last: int) -> Stretch:
@@ -207,45 +210,44 @@ def _stretch(law: Law, first: int, last: int) -> Stretch:
 def _values(
     shown: Iterable[FinalValue | LearningCurve], laws: Mapping[Series, Iterable[Stretch]] | None = None
 ) -> list[float]:
-    """Every value that the figures of a metric have to show, with its spread, and of laws' bands what is near."""
-    found: list[float] = []
+    """Values that the axis must show: seeds, means, spreads, laws, and the nearby part of the laws' bands."""
+    values: list[float] = []
     for number in shown:
         if isinstance(number, FinalValue):
-            found += [value for _, value in number.seeds]
+            values += [value for _, value in number.seeds]
             pairs = [(number.mean, number.spread)]
         else:
             pairs = [(mean, spread) for epoch, mean, spread in number.points if epoch > 0]
-        found += [mean + sign * (spread or 0.0) for mean, spread in pairs for sign in (-1, 1)]
+        values += [mean + sign * (spread or 0.0) for mean, spread in pairs for sign in (-1, 1)]
     if laws:
         stretches = [stretch for pair in laws.values() for stretch in pair]
-        found += [
-            value for stretch in stretches for value in stretch.middle_N.tolist() if math.isfinite(value)
-        ]
-        # A band may be as wide as nothing is known; the numbers must stay readable beside it.
-        low, high = min(found), max(found)
+        for stretch in stretches:
+            values += [value for value in stretch.middle_N.tolist() if math.isfinite(value)]
+        # A band may be very wide; clip it so that the values remain readable.
+        low, high = min(values), max(values)
         margin = (high - low) / 4
-        # Not down to zero, which no logarithmic axis has.
+        # A logarithmic axis must not reach zero.
         floor = max(low - margin, low / 2) if low > 0 else low - margin
         for stretch in stretches:
             for edge_N in (stretch.low_N, stretch.high_N):
-                found += np.clip(edge_N, floor, high + margin).tolist()
-    return [value for value in found if math.isfinite(value)]
+                values += np.clip(edge_N, floor, high + margin).tolist()
+    return [value for value in values if math.isfinite(value)]
 
 
-def _look(index: int) -> tuple[str, str]:
-    """A setting's colour and marker."""
+def _colour_and_marker(index: int) -> tuple[str, str]:
+    """Colour and marker of a setting."""
     return SETTING_COLOURS[index % len(SETTING_COLOURS)], MARKERS[(index // 7 + index) % len(MARKERS)]
 
 
 def _shades(count: int) -> list[Any]:
-    """From light for the smallest to dark for the largest, in even steps of lightness."""
+    """Colours from light for the smallest size to dark for the largest, in even steps of lightness."""
     from matplotlib import colormaps
 
     return [colormaps["viridis"](position) for position in np.linspace(0.05, 0.82, count)[::-1]]
 
 
 def describe_method(method: str | None) -> str:
-    """`student-2` as `student-2 (two steps)`; others by their name."""
+    """`student-2 (two steps)` for `student-2`; the name of any other method."""
     name, _, steps = (method or "").rpartition("-")
-    words = {"1": "one step", "2": "two steps"}.get(steps, f"{steps} steps")
-    return f"{method} ({words})" if name == "student" and steps.isdigit() else method or ""
+    count = {"1": "one step", "2": "two steps"}.get(steps, f"{steps} steps")
+    return f"{method} ({count})" if name == "student" and steps.isdigit() else method or ""

@@ -1,7 +1,7 @@
-"""The grid of an ablation: from axes to cells, each a whole configuration under a name that says what it is.
+"""The grid of an ablation: expands axes to cells, each a complete configuration with a name.
 
-A cell differs from the base configuration in the axes alone, so its name is what it is, and the same cell of two
-commands is the same folder. Nothing here reads or writes a file.
+A cell differs from the base configuration only in the axes, and its name lists their values, so equal cells of two
+commands have the same folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shards.core.mismatch import flat
 from shards.core.settings import FREE
 
 EVALUATIONS = 10
-"""How often a cell is looked at on its way, where nobody says otherwise."""
+"""Default number of evaluations during the training of a cell."""
 
 Match = Literal["steps", "epochs"]
 
@@ -35,12 +35,12 @@ _OWN_OPTIONS = {
 
 @dataclass(frozen=True)
 class Axes:
-    """What an ablation varies.
+    """The axes of an ablation.
 
     Attributes:
-        sizes: training pairs, each once.
-        seeds: train.seed runs over 0 .. seeds - 1.
-        timesteps: sets of the student's timesteps; the preset's own where there is none.
+        sizes: distinct numbers of training pairs.
+        seeds: train.seed takes the values 0 .. seeds - 1.
+        timesteps: sets of the student's timesteps; the preset's own if empty.
         swept: further keys of stage two, each with its values.
     """
 
@@ -52,7 +52,7 @@ class Axes:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of the grid: its folder's name, and its whole configuration."""
+    """One training of the grid: the name of its folder, and its complete configuration."""
 
     name: str
     config: RunConfig
@@ -63,44 +63,40 @@ class Cell:
 
     @property
     def epochs(self) -> float:
-        """How often the training goes through its pairs."""
+        """Number of passes over the pairs."""
         return self.config.train.num_steps * self.config.train.batch_size / self.size
 
 
 def parse_sizes(text: str, available: int) -> tuple[int, ...]:
-    """Sizes as people write them: counts (`2500`), or shares of what there is (`0.5`, `50%`).
+    """Parse a list of counts (`2500`) or shares of the available pairs (`0.5`, `50%`).
 
     Raises:
-        Refused: what is neither, a size twice, or one that is not there.
+        Refused: a size is neither, is given twice, or is a share that is too small or above 1.
     """
     sizes = tuple(_size(part.strip(), available) for part in text.split(","))
     if repeated := sorted({size for size in sizes if sizes.count(size) > 1}):
-        raise Refused(f"--sizes names {', '.join(map(str, repeated))} twice: each size makes its own cells")
+        raise Refused(f"--sizes names {', '.join(map(str, repeated))} twice: give each size once")
     return sizes
 
 
 def parse_sweep(text: str) -> tuple[str, tuple[Any, ...]]:
-    """`KEY=a,b` as a key of stage two and its values.
+    """Parse `KEY=a,b` to a key of stage two and its values.
 
     Raises:
-        Refused: no such form, no such key, a value twice, or a key that an ablation does not sweep, with the reason.
+        Refused: the text has another form, the key is unknown or cannot be swept, or a value is given twice.
     """
     key, equals, values = (part.strip() for part in text.partition("="))
     if not equals or not values:
         raise Refused(f"--grid {text!r}: write KEY=VALUE,VALUE, as in train.learning_rate=1e-3,3e-3")
-    refuse_unsweepable(key)
+    _refuse_unsweepable(key)
     parsed = tuple(parse_value(value.strip()) for value in values.split(","))
     if len(set(map(repr, parsed))) < len(parsed):
         raise Refused(f"--grid {key} names a value twice: {values}")
     return key, parsed
 
 
-def refuse_unsweepable(key: str) -> None:
-    """Confirms that a key may differ between the cells of an ablation.
-
-    Raises:
-        Refused: it changes the pairs, the judgement or nothing that is measured, or has an option of its own.
-    """
+def _refuse_unsweepable(key: str) -> None:
+    """Refuse a key that changes the pairs, the evaluation or no measurement, or that has its own option."""
     fields = dict(leaves(RunConfig))
     if key not in fields:
         raise Refused(f"--grid {key}: {unknown_key(key, list(fields))}")
@@ -109,32 +105,34 @@ def refuse_unsweepable(key: str) -> None:
         raise Refused(f"--grid {key}: use {_OWN_OPTIONS[key]} for it")
     if section in {"teacher", "pairs"}:
         raise Refused(
-            f"--grid {key}: it changes the pairs, and all cells learn from the same ones; make another data set with "
-            "`tokenleap generate` and ablate that"
+            f"--grid {key}: it changes the pairs, which are the same for all cells; generate another data set with "
+            "`tokenleap generate` and run an ablation on it"
         )
     if section == "evaluation":
-        raise Refused(f"--grid {key}: all cells are judged alike; choose it for all with --set {key}=VALUE")
+        raise Refused(
+            f"--grid {key}: all cells use the same evaluation; set it for all with --set {key}=VALUE"
+        )
     if fields[key].json_schema_extra == FREE or section not in {"student", "train"}:
         raise Refused(f"--grid {key}: it changes nothing that is measured")
     if is_list(fields[key].annotation):
         raise Refused(
-            f"--grid {key}: its values are lists, which commas cannot part; ablate twice with --set"
+            f"--grid {key}: its values are lists, which commas cannot separate; run two ablations with --set"
         )
 
 
 def make_cells(base: RunConfig, axes: Axes, match: Match) -> list[Cell]:
-    """All cells, in the order in which they run: seed by seed, so that a whole grid is there early, small ones first.
+    """All cells in the order in which they run: seed by seed, so that a complete grid of one seed exists early.
 
-    With `steps` every cell gets `train.num_steps` updates. With `epochs` every cell goes through its pairs as often as
-    the base configuration does through `pairs.num_pairs` of them, and the warmup keeps its share of the steps.
+    With match `steps` every cell has `train.num_steps` updates. With `epochs` every cell makes as many passes over its
+    pairs as the base configuration makes over `pairs.num_pairs` pairs, and the warmup keeps its share of the steps.
 
     Args:
-        base: what all cells have in common.
-        axes: what varies.
-        match: whether as many steps, or as many passes.
+        base: the common configuration of all cells.
+        axes: the values that vary.
+        match: whether all cells have the same number of steps, or of passes.
 
     Raises:
-        Refused: values that their keys cannot have, or two that are the same.
+        Refused: a value is invalid for its key, or two cells are equal.
     """
     cells: dict[str, Cell] = {}
     combinations = itertools.product(
@@ -151,13 +149,13 @@ def make_cells(base: RunConfig, axes: Axes, match: Match) -> list[Cell]:
             config = changed(base, changes | _same_epochs(base, config), "a cell of the grid")
         name = cell_name(base, config)
         if name in cells:
-            raise Refused(f"the grid has two cells that are both {name}: name each value once")
+            raise Refused(f"--grid: two cells are both {name}: give each value once")
         cells[name] = Cell(name, config)
     return list(cells.values())
 
 
 def cell_name(base: RunConfig, config: RunConfig) -> str:
-    """What a cell is, as a folder's name: size, timesteps, seed, and every swept key that is not as in the base."""
+    """A cell's folder name: size, timesteps, seed, and every swept key that differs from the base."""
     timesteps = "-".join(map(str, config.student.timesteps))
     parts = [f"size-{config.pairs.num_pairs}", f"timesteps-{timesteps}", f"seed-{config.train.seed}"]
     parts += [f"{key}-{value}" for key, value in swept_values(base, config).items()]
@@ -165,7 +163,7 @@ def cell_name(base: RunConfig, config: RunConfig) -> str:
 
 
 def swept_values(base: RunConfig, config: RunConfig) -> dict[str, Any]:
-    """The keys of stage two in which a cell differs from the base, but for those with an axis of their own."""
+    """The keys of stage two in which a cell differs from the base, without those that have their own axis."""
     before, after = flat(base.model_dump()), flat(config.model_dump())
     return {
         key: value
@@ -175,7 +173,7 @@ def swept_values(base: RunConfig, config: RunConfig) -> dict[str, Any]:
 
 
 def eval_interval(config: RunConfig, every: int | None) -> int:
-    """Steps between two looks at a cell."""
+    """Steps between evaluations of a cell; by default the training has `EVALUATIONS` of them."""
     return every or math.ceil(config.train.num_steps / EVALUATIONS)
 
 
@@ -184,13 +182,17 @@ def _size(text: str, available: int) -> int:
         return int(text)
     share = re.fullmatch(r"(\d*\.\d+|\d+(?:\.\d*)?)(%?)", text)
     if share is None:
-        raise Refused(f"--sizes: {text!r} is neither a number of pairs, as 2500, nor a share, as 0.5 or 50%")
+        raise Refused(
+            f"--sizes: {text!r} is neither a number of pairs, such as 2500, nor a share, such as 0.5 or 50%"
+        )
     part = float(share[1]) / (100 if share[2] else 1)
     if not 0 < part <= 1:
-        raise Refused(f"--sizes: {text} is no share of the pairs: it must be above 0 and at most 1, or 100%")
+        raise Refused(
+            f"--sizes: {text} is not a valid share of the pairs: it must be above 0 and at most 1, or 100%"
+        )
     size = round(part * available)
     if not size:
-        raise Refused(f"--sizes: {text} of {available} pairs is not one: ask for more")
+        raise Refused(f"--sizes: {text} of {available} pairs is less than one pair: use a larger share")
     return size
 
 

@@ -1,7 +1,6 @@
-"""From the long table of an ablation to its final numbers and curves: what a paper's table and figures are made of.
+"""Final values and learning curves of an ablation, computed from its long table.
 
-A cell's final numbers are those of its last step. Seeds differ in nothing that is asked about, so they are taken
-together: their mean, and the sample standard deviation as the spread. Nothing here draws.
+A cell's final values are those of its last step. Seeds are combined: mean, and sample standard deviation as the spread.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.report.metric_names import GENERALISATION_GAP
-from pipeline.report.table import NOTHING, Table
+from pipeline.report.table import MISSING, Table, format_mean
 from shards.core.errors import Refused
 from shards.storage.files import read_bytes
 from shards.storage.parquet import read_parquet
@@ -39,7 +38,7 @@ COLUMNS = {
     "value": "float64",
     "protocol": "string",
 }
-"""What every table has; each further column is a swept key."""
+"""Columns of every table with their types; each further column is a swept key."""
 
 SUMMARY = (
     ("heldout_token_loss", "held-out cross-entropy", 4),
@@ -48,16 +47,16 @@ SUMMARY = (
     ("frechet_distance", "Fréchet distance", 3),
     ("recall", "recall", 3),
 )
-"""Metrics that the table for people shows, with their titles and digits; the CSV file has all."""
+"""Metrics of the summary table, with titles and digits; the CSV file has all metrics."""
 
 _LOSSES = ("heldout_token_loss", "train_token_loss")
 
 
 @dataclass(frozen=True)
 class AblationSetting:
-    """What is compared at every size: the student's timesteps and a value for each swept key, as text.
+    """What is compared at every size: the student's timesteps and the value of each swept key, as text.
 
-    A value is None where the cell has none of its own, but the preset's.
+    A value is None if the cell uses the preset's.
     """
 
     timesteps: str
@@ -65,24 +64,24 @@ class AblationSetting:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """One for each thing that may differ, in words."""
+        """A description of the timesteps and of each swept key."""
         swept = (f"{key} {value}" if value is not None else f"{key} as preset" for key, value in self.swept)
         return (f"timesteps {self.timesteps}", *swept)
 
     @property
     def text(self) -> str:
-        """Names the setting everywhere: `timesteps 0,8; train.learning_rate 0.003`."""
+        """The setting's name: `timesteps 0,8; train.learning_rate 0.003`."""
         return "; ".join(self.parts)
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """By numbers where there are numbers, the preset's own value first."""
+        """Sort key: numbers by value, the preset's own value first."""
         values = [*self.timesteps.split(","), *(value for _, value in self.swept)]
-        return tuple(_order(value) for value in values)
+        return tuple(_value_order(value) for value in values)
 
 
 class Series(NamedTuple):
-    """What is measured of what: a metric of a method (None: on pairs, without a method), in a setting."""
+    """A metric of a method in a setting. The method is None for metrics that are measured on pairs."""
 
     setting: AblationSetting
     method: str | None
@@ -90,7 +89,7 @@ class Series(NamedTuple):
 
 
 class SeedValue(NamedTuple):
-    """What one cell came to."""
+    """The value of one cell."""
 
     seed: int
     value: float
@@ -98,7 +97,7 @@ class SeedValue(NamedTuple):
 
 @dataclass(frozen=True)
 class FinalValue:
-    """A number of the answer: what the seeds of one size came to at their last step."""
+    """A metric at the last step, over the seeds of one size."""
 
     series: Series
     size: int
@@ -113,12 +112,12 @@ class FinalValue:
 
     @cached_property
     def spread(self) -> float | None:
-        """Sample standard deviation over the seeds, None where there is one."""
+        """Sample standard deviation over the seeds; None with one seed."""
         return _spread([value for _, value in self.seeds])
 
 
 class Point(NamedTuple):
-    """Where the seeds of one size were on their way; the spread is None with one seed."""
+    """A metric at one step, over the seeds of one size; the spread is None with one seed."""
 
     epoch: float
     mean: float
@@ -127,7 +126,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A metric on its way, by ascending epoch."""
+    """A metric by ascending epoch."""
 
     series: Series
     size: int
@@ -136,22 +135,24 @@ class LearningCurve:
 
 
 def read_table(path: Path) -> pyarrow.Table:
-    """The long table of an ablation.
+    """Read the long table of an ablation.
 
     Raises:
-        Refused: it is damaged, or is no such table.
-        Failed: it is missing, or cannot be read.
+        Refused: the file is damaged, or is not such a table.
+        Failed: the file is missing, or cannot be read.
     """
     import pyarrow
 
-    way_out = "delete it; `tokenleap ablate` collects it again from the cells"
+    remedy = "delete it; `tokenleap ablate` collects it again from the cells"
     data = read_bytes(path)
     try:
         table = read_parquet(data)
     except (pyarrow.ArrowException, OSError) as error:
-        raise Refused(f"{path} is damaged: {way_out}") from error
+        raise Refused(f"{path} is damaged: {remedy}") from error
     if missing := [name for name in COLUMNS if name not in table.column_names]:
-        raise Refused(f"{path} is no table of an ablation, it lacks {', '.join(missing)}: {way_out}")
+        raise Refused(
+            f"{path} is not the table of an ablation, it has no column {', '.join(missing)}: {remedy}"
+        )
     types = [
         pyarrow.field(name, pyarrow.type_for_alias(COLUMNS.get(name, "string")))
         for name in table.column_names
@@ -159,15 +160,15 @@ def read_table(path: Path) -> pyarrow.Table:
     try:
         return table.cast(pyarrow.schema(types))
     except (pyarrow.ArrowException, ValueError) as error:
-        raise Refused(f"{path} is no table of an ablation ({error}): {way_out}") from error
+        raise Refused(f"{path} is not the table of an ablation ({error}): {remedy}") from error
 
 
-def final_numbers(table: pyarrow.Table, without: Collection[str] = ()) -> list[FinalValue]:
-    """What the cells came to at their last steps, seeds taken together; by setting, size, method and metric.
+def final_values(table: pyarrow.Table, without: Collection[str] = ()) -> list[FinalValue]:
+    """Metrics at the last steps, combined over seeds; sorted by setting, size, method and metric.
 
     Args:
         table: the long table.
-        without: names of cells that are not finished, whose last step is not their end.
+        without: names of unfinished cells, whose last step is not the end of their training.
     """
     rows = _rows(table, without)
     last: dict[str, int] = {}
@@ -188,16 +189,16 @@ def final_numbers(table: pyarrow.Table, without: Collection[str] = ()) -> list[F
         )
         for (series, size), group in groups.items()
     ]
-    return sorted(finals, key=_in_order)
+    return sorted(finals, key=_sort_key)
 
 
-def curves(table: pyarrow.Table, without: Collection[str] = ()) -> list[LearningCurve]:
-    """How the cells came there, seeds taken together step by step; in the order of `final_numbers`."""
+def learning_curves(table: pyarrow.Table, without: Collection[str] = ()) -> list[LearningCurve]:
+    """Metrics at every step, combined over seeds; in the order of `final_values`."""
     groups: defaultdict[tuple[Series, int], defaultdict[int, list[dict[str, Any]]]]
     groups = defaultdict(lambda: defaultdict(list))
     for row in _rows(table, without):
         groups[row["series"], row["size"]][row["step"]].append(row)
-    found = []
+    curves = []
     for (series, size), by_step in groups.items():
         points = [
             Point(group[0]["epoch"], statistics.fmean(values), _spread(values))
@@ -205,65 +206,61 @@ def curves(table: pyarrow.Table, without: Collection[str] = ()) -> list[Learning
             for values in ([row["value"] for row in group],)
         ]
         protocol = next(iter(by_step.values()))[0]["protocol"]
-        found.append(LearningCurve(series, size, tuple(sorted(points)), protocol))
-    return sorted(found, key=_in_order)
+        curves.append(LearningCurve(series, size, tuple(sorted(points)), protocol))
+    return sorted(curves, key=_sort_key)
 
 
 def values_by_size(finals: Iterable[FinalValue]) -> dict[Series, tuple[list[int], list[float]]]:
-    """For each series its sizes and values, one a seed: what a law is fitted to."""
-    found: defaultdict[Series, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+    """For each series the sizes and values of its cells, to which a power law is fitted."""
+    result: defaultdict[Series, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
     for final in finals:
-        sizes, values = found[final.series]
+        sizes, values = result[final.series]
         sizes += [final.size] * len(final.seeds)
         values += [value for _, value in final.seeds]
-    return dict(found)
+    return dict(result)
 
 
 def settings_of(numbers: Iterable[FinalValue | LearningCurve]) -> list[AblationSetting]:
-    """Every setting, once, in order."""
+    """The distinct settings, sorted."""
     return sorted({number.series.setting for number in numbers}, key=lambda setting: setting.order)
 
 
 def methods_of(numbers: Iterable[FinalValue | LearningCurve], metric: str) -> list[str | None]:
-    """Of what a metric was measured, in order; [None] for a metric of pairs, [] for one that was not measured."""
-    found = {number.series.method for number in numbers if number.series.metric == metric}
-    return sorted(found, key=lambda method: method or "")
+    """The methods for which a metric was measured, sorted; [None] for a metric of pairs, [] if not measured."""
+    methods = {number.series.method for number in numbers if number.series.metric == metric}
+    return sorted(methods, key=lambda method: method or "")
 
 
 def summary_table(finals: Sequence[FinalValue]) -> Table:
-    """A row for each setting and size, `mean ± spread` for each important metric that was measured."""
+    """A row for each setting and size, with `mean ± spread` of each metric in `SUMMARY` that was measured.
+
+    Rows that begin a new setting have the class `first`.
+    """
     columns = [
         (method, metric, f"{title}, {method}" if method else title, digits)
         for metric, title, digits in SUMMARY
         for method in methods_of(finals, metric)
     ]
-    cells = {(final.series, final.size): final for final in finals}
+    by_series = {(final.series, final.size): final for final in finals}
     keys = [key for key, _ in finals[0].series.setting.swept] if finals else []
-    table = []
+    rows, classes, previous = [], [], None
     for setting, size in dict.fromkeys((final.series.setting, final.size) for final in finals):
-        found = [cells.get((Series(setting, method, metric), size)) for method, metric, _, _ in columns]
-        seeds = max((len(final.seeds) for final in found if final), default=0)
+        cells = [by_series.get((Series(setting, method, metric), size)) for method, metric, _, _ in columns]
+        num_seeds = max((len(final.seeds) for final in cells if final), default=0)
         numbers = [
-            _describe(final, digits, seeds) for final, (_, _, _, digits) in zip(found, columns, strict=True)
+            _describe(final, digits, num_seeds)
+            for final, (_, _, _, digits) in zip(cells, columns, strict=True)
         ]
-        swept = [NOTHING if value is None else value for _, value in setting.swept]
-        table.append((setting.timesteps, *swept, f"{size:,}", str(seeds), *numbers))
+        swept = [MISSING if value is None else value for _, value in setting.swept]
+        rows.append((setting.timesteps, *swept, f"{size:,}", str(num_seeds), *numbers))
+        classes.append("first" if previous not in (None, setting) else "")
+        previous = setting
     header = ("timesteps", *keys, "training pairs", "seeds", *(title for _, _, title, _ in columns))
-    return Table(header, tuple(table))
-
-
-def to_markdown(finals: Sequence[FinalValue]) -> str:
-    """The table for people."""
-    table = summary_table(finals)
-    first = table.header.index("training pairs")
-    rule = ["---" if column < first else "---:" for column in range(len(table.header))]
-    lines = [table.header, rule, *table.rows]
-    escaped = ([" ".join(cell.replace("|", r"\|").split()) for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+    return Table(header, tuple(rows), num_labels=1 + len(keys), row_classes=tuple(classes))
 
 
 def to_csv(finals: Sequence[FinalValue]) -> str:
-    """All final numbers, one a line, with every digit; the spread is empty where there is one seed."""
+    """All final values with every digit, one for each line; the spread is empty with one seed."""
     keys = [key for key, _ in finals[0].series.setting.swept] if finals else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -277,7 +274,7 @@ def to_csv(finals: Sequence[FinalValue]) -> str:
 
 
 def _rows(table: pyarrow.Table, without: Collection[str]) -> list[dict[str, Any]]:
-    """Rows that hold a number, each with its series, and one row more for the overfitting gap of each look."""
+    """Rows with a finite number, each with its series, and a row for the generalisation gap of each evaluation."""
     keys = [name for name in table.column_names if name not in COLUMNS]
     rows = []
     for row in table.to_pylist():
@@ -288,28 +285,28 @@ def _rows(table: pyarrow.Table, without: Collection[str]) -> list[dict[str, Any]
 
 
 def _gaps(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    looks: defaultdict[tuple[str, int], dict[str, dict[str, Any]]] = defaultdict(dict)
+    losses: defaultdict[tuple[str, int], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         if row["metric"] in _LOSSES:
-            looks[row["cell"], row["step"]][row["metric"]] = row
-    for look in looks.values():
-        if len(look) == len(_LOSSES):
-            heldout, seen = (look[metric] for metric in _LOSSES)
+            losses[row["cell"], row["step"]][row["metric"]] = row
+    for by_metric in losses.values():
+        if len(by_metric) == len(_LOSSES):
+            heldout, train = (by_metric[metric] for metric in _LOSSES)
             yield {
                 **heldout,
                 "series": Series(heldout["series"].setting, None, GENERALISATION_GAP),
                 "metric": GENERALISATION_GAP,
-                "value": heldout["value"] - seen["value"],
-                "protocol": f"{heldout['protocol']} against {seen['protocol']}",
+                "value": heldout["value"] - train["value"],
+                "protocol": f"{heldout['protocol']} against {train['protocol']}",
             }
 
 
-def _in_order(number: FinalValue | LearningCurve) -> tuple[Any, ...]:
+def _sort_key(number: FinalValue | LearningCurve) -> tuple[Any, ...]:
     setting, method, metric = number.series
     return setting.order, number.size, method or "", metric
 
 
-def _order(value: str | None) -> tuple[int, float, str]:
+def _value_order(value: str | None) -> tuple[int, float, str]:
     if value is None:
         return 0, 0.0, ""
     try:
@@ -322,10 +319,9 @@ def _spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _describe(final: FinalValue | None, digits: int, seeds: int) -> str:
-    """`mean ± spread`; with the number of seeds only where a row's numbers differ in it."""
+def _describe(final: FinalValue | None, digits: int, num_seeds: int) -> str:
+    """`mean ± spread`, with the number of seeds if it is smaller than that of the row."""
     if final is None:
-        return NOTHING
-    spread = "" if final.spread is None else f" ± {final.spread:.{digits}f}"
-    fewer = f" ({len(final.seeds)} of {seeds} seeds)" if len(final.seeds) < seeds else ""
-    return f"{final.mean:.{digits}f}{spread}{fewer}"
+        return MISSING
+    fewer = f" ({len(final.seeds)} of {num_seeds} seeds)" if len(final.seeds) < num_seeds else ""
+    return f"{format_mean(final.mean, final.spread, digits)}{fewer}"

@@ -1,4 +1,4 @@
-"""`python -m pipeline.cli` is the command line without an installed script."""
+"""`python -m pipeline.cli` runs the command line without the installed script."""
 
 from pipeline.cli.main import main
 

@@ -1,4 +1,4 @@
-"""From an exception to what a person is told: one message and an exit code."""
+"""Convert an exception that ends a command into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIS
 
 
 def explain(error: BaseException, command: str) -> tuple[str, int]:
-    """The message and the exit code of an exception that ends a command.
+    """The message and the exit code of an exception.
 
     Args:
-        error: what was raised.
-        command: the command line as it was given; the way to go on after a stop.
+        error: the exception that ends the command.
+        command: the command line as the user gave it, which resumes the work after a stop.
     """
-    # Before the project's own classes are imported: with a name clash there is no importing them.
+    # First, because with a package of the same name the project's own exceptions cannot be imported.
     if isinstance(error, ImportError):
         return f"cannot start: {error}", REFUSED
     if isinstance(error, KeyboardInterrupt):
         return (
-            f"stopped at once; what was finished is kept, the step under way is lost. Go on with: {command}",
+            f"stopped at once: finished work is kept, the current step is lost. Resume with: {command}",
             INTERRUPTED,
         )
     if isinstance(error, OSError):
-        return _explain_system(error)
+        return _explain_os_error(error)
 
     from pydantic import ValidationError
 
@@ -36,8 +36,8 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
     from shards.core.errors import Failed, Refused
 
     if isinstance(error, StoppedBySignal):
-        way = "Go on with" if error.resumable else "Begin again with"
-        return f"stopped: {str(error).rstrip('.')}. {way}: {command}", error.exit_code
+        action = "Resume with" if error.resumable else "Start again with"
+        return f"stopped: {str(error).rstrip('.')}. {action}: {command}", error.exit_code
     if isinstance(error, Refused):
         return str(error), REFUSED
     if isinstance(error, Failed):
@@ -47,19 +47,19 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
 
         return describe_errors(error), REFUSED
     return (
-        f"unexpected {type(error).__name__}: {error}. This is a mistake in tokenleap; "
-        "the same command with `tokenleap --debug` in front shows where",
+        f"unexpected {type(error).__name__}: {error}. This is a bug in tokenleap; "
+        "`tokenleap --debug` before the same command prints the traceback",
         FAILED,
     )
 
 
-def _explain_system(error: OSError) -> tuple[str, int]:
-    where = error.filename or "a file"
+def _explain_os_error(error: OSError) -> tuple[str, int]:
+    path = error.filename or "a file"
     if error.errno in _NO_SPACE:
         return (
-            f"no space left for {where}; free some and give the same command again: finished work is kept",
+            f"no space left for {path}; free some and run the same command again: finished work is kept",
             FAILED,
         )
     if error.errno in _NOT_ALLOWED:
-        return f"cannot use {where}: {error.strerror}; choose a place that you may write to", REFUSED
-    return f"cannot use {where}: {error.strerror or error}", FAILED
+        return f"cannot use {path}: {error.strerror}; choose a path that you may write to", REFUSED
+    return f"cannot use {path}: {error.strerror or error}", FAILED

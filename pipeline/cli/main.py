@@ -1,4 +1,4 @@
-"""The command `tokenleap`: loads a command when it is asked for, and ends every failure with one message."""
+"""The command `tokenleap`: imports a command when it is used, and ends every failure with one message."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 
 import click
 
-ROOM = "pipeline.cli.commands"
+PACKAGE = "pipeline.cli.commands"
 COMMANDS = {
-    "run": ROOM,
-    "plan": ROOM,
-    "generate": ROOM,
-    "distill": ROOM,
-    "ablate": ROOM,
-    "sample": ROOM,
-    "evaluate": ROOM,
-    "report": ROOM,
-    "export": ROOM,
-    "shards": f"{ROOM}.inspect",
-    "teachers": f"{ROOM}.inspect",
-    "students": f"{ROOM}.inspect",
+    "run": PACKAGE,
+    "plan": PACKAGE,
+    "generate": PACKAGE,
+    "distill": PACKAGE,
+    "ablate": PACKAGE,
+    "sample": PACKAGE,
+    "evaluate": PACKAGE,
+    "report": PACKAGE,
+    "export": PACKAGE,
+    "shards": f"{PACKAGE}.inspect",
+    "teachers": f"{PACKAGE}.inspect",
+    "students": f"{PACKAGE}.inspect",
 }
-"""Every command, with the package of its module."""
+"""Every command with the package of its module."""
 
-SHARED = ("distill",)
-"""Commands that several processes of torchrun do together."""
+DISTRIBUTED = ("distill",)
+"""Commands whose work is shared by several processes under torchrun."""
 
 
 class Tokenleap(click.Group):
-    """The group of all commands; each is `command` in the module of its name."""
+    """The group of all commands; each one is the object `command` in the module of its name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -52,15 +52,15 @@ class Tokenleap(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         processes = os.environ.get("WORLD_SIZE", "1")
-        if processes != "1" and name not in SHARED:
+        if processes != "1" and name not in DISTRIBUTED:
             raise click.UsageError(
-                f"torchrun started {processes} processes, and each would do all of `{name}`: start it without torchrun, "
-                f"which is for {', '.join(SHARED)}"
+                f"torchrun started {processes} processes, and each would do all the work of `{name}`: start it without "
+                f"torchrun, which works with {', '.join(DISTRIBUTED)} only"
             )
         return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command; what it raises becomes one message on standard error and an exit code."""
+        """Run a command; an exception becomes one message on standard error and an exit code."""
         from pipeline.cli.exit_codes import explain
         from pipeline.runtime.installation import refuse_foreign_packages
 
@@ -69,19 +69,19 @@ class Tokenleap(click.Group):
             refuse_foreign_packages()
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
-            # click ends these itself; a reader that had enough, as in `| head`, is no failure to tell.
+            # click handles these. A closed pipe, as in `| head`, is not reported as a failure.
             raise
-        except (Exception, KeyboardInterrupt) as error:  # the last stop of every failure there is
+        except (Exception, KeyboardInterrupt) as error:
             if ctx.params["debug"]:
                 traceback.print_exception(error)
             message, exit_code = explain(error, ctx.meta["tokenleap.command"])
-            speaker = "tokenleap" if processes == "1" else f"tokenleap, process {rank} of {processes}"
-            click.echo(f"{speaker}: {message}", err=True)
+            prefix = "tokenleap" if processes == "1" else f"tokenleap, process {rank} of {processes}"
+            click.echo(f"{prefix}: {message}", err=True)
             ctx.exit(exit_code)
 
 
-def _print_version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
-    if asked:
+def _print_version(ctx: click.Context, parameter: click.Parameter, is_given: bool) -> None:
+    if is_given:
         from pipeline.runtime.installation import version
 
         click.echo(f"tokenleap {version()}")
@@ -91,28 +91,28 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, asked: bool) 
 @click.group(
     cls=Tokenleap, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+@click.option("--debug", is_flag=True, help="Print the traceback of a failure.")
 @click.option(
     "--version",
     is_flag=True,
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Show the version and exit.",
+    help="Print the version and exit.",
 )
 def main(debug: bool) -> None:
-    """Turn a slow autoregressive image model into a one-step generator, offline.
+    """Distill an autoregressive image model into a one-step generator, offline.
 
-    Stage one, `generate`: the teacher makes pairs of noise and the token sequence that the noise determines.
-    Stage two, `distill`: the student learns to make the whole sequence from the noise at once.
-    `run` does both, judges the student and writes a report.
+    Stage one, `generate`: the teacher generates pairs of noise and the token sequence that the noise determines.
+    Stage two, `distill`: the student learns to generate the whole sequence from the noise in one pass.
+    `run` does both, evaluates the student and writes a report.
 
     \b
     Examples:
-      tokenleap run digits                      everything, on a laptop, into runs/digits
-      tokenleap run digits --dry-run            what it would do
+      tokenleap run digits                      all phases, on a laptop, into runs/digits
+      tokenleap run digits --dry-run            show what would be done
       tokenleap sample runs/digits/student --steps 1 --out digits.png
 
-    Every long command goes on where it stopped when it is given again.
-    Exit codes: 2 refused before any work, 1 failed on the way, 130 Ctrl-C, 143 SIGTERM or SIGUSR1.
+    Run a stopped command again to resume it.
+    Exit codes: 2 refused before any work, 1 failed during the work, 130 Ctrl-C, 143 SIGTERM or SIGUSR1.
     """

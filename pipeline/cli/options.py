@@ -1,19 +1,25 @@
-"""Arguments and options that several commands share, so that each means the same everywhere."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+if TYPE_CHECKING:
+    from generate_pairs.generation.shard_jobs import GenerationSummary
+    from shards.storage.paths import Location
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
 MAX_SEED = 2**63 - 1
-"""Seeds are whole numbers of 64 bits with a sign, as in the settings."""
+"""Seeds are signed 64-bit integers, as in the settings."""
 
 
 class LocalFolder(click.Path):
-    """A folder on this machine; a URL is refused, rather than taken for a folder of a strange name."""
+    """A folder on this machine. A URL is refused, because it would otherwise be read as a folder name."""
 
     def __init__(self) -> None:
         super().__init__(file_okay=False, path_type=Path)
@@ -21,13 +27,13 @@ class LocalFolder(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "://" in value:
             self.fail(
-                f"{value} is a URL: pairs may lie at one, this must be a folder on this machine", param, ctx
+                f"{value} is a URL; only pairs can be at a URL, this must be a local folder", param, ctx
             )
         return super().convert(value, param, ctx)
 
 
 class PairsLocation(LocalFolder):
-    """A pair data set: its folder or its URL, as a `Location`."""
+    """The folder or URL of a pair data set, as a `Location`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "://" in value:
@@ -50,6 +56,27 @@ class StudentLocation(LocalFolder):
         return super().convert(value, param, ctx)
 
 
+class OutputFile(click.Path):
+    """A file to write; its name must have the given suffix."""
+
+    def __init__(self, suffix: str) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+        self.suffix = suffix
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        if path.suffix != self.suffix:
+            self.fail(f"{path} must end in {self.suffix}", param, ctx)
+        return path
+
+
+def output_option(suffix: str, option: str = "--out") -> Callable[[Decorated], Decorated]:
+    """The required option for an output file with this suffix; the parameter is `out`."""
+    return click.option(
+        option, "out", type=OutputFile(suffix), required=True, metavar="FILE", help=f"A {suffix} file."
+    )
+
+
 FolderPath = LocalFolder()
 StudentPath = StudentLocation()
 PairsPath = PairsLocation()
@@ -61,16 +88,16 @@ set_option = click.option(
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a setting, as in --set train.seed=1; repeatable, the last wins. --dry-run shows all keys.",
+    help="Override a setting, as in --set train.seed=1; repeatable, the last one wins. --dry-run shows all keys.",
 )
 dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Print the resolved configuration and the plan; write nothing."
+    "--dry-run", is_flag=True, help="Print the configuration and the plan; write nothing."
 )
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Worker processes on this machine; 0 computes in this process.  [default: one for every GPU, or core]",
+    help="Worker processes on this machine; 0 computes in this process.  [default: one for each GPU, or for each core]",
 )
 pairs_option = click.option(
     "--pairs", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set."
@@ -78,53 +105,63 @@ pairs_option = click.option(
 cluster_option = click.option(
     "--cluster",
     metavar="WHERE",
-    help="local, slurm or tcp://HOST:PORT, a Dask scheduler; short for --set cluster.scheduler=WHERE.",
+    help="local, slurm or a Dask scheduler, tcp://HOST:PORT; short for --set cluster.scheduler=WHERE.",
 )
 num_pairs_option = click.option(
     "--num-pairs",
     type=int,
     metavar="N",
-    help="Training pairs; short for --set pairs.num_pairs=N, and stronger.",
+    help="Training pairs; short for --set pairs.num_pairs=N, and overrides it.",
 )
 tiny_random_option = click.option(
     "--tiny-random",
     is_flag=True,
-    help="A trial of minutes: the preset's teacher made small, with random weights, and few pairs, steps and images.",
+    help="A trial of minutes: a small version of the preset's teacher with random weights; few pairs, steps and images.",
 )
 captions_option = click.option(
     "--captions",
     metavar="FILE",
-    help="Captions, of a teacher that is conditioned on text; short for --set captions.file=FILE.",
+    help="Captions for a text-conditional teacher; short for --set captions.file=FILE.",
 )
 num_steps_option = click.option(
     "--num-steps",
     type=int,
     metavar="N",
-    help="Optimizer steps; short for --set train.num_steps=N, and stronger.",
+    help="Optimizer steps; short for --set train.num_steps=N, and overrides it.",
 )
 
 
 def overrides(settings: Sequence[str], flags: Mapping[str, int | str | None]) -> list[str]:
-    """All overrides, the stronger ones later: `--set` as given, then the flags that are short for a key."""
+    """All overrides in order of precedence: `--set`, then the options that are short for a key."""
     return [*settings, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
 
 
-def number_of_workers(asked: int | None, device: str = "auto") -> int:
-    """What `--workers` says, or one for every GPU, or for every core where no GPU is used."""
-    if asked is not None:
-        return asked
+def number_of_workers(workers: int | None, device: str = "auto") -> int:
+    """The value of `--workers`; by default one worker for each GPU, or for each core if no GPU is used."""
+    if workers is not None:
+        return workers
     from generate_pairs.compute.devices import default_workers
 
     return default_workers(device)
 
 
+def echo_generated(summary: GenerationSummary, pairs: Location) -> None:
+    """Print what a generation added, and the totals of the data set."""
+    from pipeline.report.terminal_summary import pairs_line
+    from pipeline.run_folder.results import PairStatistics
+    from shards.dataset.manifest import Manifest
+
+    click.echo(f"made {summary.num_pairs:,} pairs, {summary.pairs_per_second:,.1f} pairs/s")
+    click.echo(f"{pairs}: {pairs_line(PairStatistics.of(Manifest.open(pairs)))}")
+
+
 def weights(
     ctx: click.Context, parameter: click.Parameter, text: str | None
 ) -> float | tuple[float, ...] | None:
-    """A click callback: `0.6` as a number, `0.6,1` as several; none below 0."""
+    """A click callback that parses `0.6` as one number and `0.6,1` as several; each at least 0."""
     if text is None:
         return None
-    from distill.config import checked_weight
+    from distill.config import validate_noise_weight
 
     try:
         numbers = tuple(map(float, text.split(",")))
@@ -133,7 +170,7 @@ def weights(
             f"{text!r} is not a number or numbers separated by commas, as in 0.6,1"
         ) from error
     try:
-        return checked_weight(numbers)
+        return validate_noise_weight(numbers)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -141,7 +178,7 @@ def weights(
 def comma_separated(
     ctx: click.Context, parameter: click.Parameter, text: str | None
 ) -> tuple[int, ...] | None:
-    """A click callback: `0,5` as whole numbers."""
+    """A click callback that parses `0,5` as whole numbers."""
     if text is None:
         return None
     try:

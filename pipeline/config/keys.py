@@ -1,4 +1,4 @@
-"""The settings as dotted keys: which there are, what each may hold, and errors about them in words."""
+"""The settings as dotted keys, their types and ranges, and readable validation errors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "pattern": "matching"}
-"""The attributes that carry a field's limits, whatever classes pydantic keeps them in."""
+"""Attributes with a field's limits; pydantic stores them in several classes."""
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of a settings model with its field, nested sections as dotted keys."""
+    """Every dotted key of a settings model with its field, nested sections included."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from leaves(field.annotation, f"{prefix}{name}.")
@@ -25,23 +25,24 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
             yield f"{prefix}{name}", field
 
 
-def nearest(word: str, words: Sequence[str]) -> str | None:
-    """The word most like the given one; a key's last part counts as much as the whole key."""
-    by_end = {candidate.rpartition(".")[2]: candidate for candidate in words}
-    whole = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    end = difflib.get_close_matches(word.rpartition(".")[2], list(by_end), n=1, cutoff=0.6)
-    return whole[0] if whole else by_end[end[0]] if end else None
+def nearest(name: str, candidates: Sequence[str]) -> str | None:
+    """The candidate most similar to a name, compared whole first, then by the last part of dotted keys."""
+    if matches := difflib.get_close_matches(name, candidates, n=1, cutoff=0.6):
+        return matches[0]
+    by_last_part = {candidate.rpartition(".")[2]: candidate for candidate in candidates}
+    matches = difflib.get_close_matches(name.rpartition(".")[2], list(by_last_part), n=1, cutoff=0.6)
+    return by_last_part[matches[0]] if matches else None
 
 
 def is_list(annotation: Any) -> bool:
-    """Whether a field of this type holds several values, also where it may be left to a default."""
+    """Whether a field of this type may have several values; optional types count."""
     return any(get_origin(option) is tuple for option in (annotation, *get_args(annotation)))
 
 
 def kind(annotation: Any) -> str:
-    """A field's type in words, as in `a whole number`."""
-    if annotation in _WORDS:
-        return _WORDS[annotation]
+    """Describe a field's type, as in `a whole number`."""
+    if annotation in _TYPE_NAMES:
+        return _TYPE_NAMES[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
@@ -57,50 +58,50 @@ def kind(annotation: Any) -> str:
 
 
 def bounds(field: FieldInfo) -> str:
-    """A field's range in words, as in `above 0, at most 1`; empty where everything goes."""
+    """Describe a field's range, as in `above 0, at most 1`; empty if it has none."""
     return ", ".join(
-        f"{words} {limit}"
+        f"{description} {limit}"
         for rule in field.metadata
-        for name, words in _LIMITS.items()
+        for name, description in _LIMITS.items()
         if (limit := getattr(rule, name, None)) is not None
     )
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel] | None = None) -> str:
-    """Everything that settings were refused for, one line a key: what it holds, what it may hold.
+    """Describe all validation errors: each key with its value and the values that are valid.
 
     Args:
-        error: what pydantic found.
-        model: the settings that were validated; without it types and ranges are pydantic's words.
+        error: raised by pydantic.
+        model: the validated settings; without it, pydantic's own messages describe types and ranges.
     """
     fields = dict(leaves(model)) if model else {}
     sections = {key.rpartition(".")[0] for key in fields}
     lines = []
-    for found in error.errors(include_url=False):
-        path = [str(part) for part in found["loc"]]
+    for detail in error.errors(include_url=False):
+        path = [str(part) for part in detail["loc"]]
         key = ".".join(path)
-        # Members of a tuple, and the types that a key may have, are errors of the key.
-        starts = (".".join(path[:length]) for length in range(len(path), 0, -1))
-        owner = next((start for start in starts if start in fields), None)
-        value = repr(found["input"])
-        if found["type"] == "extra_forbidden":
+        # An error in a member of a tuple or in one type of a union belongs to the key.
+        prefixes = (".".join(path[:length]) for length in range(len(path), 0, -1))
+        owner = next((prefix for prefix in prefixes if prefix in fields), None)
+        value = repr(detail["input"])
+        if detail["type"] == "extra_forbidden":
             lines.append(unknown_key(key, list(fields)))
-        elif found["type"] == "missing" and owner in (None, key):
+        elif detail["type"] == "missing" and owner in (None, key):
             lines.append(f"{key} is missing and has no default")
         elif key in sections:
             lines.append(f"{key} is a section, not a value: set one of its keys, as in {key}.KEY=VALUE")
-        elif found["type"] == "value_error":
-            lines.append(f"{key}: {found['ctx']['error']}")
+        elif detail["type"] == "value_error":
+            lines.append(f"{key}: {detail['ctx']['error']}")
         elif owner:
-            wanted = ", ".join(filter(None, [kind(fields[owner].annotation), bounds(fields[owner])]))
-            lines.append(f"{owner} cannot be {value}: it is {wanted}")
+            valid = ", ".join(filter(None, [kind(fields[owner].annotation), bounds(fields[owner])]))
+            lines.append(f"{owner} cannot be {value}: it is {valid}")
         else:
-            lines.append(f"{key} cannot be {value}: {found['msg']}")
+            lines.append(f"{key} cannot be {value}: {detail['msg']}")
     return "; ".join(dict.fromkeys(lines))
 
 
 def unknown_key(key: str, keys: Sequence[str]) -> str:
-    """The complaint about a key that is not there, with the nearest one that is."""
+    """The message about an unknown key, with the nearest known one."""
     hint = nearest(key, keys)
     if hint:
         return f"there is no key {key}; the nearest is {hint}"

@@ -1,4 +1,4 @@
-"""From a preset and overrides to one validated configuration, and back to TOML."""
+"""Compose a preset and overrides into one validated configuration, and write it as TOML."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shards.core.settings import FREE, Settings
 
 
 class RunConfig(Settings):
-    """Everything that a run is told: one section for each room that is set up."""
+    """The configuration of a whole run, one section for each part."""
 
     description: str = Field("", description="what this configuration is for", json_schema_extra=FREE)
     teacher: TeacherConfig
@@ -34,19 +34,19 @@ class RunConfig(Settings):
 
     @property
     def generate(self) -> GenerateConfig:
-        """What stage one needs of it."""
+        """The configuration of stage one."""
         return GenerateConfig(
             teacher=self.teacher, captions=self.captions, pairs=self.pairs, cluster=self.cluster
         )
 
     @property
     def distill(self) -> DistillConfig:
-        """What stage two needs of it."""
+        """The configuration of stage two."""
         return DistillConfig(student=self.student, train=self.train)
 
 
 def presets() -> dict[str, str]:
-    """The shipped presets: name to TOML text."""
+    """The shipped presets, as a mapping from name to TOML text."""
     folder = files("pipeline.config") / "presets"
     names = sorted(
         entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
@@ -55,27 +55,27 @@ def presets() -> dict[str, str]:
 
 
 def run_name(preset: str, *, tiny_random: bool = False) -> str:
-    """What a run is called after its preset, by its name or its TOML file's."""
+    """The name of a run, derived from the preset's name or TOML file."""
     name = Path(preset).stem if preset.endswith(".toml") else preset
     return f"{name}-tiny-random" if tiny_random else name
 
 
 def compose(preset: str, overrides: Sequence[str] = (), *, tiny_random: bool = False) -> RunConfig:
-    """The configuration of a preset with overrides on top; of two overrides of a key the last wins.
+    """The configuration of a preset with overrides; of two overrides of a key the last one wins.
 
     Args:
-        preset: a shipped preset's name, or the path of a TOML file.
+        preset: name of a shipped preset, or path of a TOML file.
         overrides: `KEY=VALUE` with dotted keys; see `parse_value`.
-        tiny_random: make the preset a trial of minutes first; see `pipeline/config/tiny_random.py`.
+        tiny_random: first shrink the preset to a short trial; see `pipeline/config/tiny_random.py`.
 
     Raises:
-        Refused: no such preset or key, a value of the wrong type or out of range, a file that is no TOML, or a
-            trial of a preset that has none.
+        Refused: the preset or a key is unknown, a value has the wrong type or is out of range, the file is not
+            TOML, or the preset has no trial.
     """
     settings = _read(preset)
     if tiny_random:
         validated(settings, f"preset {preset}")
-        # Only now: it loads torch.
+        # Imported here because it loads torch.
         from pipeline.config.tiny_random import shrunk
 
         settings = shrunk(settings, preset)
@@ -83,10 +83,11 @@ def compose(preset: str, overrides: Sequence[str] = (), *, tiny_random: bool = F
 
 
 def compose_onto(settings: Mapping[str, Any], overrides: Sequence[str], origin: str = "--set") -> RunConfig:
-    """The configuration of settings with overrides on top, as `compose` does it.
+    """The configuration of settings with overrides, as in `compose`.
 
     Raises:
-        Refused: naming `origin`, and every key that is wrong; or what is no override.
+        Refused: a key or value is invalid (the message names `origin` and every such key), or an override is not
+            KEY=VALUE.
     """
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -97,10 +98,10 @@ def compose_onto(settings: Mapping[str, Any], overrides: Sequence[str], origin: 
 
 
 def validated(settings: Mapping[str, Any], origin: str) -> RunConfig:
-    """Settings as a configuration.
+    """Validate settings as a configuration.
 
     Raises:
-        Refused: naming `origin`, and every key that is wrong with its type and range.
+        Refused: names `origin` and every invalid key with its type and range.
     """
     try:
         return RunConfig.model_validate(settings)
@@ -109,10 +110,10 @@ def validated(settings: Mapping[str, Any], origin: str) -> RunConfig:
 
 
 def changed(config: RunConfig, changes: Mapping[str, Any], origin: str) -> RunConfig:
-    """A configuration with other values for some dotted keys.
+    """A copy of a configuration with other values for some dotted keys.
 
     Raises:
-        Refused: naming `origin`, and every key that cannot have its value.
+        Refused: names `origin` and every key with an invalid value.
     """
     settings = config.model_dump()
     for key, value in changes.items():
@@ -121,28 +122,28 @@ def changed(config: RunConfig, changes: Mapping[str, Any], origin: str) -> RunCo
 
 
 def parse_value(text: str) -> Any:
-    """A value as TOML writes it; `0,8` is a list, and what is no TOML is bare text."""
+    """Parse a value as TOML; `0,8` is a list, and a value that is not TOML is plain text."""
     for candidate in (text, f"[{text}]") if "," in text else (text,):
         try:
             parsed = tomllib.loads(f"value = {candidate}")
         except tomllib.TOMLDecodeError:
             continue
-        # No setting is a time of day; a length of time, as in 12:00:00, looks like one.
+        # A duration such as 12:00:00 parses as a time of day, which no setting uses: keep it as text.
         if parsed.keys() == {"value"} and not isinstance(parsed["value"], datetime.time):
             return parsed["value"]
     return text
 
 
 def as_text(value: str) -> str:
-    """What `parse_value` reads as this text: quoted where it would take it for a number or a list."""
+    """Text that `parse_value` reads as this value: quoted if it would otherwise be a number or a list."""
     return value if parse_value(value) == value else json.dumps(value, ensure_ascii=False)
 
 
 def parse_toml(text: str, origin: str) -> dict[str, Any]:
-    """TOML text as nested mappings.
+    """Parse TOML text.
 
     Raises:
-        Refused: it is no TOML; names `origin` and the line.
+        Refused: the text is not TOML; names `origin` and the line.
     """
     try:
         return tomllib.loads(text)
@@ -151,17 +152,17 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
 
 
 def to_toml(config: RunConfig) -> str:
-    """The whole configuration as TOML, defaults written out; a None (decided elsewhere) is left out."""
+    """The whole configuration as TOML, defaults included; keys with the value None are omitted."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def _as_list(key: str, value: Any) -> Any:
-    """A lone value in a list where the key holds a list, so that `student.timesteps=0` does what it says."""
+    """Wrap a single value in a list if the key holds a list, so that `student.timesteps=0` is accepted."""
     field = dict(leaves(RunConfig)).get(key)
     wants_list = field is not None and is_list(field.annotation)
-    # Text is one member only where members are text: for a list of numbers it is a mistake, to be told whole.
-    lone = (int, float, str) if field is not None and str in get_args(field.annotation) else (int, float)
-    return [value] if wants_list and isinstance(value, lone) else value
+    # Text is a single member only in a list of text. In a list of numbers it is an error, reported in full.
+    single = (int, float, str) if field is not None and str in get_args(field.annotation) else (int, float)
+    return [value] if wants_list and isinstance(value, single) else value
 
 
 def _read(preset: str) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def _read(preset: str) -> dict[str, Any]:
         try:
             text = Path(preset).read_text("utf-8")
         except FileNotFoundError as error:
-            raise Refused(f"there is no preset file {preset}") from error
+            raise Refused(f"preset file {preset} does not exist") from error
         except OSError as error:
             raise Refused(f"cannot read the preset file {preset}: {error.strerror}") from error
         except UnicodeDecodeError as error:
@@ -181,7 +182,7 @@ def _read(preset: str) -> dict[str, Any]:
         raise Refused(
             f"there is no preset {preset!r}; presets are {', '.join(shipped)}"
             + (f"; the nearest is {hint}" if hint else "")
-            + ". A preset of your own is a file that ends in .toml"
+            + ". Your own preset is a file that ends in .toml"
         )
     return parse_toml(shipped[preset], f"preset {preset}")
 

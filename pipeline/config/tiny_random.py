@@ -1,6 +1,6 @@
-"""`--tiny-random`: a preset of a published teacher as a trial of minutes, with that teacher made small and random.
+"""`--tiny-random`: shrink a published teacher's preset to a trial of minutes with a small teacher of random weights.
 
-Every stage runs as it would for real, on the same scales, tokens, timesteps and split; only sizes shrink.
+Every stage runs on the preset's own scales, tokens, timesteps and split; only sizes shrink.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "num_heldout": 32,
         "pairs_per_shard": 32,
         "batch_size": 32,
-        # A coarse map will do where the teacher's own distribution means nothing.
+        # A coarse map is enough, because the random teacher's distribution has no meaning.
         "solver_steps": 8,
     },
     "train": {
@@ -28,30 +28,30 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "warmup_steps": 5,
         "checkpoint_interval": 10,
         "log_interval": 5,
-        # Trials run where there is no GPU, too, and processors often only imitate bfloat16.
+        # Trials also run on CPUs, many of which only emulate bfloat16.
         "precision": "float32",
     },
-    # Images of noise are not to be scored.
+    # Scores of images from random weights have no meaning.
     "evaluation": {"protocol": "samples", "num_images": 16},
 }
-"""What a trial has instead of the preset's own; `--set` and flags come after it."""
+"""Settings that replace the preset's own in a trial; `--set` and other options override them."""
 
 
 def shrunk(settings: Mapping[str, Any], preset: str) -> dict[str, Any]:
-    """A preset's settings as a trial's.
+    """Shrink a preset's settings to those of a trial.
 
     Args:
-        settings: as the preset's TOML holds them, known to be valid.
-        preset: its name, for the message.
+        settings: valid settings from the preset's TOML.
+        preset: the preset's name, for the message.
 
     Raises:
-        Refused: its teacher is none of the published ones.
+        Refused: the preset's teacher is not a published one.
     """
     name = settings["teacher"]["name"]
     if name not in TEACHERS:
         raise Refused(
-            f"--tiny-random makes a published teacher small, and {name}, the teacher of preset {preset}, is none: "
-            "give the command without it"
+            f"--tiny-random needs a published teacher, and {name}, the teacher of preset {preset}, is not one: "
+            "leave the option out"
         )
     network = TEACHERS[name].transformer.config
     if takes_text(network):

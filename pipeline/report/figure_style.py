@@ -1,7 +1,7 @@
-"""What all figures share: paper, style, scales, legend and files.
+"""Common style of all figures: size, fonts, axes, legend and files.
 
-Drawn with matplotlib's `Figure` alone, never with pyplot: no window system, no global state, and the same bytes each
-time. matplotlib is imported where something is drawn, and not before: `tokenleap --help` has no use for it.
+Uses matplotlib's `Figure` and never pyplot: no window system, no global state, and reproducible bytes. matplotlib is
+imported inside functions so that `tokenleap --help` does not load it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, LINE = 4.4, 3.2, 0.18
-"""Inches: a column and a half of a paper, and a phone's width at the size of its text; a line above the axes adds."""
+"""Inches: width and height of a figure, and the height that each line above the axes adds."""
 DOTS_PER_INCH = 200
 HASH_SALT = "onestep"
-"""Seeds the element names in SVG files; it carries the project's first name, so that figures keep their bytes."""
+"""Seed of the element names in SVG files. Changing it changes the bytes of every figure."""
 CHARACTERS = 56
-"""That many fit side by side."""
+"""Characters of a legend that fit on one line."""
 LOG_RATIO = 8
-"""Values that span more than this ratio get a logarithmic axis."""
+"""Values with a larger ratio of maximum to minimum get a logarithmic axis."""
 INK, QUIET, RULE = "#1d1f21", "#55595d", "#d9dbd6"
+SETTING_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""The palette of Okabe and Ito for colour-blind readers, without its yellow, which is too pale on white."""
+MARKERS = "osD^vPX"
 
 
-class Drawn(NamedTuple):
-    """A figure's two files."""
+class FigureFiles(NamedTuple):
+    """A figure's two files; the fields are the file names' suffixes."""
 
     png: bytes
     svg: bytes
@@ -39,10 +42,10 @@ class Drawn(NamedTuple):
 
 @contextmanager
 def style() -> Iterator[None]:
-    """matplotlib as it comes, whatever the reader's own matplotlibrc says, but for our own few settings."""
+    """matplotlib's default settings with the project's changes; the user's matplotlibrc has no effect."""
     import matplotlib
 
-    ours: dict[Any, Any] = {
+    settings: dict[Any, Any] = {
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "axes.titlesize": 9,
@@ -55,41 +58,41 @@ def style() -> Iterator[None]:
         "xtick.color": QUIET,
         "ytick.color": QUIET,
         "text.color": INK,
-        # Names come from people, and a dollar sign is no formula there.
+        # A dollar sign in a user's text does not start a formula.
         "text.parse_math": False,
         "svg.fonttype": "path",
         "svg.hashsalt": HASH_SALT,
     }
-    # Resetting the backend would look for a window system.
+    # Resetting the backend would search for a window system.
     defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
-    with matplotlib.rc_context(defaults | ours):
+    with matplotlib.rc_context(defaults | settings):
         yield
 
 
 @style()
-def draw(figure: Figure) -> Drawn:
-    """A figure as PNG and SVG; the same bytes for the same figure."""
+def draw(figure: Figure) -> FigureFiles:
+    """Draw a figure as PNG and SVG; equal figures give equal bytes."""
     png, svg = io.BytesIO(), io.BytesIO()
     figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return Drawn(png.getvalue(), svg.getvalue())
+    return FigureFiles(png.getvalue(), svg.getvalue())
 
 
-def new_figure(across: str, up: str) -> tuple[Figure, Axes]:
-    """An empty figure with the words at its two axes."""
+def new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """An empty figure with labelled axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     axes.grid(color=RULE, linewidth=0.6)
     axes.tick_params(length=3)
     return figure, axes
 
 
 def scale_values(axes: Axes, values: Sequence[float], linear: bool) -> None:
-    """A value axis that shows all values; logarithmic where they span much, unless it is to be linear."""
+    """Scale the value axis to show all values: logarithmic above `LOG_RATIO`, unless `linear`."""
     if values:
         low, high = min(values), max(values)
         logarithmic = not linear and low > 0 and high / low > LOG_RATIO
@@ -97,13 +100,13 @@ def scale_values(axes: Axes, values: Sequence[float], linear: bool) -> None:
 
 
 def scale_sizes(axes: Axes, sizes: Sequence[int], furthest: int) -> None:
-    """A logarithmic axis with the sizes themselves as ticks, and where a law ends."""
+    """Scale the size axis: logarithmic up to `furthest`, with ticks at the sizes and at `furthest`."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("log")
     margin = (furthest / sizes[0]) ** 0.06 if furthest > sizes[0] else 1.5
     axes.set_xlim(sizes[0] / margin, furthest * margin)
-    # From the largest downwards, leaving out what would run into the tick beside it.
+    # From the largest downwards, without the ticks whose labels would overlap the previous one.
     ticks: list[int] = []
     for size in sorted({*sizes, furthest}, reverse=True):
         if not ticks or math.log(ticks[-1] / size) > math.log(furthest / sizes[0]) / 9:
@@ -114,7 +117,7 @@ def scale_sizes(axes: Axes, sizes: Sequence[int], furthest: int) -> None:
 
 
 def short_count(count: float) -> str:
-    """A count in few letters: `2,500`, `12.5k`, `1.2M`."""
+    """A count in few characters: `2,500`, `12.5k`, `1.2M`."""
     for unit, letter in ((1e6, "M"), (1e3, "k")):
         if count >= max(unit, 1e4):
             return f"{count / unit:.3g}{letter}"
@@ -129,7 +132,7 @@ def scale(
     high: float,
     logarithmic: bool,
 ) -> None:
-    """Limits with a margin; on a logarithmic axis ticks that people read, in plain numbers."""
+    """Set an axis' limits with a margin, and on a logarithmic axis round ticks in plain numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     if not logarithmic:
@@ -146,23 +149,23 @@ def scale(
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Four to seven round numbers in a range if there are any."""
+    """Three to seven ticks in a range, at round numbers if the range has enough of them."""
     from matplotlib.ticker import MaxNLocator
 
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found: list[float] = []
+    ticks: list[float] = []
     for digits in (range(1, 10), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
-        ticks = [float(f"{digit}e{power}") for power in decades for digit in digits]
-        found = [tick for tick in ticks if low <= tick <= high]
-        if len(found) <= 7:
+        candidates = [float(f"{digit}e{power}") for power in decades for digit in digits]
+        ticks = [tick for tick in candidates if low <= tick <= high]
+        if len(ticks) <= 7:
             break
-    if len(found) > 7:
-        return found[:: -(-len(found) // 7)]
-    return found if len(found) > 2 else [float(tick) for tick in MaxNLocator(5).tick_values(low, high)]
+    if len(ticks) > 7:
+        return ticks[:: -(-len(ticks) // 7)]
+    return ticks if len(ticks) > 2 else [float(tick) for tick in MaxNLocator(5).tick_values(low, high)]
 
 
-def head(figure: Figure, title: str, handles: Sequence[tuple[Any, str]]) -> None:
-    """What stands above the axes: a title, and a legend of (drawn thing, name) in as many columns as fit."""
+def add_header(figure: Figure, title: str, handles: Sequence[tuple[Any, str]]) -> None:
+    """Add a title and a legend of (artist, name) above the axes, in as many columns as fit."""
     title = textwrap.fill(title, CHARACTERS)
     names = [textwrap.fill(name, CHARACTERS) for _, name in handles]
     if not title and not names:
@@ -170,7 +173,7 @@ def head(figure: Figure, title: str, handles: Sequence[tuple[Any, str]]) -> None
     longest = max((len(line) for name in names for line in name.split("\n")), default=0)
     rows = -(-len(names) // max(1, CHARACTERS // (longest + 5)))
     columns = -(-len(names) // rows) if rows else 1
-    # The title is the legend's own, even of an empty one: two things at a figure's upper edge are laid over each other.
+    # The title belongs to the legend, even to an empty one: matplotlib draws a separate title over the legend.
     figure.legend(
         [handle for handle, _ in handles],
         names,
@@ -185,12 +188,6 @@ def head(figure: Figure, title: str, handles: Sequence[tuple[Any, str]]) -> None
         columnspacing=1.2,
         borderpad=0.1,
     )
-    lines = rows * max((name.count("\n") + 1 for name in names), default=0) + (
-        title.count("\n") + 1 if title else 0
-    )
-    figure.set_size_inches(WIDTH, HEIGHT + LINE * lines)
-
-
-SETTING_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which people tell apart however they see colours; without the yellow, which paper swallows."""
-MARKERS = "osD^vPX"
+    legend_lines = rows * max((name.count("\n") + 1 for name in names), default=0)
+    title_lines = title.count("\n") + 1 if title else 0
+    figure.set_size_inches(WIDTH, HEIGHT + LINE * (legend_lines + title_lines))

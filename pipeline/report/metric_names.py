@@ -1,9 +1,9 @@
-"""Metrics and axes in words."""
+"""Axis labels of metrics."""
 
 from __future__ import annotations
 
 GENERALISATION_GAP = "overfitting_gap"
-"""Held-out cross-entropy less that of pairs which the student learns from: what it knows by heart."""
+"""Held-out cross-entropy minus the cross-entropy on training pairs."""
 AXIS_LABELS = {
     "heldout_token_loss": "held-out cross-entropy (nats a token)",
     "heldout_token_match": "held-out token match (share of tokens)",
@@ -16,7 +16,7 @@ AXIS_LABELS = {
     "recall": "recall (share of real images)",
     "class_accuracy": "class accuracy (share of samples)",
 }
-"""What stands at an axis, unit and all; `{}` is the protocol's name."""
+"""Axis label of each metric, with its unit; `{}` is the protocol's name."""
 LINEAR = {
     "heldout_token_match",
     "train_token_match",
@@ -25,9 +25,9 @@ LINEAR = {
     "class_accuracy",
     GENERALISATION_GAP,
 }
-"""Shares, and what may be zero or less: nothing is small there because it is near zero."""
+"""Metrics that never get a logarithmic axis: shares, and values that may be zero or negative."""
 
 
 def axis_label(metric: str, protocol: str) -> str:
-    """What stands at a metric's axis, with its unit."""
+    """Axis label of a metric, with its unit."""
     return AXIS_LABELS.get(metric, f"{metric.replace('_', ' ')} (no unit)").format(protocol.split(",")[0])

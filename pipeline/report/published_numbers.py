@@ -1,4 +1,4 @@
-"""What the papers print for the models of the real presets, to stand beside what is measured; never mixed with it."""
+"""Published numbers of the papers' models. Tables show them next to measured numbers and mark them as published."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    """One row of a paper's tables; None where it says nothing.
+    """One row of a paper's tables; None where the paper has no number.
 
     Attributes:
         teacher: the teacher's name in this project.
-        method: the method's name here, as in evaluation.json.
-        name: what the paper calls the model.
-        is_later: of the later method, Distilled Decoding 2.
+        method: the method's name in evaluation.json.
+        name: the model's name in the paper.
+        is_later: whether the row is of the later method, Distilled Decoding 2.
     """
 
     teacher: str
@@ -35,12 +35,12 @@ class Published:
 
 
 def published_rows(teacher: str) -> tuple[Published, ...]:
-    """The rows about a teacher and its students, in the papers' order; none for any other teacher."""
+    """The rows of a teacher and its students, in the papers' order; empty for a teacher without published rows."""
     return tuple(Published(**row) for row in _content()["row"] if row["teacher"] == teacher)
 
 
 def published_source() -> str:
-    """Where the rows stand."""
+    """The papers that the rows come from."""
     return str(_content()["source"])
 
 

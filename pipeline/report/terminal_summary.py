@@ -1,9 +1,10 @@
-"""The end of a run on the terminal: ten lines that say what the report says, and where everything lies."""
+"""The summary that a run prints on the terminal when it ends."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from pipeline.report.table import TERMINAL_MISSING, Table, format_number
 from pipeline.run_folder.results import (
     PairStatistics,
     Results,
@@ -22,18 +23,15 @@ SCORES = (
     ("class_accuracy", "accuracy"),
 )
 UNSCORED = (("token_match", "token match"),)
-"""What is told of a method: scores against real images, or without these how well it follows the teacher."""
+"""Shown instead of `SCORES` if the evaluation has no real images."""
 CLIP = ("clip_score", "CLIP")
-"""Besides, where a CLIP was asked."""
-
+"""Shown in addition if the evaluation used a CLIP model."""
 SUMMARY_METHODS = ("real", "teacher", "student-1", "student-2", "onestep*")
-NOTHING = "-"
-MANY = 20
-"""So many lines about shards are read; more are not."""
+MAX_SHARD_LINES = 20
 
 
 def summary_lines(results: Results) -> list[str]:
-    """What a run has come to, in about ten lines."""
+    """The outcome of a run, in about ten lines."""
     config, run_dir = results.config, results.run_dir
     lines = [f"run       {run_dir.root}"]
     if results.pairs:
@@ -43,11 +41,11 @@ def summary_lines(results: Results) -> list[str]:
         f"timesteps {','.join(map(str, config.student.timesteps))}, split {config.student.split}"
     )
     if results.rows:
-        lines.append(f"judged    {describe_evaluation(results.evaluation)}")
+        lines.append(f"protocol  {describe_evaluation(results.evaluation)}")
     lines += table_lines(results.rows, SUMMARY_METHODS)
-    lines.append(f"took      {took(results)}")
+    lines.append(f"wall time {describe_wall_time(results)}")
     lines.append(
-        f"lies in   {run_dir.student} (student), {run_dir.samples} (images), {run_dir.report} (report)"
+        f"saved in  {run_dir.student} (student), {run_dir.samples} (images), {run_dir.report} (report)"
     )
     return lines
 
@@ -61,77 +59,71 @@ def pairs_line(pairs: PairStatistics) -> str:
 
 
 def replacement_lines(replaced: Sequence[Replacement]) -> list[str]:
-    """How shards that were made again compare with the old ones, a line each; many alike are summed up."""
-    equal = [one.row.shard for one in replaced if one.is_equal]
-    others = [one for one in replaced if not one.is_equal]
-    if len(equal) > MANY:
+    """A line for each replaced shard, comparing it with the old one; above `MAX_SHARD_LINES`, totals."""
+    equal = [replacement.row.shard for replacement in replaced if replacement.is_equal]
+    changed = [replacement for replacement in replaced if not replacement.is_equal]
+    if len(equal) > MAX_SHARD_LINES:
         lines = [f"{len(equal):,} shards: equal to what was committed"]
     else:
         lines = [f"{shard}: equal to what was committed" for shard in equal]
-    lines += [f"{one.row.shard}: {_difference(one)}; it has a new row" for one in others[:MANY]]
-    if more := others[MANY:]:
+    lines += [
+        f"{replacement.row.shard}: {_difference(replacement)}; it has a new row"
+        for replacement in changed[:MAX_SHARD_LINES]
+    ]
+    if rest := changed[MAX_SHARD_LINES:]:
         total = Replacement(
-            row=more[0].row,
+            row=rest[0].row,
             is_equal=False,
-            num_tokens=sum(one.num_tokens for one in more),
-            num_compared=sum(one.num_compared for one in more),
-            num_differing=sum(one.num_differing for one in more),
+            num_tokens=sum(replacement.num_tokens for replacement in rest),
+            num_compared=sum(replacement.num_compared for replacement in rest),
+            num_differing=sum(replacement.num_differing for replacement in rest),
         )
-        lines.append(f"{len(more):,} shards more: {_difference(total)}; they have new rows")
+        lines.append(f"{len(rest):,} shards more: {_difference(total)}; they have new rows")
     return lines
 
 
-def _difference(one: Replacement) -> str:
-    if not one.num_compared:
+def _difference(replacement: Replacement) -> str:
+    if not replacement.num_compared:
         return "nothing is left to compare it with"
-    lost = one.num_tokens - one.num_compared
+    lost = replacement.num_tokens - replacement.num_compared
     return (
-        f"{one.num_differing:,} of {one.num_compared:,} tokens differ "
-        f"({100 * one.num_differing / one.num_compared:.3g} %)"
+        f"{replacement.num_differing:,} of {replacement.num_compared:,} tokens differ "
+        f"({100 * replacement.num_differing / replacement.num_compared:.3g} %)"
         + (f", {lost:,} could not be read any more" if lost else "")
     )
 
 
 def table_lines(rows: Sequence[Row], methods: Collection[str] | None = None) -> list[str]:
-    """Rows of evaluation.json as a table with a header; no lines where there is no row.
+    """Rows of evaluation.json as a table with a header; no lines if there are no rows.
 
     Args:
-        rows: all of them; the teacher's times are what speed-ups refer to.
-        methods: which to show; all by default.
+        rows: all rows, since speed-ups refer to the teacher's.
+        methods: the methods to show; all by default.
     """
     scored = any(row.get(key) is not None for row in rows for key, _ in SCORES)
-    fits = any(row.get(CLIP[0]) is not None for row in rows)
-    measures = [*(SCORES if scored else UNSCORED), *([CLIP] if fits else [])]
-    cells = [
-        [
+    has_clip = any(row.get(CLIP[0]) is not None for row in rows)
+    measures = [*(SCORES if scored else UNSCORED), *([CLIP] if has_clip else [])]
+    cells = tuple(
+        (
             row["method"],
-            *(_number(row.get(key), 3) for key, _ in measures),
-            _number(seconds_per_image(row), 2, scale=1e3),
-            _number(speedup(row, rows), 1),
-        ]
+            *(_number(row.get(key), ".3f") for key, _ in measures),
+            _number(None if (seconds := seconds_per_image(row)) is None else 1e3 * seconds, ".2f"),
+            _number(speedup(row, rows), ".1f"),
+        )
         for row in rows
         if methods is None or row["method"] in methods
-    ]
-    header = ["method", *(title for _, title in measures), "ms/image", "speed-up"]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in ([header, *cells] if cells else [])
-    ]
-
-
-def took(results: Results) -> str:
-    """Wall time by phase, all runs of the command together."""
-    phases = [f"{phase} {duration(seconds)}" for phase, seconds in results.seconds.items()]
-    return (
-        ", ".join([*phases, f"{duration(sum(results.seconds.values()))} in all"])
-        if phases
-        else "not measured"
     )
+    header = ("method", *(title for _, title in measures), "ms/image", "speed-up")
+    return Table(header, cells).text() if cells else []
 
 
-def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
-    return NOTHING if value is None else f"{value * scale:.{digits}f}"
+def describe_wall_time(results: Results) -> str:
+    """Wall time by phase, summed over all runs of the command."""
+    if not results.seconds:
+        return "not measured"
+    phases = [f"{phase} {duration(seconds)}" for phase, seconds in results.seconds.items()]
+    return ", ".join([*phases, f"{duration(sum(results.seconds.values()))} in all"])
+
+
+def _number(value: float | None, spec: str) -> str:
+    return format_number(value, spec, missing=TERMINAL_MISSING)

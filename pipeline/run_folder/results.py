@@ -1,4 +1,4 @@
-"""What a run has come to: everything that its report and its summary tell, read from its folder."""
+"""The results of a run, read from its folder for the report and the summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """Totals of a pair data set; `pairs_per_class` is of the rarest and of the commonest class, held out or not."""
+    """Totals of a pair data set.
+
+    `pairs_per_class` is the smallest and the largest number of pairs of a class, held-out pairs included.
+    """
 
     num_training: int
     num_heldout: int
@@ -56,13 +59,13 @@ class PairStatistics:
 
     @property
     def pairs_per_second(self) -> float:
-        """Of one worker: what all shards took, whoever made them and whenever."""
+        """Mean rate of one worker over all committed shards."""
         return (self.num_training + self.num_heldout) / self.worker_seconds if self.worker_seconds else 0.0
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run's settings and outcome; what has not been done yet is empty."""
+    """A run's settings and results; phases that have not run yet are empty."""
 
     run_dir: RunDir
     config: RunConfig
@@ -72,24 +75,25 @@ class Results:
     evaluation: Mapping[str, Any]
     seconds: Mapping[str, float]
     samples: tuple[Path, ...]
-    others: tuple[Mapping[str, Any], ...] = ()
+    other_evaluations: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def evaluations(self) -> tuple[Mapping[str, Any], ...]:
-        """What was judged: by the run's own protocol, then by others, each if it is of the same student."""
-        return tuple(one for one in (self.evaluation, *self.others) if one.get("rows"))
+        """Evaluations of the current student: by the run's own protocol, then by others."""
+        candidates = (self.evaluation, *self.other_evaluations)
+        return tuple(evaluation for evaluation in candidates if evaluation.get("rows"))
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """One row a method, as evaluation.json holds them."""
+        """The rows of evaluation.json, one for each method."""
         return tuple(self.evaluation.get("rows", ()))
 
 
 def read_results(run_dir: RunDir) -> Results:
-    """Everything that a run's folder tells.
+    """Read the results of a run from its folder.
 
     Raises:
-        Refused: the folder is no run.
+        Refused: the folder is not a run.
     """
     evaluation = run_dir.read_json(run_dir.evaluation)
     others = [run_dir.read_json(path) for path in run_dir.other_evaluations]
@@ -102,22 +106,22 @@ def read_results(run_dir: RunDir) -> Results:
         evaluation=evaluation,
         seconds=run_dir.read_json(run_dir.seconds),
         samples=tuple(sorted(run_dir.samples.glob("*.png"))),
-        # One of a student that is there no more would pass for this one's.
-        others=tuple(one for one in others if same_student(one, evaluation)),
+        # An evaluation of an earlier student must not be reported as one of this student.
+        other_evaluations=tuple(other for other in others if same_student(other, evaluation)),
     )
 
 
-def same_student(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether an evaluation or an export's config.json is of the same weights as another, sampled alike."""
+def same_student(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two evaluations or exported configurations have the same weights and noise weight."""
     defaults = {"student_sha256": None, "noise_weight": 0.0}
-    return all(one.get(key, default) == other.get(key, default) for key, default in defaults.items())
+    return all(first.get(key, default) == second.get(key, default) for key, default in defaults.items())
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """The numeric columns of the training log, missing values as NaN; empty where there is no log.
+    """The numeric columns of the training log, missing values as NaN; empty if there is no log.
 
     Raises:
-        Refused: it is damaged.
+        Refused: the log is damaged.
     """
     if not path.is_file():
         return {}
@@ -127,7 +131,7 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
         table = read_parquet(read_bytes(path))
     except (pyarrow.ArrowException, OSError) as error:
         raise Refused(
-            f"{path} is damaged: delete it; `tokenleap run` joins it again from student/metrics"
+            f"{path} is damaged: delete it; `tokenleap run` writes it again from student/metrics"
         ) from error
     numeric = [
         field.name
@@ -141,7 +145,7 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
 
 
 def add_seconds(run_dir: RunDir, phase: str, seconds: float) -> None:
-    """Add a phase's wall time to what earlier runs of the same command took.
+    """Add a phase's wall time to the time of earlier runs of the same command.
 
     Raises:
         Refused: seconds.json is damaged, or cannot be written.
@@ -153,13 +157,13 @@ def add_seconds(run_dir: RunDir, phase: str, seconds: float) -> None:
 
 
 def seconds_per_image(row: Row, batch_size: int = 1) -> float | None:
-    """A method's time for an image at a batch size, None where it was not measured."""
+    """A method's time per image at a batch size; None if it was not measured."""
     value = (row.get("seconds_per_image") or {}).get(str(batch_size))
     return None if value is None else float(value)
 
 
 def speedup(row: Row, rows: Sequence[Row], batch_size: int = 1) -> float | None:
-    """How many times as fast as the teacher a method is, None where one of the two was not timed."""
+    """The teacher's time divided by the method's time; None if one of the two was not measured."""
     teacher = next(
         (seconds_per_image(other, batch_size) for other in rows if other["method"] == "teacher"), None
     )
@@ -168,7 +172,7 @@ def speedup(row: Row, rows: Sequence[Row], batch_size: int = 1) -> float | None:
 
 
 def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
-    """What the numbers of an evaluation mean nothing without, as in `digits, 2,000 images, noise seed 0`."""
+    """The conditions of an evaluation, such as `digits, 2,000 images, noise seed 0`."""
     seed, repeats = evaluation["seed"], evaluation.get("repeats", 1)
     seeds = f"noise seed {seed}" if repeats == 1 else f"noise seeds {seed} to {seed + repeats - 1}"
     reference = f", against {evaluation['reference']}" if evaluation.get("reference") else ""
@@ -176,6 +180,6 @@ def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
     return f"{evaluation['protocol']}, {evaluation['num_images']:,} images, {seeds}{reference}{features}"
 
 
-def steady_batch(rows: Sequence[Row]) -> int | None:
-    """The largest batch size that anything was timed at, None where nothing was."""
+def largest_timed_batch(rows: Sequence[Row]) -> int | None:
+    """The largest batch size with a measured time; None if nothing was measured."""
     return max((int(size) for row in rows for size in row.get("seconds_per_image") or {}), default=None)

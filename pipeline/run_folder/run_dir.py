@@ -1,4 +1,4 @@
-"""A run's folder: founded by its first command, and kept from being continued with other settings."""
+"""A run's folder: its paths, and the check that a run continues only with the settings it started with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.config.keys import leaves
 from pipeline.config.run_config import RunConfig, parse_toml, to_toml, validated
 from pipeline.runtime.installation import version
 from shards.core.errors import Refused
-from shards.core.mismatch import flat
+from shards.core.mismatch import format_mismatch, mismatches
 from shards.core.settings import FREE, UPWARD
 from shards.storage.files import commit_bytes, read_bytes
 from shards.storage.paths import Location, location
@@ -36,7 +36,7 @@ RECORDED_PACKAGES = (
 
 @dataclass(frozen=True)
 class RunDir:
-    """Where everything of a run lies."""
+    """The paths in a run's folder."""
 
     root: Path
 
@@ -50,7 +50,7 @@ class RunDir:
 
     @property
     def pairs(self) -> Location:
-        """The pair data set: the run's own, or the one elsewhere that it shares with other runs."""
+        """The pair data set: the run's own, or an external one that several runs share."""
         try:
             return location(self.external_pairs.read_text("utf-8").strip())
         except FileNotFoundError:
@@ -58,7 +58,7 @@ class RunDir:
 
     @property
     def external_pairs(self) -> Path:
-        """A file that holds the folder or URL of the pairs, where they are not the run's own."""
+        """A file with the folder or URL of the pairs; it exists only if the run has no pairs of its own."""
         return self.root / "pairs.location"
 
     @property
@@ -83,7 +83,7 @@ class RunDir:
 
     @property
     def other_evaluations(self) -> list[Path]:
-        """What was judged by other protocols than the run's own, so far."""
+        """The evaluations by protocols other than the run's own."""
         return sorted(self.root.glob("evaluation-*.json"))
 
     @property
@@ -95,24 +95,24 @@ class RunDir:
         return self.root / "report.html"
 
     def read_config(self) -> RunConfig:
-        """The configuration that the run was given last.
+        """The configuration of the run's latest command.
 
         Raises:
-            Refused: the folder is no run.
+            Refused: the folder is not a run.
         """
         if not self.config.is_file():
             raise Refused(
                 f"{self.root} is not a run: it has no {self.config.name}. "
-                f"`tokenleap run PRESET --out {self.root}` makes one"
+                f"`tokenleap run PRESET --out {self.root}` starts one"
             )
         origin = str(self.config)
         return validated(parse_toml(read_bytes(self.config).decode(), origin), origin)
 
     def read_json(self, path: Path) -> dict[str, Any]:
-        """One of the run's JSON files, empty where it is not there yet.
+        """One of the run's JSON files; empty if it does not exist yet.
 
         Raises:
-            Refused: it is damaged; everything that is read here can be made again.
+            Refused: the file is damaged. Deleting it is safe, because a command can write each of these files again.
         """
         if not path.is_file():
             return {}
@@ -126,29 +126,29 @@ class RunDir:
 
 
 def check(out: Path, config: RunConfig) -> RunDir:
-    """Whether a run may begin or go on in this folder; writes nothing.
+    """Check that a run may start or continue in this folder; writes nothing.
 
     Raises:
-        Refused: the folder holds another run, or something that is no run.
+        Refused: the folder contains another run, or other files without a run.
     """
     run_dir = RunDir(out)
     if run_dir.config.is_file():
-        refused = forbidden_changes(run_dir.read_config(), config)
-        if refused:
+        changes = forbidden_changes(run_dir.read_config(), config)
+        if changes:
             raise Refused(
-                f"{out} holds a run with other settings: {'; '.join(refused)}. "
-                "Give the original values to go on with it, or another --out to begin a new one"
+                f"{out} contains a run with other settings: {'; '.join(changes)}. "
+                "Give the stored values to continue it, or another --out to start a new run"
             )
-    elif out.is_dir() and (strange := sorted(entry.name for entry in out.iterdir() if _is_strange(entry))):
+    elif out.is_dir() and (foreign := sorted(entry.name for entry in out.iterdir() if _is_foreign(entry))):
         raise Refused(
-            f"{out} is not a run (it has no {run_dir.config.name}) and holds {', '.join(strange[:3])}: "
+            f"{out} is not a run (it has no {run_dir.config.name}) and contains {', '.join(foreign[:3])}: "
             "give another --out"
         )
     return run_dir
 
 
 def claim(out: Path, config: RunConfig) -> RunDir:
-    """Begin a run in a folder or go on with it: config.toml and environment.json are written.
+    """Start or continue a run in a folder: write config.toml and environment.json.
 
     Raises:
         Refused: as `check`, or the folder cannot be written to.
@@ -156,7 +156,7 @@ def claim(out: Path, config: RunConfig) -> RunDir:
     run_dir = check(out, config)
     content = to_toml(config).encode()
     if not commit_bytes(run_dir.config, content, exclusive=True):
-        # A run is there, and may have begun since the check: who was first, those settings stand.
+        # Another process may have started a run here since the check; the settings written first are valid.
         check(out, config)
         if read_bytes(run_dir.config) != content:
             commit_bytes(run_dir.config, content)
@@ -165,20 +165,20 @@ def claim(out: Path, config: RunConfig) -> RunDir:
     return run_dir
 
 
-def forbidden_changes(there: RunConfig, asked: RunConfig) -> list[str]:
-    """The keys that a resumed run may not change and that differ, each as `key: there X, asked Y`."""
+def forbidden_changes(stored: RunConfig, requested: RunConfig) -> list[str]:
+    """The keys that differ although a resumed run may not change them, each as `KEY: found X, requested Y`."""
     marks = {key: field.json_schema_extra for key, field in leaves(RunConfig)}
-    before, after = flat(there.model_dump()), flat(asked.model_dump())
-    return [
-        f"{key}: there {_shown(before[key])}, asked {_shown(after[key])}"
-        + (" (it may only grow)" if mark == UPWARD else "")
-        for key, mark in marks.items()
-        if before[key] != after[key] and mark != FREE and not (mark == UPWARD and after[key] > before[key])
-    ]
+    lines = []
+    for mismatch in mismatches(stored.model_dump(), requested.model_dump()):
+        only_grows = marks[mismatch.key] == UPWARD
+        if marks[mismatch.key] == FREE or (only_grows and mismatch.requested > mismatch.found):
+            continue
+        lines.append(format_mismatch(mismatch) + (" (it may only grow)" if only_grows else ""))
+    return lines
 
 
 def environment() -> dict[str, Any]:
-    """What a result may depend on besides its settings: versions, machine, threads."""
+    """What a result may depend on in addition to its settings: versions, machine and processor."""
     return {
         "tokenleap": version(),
         "python": platform.python_version(),
@@ -191,39 +191,29 @@ def environment() -> dict[str, Any]:
 
 
 def _damaged(path: Path) -> str:
-    return f"{path} is damaged: delete it and give the same command again"
+    return f"{path} is damaged: delete it and run the same command again"
 
 
-def _is_strange(entry: Path) -> bool:
-    """Whether this marks a folder as no run; pairs made beforehand and what a killed writer left are fine."""
+def _is_foreign(entry: Path) -> bool:
+    """Whether this entry belongs to no run. Existing pairs and hidden files of a killed writer are allowed."""
     return entry.name not in {"pairs", "pairs.location"} and not entry.name.startswith(".")
 
 
 def _versions() -> Mapping[str, str]:
-    found = {}
+    versions = {}
     for name in RECORDED_PACKAGES:
         try:
-            found[name] = installed_version(name)
+            versions[name] = installed_version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _cpu_name() -> str:
-    """The processor's name; only Linux tells it in a file."""
+    """The processor's name, from /proc/cpuinfo on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _shown(value: Any) -> str:
-    return (
-        "the default"
-        if value is None
-        else ",".join(map(str, value))
-        if isinstance(value, tuple)
-        else str(value)
-    )

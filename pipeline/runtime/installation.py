@@ -1,4 +1,4 @@
-"""Which copy of tokenleap this is, and whether its four import names are really its own."""
+"""The installed version, and a check that the four import names resolve to this installation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
 
 
 def version() -> str:
-    """Version of the installed distribution; `unknown` where the sources run uninstalled."""
+    """Version of the installed distribution; `unknown` if the sources are not installed."""
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed_version
 
@@ -20,23 +20,23 @@ def version() -> str:
 
 
 def package_folder(name: str) -> Path | None:
-    """Folder (or file) that `import name` would take, without importing it; None where there is none."""
+    """Folder (or file) that `import name` would use, found without importing it; None if there is none."""
     spec = importlib.util.find_spec(name)
     if spec is None:
         return None
-    places = list(spec.submodule_search_locations or ())
-    return Path(places[0] if places else str(spec.origin)).resolve()
+    folders = list(spec.submodule_search_locations or ())
+    return Path(folders[0] if folders else str(spec.origin)).resolve()
 
 
 def foreign_packages() -> dict[str, Path | None]:
-    """The import names that lead outside this installation, with where they lead."""
+    """The import names that resolve outside this installation, with the folder of each."""
     home = Path(__file__).resolve().parents[2]
-    found = {name: package_folder(name) for name in PACKAGES}
-    return {name: folder for name, folder in found.items() if folder != home / name}
+    folders = {name: package_folder(name) for name in PACKAGES}
+    return {name: folder for name, folder in folders.items() if folder != home / name}
 
 
 def refuse_foreign_packages() -> None:
-    """Stops before somebody else's package of the same name is imported in place of ours.
+    """Stop before a package of the same name from another project is imported.
 
     Raises:
         ImportError: one of the four names resolves outside this installation.
@@ -47,6 +47,6 @@ def refuse_foreign_packages() -> None:
     places = "; ".join(f"`import {name}` finds {folder or 'nothing'}" for name, folder in foreign.items())
     home = Path(__file__).resolve().parents[2]
     raise ImportError(
-        f"{places}, but this tokenleap lies in {home}. Another package took the name: "
-        "uninstall or rename it, leave its folder, or give tokenleap an environment of its own"
+        f"{places}, but this tokenleap is installed in {home}. Another package uses the same name: "
+        "uninstall or rename it, change to another folder, or install tokenleap in its own environment"
     )

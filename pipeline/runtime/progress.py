@@ -1,4 +1,4 @@
-"""How far a long phase has come: a bar on a terminal, a plain line now and then in a log file."""
+"""Progress of a long phase: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ LINE_INTERVAL_SECONDS = 10.0
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Format seconds as `0.4 s`, `12 s`, `3 min 05 s` or `2 h 07 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def notifier(title: str) -> Notify:
-    """What long work tells a person once, on standard error: `title: sentence`, between two lines of progress."""
+    """A callback that prints `title: sentence` on standard error without breaking a progress bar."""
     return lambda sentence: tqdm.write(f"{title}: {sentence}", file=sys.stderr)
 
 
 class _Lines:
-    """Plain lines: done of total, rate, time left."""
+    """Plain lines with the finished and total units, the rate and the time left."""
 
     def __init__(self, title: str, unit: str, stream: TextIO, clock: Callable[[], float]) -> None:
         self.title, self.unit, self.stream, self.clock = title, unit, stream, clock
@@ -43,7 +43,7 @@ class _Lines:
         self.done_before: int | None = None
 
     def report(self, done: int, total: int, note: str) -> None:
-        # What an earlier run did must not count as this run's speed.
+        # Units that an earlier run finished do not count for this run's rate.
         if self.done_before is None:
             self.done_before = done
         now = self.clock()
@@ -57,11 +57,11 @@ class _Lines:
         print(f"{self.title}: {', '.join([*parts, *filter(None, [note])])}", file=self.stream, flush=True)
 
     def close(self) -> None:
-        """Lines need no end."""
+        """Nothing to close."""
 
 
 class _Bar:
-    """A tqdm bar, made at the first report: only then are the total and the finished part known."""
+    """A tqdm bar. It is created at the first report, which supplies the total and the units already finished."""
 
     def __init__(self, title: str, unit: str, stream: TextIO) -> None:
         self.title, self.unit, self.stream = title, unit, stream
@@ -90,17 +90,17 @@ class _Bar:
 def progress(
     title: str, unit: str, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Report]:
-    """Shows how a phase comes along.
+    """Show the progress of a phase.
 
     Args:
-        title: the phase, as in `pairs`.
-        unit: what is counted, in the plural, as in `steps`.
-        stream: where to; standard error by default. A terminal gets a bar, anything else plain lines:
-            the first after 5 s, then one every 10 s at most.
-        clock: seconds from any origin.
+        title: name of the phase, such as `pairs`.
+        unit: what is counted, in the plural, such as `steps`.
+        stream: output stream, standard error by default. A terminal gets a bar, any other stream plain lines:
+            the first after 5 s, then at most one every 10 s.
+        clock: returns seconds from any origin.
 
     Yields:
-        A callable to be told (done, total, note); `done` counts what earlier runs finished, too.
+        A callback (done, total, note); `done` includes the units that earlier runs finished.
     """
     stream = stream or sys.stderr
     display = _Bar(title, unit, stream) if stream.isatty() else _Lines(title, unit, stream, clock)

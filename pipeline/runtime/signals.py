@@ -1,4 +1,4 @@
-"""Stopping on request: after one signal the step under way ends and is saved, a second Ctrl-C is at once."""
+"""Stopping on a signal: the first one finishes and saves the current step, a second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StoppedBySignal(Stopped):
-    """Stopped by which signal, and whether the same command goes on from there or begins anew."""
+    """A command ended early; `resumable` is whether the same command resumes or starts again."""
 
     def __init__(self, message: str, signal_number: int, *, resumable: bool = True) -> None:
         super().__init__(message)
@@ -23,8 +23,8 @@ class StoppedBySignal(Stopped):
         self.resumable = resumable
 
 
-class _Request:
-    """What has been asked for so far."""
+class _StopRequest:
+    """The first stopping signal that arrived."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -35,45 +35,45 @@ class _Request:
                 raise KeyboardInterrupt
             return
         self.signal_number = signal_number
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def stopping(*, resumable: bool = True) -> Iterator[ShouldStop]:
-    """Turns SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs.
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs.
 
     Args:
-        resumable: whether the same command goes on from what is kept, or begins anew.
+        resumable: whether the same command resumes from saved work, or starts again.
 
     Yields:
-        `should_stop`, for the long functions to poll.
+        `should_stop`, which long functions poll.
 
     Raises:
-        StoppedBySignal: a long function saw the flag, or the end of its time, saved its state and raised `Stopped`.
-        KeyboardInterrupt: SIGINT came when a stop had been asked for already.
+        StoppedBySignal: a long function saw the flag or reached its time limit, saved its state and raised `Stopped`.
+        KeyboardInterrupt: SIGINT arrived after an earlier stopping signal.
     """
-    request = _Request()
-    before = {number: signal.signal(number, request.handle) for number in STOPPING_SIGNALS}
+    request = _StopRequest()
+    handlers_before = {number: signal.signal(number, request.handle) for number in STOPPING_SIGNALS}
     try:
         yield lambda: request.signal_number is not None
     except Stopped as stopped:
-        ended_by = signal.SIGTERM if isinstance(stopped, OutOfTime | OtherStopped) else signal.SIGINT
-        number = request.signal_number or ended_by
+        default = signal.SIGTERM if isinstance(stopped, OutOfTime | OtherStopped) else signal.SIGINT
+        number = request.signal_number or default
         raise StoppedBySignal(str(stopped), number, resumable=resumable) from stopped
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def all_or_nothing() -> Iterator[None]:
-    """For a command that writes once, at its end: Ctrl-C inside the block says that nothing is kept.
+    """For a command that writes only at its end: report on Ctrl-C that nothing was saved.
 
     Raises:
-        StoppedBySignal: SIGINT came.
+        StoppedBySignal: SIGINT arrived.
     """
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        message = "nothing is kept, this command writes at its end only"
+        message = "nothing was saved, this command writes only at its end"
         raise StoppedBySignal(message, signal.SIGINT, resumable=False) from interrupt

@@ -1,1 +1,1 @@
-"""What all four packages stand on: errors, callbacks, the settings base class, facts about this host."""
+"""What every package needs: exceptions, callback types, the base class of settings, facts about this host."""

@@ -1,14 +1,14 @@
-"""What long work talks to while it runs: whoever shows how far it has come, and whoever may want it to end."""
+"""Types of the callbacks that long-running functions accept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Report = Callable[[int, int, str], None]
-"""Told (units done, units in all, a note); what an earlier run finished counts as done."""
+"""Progress callback: (units done, units in total, note). Units that an earlier run finished count as done."""
 
 ShouldStop = Callable[[], bool]
-"""Asked between units of work; once it says yes, the work keeps what is finished and raises `Stopped`."""
+"""Called between units of work. When it returns True, the work saves its finished units and raises `Stopped`."""
 
 Notify = Callable[[str], None]
-"""Told a sentence that a person should read once, while the work goes on."""
+"""Shows one message to the user while the work continues."""

@@ -1,23 +1,23 @@
-"""How work ends early: two kinds of failure and a wish, each with one message for the person who reads it."""
+"""Exceptions that end a command: user errors, failures, and requested stops. Each has one message for the user."""
 
 from __future__ import annotations
 
 
 class Refused(Exception):
-    """Asked for something wrong; nothing was done. The command line ends with exit code 2."""
+    """The request is wrong; nothing was done. The command line exits with code 2."""
 
 
 class Failed(Exception):
-    """Something broke on the way. The command line ends with exit code 1."""
+    """An error occurred during the work; finished work was kept. The command line exits with code 1."""
 
 
 class Stopped(Exception):
-    """Asked to stop; what was finished is kept, and the same command goes on from there."""
+    """A stop was requested. Finished work was kept, and the same command resumes."""
 
 
 class OutOfTime(Stopped):
-    """The time that was given is used up. The command line ends as after SIGTERM."""
+    """The time limit was reached. The command line exits as after SIGTERM."""
 
 
 class OtherStopped(Stopped):
-    """Another process of the same work was asked to stop. The command line ends as after SIGTERM."""
+    """Another process of the same work received a request to stop. The command line exits as after SIGTERM."""

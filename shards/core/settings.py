@@ -1,4 +1,4 @@
-"""Base of every settings section of the project, and what a resumed run may change in it."""
+"""Base class of all settings sections, and the marks of fields that a resumed run may change."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ FREE: JsonDict = {"on_resume": "free"}
 """Mark of a field that a resumed run may change."""
 
 UPWARD: JsonDict = {"on_resume": "upward"}
-"""Mark of a field that a resumed run may raise. A field with neither mark must stay as it was."""
+"""Mark of a field that a resumed run may increase. A field without a mark must not change."""
 
 
 class Settings(BaseModel):
-    """Frozen; an unknown key is an error, and so is a number that is not finite or is a truth value."""
+    """Frozen. Rejects unknown keys, numbers that are not finite, and true or false in place of a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # Python counts true as 1.
+    def _reject_bool(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic converts true to 1.
         annotation = cls.model_fields[info.field_name or ""].annotation
-        wanted = annotation is bool or bool in get_args(annotation)
+        is_bool_field = annotation is bool or bool in get_args(annotation)
         members = value if isinstance(value, list | tuple) else [value]
-        if not wanted and any(isinstance(member, bool) for member in members):
+        if not is_bool_field and any(isinstance(member, bool) for member in members):
             raise ValueError(
                 f"it cannot be {str(value).lower()}: true and false are neither numbers nor text"
             )

@@ -1,1 +1,1 @@
-"""A set of shards and its manifest: written, read, verified, repaired."""
+"""Data sets of shards with their manifest: writing, reading, verification and repair."""

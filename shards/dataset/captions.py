@@ -1,6 +1,6 @@
-"""The captions of a data set whose labels are their numbers: one Parquet file beside dataset.json.
+"""The captions of a data set whose labels are indices of captions: one Parquet file next to dataset.json.
 
-pyarrow is imported where it is used: it would double the time that `--help` takes.
+pyarrow is imported inside functions: importing it at the top would double the time of `--help`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from shards.storage.paths import Location, location
 
 CAPTIONS_FILE = "captions.parquet"
 _COLUMN = "caption"
-_REMEDY = "`tokenleap generate` with the same captions writes it again"
+_REMEDY = "run `tokenleap generate` with the same captions to write it again"
 
 
 def captions_sha256(captions: Sequence[str]) -> str:
-    """sha256 (hex) of a list of captions: of each its length in bytes of UTF-8, as 8 bytes, and these bytes."""
+    """sha256 (hex) of captions: of each, its length in bytes (8 bytes, little-endian) and its UTF-8 bytes."""
     digest = hashlib.sha256()
     for caption in captions:
         data = caption.encode()
@@ -30,11 +30,11 @@ def captions_sha256(captions: Sequence[str]) -> str:
 
 
 def commit_captions(root: Location | str, captions: Sequence[str]) -> bool:
-    """Writes a data set's captions, unless there are some; whether it was these that were written.
+    """Write a data set's captions. Returns False, and writes nothing, if the file exists.
 
     Raises:
         Failed: the disk is full.
-        Refused: the place cannot be written to.
+        Refused: the location is not writable.
     """
     import pyarrow
     import pyarrow.parquet
@@ -47,10 +47,10 @@ def commit_captions(root: Location | str, captions: Sequence[str]) -> bool:
 
 
 def load_captions(root: Location | str, spec: PairSpec) -> list[str]:
-    """A data set's captions, in the order of their numbers.
+    """Read a data set's captions, in the order of their labels.
 
     Raises:
-        Failed: the file is missing or damaged, or holds other captions; tells the remedy.
+        Failed: the file is missing or damaged, or contains other captions; the message contains the remedy.
     """
     import pyarrow
 
@@ -60,13 +60,13 @@ def load_captions(root: Location | str, spec: PairSpec) -> list[str]:
         raise Failed(f"{path} is missing; {_REMEDY}")
     try:
         captions: list[str] = read_parquet(data, [_COLUMN], verify_checksums=True)[_COLUMN].to_pylist()
-        found = captions_sha256(captions)
+        sha256 = captions_sha256(captions)
     except (pyarrow.ArrowException, OSError, KeyError, AttributeError, UnicodeError) as error:
-        raise Failed(f"{path} is damaged ({error}); delete it, and {_REMEDY}") from error
+        raise Failed(f"{path} is damaged ({error}); delete it and {_REMEDY}") from error
     expected = (spec.captions or {}).get("sha256")
-    if found != expected:
+    if sha256 != expected:
         raise Failed(
-            f"{path} holds captions with sha256 {found[:12]}, and the pairs were made for {str(expected)[:12]}; "
-            f"delete it, and {_REMEDY}"
+            f"{path} contains captions with sha256 {sha256[:12]}, but the pairs were generated for "
+            f"{str(expected)[:12]}; delete it and {_REMEDY}"
         )
     return captions

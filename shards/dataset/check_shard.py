@@ -1,4 +1,4 @@
-"""What is wrong with one shard: its row, its file, and the pairs in it."""
+"""Verification of one shard: its manifest row, its file, and its pairs."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from shards.storage.paths import Location, is_web
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be.
+    """One problem of a data set.
 
     Attributes:
         kind: "dataset" (dataset.json unreadable or edited), "missing" (a gap in the sequence), "row"
-            (unreadable or misplaced row), "joined" (the joined table says otherwise than the rows),
-            "foreign" (a row of other pairs), "broken" (file missing, short or changed), "tokens", "labels",
-            "noise" (content that breaks its rule), "captions" (their list is missing or damaged, or a pair holds
-            another than its label's), "duplicate" (what belongs to another shard or pair), or
-            "uncommitted" (a tar without a row, which the next writer replaces: no damage).
+            (unreadable or misplaced row), "joined" (the joined table differs from the rows), "foreign" (a row of
+            other pairs), "broken" (file missing, short or changed), "tokens", "labels", "noise" (content that
+            breaks its rule), "captions" (their list is missing or damaged, or a pair has a caption that is not its
+            label's), "duplicate" (content of another shard or pair), or "uncommitted" (a tar without a row, which
+            the next writer replaces: no damage).
         where: path of the file.
-        message: what is wrong, in words.
+        message: description for the user.
     """
 
     kind: str
@@ -48,22 +48,22 @@ class Finding:
     message: str
 
     @property
-    def is_of_every_pair(self) -> bool:
-        """Whether it is of what pairs are made from, so that no shard can be made again before it is put back."""
+    def affects_all_pairs(self) -> bool:
+        """True if the pairs' common input is damaged: no shard can be regenerated until it is restored."""
         return self.kind == "dataset" or PurePath(self.where).name == CAPTIONS_FILE
 
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """What looking at one shard came to, and what only a comparison with the others can judge.
+    """The findings about one shard, and the data needed to compare it with the others.
 
     Attributes:
-        findings: of the shard by itself.
-        row_sha256: what its row says, None where no row of this data set stands.
-        sha256: of the file as it lies there, None where it was not read.
+        findings: the findings about this shard alone.
+        row_sha256: sha256 in its row, None without a valid row of this data set.
+        sha256: sha256 of the file, None if it was not read.
         first_pair: pair_index of its first pair.
-        noise_B: 64-bit digests of the stored noise of its pairs, uint64; empty where there is none to compare.
-        foreign_B: which of these pairs hold noise that their counter does not give, bool.
+        noise_B: 64-bit digests of the stored noise of its pairs, uint64; empty if no noise is stored or was read.
+        wrong_noise_B: which of these pairs have noise that differs from their counter's, bool.
     """
 
     findings: tuple[Finding, ...]
@@ -71,7 +71,7 @@ class ShardCheck:
     sha256: str | None = None
     first_pair: int = 0
     noise_B: Array = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
-    foreign_B: Array = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+    wrong_noise_B: Array = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
 
 
 def check_shard(
@@ -82,15 +82,15 @@ def check_shard(
     reads_content: bool = True,
     texts: Sequence[str] | None = None,
 ) -> ShardCheck:
-    """Looks at a shard that has a row of its own.
+    """Check a shard that has a row file.
 
     Args:
         root: the data set's folder.
-        spec: its spec.
-        name: the stem of the shard's files.
-        joined: its row in the joined table, None where that has none.
-        reads_content: whether to read the tar, too, or the row alone.
-        texts: the captions of its pairs' labels; None where there are none, or nobody knows them.
+        spec: the data set's spec.
+        name: stem of the shard's files.
+        joined: its row in the joined table, None if the table does not contain it.
+        reads_content: also read the tar, not only the row.
+        texts: the captions of its pairs; None without captions, or if their list cannot be read.
     """
     where = str(row_path(root, name))
     try:
@@ -98,12 +98,12 @@ def check_shard(
     except (Refused, Failed) as error:
         return ShardCheck((Finding("row", where, str(error)),))
     if row is None:
-        return ShardCheck((Finding("row", where, "the row was taken away during the check"),))
+        return ShardCheck((Finding("row", where, "the row was removed during the check"),))
     findings: list[Finding] = []
     if not is_web(root) and (problem := table_problem(row_path(root, name), [row])):
         findings.append(Finding("row", where, problem))
     if joined is not None and joined != row:
-        message = f"holds another row of {name} than {where}; delete it"
+        message = f"its row of {name} differs from {where}; delete this table"
         findings.append(Finding("joined", str(root / JOINED_FILE), message))
     if problem := row_problem(spec, row):
         kind = "foreign" if row.fingerprint != spec.fingerprint else "row"
@@ -120,30 +120,28 @@ def _content_check(
     sha256: str | None = None
     try:
         data = read_bytes(path)
-        # Taken before anything is judged: a file in another's place is told by it.
+        # Computed before any check fails: it identifies a file that is stored under another shard's name.
         sha256 = sha256_bytes(data)
         check_file(row, data)
         pairs = decode_shard(spec, row, data)
     except (Refused, Failed) as error:
         message = f"{error}; run `tokenleap shards repair {root}`"
         return ShardCheck((*findings, Finding("broken", str(path), message)), row.sha256, sha256)
-    foreign_B = wrong_noise(spec, pairs, whole=True)
-    broken = [Finding(kind, str(path), problem) for kind, problem in broken_rules(spec, pairs, foreign_B)]
+    wrong_noise_B = wrong_noise(spec, pairs, complete=True)
+    broken = [Finding(kind, str(path), problem) for kind, problem in broken_rules(spec, pairs, wrong_noise_B)]
     if texts is not None and pairs.text_B is not None:
-        others = np.flatnonzero(pairs.text_B != np.array(texts, dtype=object))
-        if len(others):
-            first = pairs.index_B[others[0]]
-            problem = (
-                f"{len(others)} pairs, the first of them {first}, hold a caption that is not their label's"
-            )
+        wrong_text = np.flatnonzero(pairs.text_B != np.array(texts, dtype=object))
+        if len(wrong_text):
+            first = pairs.index_B[wrong_text[0]]
+            problem = f"{len(wrong_text)} pairs, the first of them {first}, hold a caption that is not their label's"
             broken.append(Finding("captions", str(path), problem))
     return ShardCheck(
-        (*findings, *broken), row.sha256, sha256, row.first_pair, _noise_digests(spec, pairs), foreign_B
+        (*findings, *broken), row.sha256, sha256, row.first_pair, _noise_digests(spec, pairs), wrong_noise_B
     )
 
 
 def _noise_digests(spec: PairSpec, pairs: Pairs) -> Array:
-    """Digests (B,) uint64 of the noise as it is stored; none where none is."""
+    """Digests (B,) uint64 of stored noise; empty if noise is not stored."""
     if spec.noise != "stored":
         return np.empty(0, dtype=np.uint64)
     digests = b"".join(hashlib.blake2b(noise_LC, digest_size=8).digest() for noise_LC in pairs.noise_BLC)

@@ -1,4 +1,4 @@
-"""A data set as a whole: founding it, the table of its shards read as one, and views cut out of it."""
+"""A data set as a whole: its creation, the manifest of its shards, and views of its pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from shards.core.errors import Failed, Refused
-from shards.core.mismatch import flat
+from shards.core.mismatch import format_mismatch, mismatches
 from shards.dataset.manifest_row import (
     JOINED_FILE,
     ROW_FOLDER,
@@ -28,15 +28,15 @@ DATASET_FILE = "dataset.json"
 
 
 def dataset_exists(root: Location | str) -> bool:
-    """Whether a data set was founded there."""
+    """True if this folder contains a data set."""
     return is_file(location(root) / DATASET_FILE)
 
 
 def create_dataset(root: Location | str, spec: PairSpec) -> None:
-    """Founds a pair data set, or confirms that the one that is there is the same.
+    """Create a pair data set, or check that the existing one has the same spec.
 
     Raises:
-        Refused: another data set is there; names every key that differs as `there -> asked`.
+        Refused: as `refuse_other_spec`.
     """
     data = (json.dumps(spec.to_json(), indent=2, allow_nan=False) + "\n").encode()
     if not commit_bytes(location(root) / DATASET_FILE, data, exclusive=True):
@@ -44,32 +44,27 @@ def create_dataset(root: Location | str, spec: PairSpec) -> None:
 
 
 def refuse_other_spec(root: Location | str, spec: PairSpec) -> None:
-    """Confirms that the data set that is there has this spec, whatever its names; writes nothing.
+    """Check that the existing data set has this spec, apart from names. Writes nothing.
 
     Raises:
-        Refused: it has another one; names every key that differs as `there -> asked`.
+        Refused: the spec differs; names every key that differs.
     """
-    there = flat(without_names(read_spec(root).to_json()))
-    # Through JSON, so that a tuple is the list that was read back.
-    wanted = flat(without_names(json.loads(json.dumps(spec.to_json()))))
-    absent = object()
-    differing = [
-        f"{key}: {there.get(key, 'nothing')!r} -> {wanted.get(key, 'nothing')!r}"
-        for key in sorted(there.keys() | wanted.keys())
-        if key not in {"fingerprint", "sha256"} and there.get(key, absent) != wanted.get(key, absent)
-    ]
+    found = without_names(read_spec(root).to_json())
+    # A round trip through JSON converts tuples to lists, as in the stored spec.
+    requested = without_names(json.loads(json.dumps(spec.to_json())))
+    differing = [one for one in mismatches(found, requested) if one.key not in {"fingerprint", "sha256"}]
     if differing:
         raise Refused(
-            f"{location(root) / DATASET_FILE} describes other pairs (there -> asked): {'; '.join(differing)}. "
-            "Ask for the same, or choose another folder"
+            f"{location(root) / DATASET_FILE} describes other pairs: "
+            f"{'; '.join(map(format_mismatch, differing))}. Use the stored values, or choose another folder"
         )
 
 
 def read_spec(root: Location | str) -> PairSpec:
-    """The spec in dataset.json.
+    """Read the spec in dataset.json.
 
     Raises:
-        Refused: there is no data set, or dataset.json is not what tokenleap wrote.
+        Refused: there is no data set, or dataset.json is not as tokenleap wrote it.
     """
     path = location(root) / DATASET_FILE
     (data,) = read_each([path])
@@ -80,7 +75,7 @@ def read_spec(root: Location | str) -> PairSpec:
     except ValueError as error:
         raise Refused(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise Refused(f"{path} must hold a JSON object")
+        raise Refused(f"{path} must contain a JSON object")
     try:
         return PairSpec.from_json(content)
     except Refused as error:
@@ -88,10 +83,10 @@ def read_spec(root: Location | str) -> PairSpec:
 
 
 def committed_names(root: Location | str) -> list[str]:
-    """Names of the shards that are done: those of the rows, and where rows have no folder, those in the joined table.
+    """Names of the committed shards: from the row files or, without a folder of rows, from the joined table.
 
     Raises:
-        Failed: the joined table is wanted and cannot be read.
+        Failed: the joined table is needed and cannot be read.
     """
     root = location(root)
     names = row_names(root)
@@ -102,13 +97,13 @@ def committed_names(root: Location | str) -> list[str]:
 
 @dataclass(frozen=True)
 class View:
-    """A run of pairs, `first` .. `first + size - 1`, cut out of whole shards.
+    """The consecutive pairs `first` .. `first + size - 1`, which may start and end within a shard.
 
     Attributes:
         first: pair_index of the first pair.
         size: number of pairs.
-        spec: of the data set.
-        rows: the shards that cover it, in order.
+        spec: the data set's spec.
+        rows: rows of the shards that contain these pairs, in order.
     """
 
     first: int
@@ -118,7 +113,7 @@ class View:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many pairs of the view each of its shards holds."""
+        """Number of the view's pairs in each of its shards."""
         stop = self.first + self.size
         return tuple(
             min(row.first_pair + row.num_pairs, stop) - max(row.first_pair, self.first) for row in self.rows
@@ -135,14 +130,14 @@ class Manifest:
 
     @classmethod
     def open(cls, root: Location | str) -> Manifest:
-        """Reads dataset.json and every row.
+        """Read dataset.json and every row.
 
-        The joined table saves opening rows one by one; where there is a folder of rows, that folder alone
-        says which shards are done. A web server lists no folder: there the joined table says it.
+        The joined table makes it unnecessary to open rows one by one. If there is a folder of rows, that folder alone
+        determines which shards are committed; on a web server, which lists no files, the joined table does.
 
         Raises:
-            Refused: no data set there, none that can be read over the web, or a row of other pairs.
-            Failed: a row that cannot be read, or does not stand where its name says.
+            Refused: there is no data set, it cannot be read over the web, or a row belongs to other pairs.
+            Failed: a row cannot be read, or is stored under another shard's name.
         """
         root = location(root)
         spec = read_spec(root)
@@ -150,33 +145,33 @@ class Manifest:
         if is_web(root) and not joined:
             raise Refused(
                 f"{root} cannot be listed and has no {JOINED_FILE} that names its shards: "
-                "`tokenleap shards join` makes one, where the pairs were made"
+                "create one with `tokenleap shards join` where the pairs are stored"
             )
         names = committed_names(root)
         single = read_rows(root, [name for name in names if name not in joined])
-        found = (joined[name] if name in joined else next(single) for name in names)
-        return cls(root, spec, _in_order(root, spec, found))
+        rows = (joined[name] if name in joined else next(single) for name in names)
+        return cls(root, spec, _checked_rows(root, spec, rows))
 
     @property
     def num_pairs(self) -> int:
-        """Pairs in all committed shards, held out ones included."""
+        """Number of pairs in all committed shards, including held-out pairs."""
         return sum(row.num_pairs for row in self.rows)
 
     def missing(self, num_shards: int) -> tuple[int, ...]:
-        """Which of the first `num_shards` shards are not there yet."""
-        done = {row.shard for row in self.rows}
-        return tuple(index for index in range(num_shards) if shard_name(index) not in done)
+        """Indices of the shards among the first `num_shards` that are not committed yet."""
+        committed = {row.shard for row in self.rows}
+        return tuple(index for index in range(num_shards) if shard_name(index) not in committed)
 
     @property
     def num_available(self) -> int:
-        """Training pairs that a view can hold: those before the first missing shard."""
+        """Number of training pairs that a view can contain: those before the first missing shard."""
         return max(0, self._first_gap() - self.spec.num_heldout)
 
     def view(self, size: int | None = None) -> View:
-        """The first `size` training pairs, all of them where `size` is None.
+        """The first `size` training pairs, or all if `size` is None.
 
         Raises:
-            Refused: there are fewer, or a shard in between is missing.
+            Refused: there are fewer pairs, or an earlier shard is missing.
         """
         first = self.spec.num_heldout
         gap, available = self._first_gap(), self.num_available
@@ -184,38 +179,37 @@ class Manifest:
         if size is None and beyond:
             missing = shard_name(gap // self.spec.pairs_per_shard)
             raise Refused(
-                f"{self.root}: {missing} is not there though later shards are; "
+                f"{self.root}: {missing} is missing, but later shards exist; "
                 f"run the same `tokenleap generate ... --out {self.root}` again"
             )
-        wanted = available if size is None else size
-        if wanted < 1 or wanted > available:
-            asked = "training pairs" if size is None else f"{size} training pairs"
+        requested = available if size is None else size
+        if requested < 1 or requested > available:
             raise Refused(
-                f"asked for {asked} of {self.root}, which holds {available} of them; "
-                f"`tokenleap generate ... --out {self.root} --num-pairs {max(wanted, 1)}` would extend it"
+                f"{self.root} has {available} training pairs, but {size or 'at least 1'} are needed; "
+                f"extend it with `tokenleap generate ... --out {self.root} --num-pairs {max(requested, 1)}`"
             )
-        return self._cut(first, wanted)
+        return self._cut(first, requested)
 
     def heldout(self) -> View:
-        """The pairs kept out of every training.
+        """The held-out pairs, which training never uses.
 
         Raises:
-            Refused: not all of them are there yet.
+            Refused: they are not all committed yet.
         """
         size = self.spec.num_heldout
         if self._first_gap() < size:
             raise Refused(
-                f"{self.root} does not hold all of its {size} held out pairs yet; "
+                f"{self.root} does not contain all of its {size} held-out pairs yet; "
                 f"run the same `tokenleap generate ... --out {self.root}` again"
             )
         return self._cut(0, size)
 
     def write_joined(self) -> Location:
-        """Writes all rows into one file beside dataset.json; derived, deletable."""
+        """Write all rows to one file next to dataset.json. It is derived data and may be deleted."""
         return write_joined(self.root, self.rows)
 
     def _first_gap(self) -> int:
-        """The first pair_index that no committed shard holds."""
+        """The first pair_index that is in no committed shard."""
         position = 0
         for row in self.rows:
             if row.first_pair != position:
@@ -233,44 +227,45 @@ class Manifest:
 
 
 def row_names(root: Location) -> list[str]:
-    """The shards that have a row of their own, by the listing of the folder."""
+    """Sorted names of the shards that have a row file."""
     return [PurePath(name).stem for name in list_names(root / ROW_FOLDER, ".parquet")]
 
 
 def join(root: Location | str) -> Manifest:
-    """Reads every row by itself and writes them all into the joined table, in place of the one that is there.
+    """Read every row file and write all rows to the joined table, replacing an existing table.
 
-    Any number of processes may do so at once, also while rows are taken back or replaced (`forget`,
-    `replace_row`): they remove the table after their change, and here the rows are read once more after it is
-    written, so that whoever comes last has seen the other's work. Rows that only came to it meanwhile are
-    joined too, once: whoever makes them joins them again at the end.
+    This is safe while other processes join, remove or replace rows: `remove_row` and `replace_row` delete the table
+    after their change, and here all rows are read once more after the table was written. If rows were only added
+    meanwhile, the table is rewritten once; the process that adds rows joins them itself at its end.
 
     Returns:
-        What was joined.
+        The manifest whose rows were written.
 
     Raises:
-        Refused, Failed: as `Manifest.open`, or the place cannot be written to.
+        Refused, Failed: as `Manifest.open`, or the location is not writable.
     """
     root = location(root)
     refuse_web(root, "write to")
     spec = read_spec(root)
-    rows = _in_order(root, spec, read_rows(root, row_names(root)))
+    rows = _checked_rows(root, spec, read_rows(root, row_names(root)))
     grown = False
     while True:
         write_joined(root, rows)
-        now = _in_order(root, spec, read_rows(root, row_names(root)))
+        now = _checked_rows(root, spec, read_rows(root, row_names(root)))
         if now == rows or (grown and set(rows) <= set(now)):
             return Manifest(root, spec, rows)
         grown, rows = set(rows) <= set(now), now
 
 
-def _in_order(root: Location, spec: PairSpec, found: Iterable[ManifestRow | None]) -> tuple[ManifestRow, ...]:
-    """The rows that there are, by first_pair, each held against the spec. Raises as `Manifest.open`."""
-    rows = sorted((row for row in found if row is not None), key=lambda row: row.first_pair)
-    for row in rows:
+def _checked_rows(
+    root: Location, spec: PairSpec, rows: Iterable[ManifestRow | None]
+) -> tuple[ManifestRow, ...]:
+    """The rows that are not None, sorted by first_pair and checked against the spec. Raises as `Manifest.open`."""
+    committed = sorted((row for row in rows if row is not None), key=lambda row: row.first_pair)
+    for row in committed:
         problem = row_problem(spec, row)
         if row.fingerprint != spec.fingerprint:
             raise Refused(f"{row_path(root, row.shard)}: {problem}")
         if problem:
             raise Failed(f"{row_path(root, row.shard)}: {problem}; run `tokenleap shards repair {root}`")
-    return tuple(rows)
+    return tuple(committed)

@@ -1,6 +1,6 @@
-"""One Parquet row a shard, committed after its tar: the only mark that the shard is done.
+"""Manifest rows: one Parquet file per shard, committed after its tar. The row is the shard's commit mark.
 
-pyarrow is imported where it is used: it would double the time that `--help` takes.
+pyarrow is imported inside functions: importing it at the top would double the time of `--help`.
 """
 
 from __future__ import annotations
@@ -36,28 +36,27 @@ _COLUMNS = {
     "versions": "string",
     "xxh3_128": "string",
 }
-_LATER = {"xxh3_128"}
-"""Columns that tables of earlier versions do not have."""
+_ADDED_COLUMNS = {"xxh3_128"}
+"""Columns that are missing in tables of earlier versions."""
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One committed shard: what it holds, what its file must be, and how it came about.
+    """One committed shard: its pairs, its file and its origin.
 
     Attributes:
-        shard: the stem of its file, `pairs-000000`.
+        shard: stem of its file, `pairs-000000`.
         first_pair: pair_index of its first pair.
-        num_pairs: pairs in it.
+        num_pairs: number of its pairs.
         num_bytes: size of the tar.
-        sha256: of the tar (hex).
-        fingerprint: of the data set it belongs to.
-        seconds: wall time of making it.
-        host: machine that made it.
-        device: kind of device that made it.
+        sha256: hash of the tar (hex).
+        fingerprint: fingerprint of its data set.
+        seconds: wall time of its generation.
+        host: host that generated it.
+        device: kind of device that generated it.
         batch_size: pairs mapped at a time.
-        versions: software it was made with, in words.
-        xxh3_128: of the tar (hex): tells chance damage as sha256 does, many times as fast. None in rows that were
-            written before there was this column.
+        versions: software that generated it, as text.
+        xxh3_128: fast hash of the tar (hex), which detects accidental damage. None in rows of earlier versions.
     """
 
     shard: str
@@ -73,10 +72,10 @@ class ManifestRow:
     versions: str
     xxh3_128: str | None = None
 
-    def vouches_like(self, other: ManifestRow) -> bool:
-        """Whether the two vouch for the same bytes, as far as both say it."""
-        sums = {self.xxh3_128, other.xxh3_128} - {None}
-        return (self.num_bytes, self.sha256) == (other.num_bytes, other.sha256) and len(sums) < 2
+    def same_file(self, other: ManifestRow) -> bool:
+        """True if both rows record the same size and the same hashes; a missing xxh3_128 is ignored."""
+        hashes = {self.xxh3_128, other.xxh3_128} - {None}
+        return (self.num_bytes, self.sha256) == (other.num_bytes, other.sha256) and len(hashes) < 2
 
 
 def shard_name(index: int) -> str:
@@ -85,51 +84,52 @@ def shard_name(index: int) -> str:
 
 
 def shard_index(name: str) -> int | None:
-    """Place of a shard in the sequence by its name, None for a name that no shard has."""
+    """Index of a shard by its name, None if the name is not that of a shard."""
     digits = name.removeprefix("pairs-")
     return int(digits) if digits.isdecimal() and name == shard_name(int(digits)) else None
 
 
 def shard_path(root: Location | str, name: str) -> Location:
-    """Where the tar of this name lies."""
+    """Path of a shard's tar."""
     return location(root) / SHARD_FOLDER / f"{name}.tar"
 
 
 def row_path(root: Location | str, name: str) -> Location:
-    """Where the manifest row of this name lies."""
+    """Path of a shard's manifest row."""
     return location(root) / ROW_FOLDER / f"{name}.parquet"
 
 
 def write_row(root: Location | str, row: ManifestRow) -> bool:
-    """Commits a shard's row, unless one is there; whether it was this one that was committed."""
+    """Commit a shard's row. Returns False, and writes nothing, if the shard has one."""
     return commit_bytes(row_path(root, row.shard), _to_parquet([row]), exclusive=True)
 
 
 def replace_row(root: Location | str, row: ManifestRow) -> None:
-    """Commits a shard's row in place of whatever stands there."""
-    # The joined table first: it would go on vouching for the old row. And last: whoever was just joining has the old row.
+    """Commit a shard's row in place of an existing one."""
+    # Remove the joined table before the change (it contains the old row) and again after it (a concurrent join may
+    # have rewritten it).
     remove(location(root) / JOINED_FILE)
     commit_bytes(row_path(root, row.shard), _to_parquet([row]))
     remove(location(root) / JOINED_FILE)
 
 
 def restore_row(root: Location | str, row: ManifestRow) -> None:
-    """Commits again a row that was lost or damaged; a joined table that holds it stays true."""
+    """Rewrite a row whose file was lost or damaged. A joined table that contains the row stays valid."""
     commit_bytes(row_path(root, row.shard), _to_parquet([row]))
 
 
 def read_row(root: Location | str, name: str) -> ManifestRow | None:
-    """The committed row of a shard, None where there is none.
+    """Read the committed row of a shard, None if there is none.
 
     Raises:
-        Failed: the file is there and cannot be read as this shard's row.
+        Failed: the file exists but is not a readable row of this shard.
     """
     (row,) = read_rows(root, [name])
     return row
 
 
 def read_rows(root: Location | str, names: Sequence[str]) -> Iterator[ManifestRow | None]:
-    """The committed rows of shards, in the order asked for. Each is as `read_row` gives it."""
+    """The committed rows of shards in the given order, each as `read_row` returns it."""
     paths = [row_path(root, name) for name in names]
     for name, path, data in zip(names, paths, read_each(paths), strict=True):
         if data is None:
@@ -140,15 +140,17 @@ def read_rows(root: Location | str, names: Sequence[str]) -> Iterator[ManifestRo
         except Failed as error:
             raise Failed(f"{error}; run `tokenleap shards repair {root}`") from error
         if len(rows) != 1 or rows[0].shard != name:
-            raise Failed(f"{path} does not hold the one row of {name}; run `tokenleap shards repair {root}`")
+            raise Failed(
+                f"{path} does not contain exactly the row of {name}; run `tokenleap shards repair {root}`"
+            )
         yield rows[0]
 
 
 def read_joined(root: Location | str) -> dict[str, ManifestRow]:
-    """The rows of the joined table by shard; none where there is no such table.
+    """The rows of the joined table by shard; empty if there is no such table.
 
     Raises:
-        Failed: the file is there and cannot be read.
+        Failed: the file exists but cannot be read.
     """
     path = location(root) / JOINED_FILE
     (data,) = read_each([path])
@@ -158,57 +160,57 @@ def read_joined(root: Location | str) -> dict[str, ManifestRow]:
         rows = _from_parquet(path, data)
         by_shard = {row.shard: row for row in rows}
         if len(by_shard) < len(rows):
-            raise Failed(f"{path} holds two rows of one shard")
+            raise Failed(f"{path} contains two rows of one shard")
     except Failed as error:
-        raise Failed(f"{error}; delete it, it can be made again from {ROW_FOLDER}/") from error
+        raise Failed(f"{error}; delete it, it can be rebuilt from {ROW_FOLDER}/") from error
     return by_shard
 
 
 def write_joined(root: Location | str, rows: Sequence[ManifestRow]) -> Location:
-    """Writes rows into one file beside dataset.json; derived, deletable."""
+    """Write rows to one file next to dataset.json. It is derived data and may be deleted."""
     path = location(root) / JOINED_FILE
     commit_bytes(path, _to_parquet(rows))
     return path
 
 
-def forget(root: Location | str, name: str) -> None:
-    """Takes back a shard's row, so that the shard counts as not made."""
-    # The joined table as in `replace_row`: a copy of the row that outlived the row would still vouch for the shard.
+def remove_row(root: Location | str, name: str) -> None:
+    """Delete a shard's row, so that the shard counts as not generated."""
+    # The joined table is removed before and after, as in `replace_row`.
     remove(location(root) / JOINED_FILE)
     remove(row_path(root, name))
     remove(location(root) / JOINED_FILE)
 
 
 def row_problem(spec: PairSpec, row: ManifestRow) -> str | None:
-    """What is wrong with a row of this data set, None where nothing is."""
+    """Describe what is wrong with a row of this data set, None if nothing is."""
     if row.fingerprint != spec.fingerprint:
         return f"its shard belongs to other pairs (fingerprint {row.fingerprint}, here {spec.fingerprint})"
     if row.num_pairs != spec.pairs_per_shard:
-        return f"num_pairs is {row.num_pairs}: every shard holds {spec.pairs_per_shard} pairs"
+        return f"num_pairs is {row.num_pairs}: every shard has {spec.pairs_per_shard} pairs"
     if row.first_pair % spec.pairs_per_shard or row.shard != shard_name(
         row.first_pair // spec.pairs_per_shard
     ):
-        return f"first_pair is {row.first_pair}, which is not where {row.shard} begins"
+        return f"first_pair is {row.first_pair}, which is not the first pair of {row.shard}"
     return None
 
 
 def table_problem(path: Location, rows: Sequence[ManifestRow]) -> str | None:
-    """What a file of rows holds that its rows do not account for, None where it is nothing.
+    """Describe bytes of a row file that its rows do not explain, None if there are none.
 
-    Bytes that changed without changing a row are known by writing the rows again; where another version of the
-    library wrote the file, which may write the same otherwise, they are not.
+    Changed bytes that leave all rows unchanged are detected by writing the rows again. Files of other versions of the
+    library are skipped, because they may encode the same rows differently.
     """
-    found, written = read_bytes(path), _to_parquet(rows)
-    if found == written:
+    stored, rewritten = read_bytes(path), _to_parquet(rows)
+    if stored == rewritten:
         return None
-    here, there = _writer(written), _writer(found)
-    if here != there and _WRITER.fullmatch(there):
+    stored_writer = _writer(stored)
+    if stored_writer != _writer(rewritten) and _WRITER.fullmatch(stored_writer):
         return None
-    return f"{path} holds other bytes than those that its rows were written as: the file was changed"
+    return f"{path} differs from what its rows are written as: the file was changed"
 
 
 def _writer(data: bytes) -> str:
-    """The library that wrote a table, as its footer names it; nothing where it names none."""
+    """The library that wrote a table, from the table's footer; empty if the footer does not name it."""
     import pyarrow
     import pyarrow.parquet
 
@@ -220,11 +222,11 @@ def _writer(data: bytes) -> str:
 
 
 @cache
-def _schema(later: bool) -> Any:
-    """What a table of shards holds, with or without the columns that came later."""
+def _schema(with_added: bool) -> Any:
+    """Schema of a table of shards, with or without the columns that earlier versions lack."""
     import pyarrow
 
-    names = [name for name in _COLUMNS if later or name not in _LATER]
+    names = [name for name in _COLUMNS if with_added or name not in _ADDED_COLUMNS]
     return pyarrow.schema([(name, pyarrow.type_for_alias(_COLUMNS[name])) for name in names])
 
 
@@ -233,8 +235,8 @@ def _to_parquet(rows: Sequence[ManifestRow]) -> bytes:
     import pyarrow.parquet
 
     buffer = io.BytesIO()
-    # Rows of an earlier version are written as that version wrote them.
-    schema = _schema(later=any(row.xxh3_128 is not None for row in rows))
+    # Rows of an earlier version keep the schema of that version.
+    schema = _schema(with_added=any(row.xxh3_128 is not None for row in rows))
     table = pyarrow.Table.from_pylist([asdict(row) for row in rows], schema=schema)
     pyarrow.parquet.write_table(table, buffer, write_page_checksum=True)
     return buffer.getvalue()
@@ -245,9 +247,9 @@ def _from_parquet(path: Location, data: bytes) -> list[ManifestRow]:
 
     try:
         table = read_parquet(data, verify_checksums=True)
-        schema = _schema(later=not _LATER.isdisjoint(table.column_names))
+        schema = _schema(with_added=not _ADDED_COLUMNS.isdisjoint(table.column_names))
         table = table.select(schema.names)
-        # Types are in the footer, which no checksum covers.
+        # Types are stored in the footer, which has no checksum.
         if not table.schema.equals(schema):
             raise ValueError("a column is of another type")
         return [ManifestRow(**row) for row in table.to_pylist()]

@@ -1,6 +1,6 @@
-"""Training pairs as one Parquet file, for programs that read tables: a row a pair, a row group a shard.
+"""Export of training pairs to one Parquet file: one row per pair, one row group per shard.
 
-pyarrow is imported where it is used: it would double the time that `--help` takes.
+pyarrow is imported inside functions: importing it at the top would double the time of `--help`.
 """
 
 from __future__ import annotations
@@ -13,38 +13,37 @@ import numpy as np
 
 from shards.core.callbacks import Report
 from shards.dataset.manifest import Manifest, View
-from shards.dataset.reader import read_shard
+from shards.dataset.reader import read_view
 from shards.format.pairs import Pairs
 from shards.format.spec import PairSpec
 from shards.storage.files import commit_file
 from shards.storage.paths import Location
 
 SPEC_KEY = "onestep.dataset"
-"""Metadata key of the content of dataset.json; it carries the project's first name, because files with it exist."""
+"""Metadata key of the content of dataset.json. It contains the project's original name, as existing files do."""
 
 
 def export_parquet(
     manifest: Manifest, out: Path, size: int | None = None, report: Report | None = None
 ) -> View:
-    """Writes training pairs into one Parquet file, whole or not at all; one shard is in memory at a time.
+    """Write training pairs to one Parquet file atomically, with one shard in memory at a time.
 
-    Its columns are pair_index (int64), label (int64), where there are captions caption (string), noise and tokens (a
-    list of L numbers of the spec's token_dtype). Noise is L * C float16 numbers, little-endian, row by row, as bytes of
-    fixed size: the exact bits, also for readers that know no half precision, and written 20 times as fast as a list of
-    numbers.
+    The columns are pair_index (int64), label (int64), caption (string; only with captions), noise, and tokens (a list of
+    L numbers of the spec's token_dtype). Noise is stored as bytes of fixed size: L * C float16 numbers, little-endian,
+    row by row. This keeps the exact bits for readers without half precision, and is 20 times faster than lists.
 
     Args:
-        manifest: of the data set.
-        out: the file; what stands there is replaced.
-        size: the first so many training pairs; None for all.
-        report: called with (shards written, shards in all, note).
+        manifest: the data set's manifest.
+        out: the output file; an existing file is replaced.
+        size: number of training pairs, from the first; None for all.
+        report: called with (shards written, shards in total, note).
 
     Returns:
-        The pairs that were written.
+        The view that was written.
 
     Raises:
-        Refused: there are fewer pairs, or `out` cannot be written to.
-        Failed: a shard is broken, or the disk is full.
+        Refused: the data set has fewer pairs, or `out` is not writable.
+        Failed: a shard is damaged, or the disk is full.
     """
     view = manifest.view(size)
     commit_file(out, lambda temporary: _write(manifest.root, view, temporary, report))
@@ -55,14 +54,11 @@ def _write(root: Location, view: View, out: Path, report: Report | None) -> None
     import pyarrow.parquet
 
     schema = _schema(view.spec)
-    stop = view.first + view.size
     with pyarrow.parquet.ParquetWriter(
         out, schema, compression="none", use_dictionary=False, write_page_checksum=True
     ) as writer:
-        for done, row in enumerate(view.rows, start=1):
-            pairs = read_shard(root, view.spec, row)
-            inside = (pairs.index_B >= view.first) & (pairs.index_B < stop)
-            batch = _record_batch(schema, pairs if inside.all() else pairs.take(inside))
+        for done, pairs in enumerate(read_view(root, view), start=1):
+            batch = _record_batch(schema, pairs)
             writer.write_batch(batch, row_group_size=len(batch))
             if report is not None:
                 report(done, len(view.rows), "")

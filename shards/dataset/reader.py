@@ -1,4 +1,4 @@
-"""One committed shard -> pairs: read once, held against its row, taken apart as a matrix, a sample a row."""
+"""Reads committed shards: checks a file against its manifest row and parses it as a matrix, one sample per row."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from shards.core.errors import Failed
 from shards.dataset.manifest import View
 from shards.dataset.manifest_row import ManifestRow, shard_path
-from shards.format.caption_members import first_blocks, read_texts, sample_rows
+from shards.format.caption_members import read_texts, sample_blocks, sample_rows
 from shards.format.content_rules import broken_rules, wrong_noise
 from shards.format.noise import gaussian_noise
 from shards.format.pairs import Pairs, checksum
@@ -26,17 +24,13 @@ from shards.storage.paths import Location
 def read_shard(
     root: Location | str, spec: PairSpec, row: ManifestRow, verify: bool = True, rules: bool = True
 ) -> Pairs:
-    """All pairs of a shard.
+    """Read all pairs of a shard.
 
-    Args:
-        root: the data set's folder.
-        spec: the data set's spec.
-        row: the shard's row in the manifest.
-        verify: hold size and sha256 of the file against the row; what frames the payloads is always checked.
-        rules: with `verify`, hold the content against its rules as well; noise by each pair's first numbers.
+    With `verify`, size and hashes of the file are checked against the row, and with `rules` also the content against
+    its rules (of noise, the first numbers of each pair). Headers and padding are always checked.
 
     Raises:
-        Failed: the file is missing, is not, byte for byte, what its writer committed, or breaks a rule.
+        Failed: the file is missing, differs from what was committed, or breaks a rule.
     """
     path = shard_path(root, row.shard)
     with repairable(root, path):
@@ -45,14 +39,22 @@ def read_shard(
             check_file(row, data)
         pairs = decode_shard(spec, row, data)
         if verify and rules:
-            for _, problem in broken_rules(spec, pairs, wrong_noise(spec, pairs, whole=False)):
+            for _, problem in broken_rules(spec, pairs, wrong_noise(spec, pairs, complete=False)):
                 raise Failed(problem)
         return pairs
 
 
+def read_view(root: Location | str, view: View) -> Iterator[Pairs]:
+    """The pairs of a view in order, one shard at a time. Raises as `read_shard`."""
+    for row in view.rows:
+        pairs = read_shard(root, view.spec, row)
+        inside_B = (pairs.index_B >= view.first) & (pairs.index_B < view.first + view.size)
+        yield pairs if inside_B.all() else pairs.take(inside_B)
+
+
 @contextmanager
 def repairable(root: object, path: object) -> Iterator[None]:
-    """Says of a `Failed` in the block which shard it is about, and what would mend it."""
+    """Add the shard's path and the repair command to a `Failed` raised in the block."""
     try:
         yield
     except Failed as error:
@@ -60,59 +62,60 @@ def repairable(root: object, path: object) -> Iterator[None]:
 
 
 def check_file(row: ManifestRow, data: bytes) -> None:
-    """Holds a shard's bytes against its row.
+    """Check size and all hashes of a shard's bytes against its row.
 
     Raises:
-        Failed: another size, another sha256 or another xxh3_128.
+        Failed: size, sha256 or xxh3_128 differ.
     """
     if len(data) != row.num_bytes:
-        raise Failed(f"holds {len(data)} bytes where {row.num_bytes} were committed")
-    _check_sum(row, "sha256", sha256_bytes(data))
+        raise Failed(f"it has {len(data)} bytes, but {row.num_bytes} were committed")
+    _check_hash(row, "sha256", sha256_bytes(data))
     check_digest(row, data)
 
 
 def check_digest(row: ManifestRow, data: bytes | memoryview) -> None:
-    """Holds a shard's bytes against the sum in its row that takes the least time: xxh3_128, or sha256 for want of it.
+    """Check a shard's bytes against the fastest hash in its row: xxh3_128, or sha256 in rows without it.
 
     Raises:
-        Failed: it is another one.
+        Failed: the hash differs.
     """
     if row.xxh3_128 is None:
-        _check_sum(row, "sha256", sha256_bytes(data))
+        _check_hash(row, "sha256", sha256_bytes(data))
     else:
-        _check_sum(row, "xxh3_128", xxh3_bytes(data))
+        _check_hash(row, "xxh3_128", xxh3_bytes(data))
 
 
-def _check_sum(row: ManifestRow, kind: str, found: str) -> None:
-    if found != (committed := getattr(row, kind)):
-        raise Failed(f"its {kind} is {found} where {committed} was committed")
+def _check_hash(row: ManifestRow, kind: str, computed: str) -> None:
+    if computed != (committed := getattr(row, kind)):
+        raise Failed(f"its {kind} is {computed}, but {committed} was committed")
 
 
 def decode_shard(spec: PairSpec, row: ManifestRow, data: bytes) -> Pairs:
-    """A shard's bytes -> its pairs.
+    """Decode a shard's bytes to its pairs.
 
     Raises:
-        Failed: bytes that the writer would not have written for this row.
+        Failed: the writer would have written other bytes for this row.
     """
     samples = framed_samples(spec, row, np.frombuffer(data, dtype=np.uint8))
-    made_again = None if spec.noise == "stored" else regenerated_noise(spec, row, samples.rows)
-    pairs = pairs_in_place(spec, row, samples, made_again)
-    # Copied out, so that the rest of the file can go.
-    noise_BLC = np.ascontiguousarray(pairs.noise_BLC) if made_again is None else made_again
+    noise_BLC = None if spec.noise == "stored" else regenerated_noise(spec, row, samples.rows)
+    pairs = pairs_in_place(spec, row, samples, noise_BLC)
+    # Copies, so that the bytes of the file can be freed; regenerated noise is contiguous already.
     return replace(
-        pairs, noise_BLC=noise_BLC, tokens_BL=np.ascontiguousarray(pairs.tokens_BL, spec.token_dtype)
+        pairs,
+        noise_BLC=np.ascontiguousarray(pairs.noise_BLC),
+        tokens_BL=np.ascontiguousarray(pairs.tokens_BL, spec.token_dtype),
     )
 
 
 @dataclass(frozen=True)
 class FramedSamples:
-    """A shard's bytes taken apart, once all that frames its payloads is what the writer puts there.
+    """A parsed shard whose headers and padding are as the writer writes them.
 
     Attributes:
-        rows: (B, stride) uint8, a sample a row, without its caption.
+        rows: (B, stride) uint8, one sample per row, without its caption.
         label_B: int64.
-        text_B: captions, str as objects; None where labels are classes.
-        blocks: the block of the file at which each sample begins, and the one after the last, (B + 1,) int64.
+        text_B: captions, str as objects; None if labels are classes.
+        blocks: first block of each sample in the file, and the block after the last, (B + 1,) int64.
     """
 
     rows: Array
@@ -122,18 +125,13 @@ class FramedSamples:
 
 
 def framed_samples(spec: PairSpec, row: ManifestRow, data: Array) -> FramedSamples:
-    """A shard's bytes, taken apart.
-
-    Args:
-        spec: the data set's spec.
-        row: the shard's row in the manifest.
-        data: uint8, the whole file.
+    """Parse a shard's bytes (uint8) and check its headers and padding.
 
     Raises:
-        Failed: bytes that the writer would not have written for this row.
+        Failed: the writer would have written other bytes for this row.
     """
     layout = layout_of(spec)
-    blocks = first_blocks(spec, data, row.num_pairs)
+    blocks = sample_blocks(spec, data, row.num_pairs)
     rows = sample_rows(layout, data, blocks)
     try:
         label_B = read_labels(layout, rows)
@@ -142,23 +140,20 @@ def framed_samples(spec: PairSpec, row: ManifestRow, data: Array) -> FramedSampl
     index_B = np.arange(row.first_pair, row.first_pair + row.num_pairs, dtype=np.int64)
     misframed = misframed_rows(layout, rows, index_B, label_B)
     if len(misframed):
-        raise Failed(f"the sample of pair {index_B[misframed[0]]} is not laid out as one of this data set")
+        raise Failed(f"the sample of pair {index_B[misframed[0]]} does not have the layout of this data set")
     text_B = None if spec.captions is None else read_texts(layout, data, blocks, index_B)
     if data[int(blocks[-1]) * BLOCK :].any():
-        raise Failed("something follows its last sample")
+        raise Failed("there are data after its last sample")
     return FramedSamples(rows, label_B, text_B, blocks)
 
 
 def pairs_in_place(
-    spec: PairSpec, row: ManifestRow, samples: FramedSamples, made_again_BLC: Array | None
+    spec: PairSpec, row: ManifestRow, samples: FramedSamples, noise_BLC: Array | None
 ) -> Pairs:
-    """A shard's pairs where they lie in its bytes, nothing copied; of noise that is not there, what was made again."""
+    """A shard's pairs as views of its bytes, with `noise_BLC` as their noise or, if None, the stored noise."""
     rows, layout = samples.rows, layout_of(spec)
-    if made_again_BLC is None:
-        noise_BN = rows[:, layout.noise.data].view("<f2")
-        noise_BLC = noise_BN.reshape(len(rows), *spec.noise_shape)
-    else:
-        noise_BLC = made_again_BLC
+    if noise_BLC is None:
+        noise_BLC = rows[:, layout.noise.data].view("<f2").reshape(len(rows), *spec.noise_shape)
     return Pairs(
         np.arange(row.first_pair, row.first_pair + row.num_pairs, dtype=np.int64),
         noise_BLC,
@@ -169,28 +164,20 @@ def pairs_in_place(
 
 
 def regenerated_noise(spec: PairSpec, row: ManifestRow, rows: Array) -> Array:
-    """Noise (B, L, C) float16 of a shard that keeps only its checksums.
+    """Noise (B, L, C) float16 of a shard that stores only checksums of its noise.
 
     Raises:
-        Failed: the arithmetic of this platform gives other noise than was mapped.
+        Failed: the floating-point arithmetic of this platform gives other noise than was mapped.
     """
     noise_BLC = gaussian_noise(spec.seed, row.first_pair, row.num_pairs, spec.noise_shape)
     recorded = rows[:, layout_of(spec).noise.data].view("<u4")[:, 0]
     computed = np.fromiter(
         (checksum(noise_LC) for noise_LC in noise_BLC), dtype=np.uint32, count=row.num_pairs
     )
-    differing = np.flatnonzero(recorded != computed)
-    if len(differing):
+    wrong = np.flatnonzero(recorded != computed)
+    if len(wrong):
         raise Failed(
-            f"the noise of pair {row.first_pair + differing[0]} regenerated from its counter "
-            "has another checksum than the noise that was mapped"
+            f"the noise of pair {row.first_pair + wrong[0]} regenerated from its counter "
+            "does not match the checksum of the noise that was mapped"
         )
     return noise_BLC
-
-
-def pairs_of(root: Location, view: View) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens (B, L) and labels (B,) of a view's pairs, int64, a shard at a time, in order."""
-    for row in view.rows:
-        pairs = read_shard(root, view.spec, row)
-        kept = pairs.take((pairs.index_B >= view.first) & (pairs.index_B < view.first + view.size))
-        yield torch.from_numpy(kept.tokens_BL.astype("int64")), torch.from_numpy(kept.label_B)

@@ -1,4 +1,4 @@
-"""What is missing, broken, foreign or there twice in a pair data set: looks at every byte and changes none."""
+"""Verification of a pair data set: reads every byte, changes nothing, and reports all problems."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ from shards.storage.paths import Location, is_web, location
 __all__ = ["Finding", "Sample", "verify"]
 
 SHARDS_PER_PROCESS = 4
-"""A process takes as long to start as a few shards to read: for fewer of them none is started."""
+"""Starting a process takes as long as reading a few shards: each process must have at least this many."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A few shards in the place of all: the same ones for the same seed and the same shards.
+    """A random choice of shards. The same seed and the same shards give the same choice.
 
     Attributes:
-        num_shards: how many.
-        seed: which.
+        num_shards: number of shards.
+        seed: seed of the choice.
     """
 
     num_shards: int
     seed: int
 
     def of(self, names: Sequence[str]) -> frozenset[str]:
-        """The names drawn, all of them where there are no more."""
+        """The chosen names; all if there are at most `num_shards`."""
         drawn = sorted(names, key=lambda name: hashlib.sha256(f"{self.seed} {name}".encode()).digest())
         return frozenset(drawn[: self.num_shards])
 
@@ -61,17 +61,18 @@ class Sample:
 def verify(
     root: Location | str, report: Report | None = None, *, workers: int = 0, sample: Sample | None = None
 ) -> list[Finding]:
-    """Everything wrong with a data set, by shard; then what shards wrongly have in common.
+    """Find everything that is wrong with a data set: first by shard, then content that several shards share.
 
     Args:
         root: the data set's folder.
-        report: called with (shards looked at, shards in all, note).
-        workers: processes that look; 0 looks in this one. The findings are the same, in the same order.
-        sample: read these shards alone; every row is still looked at.
+        report: called with (shards checked, shards in total, note).
+        workers: number of processes that check shards; 0 checks in this process. The findings and their order do
+            not depend on it.
+        sample: read only these shards; every row is still checked.
 
     Raises:
         Refused: there is no data set at `root`.
-        Failed: a process that looked was killed.
+        Failed: a worker process was killed.
     """
     root = location(root)
     if not (dataset_exists(root) if is_web(root) else is_folder(root)):
@@ -80,26 +81,14 @@ def verify(
         spec = read_spec(root)
     except (Refused, Failed) as error:
         return [Finding("dataset", str(root / DATASET_FILE), str(error))]
-    findings: list[Finding] = []
-    joined: dict[str, ManifestRow] = {}
-    try:
-        joined = read_joined(root)
-        if joined and (problem := table_problem(root / JOINED_FILE, list(joined.values()))):
-            findings.append(Finding("joined", str(root / JOINED_FILE), f"{problem}; delete it"))
-    except (Refused, Failed) as error:
-        findings.append(Finding("joined", str(root / JOINED_FILE), str(error)))
-    captions: Sequence[str] | None = None
-    if spec.captions is not None:
-        try:
-            captions = load_captions(root, spec)
-        except (Refused, Failed) as error:
-            findings.append(Finding("captions", str(root / CAPTIONS_FILE), str(error)))
+    joined, findings = _check_joined(root)
+    captions, caption_findings = _check_captions(root, spec)
+    findings += caption_findings
     if is_web(root) and not joined and not findings:
-        findings.append(
-            Finding("joined", str(root / JOINED_FILE), "names no shard, and nothing can be listed")
-        )
-    # Nothing can be listed on the web: there the joined table is all that says which shards are done.
-    committed = list(joined) if is_web(root) else row_names(root)
+        message = "it names no shard, and a web server lists no files"
+        findings.append(Finding("joined", str(root / JOINED_FILE), message))
+    # A web server lists no files: there the joined table alone names the committed shards.
+    committed = sorted(joined) if is_web(root) else row_names(root)
     tars = {PurePath(name).stem for name in list_names(root / SHARD_FOLDER, ".tar")}
     last = max((index for name in committed if (index := shard_index(name)) is not None), default=-1)
     expected = {shard_name(index) for index in range(last + 1)}
@@ -107,14 +96,14 @@ def verify(
     read = frozenset(committed) if sample is None else sample.of(committed)
     calls = [
         (root, spec, name, joined.get(name), name in read, _texts_of(spec, name, captions))
-        for name in sorted(committed)
+        for name in committed
     ]
-    looking = _checks(calls, workers)
+    results = zip(committed, _checks(calls, workers), strict=True)
     checks: dict[str, ShardCheck] = {}
     with_row = frozenset(committed)
     for done, name in enumerate(names, start=1):
         if name in with_row:
-            checks[name] = next(looking)
+            checks.update([next(results)])
             findings += checks[name].findings
         else:
             findings += _rowless_findings(root, name, name in joined, name in expected, name in tars)
@@ -123,8 +112,30 @@ def verify(
     return [*findings, *_same_bytes(root, checks), *_same_noise(root, checks)]
 
 
+def _check_joined(root: Location) -> tuple[dict[str, ManifestRow], list[Finding]]:
+    """The rows of the joined table by shard, and the findings about the table."""
+    path = root / JOINED_FILE
+    joined: dict[str, ManifestRow] = {}
+    try:
+        joined = read_joined(root)
+        problem = table_problem(path, list(joined.values())) if joined else None
+    except (Refused, Failed) as error:
+        return joined, [Finding("joined", str(path), str(error))]
+    return joined, [Finding("joined", str(path), f"{problem}; delete it")] if problem else []
+
+
+def _check_captions(root: Location, spec: PairSpec) -> tuple[list[str] | None, list[Finding]]:
+    """The data set's captions, None if it has none or they cannot be read, and the findings about their list."""
+    if spec.captions is None:
+        return None, []
+    try:
+        return load_captions(root, spec), []
+    except (Refused, Failed) as error:
+        return None, [Finding("captions", str(root / CAPTIONS_FILE), str(error))]
+
+
 def _texts_of(spec: PairSpec, name: str, captions: Sequence[str] | None) -> list[str] | None:
-    """The captions of a shard's pairs, as their labels have them."""
+    """The captions that belong to the labels of a shard's pairs."""
     index = shard_index(name)
     if captions is None or index is None:
         return None
@@ -135,21 +146,21 @@ def _texts_of(spec: PairSpec, name: str, captions: Sequence[str] | None) -> list
 def _checks(
     calls: Sequence[tuple[Location, PairSpec, str, ManifestRow | None, bool, list[str] | None]], workers: int
 ) -> Iterator[ShardCheck]:
-    """`check_shard` of every call, in their order, on as many processes as pay for themselves."""
+    """Results of `check_shard` for all calls, in order, computed in up to `workers` processes."""
     workers = min(workers, len(calls) // SHARDS_PER_PROCESS)
     if workers < 2:
         for call in calls:
             yield check_shard(*call)
         return
-    # Spawned: a forked child of a process with threads may hang.
+    # Not forked: a forked child of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
         yield from executor.map(check_shard, *zip(*calls, strict=True))
     except BrokenProcessPool as error:
         raise Failed(
-            "a process that looked at shards was killed, perhaps for want of memory; "
-            "--workers 0 does without such processes"
+            "a process that checks shards was killed, perhaps because memory ran out; "
+            "use --workers 0 to check without such processes"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
@@ -158,38 +169,38 @@ def _checks(
 def _rowless_findings(
     root: Location, name: str, in_joined: bool, expected: bool, has_tar: bool
 ) -> Iterator[Finding]:
-    """What there is to say of a shard that has no row of its own."""
+    """Findings about a shard without a row file."""
     if in_joined:
-        yield Finding(
-            "joined", str(root / JOINED_FILE), f"holds {name}, which has no row of its own; delete it"
-        )
+        message = f"it contains {name}, which has no row file; delete this table"
+        yield Finding("joined", str(root / JOINED_FILE), message)
     if expected:
-        message = "there is no row of this shard though there are rows of later ones"
+        message = "this shard has no row, but later shards have one"
         yield Finding("missing", str(row_path(root, name)), message)
     if has_tar:
-        message = "no row stands for this file: its writer was killed, or is still at work"
+        message = "this file has no row: its writer was killed or is still running"
         yield Finding("uncommitted", str(shard_path(root, name)), message)
 
 
 def _same_bytes(root: Location, checks: dict[str, ShardCheck]) -> Iterator[Finding]:
-    """Shards whose rows, or whose files, are those of another: names lie in the bytes, so none may be."""
-    # What is whole by itself holds what is its own.
+    """Shards whose row or file has the hash of another shard: as names are part of the bytes, all must differ."""
+    # Shards without findings come first: they are the rightful owners of their bytes.
     names = sorted(checks, key=lambda name: (len(checks[name].findings) > 0, name))
-    for place, attribute, what in (
-        (row_path, "row_sha256", "claims the bytes that {} claims"),
-        (shard_path, "sha256", "holds the bytes of {}"),
+    for path_of, attribute, message in (
+        (row_path, "row_sha256", "it has the sha256 of {}"),
+        (shard_path, "sha256", "it has the bytes of {}"),
     ):
         first: dict[str, str] = {}
         for name in names:
             digest = getattr(checks[name], attribute)
             if digest is not None and first.setdefault(digest, name) != name:
-                yield Finding("duplicate", str(place(root, name)), what.format(place(root, first[digest])))
+                duplicate_of = path_of(root, first[digest])
+                yield Finding("duplicate", str(path_of(root, name)), message.format(duplicate_of))
 
 
 def _same_noise(root: Location, checks: dict[str, ShardCheck]) -> Iterator[Finding]:
-    """Pairs that hold the noise of another pair, where one of the two is not its counter's.
+    """Pairs with the noise of another pair, if that noise is wrong for at least one of the two.
 
-    Two that are both their counter's can be equal by chance alone, where there are very few numbers in a pair.
+    Two pairs that both match their counters can have equal noise by chance, if a pair has very few numbers.
     """
     noise_N = np.concatenate([np.empty(0, dtype=np.uint64), *(check.noise_B for check in checks.values())])
     index_N = np.concatenate(
@@ -201,15 +212,15 @@ def _same_noise(root: Location, checks: dict[str, ShardCheck]) -> Iterator[Findi
     by_noise = np.argsort(noise_N, kind="stable")
     sorted_noise_N, sorted_index_N = noise_N[by_noise], index_N[by_noise]
     for name, check in checks.items():
-        foreign = np.flatnonzero(check.foreign_B)
-        starts = np.searchsorted(sorted_noise_N, check.noise_B[foreign], side="left")
-        ends = np.searchsorted(sorted_noise_N, check.noise_B[foreign], side="right")
-        twice = [
+        wrong = np.flatnonzero(check.wrong_noise_B)
+        starts = np.searchsorted(sorted_noise_N, check.noise_B[wrong], side="left")
+        ends = np.searchsorted(sorted_noise_N, check.noise_B[wrong], side="right")
+        duplicates = [
             (check.first_pair + int(pair), others)
-            for pair, start, end in zip(foreign, starts, ends, strict=True)
+            for pair, start, end in zip(wrong, starts, ends, strict=True)
             if len(others := sorted_index_N[start:end][sorted_index_N[start:end] != check.first_pair + pair])
         ]
-        if twice:
-            pair_index, others = twice[0]
-            message = f"{len(twice)} pairs hold the noise of another, the first of them {pair_index} that of {others[0]}"
+        if duplicates:
+            first, others = duplicates[0]
+            message = f"{len(duplicates)} pairs hold the noise of another, the first of them {first} that of {others[0]}"
             yield Finding("duplicate", str(shard_path(root, name)), message)

@@ -1,1 +1,1 @@
-"""What the bytes of a pair mean; nothing here reads or writes files."""
+"""The meaning of a pair's bytes. Nothing here reads or writes files."""

@@ -1,7 +1,7 @@
-"""Captions in shards: the last member of a sample, KEY.txt, whose size is its own, and so where each sample begins.
+"""Captions in shards: KEY.txt is the last member of a sample. Its size varies, so samples start at irregular offsets.
 
-Everything in a tar begins at a multiple of 512 bytes. So the rest of the samples can be taken for a matrix all the same,
-one whose rows begin at given blocks.
+Every member of a tar starts at a multiple of 512 bytes (a block). Without captions, the samples are therefore still the
+rows of a matrix, with a given first block for each row.
 """
 
 from __future__ import annotations
@@ -13,52 +13,46 @@ from shards.format.pairs import KEY_DIGITS
 from shards.format.spec import Array, PairSpec
 from shards.format.tar_layout import BLOCK, Layout, archive_size, layout_of, tar_header
 
-EXTENSION = "txt"
+_EXTENSION = "txt"
 _SIZE = slice(124, 135)
-"""Of a header, the octal digits of a member's size."""
+"""Bytes of a tar header that contain the octal digits of the member's size."""
 
 
-def first_blocks(spec: PairSpec, data: Array, num_pairs: int) -> Array:
-    """The block at which each sample begins, and the one after the last sample: (num_pairs + 1,) int64.
-
-    Args:
-        spec: the data set's spec.
-        data: uint8, the whole file.
-        num_pairs: in it.
+def sample_blocks(spec: PairSpec, data: Array, num_pairs: int) -> Array:
+    """The first block of each sample in a file (uint8), and the block after the last: (num_pairs + 1,) int64.
 
     Raises:
-        Failed: the file has another size than such samples make, or a caption's size is no number.
+        Failed: the file has the wrong size, or the size of a caption is not a number.
     """
     stride = layout_of(spec).stride // BLOCK
     has_captions = spec.captions is not None
-    blocks = _with_captions(data, num_pairs, stride) if has_captions else np.arange(num_pairs + 1) * stride
+    blocks = (
+        _blocks_with_captions(data, num_pairs, stride) if has_captions else np.arange(num_pairs + 1) * stride
+    )
     expected = archive_size(int(blocks[-1]) * BLOCK)
     if len(data) != expected:
-        raise Failed(f"{num_pairs} pairs make {expected} bytes, not {len(data)}")
+        raise Failed(f"{num_pairs} pairs take {expected} bytes, not {len(data)}")
     return blocks
 
 
-def _with_captions(data: Array, num_pairs: int, stride: int) -> Array:
+def _blocks_with_captions(data: Array, num_pairs: int, stride: int) -> Array:
     blocks = np.zeros(num_pairs + 1, dtype=np.int64)
     total = len(data) // BLOCK
     for place in range(num_pairs):
         header = int(blocks[place]) + stride
         if header >= total:
-            raise Failed(f"{num_pairs} pairs make more than {len(data)} bytes")
+            raise Failed(f"{num_pairs} pairs take more than {len(data)} bytes")
         digits = data[header * BLOCK :][_SIZE].tobytes()
         if not digits.isdigit() or b"8" in digits or b"9" in digits:
-            raise Failed(f"the caption of its sample {place} has no size")
+            raise Failed(f"the caption of sample {place} has no valid size")
         blocks[place + 1] = header + 1 + -(-int(digits, 8) // BLOCK)
     return blocks
 
 
 def sample_rows(layout: Layout, data: Array, blocks: Array) -> Array:
-    """The samples without captions, (B, stride) uint8: a view of the file where they follow each other, else a copy.
+    """The samples without captions, (B, stride) uint8, of a file (uint8) with the blocks that `sample_blocks` returns.
 
-    Args:
-        layout: the data set's layout.
-        data: uint8, the whole file.
-        blocks: as `first_blocks` gives them.
+    The result is a view of the file if the samples are contiguous, otherwise a copy.
     """
     stride = layout.stride // BLOCK
     if blocks[-1] == (len(blocks) - 1) * stride:
@@ -68,16 +62,12 @@ def sample_rows(layout: Layout, data: Array, blocks: Array) -> Array:
 
 
 def read_texts(layout: Layout, data: Array, blocks: Array, index_B: Array) -> Array:
-    """The captions (B,), str as objects, once all that frames them is what the writer puts there.
+    """The captions (B,), str as objects, of a file (uint8) with the blocks that `sample_blocks` returns.
 
-    Args:
-        layout: the data set's layout.
-        data: uint8, the whole file.
-        blocks: as `first_blocks` gives them.
-        index_B: the pair_index that each sample should carry.
+    Their headers and padding are checked; `index_B` is the expected pair_index of each sample.
 
     Raises:
-        Failed: bytes that the writer would not have written.
+        Failed: the writer would have written other bytes.
     """
     texts = np.empty(len(index_B), dtype=object)
     starts, ends = blocks[:-1] * BLOCK + layout.stride, blocks[1:] * BLOCK
@@ -86,10 +76,10 @@ def read_texts(layout: Layout, data: Array, blocks: Array, index_B: Array) -> Ar
     ):
         header, content = data[start : start + BLOCK].tobytes(), data[start + BLOCK : end].tobytes()
         size = int(header[_SIZE], 8)
-        if header != tar_header(f"{index:0{KEY_DIGITS}d}.{EXTENSION}", size) or any(content[size:]):
-            raise Failed(f"the sample of pair {index} is not laid out as one of this data set")
+        if header != tar_header(f"{index:0{KEY_DIGITS}d}.{_EXTENSION}", size) or any(content[size:]):
+            raise Failed(f"the sample of pair {index} does not have the layout of this data set")
         try:
             texts[place] = content[:size].decode()
         except UnicodeDecodeError as error:
-            raise Failed(f"the caption of pair {index} is no UTF-8") from error
+            raise Failed(f"the caption of pair {index} is not UTF-8") from error
     return texts

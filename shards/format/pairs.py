@@ -1,4 +1,4 @@
-"""Pairs by columns, and one pair encoded as a WebDataset sample."""
+"""Pairs in columns, and the encoding of one pair as a WebDataset sample."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ PairIndex = TypeVar("PairIndex", int, Array)
 
 
 def label(pair_index: PairIndex, num_classes: int) -> PairIndex:
-    """Class label of a pair (or of an array of them): any `num_classes` neighbours hold each class once."""
+    """Class label of a pair or of an array of pairs: `num_classes` consecutive pairs contain each class once."""
     return pair_index % num_classes
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A batch of pairs by columns.
+    """A batch of pairs in columns.
 
     Attributes:
         index_B: pair_index, int64.
         noise_BLC: float16.
         tokens_BL: the spec's token_dtype.
         label_B: int64.
-        text_B: captions, str as objects; None where there are none, or nobody read them.
+        text_B: captions, str as objects; None if labels are classes or captions were not read.
     """
 
     index_B: Array
@@ -44,26 +44,26 @@ class Pairs:
         return len(self.index_B)
 
     def take(self, indices: Array | slice) -> Pairs:
-        """The pairs at these places of the batch (positions, a mask or a slice)."""
+        """The pairs at these positions of the batch (indices, a mask or a slice)."""
         return Pairs(**{name: column[indices] for name, column in self._columns().items()})
 
     @classmethod
     def concatenate(cls, batches: Sequence[Pairs]) -> Pairs:
-        """One batch out of several, in their order."""
+        """Concatenate batches in their order."""
         columns = [batch._columns() for batch in batches]
-        return cls(**{name: np.concatenate([each[name] for each in columns]) for name in columns[0]})
+        return cls(**{name: np.concatenate([batch[name] for batch in columns]) for name in columns[0]})
 
     def _columns(self) -> dict[str, Array]:
-        """Those that are there, by name."""
+        """The columns that are not None, by name."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: column for name, column in columns.items() if column is not None}
 
 
 def check_pairs(spec: PairSpec, pairs: Pairs) -> None:
-    """Holds a batch against its spec before anything is written.
+    """Check a batch against its spec before it is written.
 
     Raises:
-        Failed: naming the first column whose shape, dtype or range is not the spec's.
+        Failed: a column has another shape, dtype or range; names the first one.
     """
     count = len(pairs)
     expected = {
@@ -75,14 +75,14 @@ def check_pairs(spec: PairSpec, pairs: Pairs) -> None:
     for name, (shape, dtype) in expected.items():
         column = getattr(pairs, name)
         if column.shape != shape or column.dtype != dtype:
-            raise Failed(f"{name} is {column.dtype} {column.shape}: the data set holds {dtype} {shape}")
+            raise Failed(f"{name} is {column.dtype} {column.shape}: the data set contains {dtype} {shape}")
     if (pairs.text_B is None) != (spec.captions is None):
         raise Failed(
-            f"text_B is {'missing' if pairs.text_B is None else 'there'}: the data set holds "
+            f"text_B is {'missing' if pairs.text_B is None else 'present'}: the data set contains "
             f"{'classes' if spec.captions is None else 'captions'}"
         )
     if not np.isfinite(pairs.noise_BLC).all():
-        raise Failed("noise_BLC holds numbers that are not finite")
+        raise Failed("noise_BLC contains numbers that are not finite")
     for name, limit in (
         ("index_B", 10**KEY_DIGITS),
         ("tokens_BL", spec.vocab_size),
@@ -91,12 +91,12 @@ def check_pairs(spec: PairSpec, pairs: Pairs) -> None:
         column = getattr(pairs, name)
         if count and (column.min() < 0 or column.max() >= limit):
             raise Failed(
-                f"{name} runs over {column.min()} .. {column.max()}: it must lie in 0 .. {limit - 1}"
+                f"{name} ranges over {column.min()} .. {column.max()}: it must be in 0 .. {limit - 1}"
             )
 
 
 def checksum(noise_LC: Array) -> int:
-    """CRC-32 of the bytes of one pair's float16 noise."""
+    """CRC-32 of one pair's float16 noise in little-endian bytes."""
     return zlib.crc32(noise_LC.astype("<f2", copy=False).tobytes())
 
 
@@ -108,11 +108,11 @@ def encode_pair(
     pair_label: int,
     text: str | None = None,
 ) -> dict[str, str | bytes]:
-    """One pair as a WebDataset sample.
+    """Encode one pair as a WebDataset sample.
 
     Returns:
-        `__key__` and the bytes of each member by extension: "cls" (ASCII), "tokens.npy", and "noise.npy" or,
-        where noise comes from its counter, "crc" (uint32, little-endian); "txt" (UTF-8) where there are captions.
+        `__key__` and the bytes of each member by extension: "cls" (ASCII), "tokens.npy", "noise.npy" or, with
+        noise "counter", "crc" (uint32, little-endian), and "txt" (UTF-8) if the data set has captions.
     """
     sample: dict[str, str | bytes] = {
         "__key__": f"{pair_index:0{KEY_DIGITS}d}",

@@ -1,4 +1,4 @@
-"""What a pair is: the PairSpec of a data set, pairs by columns, and one pair as a WebDataset sample."""
+"""The PairSpec: everything that the pairs of one data set have in common, with its JSON form and fingerprint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 
 
 def without_names(lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """A lineage without its keys `name`, at any depth: all of it that determines a pair."""
+    """A copy without the keys `name`, at any depth: names do not determine a pair."""
     return {
         key: without_names(value) if isinstance(value, Mapping) else value
         for key, value in lineage.items()
@@ -35,19 +35,18 @@ class PairSpec:
     """Everything that the pairs of one data set have in common.
 
     Attributes:
-        lineage: JSON-able record of all that determines a pair besides its index and the fields below
-            (weights, settings, flow map, dtype). What it holds under a key `name` is for people: it determines
-            nothing.
-        tokens_per_step: tokens that each AR step makes; their sum is L.
+        lineage: JSON-serialisable record of all that determines a pair, except its index and the fields below
+            (weights, settings, flow map, dtype). Values of keys `name` are for readers and determine nothing.
+        tokens_per_step: tokens that each AR step generates; their sum is L.
         vocab_size: V, rows of the codebook.
         codebook_dim: C, numbers in a row.
-        num_classes: labels run over 0 .. num_classes - 1.
-        num_heldout: H, the first pairs, which no training ever sees.
+        num_classes: labels are 0 .. num_classes - 1.
+        num_heldout: H, number of pairs at the start that training never uses.
         pairs_per_shard: pairs in every shard.
         seed: seed of the noise, 0 <= seed < 2**64.
-        noise: "stored" in every sample, or regenerated from its "counter" and held against a checksum.
-        captions: of a data set whose labels are numbers of captions, what determines their list: at least its
-            `sha256`, see `shards.dataset.captions`. None where labels are classes.
+        noise: "stored" in every sample, or regenerated from its "counter" and compared with a checksum.
+        captions: if labels are indices into a list of captions, what determines the list: at least its `sha256`,
+            see `shards.dataset.captions`. None if labels are classes.
     """
 
     lineage: dict[str, Any]
@@ -73,15 +72,15 @@ class PairSpec:
         }
         for name, value in sizes.items():
             if value < 1:
-                raise Refused(f"{name} holds {value}: it must be at least 1")
+                raise Refused(f"{name} contains {value}: it must be at least 1")
         if self.num_heldout < 0:
             raise Refused(f"num_heldout is {self.num_heldout}: it must be 0 or more")
         if not 0 <= self.seed < 2**64:
-            raise Refused(f"seed is {self.seed}: it must lie in 0 .. 2**64 - 1")
+            raise Refused(f"seed is {self.seed}: it must be in 0 .. 2**64 - 1")
         if self.noise not in NOISE_MODES:
             raise Refused(f"noise is {self.noise!r}: it must be one of {', '.join(NOISE_MODES)}")
         if self.captions is not None and not re.fullmatch("[0-9a-f]{64}", str(self.captions.get("sha256"))):
-            raise Refused("captions holds no sha256 of 64 hexadecimal digits")
+            raise Refused("captions.sha256 is missing or not 64 hexadecimal digits")
 
     @property
     def num_tokens(self) -> int:
@@ -95,15 +94,15 @@ class PairSpec:
 
     @property
     def token_dtype(self) -> np.dtype[Any]:
-        """uint16 where the codebook's indices fit, else int32."""
+        """uint16 if the codebook's indices fit, otherwise int32."""
         return np.dtype(np.uint16 if self.vocab_size <= 65536 else np.int32)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) of all that determines a pair; data sets of different fingerprints never mix.
+        """sha256 (hex) of all that determines a pair; data sets with different fingerprints are never mixed.
 
-        How pairs are kept (num_heldout, pairs_per_shard, noise) is not part of it, nor is any name in the
-        lineage: the same weights under another name make the same pairs.
+        It excludes how pairs are stored (num_heldout, pairs_per_shard, noise) and the names in the lineage: the same
+        weights under another name give the same pairs.
         """
         content = {
             "schema_version": SCHEMA_VERSION,
@@ -119,7 +118,7 @@ class PairSpec:
         return _sha256_json(content)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of dataset.json; `sha256` is of all the rest, and so of what no fingerprint covers."""
+        """The content of dataset.json. Its `sha256` covers all other keys, also those outside the fingerprint."""
         content = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": self.fingerprint,
@@ -139,10 +138,10 @@ class PairSpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PairSpec:
-        """The spec that `to_json` wrote.
+        """Parse the content that `to_json` returns.
 
         Raises:
-            Refused: another schema version, a missing, unknown or malformed key, or a hash of another content.
+            Refused: another schema version, a missing, unknown or malformed key, or a hash that does not match.
         """
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
@@ -164,26 +163,26 @@ class PairSpec:
         except KeyError as error:
             raise Refused(f"the key {error.args[0]!r} is missing") from error
         except (TypeError, ValueError) as error:
-            raise Refused(f"a key holds a value of the wrong kind: {error}") from error
+            raise Refused(f"a key has a value of the wrong type: {error}") from error
         if recorded != spec.fingerprint:
             raise Refused(
-                f"fingerprint is {recorded}, but that of the content is {spec.fingerprint}: it was edited; "
-                "put back what was changed"
+                f"fingerprint is {recorded}, but the content has {spec.fingerprint}: the file was edited; "
+                "restore the original content"
             )
         if unknown := content.keys() - spec.to_json().keys():
-            raise Refused(f"the key {min(unknown)!r} is none that this version of tokenleap knows")
-        # Data sets founded before there was this key have none.
+            raise Refused(f"the key {min(unknown)!r} is unknown to this version of tokenleap")
+        # Older data sets do not have this key.
         rest = {key: value for key, value in content.items() if key != "sha256"}
         if content.get("sha256", digest := _sha256_json(rest)) != digest:
             raise Refused(
-                f"sha256 is {content['sha256']}, but that of the rest is {digest}: it was edited; "
-                "put back what was changed"
+                f"sha256 is {content['sha256']}, but the content has {digest}: the file was edited; "
+                "restore the original content"
             )
         return spec
 
 
 def _sha256_json(content: Mapping[str, Any]) -> str:
-    """sha256 (hex) of JSON in its canonical form: keys sorted, no blanks, ASCII."""
+    """sha256 (hex) of canonical JSON: sorted keys, no spaces, ASCII."""
     try:
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -1,1 +1,1 @@
-"""Files on disk or behind a URL, written whole or not at all."""
+"""Atomic reads and writes of files on disk and of objects behind a URL."""

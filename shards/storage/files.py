@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all: all writing goes through here, and may be killed anywhere.
+"""Atomic file operations. All writing goes through this module: a file appears complete or not at all.
 
-What is said here of a file holds of an object behind a URL, too, which `shards.storage.objects` looks after.
+The functions that accept a `Location` delegate URLs to `shards.storage.objects`.
 """
 
 from __future__ import annotations
@@ -35,79 +35,67 @@ _NOT_ALLOWED = {
 
 
 def commit_bytes(path: Location, data: bytes, exclusive: bool = False) -> bool:
-    """Puts a file under its name, complete and on disk, making its folder where there is none.
+    """Write a complete file and flush it to disk. Creates the folder if it is missing.
 
     Args:
         path: the final name.
         data: the whole content.
-        exclusive: leave alone what already stands under the name, instead of replacing it.
+        exclusive: keep an existing file instead of replacing it.
 
     Returns:
-        Whether the file was put there; only False when `exclusive` and the name was taken.
+        True if the file was written; False only if `exclusive` is set and the file exists.
 
     Raises:
-        Refused: the place cannot be written to.
-        Failed: the disk is full, or broke.
+        Refused: the location is not writable.
+        Failed: the disk is full or has an error.
     """
     if not isinstance(path, Path):
         return object_storage.commit_object(path, data, TEMPORARY_SUFFIX, exclusive)
-    temporary = _temporary(path)
-    with _explained("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if exclusive:
-                try:
-                    os.link(temporary, path)
-                except FileExistsError:
-                    return False
-            else:
-                os.replace(temporary, path)
-            _sync_folder(path.parent)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+    with _temporary_for(path) as temporary:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if exclusive:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+        else:
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
     return True
 
 
 def commit_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Puts a file under its name, complete and on disk, that something else writes.
+    """Commit a file that a callback writes, and flush it to disk.
 
     Args:
-        path: the final name; what stands there is replaced.
-        write: is called with the name of an empty file, and must leave its own there; whatever mode that has, the
-            file is as readable to others as any new one.
+        path: the final name; an existing file is replaced.
+        write: receives the name of an empty temporary file and writes the content there. The committed file has
+            the permissions of a newly created file, whichever mode the callback sets.
 
     Raises:
         Refused, Failed: as `commit_bytes`.
     """
-    temporary = _temporary(path)
-    with _explained("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                mode = os.fstat(file.fileno()).st_mode
-            write(temporary)
-            with open(temporary, "rb") as file:
-                # safetensors makes files that nobody else may read.
-                if os.fstat(file.fileno()).st_mode != mode:
-                    os.fchmod(file.fileno(), mode)
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+    with _temporary_for(path) as temporary:
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        write(temporary)
+        with open(temporary, "rb") as file:
+            # safetensors creates files that only their owner can read.
+            if os.fstat(file.fileno()).st_mode != mode:
+                os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
 
 
 def remove(path: Location) -> bool:
-    """Takes a file away; whether there was one."""
+    """Delete a file. Returns False if it does not exist."""
     if not isinstance(path, Path):
         return object_storage.remove_object(path)
-    with _explained("remove", path):
+    with _translated_errors("remove", path):
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -116,26 +104,26 @@ def remove(path: Location) -> bool:
     return True
 
 
-def take_away(path: Location) -> bytes | None:
-    """Removes a file and returns what it held, None where there was none; of several who ask one gets it."""
+def pop_bytes(path: Location) -> bytes | None:
+    """Delete a file and return its content, None if it does not exist. Of concurrent callers, one gets the content."""
     if not isinstance(path, Path):
-        return object_storage.take_object(path)
-    aside = _temporary(path)
-    with _explained("remove", path):
+        return object_storage.pop_object(path)
+    renamed = _temporary_name(path)
+    with _translated_errors("remove", path):
         try:
-            os.rename(path, aside)
+            os.rename(path, renamed)
         except FileNotFoundError:
             return None
-        data = aside.read_bytes()
-        os.unlink(aside)
+        data = renamed.read_bytes()
+        os.unlink(renamed)
     return data
 
 
-def holds(path: Location, sha256: str) -> bool:
-    """Whether there is a file of this name and its content has this sha256 (hex)."""
+def has_sha256(path: Location, sha256: str) -> bool:
+    """True if the file exists and its content has this sha256 (hex)."""
     if not isinstance(path, Path):
-        return object_storage.holds_object(path, sha256)
-    with _explained("read", path):
+        return object_storage.object_has_sha256(path, sha256)
+    with _translated_errors("read", path):
         try:
             with open(path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == sha256
@@ -144,27 +132,27 @@ def holds(path: Location, sha256: str) -> bool:
 
 
 def read_bytes(path: Location) -> bytes:
-    """The whole content of a file.
+    """Read a whole file.
 
     Raises:
-        Failed: it is missing, or cannot be read.
-        Refused: reading it is not allowed.
+        Failed: the file is missing or cannot be read.
+        Refused: reading is not permitted.
     """
     if not isinstance(path, Path):
         return object_storage.read_object(path)
-    with _explained("read", path):
+    with _translated_errors("read", path):
         return path.read_bytes()
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[FileIO]:
-    """A file of this host, open and unbuffered. Raises like `read_bytes`, in the block too."""
-    with _explained("read", path), open(path, "rb", buffering=0) as file:
+    """Open a local file for unbuffered reading. Errors inside the block are raised as in `read_bytes`."""
+    with _translated_errors("read", path), open(path, "rb", buffering=0) as file:
         yield file
 
 
 def read_each(paths: Sequence[Location]) -> Iterator[bytes | None]:
-    """The content of each file, None where there is none; of a URL's many are asked for at a time.
+    """Content of each file, None for a missing one. Objects behind URLs are requested in batches.
 
     Raises:
         Failed, Refused: as `read_bytes`.
@@ -183,7 +171,7 @@ def sha256_bytes(data: bytes | memoryview) -> str:
 
 
 def xxh3_bytes(data: bytes | memoryview) -> str:
-    """XXH3-128 (hex) of bytes: many times as fast as sha256, and as sure against chance, if not against intent."""
+    """XXH3-128 (hex) of bytes: detects accidental damage as reliably as sha256 and is much faster."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
@@ -191,24 +179,24 @@ def sha256_file(path: Location) -> str:
     """sha256 (hex) of a file's content. Raises like `read_bytes`."""
     if not isinstance(path, Path):
         return sha256_bytes(object_storage.read_object(path))
-    with _explained("read", path), open(path, "rb") as file:
+    with _translated_errors("read", path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_file(path: Location) -> bool:
-    """Whether there is a file of this name. Raises like `read_bytes`."""
+    """True if the file exists. Raises like `read_bytes`."""
     return path.is_file() if isinstance(path, Path) else object_storage.is_object(path)
 
 
 def is_folder(path: Location) -> bool:
-    """Whether there is a folder of this name; an object store has one where it holds anything below the name."""
+    """True if the folder exists. In an object store, a folder exists if any object name starts with it."""
     return path.is_dir() if isinstance(path, Path) else object_storage.is_prefix(path)
 
 
 def list_names(folder: Location, suffix: str) -> list[str]:
-    """Sorted names of the committed files with this suffix; none where the folder is not there."""
+    """Sorted names of the committed files with this suffix; empty if the folder does not exist."""
     if isinstance(folder, Path):
-        with _explained("list", folder):
+        with _translated_errors("list", folder):
             try:
                 names = os.listdir(folder)
             except FileNotFoundError:
@@ -219,32 +207,62 @@ def list_names(folder: Location, suffix: str) -> list[str]:
 
 
 def remove_stale_temporaries(folder: Location, older_than_seconds: float) -> int:
-    """Removes what killed writers left in a folder; how many files that were.
+    """Delete the temporary files of killed writers, and return how many were deleted.
 
     Args:
-        folder: where `commit_bytes` wrote.
-        older_than_seconds: younger ones may belong to a writer that lives, on any machine.
+        folder: a folder that `commit_bytes` wrote to.
+        older_than_seconds: keep younger files, as they may belong to a running writer on any machine.
     """
     if not isinstance(folder, Path):
         return object_storage.remove_stale_objects(folder, TEMPORARY_SUFFIX, older_than_seconds)
     limit = time.time() - older_than_seconds
     removed = 0
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        # Another cleaner, or the writer itself, may be faster.
-        with _explained("remove", path), suppress(FileNotFoundError):
+        # Another process, or the writer itself, may delete the file first.
+        with _translated_errors("remove", path), suppress(FileNotFoundError):
             if path.stat().st_mtime < limit:
                 path.unlink()
                 removed += 1
     return removed
 
 
-def _temporary(path: Path) -> Path:
-    """A name beside `path` that nobody else uses and nobody takes for a finished file."""
+def is_forbidden(error: OSError) -> bool:
+    """True if the operation is not permitted; any other error may be temporary, and a retry may succeed."""
+    return error.errno in _NOT_ALLOWED
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Check that a folder is writable by creating and deleting a file.
+
+    Raises:
+        Refused: the folder is not writable.
+        Failed: the disk is full.
+    """
+    probe = folder / ".probe"
+    commit_bytes(probe, b"")
+    remove(probe)
+
+
+@contextmanager
+def _temporary_for(path: Path) -> Iterator[Path]:
+    """Unused name next to `path`, whose folder is created if missing. The file is deleted after the block."""
+    temporary = _temporary_name(path)
+    with _translated_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _temporary_name(path: Path) -> Path:
+    """Unique name next to `path` that `list_names` ignores."""
     return path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new name is on disk only once its folder is."""
+    """Flush a folder: a new name is durable only after that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -252,37 +270,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def is_forbidden(error: OSError) -> bool:
-    """Whether the system will not have it, there or ever; anything else may pass, and may be tried again."""
-    return error.errno in _NOT_ALLOWED
-
-
 @contextmanager
-def _explained(action: str, path: Path) -> Iterator[None]:
-    """Turns the system's errors into the two kinds that people see."""
+def _translated_errors(action: str, path: Path) -> Iterator[None]:
+    """Convert OSError to `Refused` or `Failed` with a message for the user."""
     try:
         yield
     except FileNotFoundError as error:
         raise Failed(f"cannot {action} {path}: it is missing") from error
     except OSError as error:
+        problem = f"cannot {action} {path}: {error.strerror or error}"
         if error.errno in _OUT_OF_SPACE:
-            raise Failed(
-                f"cannot {action} {path}: no space left there; free some and run the same command again"
-            ) from error
+            remedy = "no space left there; free some and run the same command again"
+            raise Failed(f"cannot {action} {path}: {remedy}") from error
         if is_forbidden(error):
-            raise Refused(
-                f"cannot {action} {path}: {error.strerror}; choose a place where you may {action}"
-            ) from error
-        raise Failed(f"cannot {action} {path}: {error.strerror or error}") from error
-
-
-def refuse_unwritable(folder: Path) -> None:
-    """Find out that a folder cannot be written to before there is anything to write.
-
-    Raises:
-        Refused: nothing can be put there.
-        Failed: the disk is full.
-    """
-    probe = folder / ".probe"
-    commit_bytes(probe, b"")
-    remove(probe)
+            raise Refused(f"{problem}; choose a place where you may {action}") from error
+        raise Failed(problem) from error

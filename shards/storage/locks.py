@@ -1,10 +1,10 @@
-"""Locks between processes of one host that end with their holder, however it ends."""
+"""File locks between processes of one host. The operating system releases them when the holder exits."""
 
 from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,25 +13,21 @@ from shards.core.errors import Refused
 
 @contextmanager
 def locked(path: Path) -> Iterator[BinaryIO]:
-    """Waits for a lock file, making it where there is none, and holds it while the block runs.
+    """Wait for an exclusive lock on a file, which is created if missing, and hold it during the block.
 
     Yields:
-        The file, for what its holders leave to each other.
+        The open file. Lock holders may store data in it for each other.
 
     Raises:
-        Refused: the file cannot be opened or locked there.
+        Refused: the file cannot be opened or locked.
     """
-    with _taken(path) as file:
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "a+b"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise Refused(
+                f"cannot lock {path}: {error.strerror}; choose a writable folder on a local disk"
+            ) from error
         yield file
-
-
-def _taken(path: Path) -> BinaryIO:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+b")  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        raise Refused(
-            f"cannot lock {path}: {error.strerror}; choose a folder of yours on a local disk"
-        ) from error
-    return file

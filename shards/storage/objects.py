@@ -1,7 +1,7 @@
-"""Objects behind a URL that appear whole or not at all: what `shards.storage.files` does, for fsspec's file systems.
+"""Atomic operations on objects behind a URL: the counterpart of `shards.storage.files` for fsspec file systems.
 
-An object store knows names, not folders, and puts no disk's guarantees on them: what makes a name whole here is
-that its content is looked at under a temporary name first, and then copied by the store itself.
+An object store has names but no folders, and does not guarantee atomic uploads. Therefore an upload goes to a
+temporary name, is read back and compared, and then the store itself copies it to the final name.
 """
 
 from __future__ import annotations
@@ -42,75 +42,74 @@ _NOT_ALLOWED = {401, 403}
 
 
 def commit_object(path: UPath, data: bytes, temporary_suffix: str, exclusive: bool = False) -> bool:
-    """Puts an object under its name, once the store has been seen to hold the whole content.
+    """Write a complete object.
 
-    The content goes up under a temporary name and is read back and compared, since no checksum is common to
-    all stores. Then the store copies it: nothing is ever sent to the final name, so no broken upload can
-    stand under it.
+    The content is uploaded to a temporary name, read back and compared, since stores share no checksum. Then the
+    store copies it. A broken upload never appears under the final name, because no data are sent to that name.
 
-    With `exclusive`, S3 lets one of several writers win (a conditional write). Other stores have no such copy
-    in fsspec: there the name is looked at just before, and of two writers in the same instant the later wins.
+    With `exclusive` on S3, exactly one of several writers wins (a conditional write). fsspec offers no conditional
+    copy for other stores: the name is checked just before the copy, and of two simultaneous writers the later wins.
 
     Args:
         path: the final name.
         data: the whole content.
-        temporary_suffix: how temporary names end.
-        exclusive: leave alone what already stands under the name, instead of replacing it.
+        temporary_suffix: suffix of temporary names.
+        exclusive: keep an existing object instead of replacing it.
 
     Returns:
-        Whether the object was put there; only False when `exclusive` and the name was taken.
+        True if the object was written; False only if `exclusive` is set and the object exists.
 
     Raises:
-        Refused: the place cannot be written to.
-        Failed: the store broke, or what arrived is not what was sent.
+        Refused: the location is not writable.
+        Failed: the store reported an error, or the uploaded content differs from the data.
     """
     refuse_web(path, "write")
     system = _system(path)
-    aside = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{temporary_suffix}"
-    with _explained("write", path):
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{temporary_suffix}"
+    with _translated_errors("write", path):
         if exclusive and _is_file(path):
             return False
         try:
-            system.pipe_file(aside.path, data)
-            if system.cat_file(aside.path) != data:
+            system.pipe_file(temporary.path, data)
+            if system.cat_file(temporary.path) != data:
                 raise Failed(
-                    f"cannot write {path}: what arrived there is not what was sent; run the same command again"
+                    f"cannot write {path}: the uploaded content differs from the data; run the same command again"
                 )
             if exclusive:
-                done = _copy_if_free(system, aside.path, path)
+                written = _copy_if_free(system, temporary.path, path)
             else:
-                system.cp_file(aside.path, path.path)
-                done = True
+                system.cp_file(temporary.path, path.path)
+                written = True
         except BaseException:
-            # The first mishap is what a person must hear; what stays behind is cleared away when it is old.
+            # Report the first error; `remove_stale_objects` deletes the temporary object later if this fails.
             with suppress(Exception):
-                system.rm_file(aside.path)
+                system.rm_file(temporary.path)
             raise
-        system.rm_file(aside.path)
-    return done
+        system.rm_file(temporary.path)
+    return written
 
 
 def read_object(path: UPath) -> bytes:
-    """The whole content of an object.
+    """Read a whole object.
 
     Raises:
-        Failed: it is missing, or cannot be read.
-        Refused: reading it is not allowed.
+        Failed: the object is missing or cannot be read.
+        Refused: reading is not permitted.
     """
-    with _explained("read", path):
+    with _translated_errors("read", path):
         data: bytes = _system(path).cat_file(path.path)
     return data
 
 
 def read_objects(paths: Sequence[UPath]) -> Iterator[bytes | None]:
-    """The content of each object, None where there is none; many are asked for at a time. Raises as `read_object`."""
+    """Content of each object, None for a missing one, requested in batches. Raises as `read_object`."""
     for first in range(0, len(paths), _READ_AT_ONCE):
-        some = paths[first : first + _READ_AT_ONCE]
-        with _explained("read", some[0]):
-            found = _system(some[0]).cat([path.path for path in some], on_error="return")
-        for path in some:
-            content = found[path.path]
-            with _explained("read", path):
+        batch = paths[first : first + _READ_AT_ONCE]
+        with _translated_errors("read", batch[0]):
+            contents = _system(batch[0]).cat([path.path for path in batch], on_error="return")
+        for path in batch:
+            content = contents[path.path]
+            with _translated_errors("read", path):
                 if isinstance(content, FileNotFoundError) and not _without_bucket(content):
                     content = None
                 if isinstance(content, Exception):
@@ -118,39 +117,34 @@ def read_objects(paths: Sequence[UPath]) -> Iterator[bytes | None]:
             yield content
 
 
-def holds_object(path: UPath, sha256: str) -> bool:
-    """Whether there is an object of this name and its content has this sha256 (hex)."""
+def object_has_sha256(path: UPath, sha256: str) -> bool:
+    """True if the object exists and its content has this sha256 (hex)."""
     return any(
         data is not None and hashlib.sha256(data).hexdigest() == sha256 for data in read_objects([path])
     )
 
 
 def is_object(path: UPath) -> bool:
-    """Whether there is an object of this name."""
+    """True if the object exists."""
     if is_web(path):
-        # What its file system says of a name is the same for a name that is not there and a host that is not.
+        # fsspec's HTTP file system gives the same answer for a missing file and an unreachable host.
         (content,) = read_objects([path])
         return content is not None
-    with _explained("read", path):
+    with _translated_errors("read", path):
         return _is_file(path)
 
 
 def is_prefix(folder: UPath) -> bool:
-    """Whether there is anything below this name."""
-    with _explained("list", folder):
-        try:
-            return bool(_system(folder).info(folder.path)["type"] == "directory")
-        except FileNotFoundError as error:
-            if _without_bucket(error):
-                raise
-            return False
+    """True if the name of any object starts with this folder."""
+    with _translated_errors("list", folder):
+        return _kind(folder) == "directory"
 
 
 def list_objects(folder: UPath) -> list[str]:
-    """Names of the objects directly below this name; none where there is nothing, or nothing can be listed."""
+    """Names of the objects directly in this folder; empty if there are none or the store cannot list."""
     if is_web(folder):
         return []
-    with _explained("list", folder):
+    with _translated_errors("list", folder):
         try:
             entries = _system(folder).ls(folder.path, detail=True)
         except FileNotFoundError as error:
@@ -161,22 +155,22 @@ def list_objects(folder: UPath) -> list[str]:
 
 
 def remove_object(path: UPath) -> bool:
-    """Takes an object away; whether there was one."""
+    """Delete an object. Returns False if it does not exist."""
     refuse_web(path, "remove")
-    with _explained("remove", path):
+    with _translated_errors("remove", path):
         if not _is_file(path):
             return False
-        # Somebody else may be faster.
+        # Another process may delete it first.
         with suppress(FileNotFoundError):
             _system(path).rm_file(path.path)
     return True
 
 
-def take_object(path: UPath) -> bytes | None:
-    """Removes an object and returns what it held, None where there was none.
+def pop_object(path: UPath) -> bytes | None:
+    """Delete an object and return its content, None if it does not exist.
 
-    There is no renaming in an object store: of several who ask at once each may get it, and what somebody
-    else puts there between the two steps is lost.
+    An object store cannot rename: several concurrent callers may get the content, and content that another process
+    writes between the two steps is lost.
     """
     (content,) = read_objects([path])
     if content is not None:
@@ -185,15 +179,15 @@ def take_object(path: UPath) -> bytes | None:
 
 
 def remove_stale_objects(folder: UPath, temporary_suffix: str, older_than_seconds: float) -> int:
-    """Removes temporary objects of killed writers; how many those were. The store's clock says how old they are."""
+    """Delete temporary objects of killed writers, and return how many. Their age is measured by the store's clock."""
     limit = time.time() - older_than_seconds
     removed = 0
     for name in list_objects(folder):
         if not (name.startswith(".") and name.endswith(temporary_suffix)):
             continue
         path = folder / name
-        # Another cleaner, or the writer itself, may be faster.
-        with _explained("remove", path), suppress(FileNotFoundError):
+        # Another process, or the writer itself, may delete the object first.
+        with _translated_errors("remove", path), suppress(FileNotFoundError):
             if _system(path).modified(path.path).timestamp() < limit:
                 _system(path).rm_file(path.path)
                 removed += 1
@@ -201,33 +195,39 @@ def remove_stale_objects(folder: UPath, temporary_suffix: str, older_than_second
 
 
 def _system(path: UPath) -> Any:
-    """The file system of this process: one that was opened before a fork must not be used after it."""
+    """The file system of this process: one opened before a fork must not be used after it."""
     from fsspec import filesystem
 
     return filesystem(path.protocol, **path.storage_options)
 
 
 def _is_file(path: UPath) -> bool:
+    return _kind(path) == "file"
+
+
+def _kind(path: UPath) -> str | None:
+    """ "file" or "directory"; None if the name does not exist. Raises FileNotFoundError if the bucket does not exist."""
     try:
-        return bool(_system(path).info(path.path)["type"] == "file")
+        kind: str = _system(path).info(path.path)["type"]
     except FileNotFoundError as error:
         if _without_bucket(error):
             raise
-        return False
+        return None
+    return kind
 
 
-def _copy_if_free(system: Any, aside: str, path: UPath) -> bool:
-    """Copies an object to a name that nobody has taken; whether it was free."""
+def _copy_if_free(system: Any, source: str, path: UPath) -> bool:
+    """Copy an object unless the target exists. Returns False if it exists."""
     while not _is_file(path):
         if not hasattr(system, "call_s3"):
-            system.cp_file(aside, path.path)
+            system.cp_file(source, path.path)
             return True
         try:
-            _copy_on_s3(system, aside, path.path)
+            _copy_on_s3(system, source, path.path)
         except OSError as error:
             if isinstance(error, FileExistsError) or _s3_code(error) == "PreconditionFailed":
                 return False
-            # Two conditional writes met: S3 asks whoever hears this to look again.
+            # Two conditional writes collided: S3 asks the client to retry.
             if _s3_code(error) != "ConditionalRequestConflict":
                 raise
         else:
@@ -235,28 +235,28 @@ def _copy_if_free(system: Any, aside: str, path: UPath) -> bool:
     return False
 
 
-def _copy_on_s3(system: Any, aside: str, name: str) -> None:
-    """A copy inside S3 that fails where the name is taken.
+def _copy_on_s3(system: Any, source: str, name: str) -> None:
+    """Copy inside S3; fails if the target exists.
 
-    Of S3's ways to copy, this one (an upload of one part that is copied, and a conditional end) is the
-    conditional one that compatible stores know, too.
+    A multipart upload with one copied part and a conditional completion: the conditional copy that S3-compatible
+    stores support, too.
     """
     bucket, key, _ = system.split_path(name)
     target = {"Bucket": bucket, "Key": key}
     target["UploadId"] = system.call_s3("create_multipart_upload", **target)["UploadId"]
     try:
-        part = system.call_s3("upload_part_copy", **target, PartNumber=1, CopySource=aside)["CopyPartResult"]
+        part = system.call_s3("upload_part_copy", **target, PartNumber=1, CopySource=source)["CopyPartResult"]
         parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
         system.call_s3("complete_multipart_upload", **target, MultipartUpload=parts, IfNoneMatch="*")
     except BaseException:
-        # A part of an upload that was neither ended nor taken back is paid for.
+        # Parts of an upload that is neither completed nor aborted are billed.
         with suppress(Exception):
             system.call_s3("abort_multipart_upload", **target)
         raise
 
 
 def _s3_code(error: BaseException) -> str | None:
-    """S3's own name of what went wrong, where s3fs has turned it into a system's error."""
+    """S3's error code, which s3fs keeps in the cause of the OSError."""
     response = getattr(error.__cause__, "response", None)
     return response["Error"].get("Code") if isinstance(response, dict) and "Error" in response else None
 
@@ -266,33 +266,30 @@ def _without_bucket(error: BaseException) -> bool:
 
 
 @contextmanager
-def _explained(action: str, path: UPath) -> Iterator[None]:
-    """Turns what stores and their libraries raise, each its own, into the two kinds that people see."""
+def _translated_errors(action: str, path: UPath) -> Iterator[None]:
+    """Convert the exceptions of the stores' libraries to `Refused` or `Failed` with a message for the user."""
     try:
         yield
-    # What is told already, and what no store raises but a mistake here.
+    # Already converted, or a programming error.
     except (Refused, Failed, AttributeError, NameError, TypeError):
         raise
     except Exception as error:
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if _without_bucket(error):
-            raise Refused(
-                f"cannot {action} {path}: there is no such bucket; make it, or name another"
-            ) from error
-        if isinstance(error, FileNotFoundError):
-            raise Failed(f"cannot {action} {path}: it is missing") from error
-        if kinds & _NO_CREDENTIALS:
-            raise Refused(
-                f"cannot {action} {path}: no credentials for it ({reason}); give them as {path.protocol} expects"
-            ) from error
-        if isinstance(error, PermissionError) or getattr(error, "status", None) in _NOT_ALLOWED:
-            raise Refused(
-                f"cannot {action} {path}: access is refused ({reason}); give credentials that may {action} there"
-            ) from error
-        if kinds & _NO_HOST:
-            raise Failed(
-                f"cannot {action} {path}: its host cannot be reached ({reason}); check the address and the network, "
-                "and run the same command again"
-            ) from error
-        raise Failed(f"cannot {action} {path}: {type(error).__name__}: {reason}") from error
+        kind, problem = _classify(error, action, path.protocol)
+        raise kind(f"cannot {action} {path}: {problem}") from error
+
+
+def _classify(error: Exception, action: str, protocol: str) -> tuple[type[Exception], str]:
+    classes = {base.__name__ for base in type(error).__mro__}
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if _without_bucket(error):
+        return Refused, "there is no such bucket; create it, or choose another one"
+    if isinstance(error, FileNotFoundError):
+        return Failed, "it is missing"
+    if classes & _NO_CREDENTIALS:
+        return Refused, f"no credentials ({reason}); provide them as {protocol} expects"
+    if isinstance(error, PermissionError) or getattr(error, "status", None) in _NOT_ALLOWED:
+        return Refused, f"access is refused ({reason}); use credentials that may {action} there"
+    if classes & _NO_HOST:
+        remedy = "check the address and the network, then run the same command again"
+        return Failed, f"its host cannot be reached ({reason}); {remedy}"
+    return Failed, f"{type(error).__name__}: {reason}"

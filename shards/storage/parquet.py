@@ -1,6 +1,6 @@
-"""Parquet tables, read in the thread that asks: one of pyarrow's that is still at work when a process ends aborts it.
+"""Reads Parquet tables in the calling thread: a pyarrow thread still running at process exit aborts the process.
 
-`pyarrow.parquet.read_table` starts such threads whatever it is told (Apache Arrow's issue 34314).
+`pyarrow.parquet.read_table` starts such threads whatever its arguments (Apache Arrow issue 34314).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 def read_parquet(
     data: bytes, columns: Sequence[str] | None = None, verify_checksums: bool = False
 ) -> pyarrow.Table:
-    """The table of a Parquet file.
+    """Read the table of a Parquet file.
 
     Args:
-        data: the file's bytes.
-        columns: names of those to read; None for all.
-        verify_checksums: check the pages that were written with a checksum.
+        data: the bytes of the file.
+        columns: names of the columns to read; None for all.
+        verify_checksums: check the pages that have a checksum.
 
     Raises:
-        pyarrow.ArrowException, OSError: these are not the bytes of such a file.
+        pyarrow.ArrowException, OSError: the bytes are not a readable Parquet file.
     """
     import pyarrow
     import pyarrow.parquet

@@ -1,6 +1,6 @@
-"""Where a data set lies: in a local folder, or at a URL that fsspec reads.
+"""Locations of data sets: a local folder, or a URL that fsspec reads.
 
-universal-pathlib is imported only where somebody gives a URL.
+universal-pathlib is imported only if a URL is used.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from upath import UPath
 
 Location: TypeAlias = "Path | UPath"
-"""A local path is a `Path`; everything else is a URL."""
+"""A `Path` for local files, otherwise a URL."""
 
 _LOCAL = {"file", "local"}
 _WEB = {"http", "https"}
 _BUCKETS = {"s3", "s3a", "gs", "gcs"}
 _EXTRAS = {"gs": "gs", "gcs": "gs"}
-"""Protocols that need another extra than `remote`."""
+"""Protocols that need a different extra than `remote`."""
 
 
 def location(place: Location | str) -> Location:
-    """A place as people write it: text with `scheme://` is a URL, any other a local path.
+    """Parse a location: text with `scheme://` is a URL, any other text a local path.
 
     Raises:
-        Refused: a URL of a kind that nothing here can read, or whose library is not installed.
+        Refused: the kind of URL is not supported, or its library is not installed.
     """
     if not isinstance(place, str):
         return place
@@ -38,38 +38,39 @@ def location(place: Location | str) -> Location:
         return Path(rest)
     if protocol in _WEB | _BUCKETS and not rest.partition("/")[0]:
         raise Refused(
-            f"{place} names no {'host' if protocol in _WEB else 'bucket'}: write it after {protocol}://"
+            f"{place} has no {'host' if protocol in _WEB else 'bucket'}: write it after {protocol}://"
         )
     if "::" in place:
         raise Refused(f"{place} chains several URLs: give the address of the folder itself")
     return _url(place, protocol)
 
 
-def expanded(key: str, name: str) -> Path:
-    """A local path as people write it, with `~` for a home.
+def expand_home(key: str, name: str) -> Path:
+    """A local path with `~` or `~user` replaced by the home folder.
 
     Raises:
-        Refused: there is no such home; `key` is the setting that names the path.
+        Refused: the home folder does not exist; the message starts with `key`, the setting that contains the path.
     """
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
-        raise Refused(f"{key}: {name} names a home that is not here") from error
+        raise Refused(f"{key}: {name} refers to a home folder that does not exist") from error
 
 
 def is_web(place: Location) -> bool:
-    """Whether it is on a web server: read by name, never listed, never written."""
+    """True for a web server: files can be read by name, but neither listed nor written."""
     return not isinstance(place, Path) and place.protocol in _WEB
 
 
 def refuse_web(place: Location, action: str) -> None:
-    """Confirms that a place can be written to, as far as its address tells.
+    """Check that a location is not read-only because of its protocol.
 
     Raises:
         Refused: it is on a web server.
     """
     if is_web(place):
-        raise Refused(f"cannot {action} {place}: over {place.as_uri().partition(':')[0]} pairs are only read")
+        protocol = place.as_uri().partition(":")[0]
+        raise Refused(f"cannot {action} {place}: pairs can only be read over {protocol}")
 
 
 def _url(place: str, protocol: str) -> UPath:
@@ -80,8 +81,8 @@ def _url(place: str, protocol: str) -> UPath:
 
         get_filesystem_class(protocol)
     except ImportError as error:
-        raise Refused(f"{place} cannot be used yet ({error}); `pip install '.[{extra}]'`") from error
+        raise Refused(f"{place} needs a library ({error}); run `pip install '.[{extra}]'`") from error
     except ValueError as error:
-        raise Refused(f"{place}: {protocol}:// is no kind of address that fsspec knows") from error
-    # What another machine has written since is what counts: a remembered listing would hide it.
+        raise Refused(f"{place}: fsspec does not support {protocol}://") from error
+    # A cached listing would hide what other machines have written since.
     return UPath(place, use_listings_cache=False)

@@ -1,4 +1,4 @@
-"""One process's batches by their number: pure, so that any process may make any of them."""
+"""The batches of one rank by their number: a pure mapping, so that any process can make any batch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class PairBatch:
 
     Attributes:
         index_B: pair_index, int64.
-        epoch_B: how often the view had been gone through before, int64.
-        noise_BLC: float16, as it is stored: a GPU gets half the bytes, and widens them itself.
+        epoch_B: number of the epoch, from 0, int64.
+        noise_BLC: float16 as stored; the GPU receives half the bytes and converts.
         tokens_BL: int64.
         label_B: int64.
     """
@@ -36,21 +36,21 @@ class PairBatch:
     label_B: torch.Tensor
 
     def pin_memory(self) -> PairBatch:
-        """The same batch in memory that a GPU can copy from while the CPU goes on."""
+        """The same batch in pinned memory, from which a GPU copies asynchronously."""
         return PairBatch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
 
 
 @dataclass(frozen=True)
 class PairBatches(Dataset[PairBatch]):
-    """A map from the number of a global batch to one rank's share of it.
+    """Maps the number of a global batch to the part of it that belongs to one rank.
 
     Attributes:
-        source: of the shards' bytes.
+        source: opens the shards' files.
         view: which pairs.
         order: in which order.
         batch_size: of the global batch, all ranks together.
-        rank: which share of it.
-        world_size: into how many shares it is cut.
+        rank: which part of a batch.
+        world_size: number of parts.
     """
 
     source: ShardSource
@@ -62,9 +62,9 @@ class PairBatches(Dataset[PairBatch]):
 
     def __getitem__(self, number: int) -> PairBatch:
         start, stop = rank_slice(number, self.batch_size, self.rank, self.world_size)
-        # A window at a time: no more shards than that are needed at once, however large the batch.
+        # One window at a time: however large the batch, no more shards than those of one window are needed at once.
         parts = [
-            self._loaded.gather(self.view.first + places_B) for places_B in self.order.pieces(start, stop)
+            self._shards.gather(self.view.first + places_B) for places_B in self.order.pieces(start, stop)
         ]
         pairs = parts[0] if len(parts) == 1 else Pairs.concatenate(parts)
         return PairBatch(
@@ -81,7 +81,7 @@ class PairBatches(Dataset[PairBatch]):
         return self.view.first + self.order.indices(start, stop), epoch_B
 
     @cached_property
-    def _loaded(self) -> ShardWindow:
-        """Made in the process that reads, so that nothing of it is ever handed to another one."""
+    def _shards(self) -> ShardWindow:
+        """Created on first use, in the process that reads: open files are not sent to workers."""
         # A batch may end one window and begin the next.
         return ShardWindow(self.source, self.view, min(2 * self.order.window, len(self.view.rows)))

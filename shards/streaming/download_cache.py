@@ -1,4 +1,4 @@
-"""Remote shards on this host's disk, within a limit of bytes, fetched once for all processes that read them."""
+"""A cache of remote shards on this host's disk, limited in bytes and shared by all processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from io import FileIO
 from pathlib import Path
 
 from shards.core.errors import Failed, Refused
+from shards.core.host import home_folder
 from shards.storage.files import commit_bytes, remove_stale_temporaries, sha256_bytes
 from shards.storage.locks import locked
 
@@ -19,22 +20,22 @@ _SUFFIX = ".tar"
 
 def default_folder() -> Path:
     """Where shards are kept: `${TOKENLEAP_HOME:-~/.cache/tokenleap}/shards`."""
-    return Path(os.environ.get("TOKENLEAP_HOME", "~/.cache/tokenleap")).expanduser() / "shards"
+    return home_folder() / "shards"
 
 
 class ShardCache:
-    """Files by the sha256 of their content, so that neither another data set nor a newer shard is mistaken for one.
+    """Files named by the sha256 of their content, so that shards of different data sets and versions never mix.
 
-    At no moment do the files hold more than the limit. The least recently used goes first; whoever has it open
-    reads on.
+    The files never hold more than the limit together. The least recently used file is deleted first; a process that
+    has it open can still read it.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """A cache, shared by all that name the same folder.
+        """Open the cache in a folder.
 
         Args:
-            folder: made where there is none.
-            max_bytes: what all files may hold together; each must be smaller.
+            folder: created if missing.
+            max_bytes: limit for all files together; each file must be smaller.
 
         Raises:
             Refused: the folder cannot be written to.
@@ -45,15 +46,15 @@ class ShardCache:
             remove_stale_temporaries(folder, 0)
 
     def open(self, sha256: str, fetch: Callable[[], bytes]) -> FileIO:
-        """A shard, open for reading; fetched where it is not there, while others that want it wait.
+        """A shard's file, open for reading. A missing one is downloaded by one process while the others wait.
 
         Args:
-            sha256: of its content (hex).
-            fetch: reads it where it comes from.
+            sha256: hash of the content (hex).
+            fetch: downloads the content.
 
         Raises:
-            Failed: what was fetched has another sha256, or the disk is full; besides, whatever `fetch` raises.
-            Refused: the file cannot be read, or the folder not be written to.
+            Failed: the downloaded content has another sha256, or the disk is full; also whatever `fetch` raises.
+            Refused: the file cannot be read, or the folder cannot be written to.
         """
         path = self._path(sha256)
         while True:
@@ -64,12 +65,12 @@ class ShardCache:
             except OSError as error:
                 raise Refused(f"cannot read {path}: {error.strerror}; choose another cache_dir") from error
             else:
-                # By hand: most systems are told not to note when a file was read.
+                # Explicitly, because file systems are usually mounted without access times.
                 os.utime(file.fileno(), ns=(time.time_ns(), os.fstat(file.fileno()).st_mtime_ns))
                 return file
 
     def drop(self, sha256: str) -> None:
-        """Takes a shard away that turned out not to be what was put there."""
+        """Delete a shard whose content is damaged."""
         with suppress(FileNotFoundError):
             self._path(sha256).unlink()
 
@@ -77,14 +78,14 @@ class ShardCache:
         return self.folder / f"{sha256}{_SUFFIX}"
 
     def _fetch_once(self, path: Path, sha256: str, fetch: Callable[[], bytes]) -> None:
-        # Few lock files for any number of shards: two that share one wait for each other, and nothing else.
+        # 256 lock files for any number of shards; two shards that share a lock only wait for each other.
         with locked(self._lock(sha256[:2])):
             if path.exists():
                 return
             data = fetch()
             if (found := sha256_bytes(data)) != sha256:
-                raise Failed(f"its sha256 is {found} where {sha256} was committed")
-            # All writing happens under one lock, so the sum is known and whatever is temporary is a dead writer's.
+                raise Failed(f"its sha256 is {found}, but {sha256} was committed")
+            # One lock for all writes: the total size is known, and temporary files belong to killed writers.
             with locked(self._lock("write")):
                 remove_stale_temporaries(self.folder, 0)
                 self._make_room(len(data))

@@ -1,8 +1,8 @@
-"""The order in which training meets the pairs: pure functions of (shard sizes, seed, epoch).
+"""The order in which training reads the pairs: pure functions of (shard sizes, seed, epoch).
 
-Shards are permuted, and samples are shuffled within windows of a few neighbouring shards, so that a reader
-holds few shards at a time. Epochs follow each other without a gap and nothing is dropped: the sequence has no
-end, and any batch size and world size cut the same one.
+Shards are permuted, and samples are shuffled within windows of a few consecutive shards, so that a reader keeps few
+shards open. Epochs follow each other without a gap and no sample is dropped: the sequence is endless, and every batch
+size and world size cuts the same sequence.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Order:
         if self.window < 1:
             raise ValueError(f"window is {self.window}: it must be at least 1")
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed is {self.seed}: it must lie in 0 .. 2**64 - 1")
+            raise ValueError(f"seed is {self.seed}: it must be in 0 .. 2**64 - 1")
 
     @cached_property
     def epoch_size(self) -> int:
@@ -53,13 +53,13 @@ class Order:
     def indices(self, start: int, stop: int) -> Array:
         """Samples at positions `start` .. `stop - 1`, as int64 places in the view (0 .. epoch_size - 1).
 
-        Costs the windows that it touches, wherever `start` lies.
+        The cost is that of the windows touched, independent of `start`.
         """
         pieces = list(self.pieces(start, stop))
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
     def pieces(self, start: int, stop: int) -> Iterator[Array]:
-        """What `indices` gives, cut where one window ends and the next begins."""
+        """The result of `indices`, cut at the boundaries of windows."""
         while start < stop:
             epoch, offset = self.locate(start)
             _, bounds = _windows(self, epoch)
@@ -71,18 +71,18 @@ class Order:
 
 
 def rank_slice(batch: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Positions (start, stop) of a rank's share of a global batch: the rank-th of `world_size` equal runs."""
+    """Positions (start, stop) of a rank's part of a global batch: the rank-th of `world_size` equal runs."""
     if batch_size % world_size or not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size} has no equal share of a batch of {batch_size}")
-    share = batch_size // world_size
-    start = batch * batch_size + rank * share
-    return start, start + share
+        raise ValueError(f"rank {rank} of {world_size} has no equal part of a batch of {batch_size}")
+    size = batch_size // world_size
+    start = batch * batch_size + rank * size
+    return start, start + size
 
 
-# Remembering is safe, both are pure; and it pays, since one batch after another asks for the same window.
+# Cached, because consecutive batches read the same window; both functions are pure.
 @lru_cache(maxsize=4)
 def _windows(order: Order, epoch: int) -> tuple[Array, Array]:
-    """Shards in the order of an epoch, and the offsets at which its windows begin (and the last one ends)."""
+    """The permuted shards of an epoch, and the offsets of its windows, with the end of the last one."""
     shards = _permutation(order.seed, epoch, 0, len(order.sizes))
     ends = np.cumsum(np.asarray(order.sizes, dtype=np.int64)[shards])
     closing = np.append(ends[order.window - 1 : -1 : order.window], ends[-1])

@@ -1,4 +1,4 @@
-"""Batches made ahead of their use by worker processes, and handed over in their order."""
+"""Batches that worker processes make in advance, returned in order."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from shards.core.errors import Failed, Refused
 from shards.streaming.batches import PairBatch, PairBatches
 
 ORPHANED_SECONDS = 1.0
-"""So often a worker looks whether there is still someone to read for."""
+"""How often a worker checks that its parent still runs."""
 
 
 class PrefetchedBatches(Iterator[PairBatch]):
-    """The batches from some number on, the same whatever the number of workers.
+    """The batches from a given number on; the same for any number of workers.
 
-    What a worker cannot make is raised where that batch would have been handed over, and as it is without workers.
+    An error in a worker is raised in place of its batch, with the same type and message as without workers.
     """
 
     def __init__(
         self, batches: PairBatches, first: int, num_workers: int, prefetch: int, pin_memory: bool
     ) -> None:
-        """Starts the workers.
+        """Start the workers.
 
         Args:
-            batches: what is loaded; each worker gets a copy.
+            batches: the batches; each worker gets a copy of this mapping.
             first: number of the first batch.
-            num_workers: how many processes, at least 1.
-            prefetch: how many batches each makes ahead.
-            pin_memory: put batches where a GPU can copy from while the CPU goes on.
+            num_workers: processes, at least 1.
+            prefetch: batches that each worker makes in advance.
+            pin_memory: return batches in pinned memory.
         """
         with warnings.catch_warnings(), without_sigchld_handler():
-            # More workers than cores is what remote shards want: most of them wait.
+            # More workers than cores are useful for remote shards: most of them wait for the network.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             self._outcomes: Any = iter(_loader(batches, first, num_workers, prefetch, pin_memory))
 
@@ -49,7 +49,7 @@ class PrefetchedBatches(Iterator[PairBatch]):
         try:
             outcome = next(self._outcomes)
         except (RuntimeError, EOFError, ConnectionError) as error:
-            # A batch that a worker made before it died cannot be had from it any more.
+            # A dead worker takes the batches it has made along.
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
                 raise
             raise Failed(
@@ -61,14 +61,14 @@ class PrefetchedBatches(Iterator[PairBatch]):
         return outcome
 
     def close(self) -> None:
-        """Ends the workers."""
-        # There is no public way; letting go of it is none while a traceback holds it.
+        """Stop the workers."""
+        # torch has no public method for this; deleting the iterator fails while a traceback refers to it.
         self._outcomes._shutdown_workers()
 
 
 @contextmanager
 def without_sigchld_handler() -> Iterator[None]:
-    """Takes torch's handler of SIGCHLD away again: it would raise in the middle of whatever the parent is at."""
+    """Restore the SIGCHLD handler: the one that torch installs raises at an arbitrary point of the parent's code."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -90,15 +90,15 @@ def _loader(
         prefetch_factor=prefetch,
         pin_memory=pin_memory,
         worker_init_fn=_obey_parent_alone,
-        # Its own, or it would draw from the generator that everything else draws from.
+        # The default would draw a number from the global generator.
         generator=torch.Generator(),
     )
 
 
 class _Outcomes(Dataset["PairBatch | Failed | Refused"]):
-    """Batches, and what people should read about those that cannot be made, as values.
+    """Batches, or the error in place of a batch, as values.
 
-    Raised in a worker, an exception would come out with that worker's traceback as its message.
+    DataLoader replaces the message of an exception raised in a worker by that worker's traceback.
     """
 
     def __init__(self, batches: PairBatches) -> None:
@@ -112,7 +112,7 @@ class _Outcomes(Dataset["PairBatch | Failed | Refused"]):
 
 
 def _obey_parent_alone(worker: int) -> None:
-    """A signal to all processes of a job is for the one that trains: it stops after its step, then ends the others."""
+    """Ignore signals that a job sends to all processes: the parent stops after its step, and stops the workers then."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -120,11 +120,14 @@ def _obey_parent_alone(worker: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent asks for it, or is gone: torch overlooks one that went before it first looked."""
-    # Not by `getppid`: where a server forks the workers, that is the server.
+    """Exit when the parent sends SIGTERM or is gone.
+
+    torch's own check misses a parent that died before the worker started.
+    """
+    # Not with `getppid`: under the forkserver start method it returns the server.
     parent = multiprocessing.parent_process()
     while parent is not None and parent.is_alive():
-        asked = signal.sigtimedwait([signal.SIGTERM], ORPHANED_SECONDS)
-        if asked is not None and asked.si_pid == parent.pid:
+        received = signal.sigtimedwait([signal.SIGTERM], ORPHANED_SECONDS)
+        if received is not None and received.si_pid == parent.pid:
             break
     os._exit(0)

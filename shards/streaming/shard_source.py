@@ -1,84 +1,58 @@
-"""Where the bytes of shards come from: the data set's folder, or this host's cache of a remote one; hash checked."""
+"""Opens the files of shards: in the data set's folder, or in this host's cache of a remote data set."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from shards.core.errors import Failed
 from shards.dataset.manifest_row import ManifestRow, shard_path
-from shards.dataset.reader import check_digest
 from shards.storage.files import read_bytes, reading
 from shards.storage.paths import Location
 from shards.streaming.download_cache import ShardCache
-from shards.streaming.hash_ledger import HashCache
-from shards.streaming.memory_map import MappedFiles
+
+Loaded = TypeVar("Loaded")
 
 
 class ShardSource:
-    """The files of a data set's shards; each is hashed when it is first read, and again when it has changed."""
+    """The files of a data set's shards."""
 
-    def __init__(self, root: Location, hash_cache: HashCache, cache: ShardCache | None) -> None:
+    def __init__(self, root: Location, cache: ShardCache | None) -> None:
         """The shards below a root.
 
         Args:
-            root: the data set's folder.
-            hash_cache: remembers which files were hashed.
-            cache: keeps the shards of a root that is not on a disk of this host; None for one that is.
+            root: the data set's folder or URL.
+            cache: stores the shards of a remote root on this host; None for a local root.
         """
         self.root = root
-        self._hash_cache = hash_cache
         self._cache = cache
 
     def path(self, row: ManifestRow) -> Location:
-        """Where the tar of a row lies."""
+        """Path or URL of a row's tar."""
         return shard_path(self.root, row.shard)
 
-    def map(self, row: ManifestRow, files: MappedFiles, slot: int, inspect: Callable[[], None]) -> bool:
-        """Maps a shard's file and holds it against its row.
+    def load(self, row: ManifestRow, load: Callable[[FileIO], Loaded]) -> Loaded:
+        """Return `load(file)` of a shard's file, open for reading; the file is closed afterwards.
 
-        Args:
-            row: the shard's row in the manifest.
-            files: where it is mapped.
-            slot: which of the places there.
-            inspect: looks at a file that was hashed just now; where it raises, nothing is remembered.
-
-        Returns:
-            Whether the file was hashed and inspected, or had been before.
+        A copy in the cache that `load` rejects with `Failed` is deleted and downloaded once more.
 
         Raises:
-            Failed: the file is missing or is not, byte for byte, what its writer committed.
+            Failed: the file is missing, or whatever `load` raises.
         """
         path = self.path(row)
-
-        def check() -> None:
-            check_digest(row, files.data[slot, : row.num_bytes].data)
-            inspect()
-            if not files.is_unchanged(slot):
-                raise Failed("it was written to while it was read")
-
-        def read(file: FileIO, name: str) -> bool:
-            return self._hash_cache.once(name, files.put(slot, file, row.num_bytes), row.sha256, check)
-
-        if self._cache is not None:
-            return self._read_cached(self._cache, path, row, read)
-        on_disk = cast(Path, path)
-        with reading(on_disk) as file:
-            return read(file, os.path.abspath(on_disk))
-
-    def _read_cached(
-        self, cache: ShardCache, path: Location, row: ManifestRow, read: Callable[[FileIO, str], bool]
-    ) -> bool:
-        for last in (False, True):
-            with cache.open(row.sha256, lambda: read_bytes(path)) as file:
-                try:
-                    return read(file, f"{cache.folder}/{row.sha256}")
-                except Failed as error:
-                    if last:
-                        raise Failed(f"its copy in {cache.folder}: {error}") from error
-            # It was right when it was put there: this disk has damaged it.
-            cache.drop(row.sha256)
-        return False
+        if self._cache is None:
+            with reading(cast(Path, path)) as file:
+                return load(file)
+        with self._cache.open(row.sha256, lambda: read_bytes(path)) as file:
+            try:
+                return load(file)
+            except Failed:
+                # The copy had the right hash when it was stored: this disk damaged it.
+                self._cache.drop(row.sha256)
+        with self._cache.open(row.sha256, lambda: read_bytes(path)) as file:
+            try:
+                return load(file)
+            except Failed as error:
+                raise Failed(f"its copy in {self._cache.folder}: {error}") from error

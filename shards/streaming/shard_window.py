@@ -1,129 +1,157 @@
-"""Shards mapped into memory, as they lie on disk: a sample is copied out when a batch asks for it, and not before."""
+"""The few shards that training reads at a time, memory-mapped: a batch copies the samples it needs out of them."""
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
+from dataclasses import dataclass
+from io import FileIO
 
 import numpy as np
 
 from shards.core.errors import Failed
 from shards.dataset.manifest import View
 from shards.dataset.manifest_row import ManifestRow
-from shards.dataset.reader import FramedSamples, framed_samples, pairs_in_place, regenerated_noise, repairable
+from shards.dataset.reader import check_digest, framed_samples, pairs_in_place, regenerated_noise, repairable
+from shards.format.caption_members import sample_blocks, sample_rows
 from shards.format.content_rules import broken_rules, wrong_noise
 from shards.format.pairs import Pairs
 from shards.format.spec import Array
-from shards.format.tar_layout import BLOCK, Member, layout_of
-from shards.streaming.memory_map import MappedFiles
+from shards.format.tar_layout import BLOCK, layout_of, read_labels
 from shards.streaming.shard_source import ShardSource
 
 
+@dataclass(frozen=True)
+class MappedShard:
+    """A shard's file, memory-mapped and checked.
+
+    Attributes:
+        file: its open file, see `is_unchanged`.
+        state: size and modification time of the file when it was mapped.
+        data: uint8, the whole file.
+        label_B: int64.
+        start_B: offset of each sample in the file, int64.
+        noise_BLC: regenerated noise, float16, where only its checksum is stored; else None.
+    """
+
+    file: FileIO
+    state: tuple[int, int]
+    data: Array
+    label_B: Array
+    start_B: Array
+    noise_BLC: Array | None
+
+    def is_unchanged(self) -> bool:
+        """Whether the file still has the size and modification time that it had when it was mapped."""
+        return file_state(self.file) == self.state
+
+
 class ShardWindow:
-    """Up to `capacity` shards of a view, each held against its row as it comes in; the least recently used goes."""
+    """Up to `capacity` shards of a view; the least recently used one is closed first.
+
+    A shard's file is hashed and its content checked once a process, and again whenever the file has changed. Committed
+    shards are replaced, never written to; a file that is written to nevertheless is found, because its state is
+    compared before and after each batch. Reading beyond the end of a file that shrinks in between ends the process
+    with SIGBUS, as an unreadable disk does.
+    """
 
     def __init__(self, source: ShardSource, view: View, capacity: int) -> None:
         self._source = source
         self._view = view
-        spec, self._layout = view.spec, layout_of(view.spec)
-        count, (num_tokens, codebook_dim) = spec.pairs_per_shard, spec.noise_shape
-        self._free = list(range(capacity))
-        self._slots: OrderedDict[int, int] = OrderedDict()
-        self._files = MappedFiles(capacity, max((row.num_bytes for row in view.rows), default=0))
-        # Memory that is never written to is never there: a small view takes little, whatever the capacity.
-        self._label = np.empty((capacity, count), dtype=np.int64)
-        self._block = np.empty((capacity, count), dtype=np.int64)
-        self._tokens = self._column(self._layout.tokens, spec.token_dtype.newbyteorder("<"), num_tokens)
-        if spec.noise == "stored":
-            self._noise = self._column(self._layout.noise, np.dtype("<f2"), num_tokens * codebook_dim)
-        else:
-            self._noise = np.empty((capacity, count, num_tokens * codebook_dim), dtype=np.float16)
+        self._capacity = capacity
+        self._layout = layout_of(view.spec)
+        self._shards: OrderedDict[int, MappedShard] = OrderedDict()
+        self._checked: set[tuple[int, ...]] = set()
 
     def gather(self, pair_index_B: Array) -> Pairs:
-        """Pairs by their index, in the order asked for.
+        """Copy pairs out of their shards, in the given order, without captions.
 
         Args:
-            pair_index_B: of the view, out of at most `capacity` shards.
+            pair_index_B: pairs of the view, out of at most `capacity` shards.
 
         Raises:
-            Failed: a shard is missing or damaged; names it and the remedy.
+            Failed: a shard is missing or damaged, or changes while it is read; names it and the remedy.
         """
-        spec = self._view.spec
-        shard_B, place_B = np.divmod(pair_index_B, spec.pairs_per_shard)
-        distinct, which_B = np.unique(shard_B, return_inverse=True)
-        slots = [self._slot(shard) for shard in distinct.tolist()]
-        pairs = self._pairs(pair_index_B, np.array(slots)[which_B], place_B)
-        for shard, slot in zip(distinct.tolist(), slots, strict=True):
-            if not self._files.is_unchanged(slot):
-                path = self._source.path(self._row(shard))
+        spec, layout, count = self._view.spec, self._layout, len(pair_index_B)
+        token_dtype = spec.token_dtype.newbyteorder("<")
+        number_B, place_B = np.divmod(pair_index_B, spec.pairs_per_shard)
+        shards = {number: self._shard(number) for number in np.unique(number_B).tolist()}
+        noise_BLC = np.empty((count, *spec.noise_shape), "<f2")
+        tokens_BL = np.empty((count, spec.num_tokens), token_dtype)
+        label_B = np.empty(count, np.int64)
+        for i, (number, place) in enumerate(zip(number_B.tolist(), place_B.tolist(), strict=True)):
+            shard = shards[number]
+            sample = shard.data[shard.start_B[place] :]
+            tokens_BL[i] = sample[layout.tokens.data].view(token_dtype)
+            label_B[i] = shard.label_B[place]
+            if shard.noise_BLC is None:
+                noise_BLC[i] = sample[layout.noise.data].view("<f2").reshape(spec.noise_shape)
+            else:
+                noise_BLC[i] = shard.noise_BLC[place]
+        for number, shard in shards.items():
+            if not shard.is_unchanged():
+                path = self._source.path(self._row(number))
                 raise Failed(f"{path}: it was written to while it was read; run the same command again")
-        return pairs
+        return Pairs(pair_index_B, noise_BLC, tokens_BL, label_B)
 
-    def _slot(self, shard: int) -> int:
-        """Where a shard lies, from now on the most recently used one."""
-        slot = self._slots.pop(shard, None)
-        if slot is not None and not self._files.is_unchanged(slot):
-            self._free.append(slot)
-            slot = None
-        if slot is None:
-            slot = self._free.pop() if self._free else self._slots.popitem(last=False)[1]
-            try:
-                self._load(shard, slot)
-            except BaseException:
-                self._free.append(slot)
-                raise
-        self._slots[shard] = slot
-        return slot
+    def _shard(self, number: int) -> MappedShard:
+        """A shard, now the most recently used one."""
+        shard = self._shards.pop(number, None)
+        if shard is None or not shard.is_unchanged():
+            if len(self._shards) >= self._capacity:
+                self._shards.popitem(last=False)
+            row = self._row(number)
+            with repairable(self._source.root, self._source.path(row)):
+                shard = self._source.load(row, lambda file: self._load(row, file))
+        self._shards[number] = shard
+        return shard
 
-    def _load(self, shard: int, slot: int) -> None:
-        row = self._row(shard)
-        with repairable(self._source.root, self._source.path(row)):
-            if not self._source.map(row, self._files, slot, lambda: self._inspect(row, slot)):
-                self._take_apart(row, slot)
-
-    def _row(self, shard: int) -> ManifestRow:
+    def _row(self, number: int) -> ManifestRow:
         rows = self._view.rows
-        return rows[shard - rows[0].first_pair // self._view.spec.pairs_per_shard]
+        return rows[number - rows[0].first_pair // self._view.spec.pairs_per_shard]
 
-    def _take_apart(self, row: ManifestRow, slot: int) -> FramedSamples:
-        """What is not used where it lies: labels, noise that is made again, and where each sample begins."""
-        spec = self._view.spec
-        samples = framed_samples(spec, row, self._files.data[slot, : row.num_bytes])
-        self._label[slot], self._block[slot] = samples.label_B, samples.blocks[:-1]
-        if spec.noise == "counter":
-            self._noise[slot] = regenerated_noise(spec, row, samples.rows).reshape(row.num_pairs, -1)
-        return samples
-
-    def _inspect(self, row: ManifestRow, slot: int) -> None:
-        """Holds a slot's content against the rules of the data set.
+    def _load(self, row: ManifestRow, file: FileIO) -> MappedShard:
+        """Map a file and read its labels; check hash and content unless this process has checked this very state.
 
         Raises:
-            Failed: naming the first rule that it breaks.
+            Failed: its size, hash or content is not what was committed, or the file system cannot map files.
         """
-        spec, samples = self._view.spec, self._take_apart(row, slot)
-        made_again = None if spec.noise == "stored" else self._noise[slot].reshape(-1, *spec.noise_shape)
-        pairs = pairs_in_place(spec, row, samples, made_again)
-        for _, problem in broken_rules(spec, pairs, wrong_noise(spec, pairs, whole=False)):
-            raise Failed(problem)
+        spec = self._view.spec
+        # A descriptor of its own: the caller closes the file.
+        file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
+        status = os.fstat(file.fileno())
+        state = (*file_state(file), status.st_ino, status.st_dev, row.first_pair)
+        if status.st_size != row.num_bytes:
+            raise Failed(f"it has {status.st_size} bytes, but {row.num_bytes} were committed")
+        try:
+            # As a plain array: slices of np.memmap are several times slower.
+            data = np.asarray(np.memmap(file, np.uint8, "r", shape=(row.num_bytes,)))
+        except OSError as error:
+            raise Failed(
+                f"cannot be mapped into memory: {error.strerror}; copy the data set to a local disk"
+            ) from error
+        is_checked = state in self._checked
+        if is_checked:
+            blocks = sample_blocks(spec, data, row.num_pairs)
+            rows = sample_rows(self._layout, data, blocks)
+            label_B = read_labels(self._layout, rows)
+        else:
+            check_digest(row, data.data)
+            samples = framed_samples(spec, row, data)
+            blocks, rows, label_B = samples.blocks, samples.rows, samples.label_B
+        noise_BLC = regenerated_noise(spec, row, rows) if spec.noise == "counter" else None
+        shard = MappedShard(file, state[:2], data, label_B, blocks[:-1] * BLOCK, noise_BLC)
+        if not is_checked:
+            pairs = pairs_in_place(spec, row, samples, noise_BLC)
+            for _, problem in broken_rules(spec, pairs, wrong_noise(spec, pairs, complete=False)):
+                raise Failed(problem)
+            if not shard.is_unchanged():
+                raise Failed("it was written to while it was read")
+            self._checked.add(state)
+        return shard
 
-    def _pairs(self, index_B: Array, slot_B: Array, place_B: Array) -> Pairs:
-        """The pairs at these places of these slots, their captions left alone."""
-        spec, block_B = self._view.spec, self._block[slot_B, place_B]
-        noise_BN = self._noise[slot_B, block_B if spec.noise == "stored" else place_B]
-        return Pairs(
-            index_B=index_B,
-            noise_BLC=noise_BN.reshape(-1, *spec.noise_shape),
-            tokens_BL=self._tokens[slot_B, block_B],
-            label_B=self._label[slot_B, place_B],
-        )
 
-    def _column(self, member: Member, dtype: np.dtype, count: int) -> Array:
-        """One member of samples that begin at each block of every slot, (capacity, blocks, count), where it lies."""
-        data = self._files.data
-        blocks = (data.shape[1] - self._layout.stride) // BLOCK + 1
-        return np.ndarray(
-            (len(data), max(0, blocks), count),
-            dtype,
-            data.base,
-            offset=member.data.start,
-            strides=(data.strides[0], BLOCK, dtype.itemsize),
-        )
+def file_state(file: FileIO) -> tuple[int, int]:
+    """Size and modification time (nanoseconds) of an open file."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns

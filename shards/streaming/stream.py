@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from shards.core.errors import Refused
+from shards.core.mismatch import format_mismatch, mismatches
 from shards.dataset.manifest import View
 from shards.format.spec import Array
 from shards.storage.paths import Location, location
 from shards.streaming.batches import PairBatch, PairBatches
 from shards.streaming.download_cache import DEFAULT_BYTES, ShardCache, default_folder
-from shards.streaming.hash_ledger import HashCache, job_folder
 from shards.streaming.order import Order
 from shards.streaming.prefetch import PrefetchedBatches
 from shards.streaming.shard_source import ShardSource
@@ -23,10 +23,10 @@ STATE_VERSION = 1
 
 
 class PairStream(Iterator[PairBatch]):
-    """This rank's share of the endless sequence of global batches.
+    """One rank's part of the endless sequence of global batches.
 
-    The sequence depends on (view, seed, window) alone; `position`, how many of its pairs all ranks together
-    have consumed, is all the state there is: a stream resumes under any world size that divides the batch.
+    The sequence depends on (view, seed, window) alone. The only state is `position`, the number of pairs that all ranks
+    together have consumed: a stream resumes under any world size that divides the batch.
     """
 
     def __init__(
@@ -48,36 +48,25 @@ class PairStream(Iterator[PairBatch]):
         """A stream at position 0.
 
         Args:
-            root: the data set's folder.
+            root: the data set's folder or URL.
             view: which of its pairs.
             batch_size: of the global batch, all ranks together.
             seed: of the order.
-            rank: which share of each batch this process takes.
-            world_size: into how many shares a batch is cut.
+            rank: which part of each batch this process takes.
+            world_size: number of parts of a batch.
             window: shards whose samples are shuffled together.
             num_workers: processes that read ahead, 0 for none; the batches are the same.
-            prefetch: batches that each of them makes ahead.
-            pin_memory: give batches in memory that a GPU can copy from while the CPU goes on.
-            cache_dir: where shards of a remote root are kept, `${TOKENLEAP_HOME:-~/.cache/tokenleap}/shards` by default;
-                shared by all processes of this host.
-            cache_bytes: what they may take there.
+            prefetch: batches that each worker makes in advance.
+            pin_memory: return batches in pinned memory, from which a GPU copies asynchronously.
+            cache_dir: folder that stores shards of a remote root, by default
+                `${TOKENLEAP_HOME:-~/.cache/tokenleap}/shards`; all processes of this host share it.
+            cache_bytes: most bytes that the cache may hold.
 
         Raises:
-            Refused: an empty view, a batch that cannot be cut into equal shares, a cache too small for the window,
+            Refused: an empty view, a batch that cannot be cut into equal parts, a cache too small for the window,
                 pinned memory without a GPU.
         """
-        if batch_size < 1 or world_size < 1 or batch_size % world_size:
-            raise Refused(_no_equal_shares(batch_size, world_size))
-        if not 0 <= rank < world_size:
-            raise Refused(f"rank is {rank}: it must lie in 0 .. {world_size - 1}")
-        if num_workers < 0 or prefetch < 1:
-            raise Refused(
-                f"num_workers is {num_workers} and prefetch {prefetch}: they must be at least 0 and 1"
-            )
-        if pin_memory and not torch.cuda.is_available():
-            raise Refused(
-                "memory can be pinned for a GPU only, and there is none here: set pin_memory to False"
-            )
+        _refuse_impossible(batch_size, rank, world_size, num_workers, prefetch, pin_memory)
         try:
             order = Order(view.sizes, seed, window)
         except ValueError as error:
@@ -93,57 +82,50 @@ class PairStream(Iterator[PairBatch]):
         self._prefetch = prefetch
         self._pin_memory = pin_memory
         cache = None if isinstance(self.root, Path) else _cache(cache_dir, cache_bytes, view, window)
-        # What one process hashes needs no note on disk.
-        hash_cache = HashCache(job_folder() if num_workers or world_size > 1 else None)
-        source = ShardSource(self.root, hash_cache, cache)
-        self._batches = PairBatches(source, view, order, batch_size, rank, world_size)
-        self._ahead: PrefetchedBatches | None = None
+        self._batches = PairBatches(ShardSource(self.root, cache), view, order, batch_size, rank, world_size)
+        self._prefetched: PrefetchedBatches | None = None
 
     def __next__(self) -> PairBatch:
         try:
             batch = self._batch(self.position // self.batch_size)
         except BaseException:
-            # What the workers made ahead of a failure does not follow it: asked again, begin again.
+            # Batches that workers made beyond the failed one are dropped: the next call starts the workers again.
             self.close()
             raise
-        # Only a batch that is complete counts as consumed.
+        # Only a complete batch counts as consumed.
         self.position += self.batch_size
         return batch
 
     def upcoming(self) -> tuple[Array, Array]:
-        """Of all pairs of the next global batch, every rank's in turn: pair_index and epoch, int64; reads no pair."""
+        """pair_index and epoch (int64) of the next global batch, all ranks' pairs in order of rank; reads no pair."""
         start, stop = self.position, self.position + self.batch_size
         return self._batches.places(start, stop)
 
     def close(self) -> None:
-        """Ends the workers; the next batch, if it is asked for, starts them again."""
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+        """Stop the workers; the next batch starts them again."""
+        if self._prefetched is not None:
+            self._prefetched.close()
+            self._prefetched = None
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the pairs are consumed, and all that their order depends on; the same on every rank."""
+        """The position and everything that the order depends on; the same on every rank."""
         return {"version": STATE_VERSION, "position": self.position, **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where the stream that gave `state` stood.
+        """Resume where the stream that returned `state` stopped.
 
         Raises:
-            Refused: a state that this stream cannot honour; names every difference.
+            Refused: a state of another sequence; names every difference.
         """
         if state.get("version") != STATE_VERSION:
             raise Refused(
                 f"the stream's state has version {state.get('version')!r}: this reads {STATE_VERSION}"
             )
-        here = self._identity()
-        differing = [
-            f"{name}: {state.get(name)!r} -> {value!r}"
-            for name, value in here.items()
-            if state.get(name) != value
-        ]
+        identity = self._identity()
+        differing = mismatches({name: state.get(name) for name in identity}, identity)
         if differing:
             raise Refused(
-                f"the stream's state is of another order of pairs (there -> here): {'; '.join(differing)}"
+                f"the stream's state is of another order of pairs: {'; '.join(map(format_mismatch, differing))}"
             )
         position = state.get("position")
         if not isinstance(position, int) or position < 0 or position % self.batch_size:
@@ -154,7 +136,7 @@ class PairStream(Iterator[PairBatch]):
         self.position = position
 
     def _identity(self) -> dict[str, Any]:
-        """All that the sequence of batches depends on."""
+        """Everything that the sequence of batches depends on."""
         return {
             "seed": self._order.seed,
             "window": self._order.window,
@@ -167,17 +149,30 @@ class PairStream(Iterator[PairBatch]):
 
     def _batch(self, number: int) -> PairBatch:
         if self._num_workers:
-            if self._ahead is None:
-                self._ahead = PrefetchedBatches(
+            if self._prefetched is None:
+                self._prefetched = PrefetchedBatches(
                     self._batches, number, self._num_workers, self._prefetch, self._pin_memory
                 )
-            return next(self._ahead)
+            return next(self._prefetched)
         batch = self._batches[number]
         return batch.pin_memory() if self._pin_memory else batch
 
 
-def _no_equal_shares(batch_size: int, world_size: int) -> str:
-    message = f"a batch of {batch_size} cannot be cut into {world_size} equal shares, one for each process"
+def _refuse_impossible(
+    batch_size: int, rank: int, world_size: int, num_workers: int, prefetch: int, pin_memory: bool
+) -> None:
+    if batch_size < 1 or world_size < 1 or batch_size % world_size:
+        raise Refused(_unequal_parts(batch_size, world_size))
+    if not 0 <= rank < world_size:
+        raise Refused(f"rank is {rank}: it must be in 0 .. {world_size - 1}")
+    if num_workers < 0 or prefetch < 1:
+        raise Refused(f"num_workers is {num_workers} and prefetch {prefetch}: they must be at least 0 and 1")
+    if pin_memory and not torch.cuda.is_available():
+        raise Refused("memory can be pinned for a GPU only, and torch finds none: set pin_memory to False")
+
+
+def _unequal_parts(batch_size: int, world_size: int) -> str:
+    message = f"a batch of {batch_size} cannot be cut into {world_size} equal parts, one for each process"
     if batch_size < 1 or world_size < 1:
         return f"{message}: both must be at least 1"
     fewer = next(size for size in range(min(batch_size, world_size), 0, -1) if batch_size % size == 0)
@@ -189,7 +184,7 @@ def _cache(folder: Path | None, max_bytes: int, view: View, window: int) -> Shar
     """The cache of a remote root.
 
     Raises:
-        Refused: it is too small to hold what neighbouring batches need, and would fetch shards again and again.
+        Refused: it cannot hold the shards of two windows, so the same shards would be downloaded repeatedly.
     """
     sizes = sorted((row.num_bytes for row in view.rows), reverse=True)
     needed = sum(sizes[: 2 * window])

@@ -1,4 +1,4 @@
-"""What tests of whole trainings share: a preset, and the processes that train together."""
+"""Fixtures for tests of complete trainings: a preset, and processes that train together."""
 
 from __future__ import annotations
 
@@ -31,45 +31,45 @@ TRAIN = {"batch_size": 24, "warmup_steps": 2, "embedding_weight": 0.1, "log_inte
 
 @dataclass(frozen=True)
 class Ended:
-    """How the processes of a training ended, by rank; and the folder of what they said, of their pairs."""
+    """Exit codes of the processes of a training by rank, and the folder of their output and pairs."""
 
     codes: list[int]
     log: Path
 
-    def said(self, rank: int) -> tuple[str, str]:
-        """Standard output and error of a process."""
+    def output(self, rank: int) -> tuple[str, str]:
+        """Standard output and standard error of a process."""
         return (self.log / f"{rank}.out").read_text(), (self.log / f"{rank}.err").read_text()
 
     def batches(self, batch_size: int) -> list[list[int]]:
-        """Pairs of the global batches of this size, all processes' in turn."""
+        """Pairs of the global batches of this size, in the order of ranks."""
         lines = [(self.log / f"{rank}.pairs").read_text().splitlines() for rank in range(len(self.codes))]
         batches: list[list[int]] = []
         for shares in zip(*lines, strict=True):
-            words = [[int(word) for word in share.split()] for share in shares]
-            if words[0][0] == batch_size:
-                batches.append([pair for _, *pairs in words for pair in pairs])
+            numbers = [[int(word) for word in share.split()] for share in shares]
+            if numbers[0][0] == batch_size:
+                batches.append([pair for _, *pairs in numbers for pair in pairs])
         return batches
 
 
 @dataclass(frozen=True)
 class Forked:
-    """Starts processes of `tokenleap`, forked from one that has loaded torch."""
+    """Runs `tokenleap` in processes that are forked from one that has loaded torch."""
 
     server: subprocess.Popen[str]
     folder: Path
 
     def __call__(self, processes: int, arguments: list[str], **more: Any) -> Ended:
-        """Run a command in so many processes; `more` as in forked_ranks.py."""
+        """Run a command in `processes` processes; `more` is described in forked_ranks.py."""
         log = self.folder / str(len(list(self.folder.iterdir())))
         log.mkdir()
-        asked = {"processes": processes, "arguments": arguments, "log": str(log), **more}
-        print(json.dumps(asked), file=self.server.stdin, flush=True)
+        request = {"processes": processes, "arguments": arguments, "log": str(log), **more}
+        print(json.dumps(request), file=self.server.stdin, flush=True)
         return Ended(json.loads(self.server.stdout.readline()), log)
 
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """Of processes that find this project's packages, and no torchrun around them."""
+    """Environment of processes that can import this project's packages, without torchrun."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
@@ -88,7 +88,7 @@ def forked(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def distilling(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """Arguments of a distillation into a folder, with settings of [train] changed."""
+    """Function that returns the arguments of `tokenleap distill`, with changed settings of [train]."""
 
     def arguments(out: Path, *, pairs: Path = pairs_root, **settings: object) -> list[str]:
         train = "\n".join(f"{key} = {json.dumps(value)}" for key, value in (TRAIN | settings).items())
@@ -103,12 +103,12 @@ def distilling(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> Callable
 
 @pytest.fixture(scope="session")
 def left_behind() -> Callable[[Path], Mapping[str, object]]:
-    """All that a training leaves and that no kill may change: export, newest checkpoint, log without the clock's."""
+    """Function that returns everything that a kill must not change: export, newest checkpoint, metrics without times."""
 
-    def found(out: Path) -> dict[str, object]:
+    def read(out: Path) -> dict[str, object]:
         export = [out / name for name in ("student.safetensors", "tokenizer.safetensors", "config.json")]
         checkpoint = max((out / "checkpoints").glob("[!.]*.safetensors"))
         log = read_metrics(out / "metrics").drop_columns(list(CLOCK_COLUMNS))
         return {path.name: path.read_bytes() for path in (*export, checkpoint)} | {"log": log.to_pydict()}
 
-    return found
+    return read

@@ -1,4 +1,4 @@
-"""Grids and PNG files: which pixel goes where, and nothing in the file but the picture."""
+"""Grids and PNG files: positions of pixels, and files without metadata."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_grid_without_columns_is_refused():
         image_grid(torch.zeros(1, 1, 2, 2), columns=0)
 
 
-def test_captioned_rows_stand_below_each_other_right_of_their_names():
+def test_captioned_rows_are_stacked_right_of_their_names():
     images = torch.zeros(3, 1, 8, 8)
     grid = captioned_grid({"teacher": images, "student-1": images[:2]}, scale=4, gap=4)
     pixels = np.asarray(grid)
@@ -92,7 +92,7 @@ def test_captioned_rows_of_different_shapes_are_refused():
         captioned_grid({})
 
 
-def test_png_holds_the_pixels_and_no_date(tmp_path):
+def test_png_contains_the_pixels_and_no_metadata(tmp_path):
     grid = image_grid(torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), columns=2)
     save_png(grid, tmp_path / "grid.png")
     save_png(grid, tmp_path / "again.png")

@@ -1,4 +1,4 @@
-"""A command line to call, a small pair data set, and stand-ins for the lower rooms."""
+"""The command line, a small pair data set, and fakes of the lower packages."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def _write_pairs(root: Path, num_shards: int) -> None:
 
 @pytest.fixture
 def tokenleap() -> Callable[..., Result]:
-    """Calls the command line in this process."""
+    """Call the command line in this process."""
     return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """A whole data set of 20 held-out and 40 training pairs."""
+    """A complete data set of 20 held-out and 40 training pairs."""
     root = tmp_path / "pairs"
     _write_pairs(root, 3)
     return root
@@ -63,7 +63,7 @@ def pairs(tmp_path: Path) -> Path:
 
 @dataclass
 class Stages:
-    """Both stages and the evaluation: they write what the real ones would write, and their calls are kept."""
+    """Fakes of both stages and the evaluation: they write the files of the real ones and record their calls."""
 
     calls: list[str] = field(default_factory=list)
     stop_in: str = ""
@@ -71,17 +71,18 @@ class Stages:
     steps_done: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
     replaced: tuple[Any, ...] = ()
-    asked: PairSpec = SPEC
+    requested: PairSpec = SPEC
 
     def plan_generation(self, config: Any, root: Path) -> Any:
         missing = range(3) if not (root / "dataset.json").exists() else ()
         steps = (1, 4, 16) if config.teacher.name == "digits-var" else SPEC.tokens_per_step
         spec = replace(SPEC, tokens_per_step=steps, num_heldout=config.pairs.heldout)
+        teacher = SimpleNamespace(tokenizer=SimpleNamespace(image_shape=(1, 8, 8)))
         return SimpleNamespace(
             spec=spec,
             missing=tuple(missing),
             captions=None,
-            image_shape=(1, 8, 8),
+            loaded=SimpleNamespace(name=config.teacher.name, teacher=teacher),
             lines=lambda: [f"{len(missing)} shards to make"],
         )
 
@@ -111,7 +112,7 @@ class Stages:
             raise Refused(f"{root} already holds {self.pairs_done} training pairs")
 
     def refuse_other_pairs(self, config: Any, loaded: Any, root: Path) -> None:
-        refuse_other_spec(root, self.asked)
+        refuse_other_spec(root, self.requested)
 
     def refuse_training(self, config: Any, pairs: Path, out: Path, size: int | None) -> None:
         if config.train.num_steps < self.steps_done:
@@ -129,12 +130,12 @@ class Stages:
         should_stop: Any,
         notify: Any = None,
     ) -> Any:
-        self._enter("train", size=size, teacher=teacher)
+        self._enter("train", size=size, teacher=getattr(teacher, "name", teacher))
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(json.dumps({"student_sha256": f"weights-{config.train.num_steps}"}))
         report(config.train.num_steps, config.train.num_steps, "")
         return SimpleNamespace(
-            num_steps=config.train.num_steps, seconds=1.0, metrics={"loss": 0.25}, speaks=True
+            num_steps=config.train.num_steps, seconds=1.0, metrics={"loss": 0.25}, is_main=True
         )
 
     def evaluate(
@@ -150,16 +151,16 @@ class Stages:
         name: str = "evaluation.json",
     ) -> dict[str, Any]:
         self._enter("evaluate", teacher=teacher, config=config, file=name)
-        judged = {
+        evaluation = {
             "schema_version": 1,
             "student_sha256": json.loads((student / "config.json").read_text())["student_sha256"],
-            **config.asked,
+            **config.result_settings,
             "device": config.device,
             "teacher_images": 20_000,
             "rows": EVALUATION_ROWS,
         }
-        (out / name).write_text(json.dumps(judged))
-        return judged
+        (out / name).write_text(json.dumps(evaluation))
+        return evaluation
 
     def join_metrics(self, folder: Path, joined: Path) -> None:
         self._enter("join_metrics")
@@ -212,7 +213,7 @@ def _fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) ->
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
-    """The lower rooms replaced by stand-ins; nothing loads torch."""
+    """Fakes of the lower packages; no test with them imports torch."""
     made = Stages()
     _fake_module(
         monkeypatch,
@@ -236,7 +237,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
     _fake_module(
         monkeypatch, "distill.evaluation.evaluate", evaluate=made.evaluate, EVALUATION_FILE="evaluation.json"
     )
-    # It binds the functions of the stages when it is imported.
+    # Import it again, because it binds the functions of the stages at import.
     monkeypatch.delitem(sys.modules, "pipeline.run", raising=False)
     yield made
     sys.modules.pop("pipeline.run", None)
@@ -244,12 +245,12 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
 
 @pytest.fixture
 def fake_module(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts a module of the given contents in another's place until the test ends."""
+    """Replace a module by one with the given contents until the test ends."""
     return lambda name, **contents: _fake_module(monkeypatch, name, **contents)
 
 
 AblationTable = Callable[..., Any]
-"""Makes the long table of an ablation whose numbers follow a formula."""
+"""Creates the long table of an ablation with numbers from a formula."""
 
 
 @pytest.fixture
@@ -264,7 +265,7 @@ def _ablation_table(
     swept: Mapping[str, Iterable[str]] | None = None,
     methods: Iterable[str] = ("student-1", "student-2"),
 ) -> pyarrow.Table:
-    """Three looks at every cell; a seed adds a little, fewer pairs add more, another metric adds something else."""
+    """Three evaluations of every cell; the seed changes a value a little, the number of pairs more."""
     rows = []
     swept = swept or {}
     grid = itertools.product(sizes, range(seeds), timesteps, *swept.values())

@@ -1,4 +1,4 @@
-"""`tokenleap plan` and `generate --probe`: exact bytes, a rate that was measured, and estimates that say so."""
+"""`tokenleap plan` and `generate --probe`: exact bytes, measured rates, and estimates marked as such."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def preset(teacher_path: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_probe_measures_keeps_and_writes_no_pairs(
+def test_a_probe_stores_its_rate_and_writes_no_pairs(
     tokenleap: Command, preset: Path, home: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pairs"
@@ -34,22 +34,22 @@ def test_a_probe_measures_keeps_and_writes_no_pairs(
     assert result.exit_code == 0, result.stderr
     assert "0 shards are done, 4 to make" in result.stdout
     (path,) = (home / "probes").iterdir()
-    assert result.stdout.endswith(f"kept in {path}\n")
+    assert result.stdout.endswith(f"stored in {path}\n")
     probe = json.loads(path.read_text())
-    # After the first one: 12 and 8 of the first shard, 12 of the second.
+    # The first batch is not measured: batches of 12 and 8 of the first shard and 12 of the second are.
     assert (probe["num_batches"], probe["num_pairs"], probe["batch_size"]) == (3, 32, 12)
     assert path.name.startswith(f"{probe['fingerprint']}-cpu-")
     rate = probe["num_pairs"] / probe["seconds"]
     hours = 128 / rate / 3600
-    told = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    text = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
     assert (
-        f"{told} pairs/s at batch 12, {hours:.3g} device-hours, measured by a probe of 3 batches"
+        f"{text} pairs/s at batch 12, {hours:.3g} device-hours, measured by a probe of 3 batches"
         in result.stdout
     )
     assert not out.exists()
 
 
-def test_a_probe_counts_what_is_left_to_make(
+def test_a_probe_counts_the_missing_pairs(
     tokenleap: Command, preset: Path, home: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pairs"
@@ -62,11 +62,11 @@ def test_a_probe_counts_what_is_left_to_make(
     assert "3 shards are done, 1 to make" in tokenleap("generate", preset, "--out", out, "--probe").stdout
 
 
-def test_a_plan_takes_the_rate_of_a_stored_probe(
+def test_a_plan_uses_the_rate_of_a_stored_probe(
     tokenleap: Command, preset: Path, home: Path, tmp_path: Path
 ) -> None:
     before = tokenleap("plan", preset, "--device", "h100")
-    assert "no probe of these settings is stored here" in before.stdout
+    assert "no probe of these settings is stored:" in before.stdout
     tokenleap("generate", preset, "--out", tmp_path / "pairs", "--probe")
     (path,) = (home / "probes").iterdir()
     probe = json.loads(path.read_text()) | {"seconds": 32 / 50, "device": "GPU of mine"}
@@ -77,14 +77,14 @@ def test_a_plan_takes_the_rate_of_a_stored_probe(
         in result.stdout
     )
     other = tokenleap("plan", preset, "--set", "teacher.top_k=3", "--device", "h100")
-    assert "no probe of these settings is stored here" in other.stdout
+    assert "no probe of these settings is stored:" in other.stdout
     path.write_text("{}")
     refused = tokenleap("plan", preset)
     assert refused.exit_code == 2
     assert f"{path} is not a probe that tokenleap wrote: delete it" in refused.stderr
 
 
-def test_a_plan_tells_the_bytes_that_generate_will_write(
+def test_a_plan_prints_the_bytes_that_generate_writes(
     tokenleap: Command, preset: Path, home: Path, tmp_path: Path
 ) -> None:
     lines = tokenleap("plan", preset, "--device", "h100").stdout.splitlines()
@@ -103,8 +103,8 @@ def test_every_preset_can_be_planned_without_its_teacher(tokenleap: Command, hom
     assert result.stdout.startswith("1,200,000 training pairs and 1,000 held out, in 1,201 shards of 1,000\n")
     estimates = [line for line in result.stdout.splitlines() if "estimated (40% of " in line]
     assert [line.split(":")[0] for line in estimates] == ["a100", "h100"]
-    is_here = compose(name).teacher.name in embedded_names()
-    assert ("no probe without the teacher, which is not here yet" in result.stdout) != is_here
+    is_embedded = compose(name).teacher.name in embedded_names()
+    assert ("no probe: the teacher is not imported yet" in result.stdout) != is_embedded
     assert not home.exists()
 
 
@@ -112,11 +112,11 @@ def test_every_preset_can_be_planned_without_its_teacher(tokenleap: Command, hom
     ("arguments", "message"),
     [
         (["plan", "digits", "--device", "abacus"], "'abacus' is not one of"),
-        (["plan", "digits", "--set", "teacher.name=nobody"], "no teacher is called 'nobody'"),
+        (["plan", "digits", "--set", "teacher.name=unknown"], "no teacher is called 'unknown'"),
         (["generate", "digits", "--out", "x", "--probe", "--dry-run"], "give one of them"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(
+def test_invalid_plans_are_refused(
     tokenleap: Command, home: Path, arguments: list[Any], message: str
 ) -> None:
     result = tokenleap(*arguments)

@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends as if nothing had happened: the same bytes, nothing made twice."""
+"""A killed run resumes to the same bytes as an uninterrupted one and repeats no finished work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Moment = Callable[[Path], bool]
 
 @contextmanager
 def started(tokenleap: list[str], preset: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`tokenleap run` in a process group of its own, none of which outlives the block."""
+    """`tokenleap run` in its own process group, which is killed at the end of the block."""
     with log_of(out).open("ab") as log:
         process = subprocess.Popen(
             [*tokenleap, "run", str(preset), "--out", str(out), "--workers", "0"],
@@ -65,7 +65,7 @@ def started(tokenleap: list[str], preset: Path, out: Path) -> Iterator[subproces
 
 
 def log_of(out: Path) -> Path:
-    """What all runs of a folder said."""
+    """The output of all runs of a folder."""
     return out.with_suffix(".log")
 
 
@@ -75,7 +75,7 @@ def run_to_the_end(tokenleap: list[str], preset: Path, out: Path) -> None:
 
 
 def run_and_kill(tokenleap: list[str], preset: Path, out: Path, moment: Moment, delay: float) -> None:
-    """Kill the run `delay` seconds after the moment has come; it must not have ended by then."""
+    """Kill the run `delay` seconds after `moment` returns True; the run must not end earlier."""
     with started(tokenleap, preset, out) as process:
         deadline = time.monotonic() + 60
         while not moment(out) and process.poll() is None and time.monotonic() < deadline:
@@ -101,7 +101,7 @@ def results(out: Path) -> dict[str, bytes]:
 
 
 def training_log(out: Path) -> dict[str, list[Any]]:
-    """Without what the clock says."""
+    """The training log without its times."""
     return pyarrow.parquet.read_table(out / "metrics.parquet").drop_columns(CLOCK_COLUMNS).to_pydict()
 
 
@@ -112,20 +112,20 @@ def scores(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("family", ["llamagen"], indirect=True)
-def test_killed_in_every_phase_a_run_ends_with_the_same_bytes(
+def test_a_run_killed_in_every_phase_resumes_to_the_same_bytes(
     brief_tokenleap: list[str], teacher_path: Path, tmp_path: Path
 ) -> None:
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET.format(teacher=teacher_path))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_to_the_end(brief_tokenleap, preset, whole)
-    chosen = random.Random(0)
-    shards, checkpoint = chosen.randint(1, NUM_SHARDS - 3), 20 * chosen.randint(1, CHECKPOINTS - 2)
-    evaluating = json.loads((whole / "seconds.json").read_text())["evaluation"]
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    run_to_the_end(brief_tokenleap, preset, uninterrupted)
+    generator = random.Random(0)
+    shards, checkpoint = generator.randint(1, NUM_SHARDS - 3), 20 * generator.randint(1, CHECKPOINTS - 2)
+    evaluating = json.loads((uninterrupted / "seconds.json").read_text())["evaluation"]
     moments: list[tuple[Moment, float]] = [
         (lambda out: len(committed_rows(out)) >= shards, 0.0),
         (lambda out: (out / "student" / "checkpoints" / f"step-{checkpoint:06d}.json").exists(), 0.0),
-        (lambda out: (out / "metrics.parquet").exists(), chosen.uniform(0.0, 0.3) * evaluating),
+        (lambda out: (out / "metrics.parquet").exists(), generator.uniform(0.0, 0.3) * evaluating),
     ]
     rows: dict[str, tuple[bytes, int]] = {}
     for moment, delay in moments:
@@ -137,8 +137,8 @@ def test_killed_in_every_phase_a_run_ends_with_the_same_bytes(
 
     assert rows.items() == committed_rows(killed).items()
     assert len(rows) == NUM_SHARDS
-    assert results(killed) == results(whole)
-    assert len(results(whole)) == NUM_SHARDS + 3
-    assert training_log(killed) == training_log(whole)
-    assert training_log(whole)["step"][-1] == CHECKPOINTS * 20
-    assert scores(killed) == scores(whole)
+    assert results(killed) == results(uninterrupted)
+    assert len(results(uninterrupted)) == NUM_SHARDS + 3
+    assert training_log(killed) == training_log(uninterrupted)
+    assert training_log(uninterrupted)["step"][-1] == CHECKPOINTS * 20
+    assert scores(killed) == scores(uninterrupted)

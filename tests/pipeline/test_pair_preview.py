@@ -1,4 +1,4 @@
-"""The picture of a data set: the first pairs of each class, decoded by the teacher's own tokenizer."""
+"""The preview of a data set: the first pairs of each class, decoded by the teacher's tokenizer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_first_pairs_of_each_class_are_shown(
         image = to_unit_range(
             tokenizer.decode(tokenizer.embed(torch.from_numpy(tokens_BL[[47]].astype(int))))
         )
-    # The last image of the last row, each of its pixels four screen pixels wide.
+    # The last image of the last row; each pixel is enlarged four times.
     shown = np.asarray(Image.open(out))[-32:, -32:]
     assert np.array_equal(shown[::4, ::4], (image[0, 0] * 255).round().numpy())
     assert tokenleap(*arguments).exit_code == 0
@@ -48,12 +48,12 @@ def test_the_first_pairs_of_each_class_are_shown(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--labels", "10"], "there is no label 10: they are 0 .. 9"),
+        (["--labels", "10"], "there is no label 10: labels are 0 .. 9"),
         (["--out", "grid.jpg"], "grid.jpg must end in .png"),
         (["--teacher", "digits"], "digits is not the teacher that made"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(
+def test_invalid_options_are_refused(
     tokenleap: Callable[..., Result],
     pairs_root: Path,
     teacher_path: Path,

@@ -1,4 +1,4 @@
-"""Both stages end to end: what is done when, what is not done again, and how it stops."""
+"""Both stages end to end: the order of phases, resuming, and stopping."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_makes_everything_and_ends_in_ten_lines(
+def test_a_run_writes_all_results_and_prints_about_ten_lines(
     tokenleap: Command, stages: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -38,7 +38,7 @@ def test_a_run_makes_everything_and_ends_in_ten_lines(
     lines = result.stdout.splitlines()
     assert 5 <= len(lines) <= 12
     assert "pairs     40 for training, 20 held out, 3 shards" in result.stdout
-    assert lines[3] == "judged    digits, 2,000 images, noise seed 0"
+    assert lines[3] == "protocol  digits, 2,000 images, noise seed 0"
     assert lines[4:7] == [
         "method     Frechet  precision  recall  accuracy  ms/image  speed-up",
         "teacher      1.250      0.900   0.800     0.980     80.00       1.0",
@@ -55,14 +55,14 @@ def test_the_folder_is_named_after_the_preset(
     assert (tmp_path / "runs" / "digits-var" / "report.html").is_file()
 
 
-def test_the_same_command_again_does_not_judge_again(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_evaluated_again(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", 0)
     first, second = tokenleap(*arguments), tokenleap(*arguments)
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert stages.calls.count("evaluate") == 1
 
 
-def test_a_student_that_was_trained_on_is_judged_again(
+def test_a_student_trained_further_is_evaluated_again(
     tokenleap: Command, stages: Any, tmp_path: Path
 ) -> None:
     arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", 0)
@@ -83,7 +83,7 @@ def test_a_dry_run_shows_configuration_and_plan_and_writes_nothing(
     assert "seed = 9" in result.stdout
     assert "3 shards to make" in result.stdout
     assert "2000 steps on 20000 pairs" in result.stdout
-    assert "2,000 images a method" in result.stdout
+    assert "2,000 images of each method" in result.stdout
     assert stages.calls == []
     assert list(tmp_path.iterdir()) == []
 
@@ -103,7 +103,10 @@ def test_another_run_in_the_folder_is_refused(tokenleap: Command, stages: Any, t
     for more in ([], ["--dry-run"]):
         result = tokenleap("run", "digits", "--out", tmp_path, "--set", "train.seed=5", *more)
         assert result.exit_code == 2
-        assert f"{tmp_path} holds a run with other settings: train.seed: there 0, asked 5." in result.stderr
+        assert (
+            f"{tmp_path} contains a run with other settings: train.seed: found 0, requested 5."
+            in result.stderr
+        )
         assert "another --out" in result.stderr
     assert stages.calls == []
     assert files(tmp_path) == before
@@ -121,7 +124,7 @@ def test_another_run_in_the_folder_is_refused(tokenleap: Command, stages: Any, t
         ("pairs.num_heldout=0", "pairs.num_heldout is 0"),
     ],
 )
-def test_what_the_teacher_does_not_fit_is_refused_before_the_folder_is_claimed(
+def test_settings_that_do_not_fit_the_teacher_are_refused_before_the_folder_is_claimed(
     tokenleap: Command, stages: Any, tmp_path: Path, override: str, message: str, more: list[str]
 ) -> None:
     result = tokenleap("run", "digits", "--out", tmp_path / "run", "--workers", 0, "--set", override, *more)
@@ -133,7 +136,7 @@ def test_what_the_teacher_does_not_fit_is_refused_before_the_folder_is_claimed(
 
 @pytest.mark.parametrize("name", ["evaluation.json", "seconds.json", "environment.json"])
 @pytest.mark.parametrize("content", ['{"pairs": 1', "[]", "\xff"])
-def test_a_damaged_file_is_named_before_any_work_and_deleting_it_is_the_way_out(
+def test_a_damaged_file_is_named_before_any_work_and_may_be_deleted(
     tokenleap: Command, stages: Any, tmp_path: Path, name: str, content: str
 ) -> None:
     arguments = ("run", "digits", "--out", tmp_path, "--workers", 0)
@@ -144,14 +147,14 @@ def test_a_damaged_file_is_named_before_any_work_and_deleting_it_is_the_way_out(
     assert result.exit_code == 2
     assert (
         result.stderr
-        == f"tokenleap: {tmp_path / name} is damaged: delete it and give the same command again\n"
+        == f"tokenleap: {tmp_path / name} is damaged: delete it and run the same command again\n"
     )
     assert stages.calls == []
     (tmp_path / name).unlink()
     assert tokenleap(*arguments).exit_code == 0
 
 
-def test_more_pairs_than_a_student_has_begun_to_learn_from_are_refused_with_the_way(
+def test_more_pairs_than_a_training_started_with_are_refused_with_the_commands(
     tokenleap: Command, stages: Any, tmp_path: Path
 ) -> None:
     arguments = ("run", "digits", "--out", tmp_path, "--workers", 0, "--num-pairs")
@@ -161,7 +164,7 @@ def test_more_pairs_than_a_student_has_begun_to_learn_from_are_refused_with_the_
     save_checkpoint(tmp_path / "student" / "checkpoints", mark)
     result = tokenleap(*arguments, 30_000)
     assert result.exit_code == 2
-    assert "pairs.num_pairs: there 20000, asked 30000" in result.stderr
+    assert "pairs.num_pairs: found 20000, requested 30000" in result.stderr
     assert (
         f"`tokenleap generate {tmp_path}/config.toml --out {tmp_path}/pairs --num-pairs 30000`"
         in result.stderr
@@ -174,7 +177,7 @@ def test_more_pairs_than_a_student_has_begun_to_learn_from_are_refused_with_the_
     assert tokenleap(*arguments, 20_000).exit_code == 0
 
 
-def test_what_ends_a_phase_is_told_though_its_time_cannot_be_written(
+def test_the_reason_of_a_stop_is_reported_even_if_its_time_cannot_be_written(
     tokenleap: Command, stages: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pipeline.run
@@ -194,7 +197,7 @@ def test_what_ends_a_phase_is_told_though_its_time_cannot_be_written(
 
 
 @pytest.mark.parametrize("phase", ["generate", "train", "evaluate"])
-def test_a_stop_says_how_to_go_on_and_going_on_works(
+def test_a_stop_prints_the_command_that_resumes(
     tokenleap: Command, stages: Any, tmp_path: Path, phase: str
 ) -> None:
     arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", "0")
@@ -202,14 +205,12 @@ def test_a_stop_says_how_to_go_on_and_going_on_works(
     stopped = tokenleap(*arguments)
     assert stopped.exit_code == 130
     command = f"tokenleap run digits --out {tmp_path / 'run'} --workers 0"
-    assert stopped.stderr == f"tokenleap: stopped: 12 of 20 steps are done and kept. Go on with: {command}\n"
+    assert stopped.stderr == f"tokenleap: stopped: 12 of 20 steps are done and kept. Resume with: {command}\n"
     stages.stop_in = ""
     assert tokenleap(*arguments).exit_code == 0
 
 
-def test_wall_time_adds_up_over_the_runs_of_a_command(
-    tokenleap: Command, stages: Any, tmp_path: Path
-) -> None:
+def test_wall_time_is_summed_over_repeated_commands(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     tokenleap("run", "digits", "--out", tmp_path, "--workers", 0)
     (tmp_path / "seconds.json").write_text(json.dumps({"pairs": 100.0, "student": 200.0}))
     tokenleap("run", "digits", "--out", tmp_path, "--workers", 0)
@@ -226,7 +227,7 @@ def test_an_unwritable_folder_is_refused(tokenleap: Command, stages: Any, tmp_pa
     assert "Permission denied" in result.stderr
 
 
-def test_a_file_in_the_folders_place_is_refused(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_refused(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = tokenleap("run", "digits", "--out", tmp_path / "file" / "run", "--workers", 0)
     assert result.exit_code == 2
@@ -269,8 +270,8 @@ def test_a_real_signal_ends_the_process_with_its_exit_code(
         check=False,
     )
     assert ran.returncode == exit_code
-    assert "stopping after this step; once more to stop at once" in ran.stderr
+    assert "stopping after this step; press Ctrl-C again to stop at once" in ran.stderr
     assert ran.stderr.endswith(
-        "shards are made and kept. Go on with: tokenleap generate digits --out pairs --workers 0\n"
+        "shards are made and kept. Resume with: tokenleap generate digits --out pairs --workers 0\n"
     )
     assert "Traceback" not in ran.stderr

@@ -1,4 +1,4 @@
-"""`tokenleap run digits-text` made small: captions from the pairs to the report, CLIP scores, other sizes."""
+"""A small `tokenleap run digits-text`: captions from the pairs to the report, CLIP scores, other sizes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL = [
 
 
 def run_quickly(*words: object) -> Result:
-    """A command in this process; what slow methods take is not measured."""
+    """Run a command in this process, without the timing of methods."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25)
@@ -47,14 +47,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_is_judged_by_the_digits_that_captions_tell_of(run: Path) -> None:
-    judged = json.loads((run / "evaluation.json").read_text())
-    rows = {row["method"]: row for row in judged["rows"]}
-    # The teacher knows its captions; an untrained student begins as one that does not.
+def test_accuracy_uses_the_digits_that_captions_name(run: Path) -> None:
+    result = json.loads((run / "evaluation.json").read_text())
+    rows = {row["method"]: row for row in result["rows"]}
+    # The teacher follows its captions; onestep* ignores them.
     assert rows["teacher"]["class_accuracy"] > 0.9
     assert rows["teacher-flow"]["class_accuracy"] > 0.85
     assert rows["onestep*"]["class_accuracy"] < 0.5
-    assert judged["captions"] == [digits_captions()[column] for column in range(20)]
+    assert result["captions"] == [digits_captions()[column] for column in range(20)]
     assert {row["clip_score"] for row in rows.values()} == {None}
 
 
@@ -64,14 +64,14 @@ def test_the_report_shows_the_captions(run: Path) -> None:
     assert page.count('<li dir="auto">') == 20
 
 
-def test_the_same_command_again_has_nothing_to_do(run: Path) -> None:
+def test_a_finished_run_is_not_repeated(run: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
     again = run_quickly("run", "digits-text", "--workers", 0, "--out", run, *SMALL)
     assert again.exit_code == 0, again.output
     assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
 
 
-def test_other_captions_are_another_run(run: Path, tmp_path: Path) -> None:
+def test_other_captions_are_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("a three\n")
     refused = run_quickly(
         *("run", "digits-text", "--captions", tmp_path / "captions.txt", "--workers", 0, "--out", run), *SMALL
@@ -80,12 +80,12 @@ def test_other_captions_are_another_run(run: Path, tmp_path: Path) -> None:
     assert "captions.sha256" in refused.stderr
 
 
-def test_a_clip_scores_every_method(
+def test_a_clip_model_scores_every_method(
     run: Path, text_models: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKENLEAP_HOME", str(tmp_path / "home"))
     folder = text_models.write_clip(tmp_path / "clip")
-    asked = (
+    command = (
         "evaluate",
         run,
         "--protocol",
@@ -95,9 +95,9 @@ def test_a_clip_scores_every_method(
         "--set",
         f"evaluation.clip={folder}",
     )
-    judged = run_quickly(*asked)
-    assert judged.exit_code == 0, judged.output
-    assert "CLIP" in judged.stdout
+    evaluated = run_quickly(*command)
+    assert evaluated.exit_code == 0, evaluated.output
+    assert "CLIP" in evaluated.stdout
     result = json.loads((run / "evaluation-samples.json").read_text())
     clip = ClipScore.load(str(folder))
     assert (result["clip"], result["clip_sha256"]) == (str(folder), clip.sha256)
@@ -117,32 +117,34 @@ def test_a_clip_scores_every_method(
     ("name", "message"),
     [("nowhere", "there is no folder nowhere"), ("{run}/student", "holds a model of type None")],
 )
-def test_a_clip_that_is_none_is_refused_first(run: Path, name: str, message: str) -> None:
-    asked = ("evaluate", run, "--set", f"evaluation.clip={name.format(run=run)}", "--dry-run")
-    refused = run_quickly(*asked)
+def test_an_invalid_clip_model_is_refused_first(run: Path, name: str, message: str) -> None:
+    command = ("evaluate", run, "--set", f"evaluation.clip={name.format(run=run)}", "--dry-run")
+    refused = run_quickly(*command)
     assert refused.exit_code == 2
     assert message in refused.stderr
 
 
-def test_a_clip_is_refused_for_classes(tmp_path: Path) -> None:
+def test_a_clip_model_is_refused_for_classes(tmp_path: Path) -> None:
     words = ("run", "digits", "--out", tmp_path / "run", "--set", "evaluation.clip=anything", "--dry-run")
     refused = run_quickly(*words)
     assert refused.exit_code == 2
     assert "this teacher draws images for classes, not for captions" in refused.stderr
 
 
-def test_lost_captions_are_told_and_generating_gives_them_back(run: Path, tmp_path: Path) -> None:
+def test_missing_captions_are_reported_and_generate_restores_them(run: Path, tmp_path: Path) -> None:
     pairs = Path(shutil.copytree(run / "pairs", tmp_path / "pairs"))
     captions = pairs / "captions.parquet"
     before = captions.read_bytes()
     captions.unlink()
-    told = run_quickly("shards", "verify", pairs, "--workers", 0)
-    assert told.exit_code == 1
+    damaged = run_quickly("shards", "verify", pairs, "--workers", 0)
+    assert damaged.exit_code == 1
     assert (
-        f"captions: {captions} is missing; `tokenleap generate` with the same captions writes it"
-        in told.stdout
+        f"captions: {captions} is missing; run `tokenleap generate` with the same captions to write it again"
+        in damaged.stdout
     )
-    assert "mends it, once what every pair is made from is back" in told.stderr
+    assert (
+        f"restore the common files of all pairs, then run `tokenleap shards repair {pairs}`" in damaged.stderr
+    )
     refused = run_quickly("shards", "repair", pairs, "--workers", 0)
     assert refused.exit_code == 2
     assert f"{captions} is missing" in refused.stderr
@@ -155,7 +157,7 @@ def test_lost_captions_are_told_and_generating_gives_them_back(run: Path, tmp_pa
     assert run_quickly("shards", "verify", pairs, "--workers", 0).exit_code == 0
 
 
-def test_sizes_may_be_fewer_than_captions(run: Path, tmp_path: Path) -> None:
+def test_a_size_may_be_smaller_than_the_number_of_captions(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "ablation"
     settings = [*SMALL, "--set", "evaluation.protocol=samples"]
     made = run_quickly(
@@ -176,12 +178,12 @@ def test_an_image_depends_on_its_caption_and_its_noise_alone(run: Path, tmp_path
     assert torch.equal(together.tokens_BL[1:], alone.tokens_BL)
 
 
-def test_captions_of_an_earlier_go_are_told_before_the_data_set_is_founded(tmp_path: Path) -> None:
-    """As a process leaves them that was killed between the two writes."""
+def test_stored_other_captions_are_reported_before_the_data_set_is_created(tmp_path: Path) -> None:
+    """A process that is killed between the two writes leaves captions without a data set."""
     (tmp_path / "captions.txt").write_text("a three\nan eight\n")
     pairs = tmp_path / "pairs"
     commit_captions(pairs, ["others"])
-    asked = (
+    command = (
         "generate",
         "digits-text",
         "--captions",
@@ -191,15 +193,15 @@ def test_captions_of_an_earlier_go_are_told_before_the_data_set_is_founded(tmp_p
         "--out",
         pairs,
     )
-    failed = run_quickly(*asked, *SMALL)
+    failed = run_quickly(*command, *SMALL)
     assert failed.exit_code == 1
-    assert f"{pairs / 'captions.parquet'} holds captions with sha256" in failed.stderr
+    assert f"{pairs / 'captions.parquet'} contains captions with sha256" in failed.stderr
     assert not (pairs / "dataset.json").exists()
     (pairs / "captions.parquet").unlink()
-    made = run_quickly(*asked, *SMALL)
+    made = run_quickly(*command, *SMALL)
     assert made.exit_code == 0, made.output
-    assert "2 captions from" in run_quickly(*asked, *SMALL, "--dry-run").stdout
-    # Of a preset that names captions of its own, others have to be told to stage two, too.
+    assert "2 captions from" in run_quickly(*command, *SMALL, "--dry-run").stdout
+    # The preset names captions, so stage two needs the option for other ones, too.
     distilled = (
         "distill",
         "digits-text",
@@ -211,11 +213,11 @@ def test_captions_of_an_earlier_go_are_told_before_the_data_set_is_founded(tmp_p
         "--dry-run",
     )
     assert "captions.sha256" in run_quickly(*distilled).stderr
-    told = run_quickly(*distilled, "--captions", tmp_path / "captions.txt")
-    assert told.exit_code == 0, told.output
+    planned = run_quickly(*distilled, "--captions", tmp_path / "captions.txt")
+    assert planned.exit_code == 0, planned.output
 
 
-def test_a_plan_tells_what_features_take(tmp_path: Path) -> None:
+def test_a_plan_prints_the_size_of_text_features(tmp_path: Path) -> None:
     planned = run_quickly("generate", "digits-text", "--out", tmp_path / "pairs", "--workers", 0, "--dry-run")
     assert (
         "text features: 128 bytes a token of each distinct caption, at most 0.2 MB in all" in planned.stdout
@@ -232,15 +234,15 @@ def test_a_plan_tells_what_features_take(tmp_path: Path) -> None:
     [
         (
             ("generate", "digits", "--set", "captions.indices=x"),
-            "captions.indices is x, and digits draws images for",
+            "captions.indices is x, but digits draws images for",
         ),
         (
             ("generate", "digits", "--set", "captions.encoder=x"),
-            "captions.encoder is x, and digits draws images for",
+            "captions.encoder is x, but digits draws images for",
         ),
     ],
 )
-def test_settings_of_captions_are_refused_for_classes(
+def test_caption_settings_are_refused_for_classes(
     tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
     refused = run_quickly(*words, "--workers", 0, "--out", tmp_path / "pairs", "--dry-run")
@@ -248,8 +250,8 @@ def test_settings_of_captions_are_refused_for_classes(
     assert message in refused.stderr
 
 
-def test_an_ablation_has_no_clip_scores_and_says_so(run: Path, tmp_path: Path) -> None:
-    asked = (
+def test_an_ablation_refuses_a_clip_model(run: Path, tmp_path: Path) -> None:
+    command = (
         "ablate",
         "digits-text",
         "--pairs",
@@ -259,6 +261,6 @@ def test_an_ablation_has_no_clip_scores_and_says_so(run: Path, tmp_path: Path) -
         "--out",
         tmp_path / "ablation",
     )
-    refused = run_quickly(*asked, *SMALL, "--set", "evaluation.clip=anything")
+    refused = run_quickly(*command, *SMALL, "--set", "evaluation.clip=anything")
     assert refused.exit_code == 2
-    assert "cells are not judged by a CLIP" in refused.stderr
+    assert "an ablation does not use a CLIP model" in refused.stderr

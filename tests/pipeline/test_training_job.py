@@ -21,7 +21,7 @@ def directives(script: str) -> list[str]:
 
 
 def launched(script: str) -> list[str]:
-    """Words of the line that starts the processes."""
+    """The words of the command that starts the processes."""
     lines = script.replace("\\\n", " ").splitlines()
     (line,) = [line for line in lines if line.startswith("srun ")]
     return shlex.split(line)
@@ -32,7 +32,7 @@ def refuse_bad_syntax(script: str) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-def test_every_key_stands_in_the_script() -> None:
+def test_every_key_is_in_the_script() -> None:
     config = ClusterConfig(
         queue="gpu",
         account="lab",
@@ -74,12 +74,12 @@ def test_every_key_stands_in_the_script() -> None:
     ("memory", "processes", "expected"),
     [("16GiB", 1, "16384M"), ("1.5GB", 2, "2862M"), ("512 MB", 1, "489M"), ("2000kB", 1, "2M")],
 )
-def test_memory_is_told_in_a_unit_that_slurm_knows(memory: str, processes: int, expected: str) -> None:
+def test_memory_is_given_in_a_unit_of_slurm(memory: str, processes: int, expected: str) -> None:
     script = training_job(ClusterConfig(memory=memory), "tokenleap distill digits", 1, processes)
     assert f"--mem={expected}" in directives(script)
 
 
-def test_without_gpus_queue_and_account_none_are_asked_for() -> None:
+def test_without_gpus_queue_and_account_none_are_requested() -> None:
     script = training_job(ClusterConfig(), "tokenleap distill digits", 1, 1)
     assert not [
         each for each in directives(script) if "gpu" in each or "partition" in each or "account" in each
@@ -94,7 +94,7 @@ def test_without_gpus_queue_and_account_none_are_asked_for() -> None:
         (["--processes", "8", "--nodes=2"], ["--print-job-script"]),
     ],
 )
-def test_the_command_prints_a_script_of_itself_without_what_asked_for_it(
+def test_the_script_runs_the_command_without_the_script_options(
     tokenleap: Command, tmp_path: Path, before: list[str], after: list[str]
 ) -> None:
     words = ["--pairs", "my pairs; rm -rf $HOME", "--out", "it's/here", "--set", 'cluster.prologue=["true"]']
@@ -110,7 +110,7 @@ def test_the_command_prints_a_script_of_itself_without_what_asked_for_it(
 
 
 @pytest.mark.parametrize("option", ["--nodes", "--processes"])
-def test_a_job_s_options_without_a_job_are_refused(tokenleap: Command, pairs: Path, option: str) -> None:
+def test_job_options_without_a_job_script_are_refused(tokenleap: Command, pairs: Path, option: str) -> None:
     result = tokenleap("distill", "digits", "--pairs", pairs, "--out", pairs.parent / "out", option, "2")
     assert result.exit_code == 2
     assert "--print-job-script" in result.output

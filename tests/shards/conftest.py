@@ -1,4 +1,4 @@
-"""Small data sets to look at: 8 pairs a shard, 6 tokens of 3 numbers, 12 classes."""
+"""Small data sets: 8 pairs per shard, 6 tokens of 3 numbers, 12 classes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_pairs() -> Callable[[PairSpec, int], Pairs]:
         count = spec.pairs_per_shard
         first = shard_index * count
         index_B = np.arange(first, first + count, dtype=np.int64)
-        # A token sequence that anybody can recompute: no generator whose stream may change.
+        # Token sequences that do not depend on a random generator, whose stream may change.
         tokens_BL = (31 * index_B[:, None] + 7 * np.arange(spec.num_tokens)) % spec.vocab_size
         return Pairs(
             index_B=index_B,

@@ -1,4 +1,4 @@
-"""Listing, reading and checking shards costs no torch, and naming them no pyarrow and no fsspec."""
+"""`import shards` imports neither torch nor pyarrow nor fsspec."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A one-node Slurm on this machine, as root: `start.sh FOLDER` installs it where it is not here (Debian), keeps its
-# state in FOLDER and prints nothing. Stop it with `start.sh FOLDER stop`.
+# Runs a one-node Slurm on this machine, as root: `start.sh FOLDER` installs it if it is missing (Debian) and stores its
+# state in FOLDER; `start.sh FOLDER stop` stops it.
 set -euo pipefail
 folder=$(realpath -m "$1")
 
@@ -63,5 +63,5 @@ for _ in $(seq 100); do
     [ "$(sinfo --noheader --format=%t 2>/dev/null)" != idle ] || exit 0
     sleep 0.2
 done
-echo "Slurm does not come up; $folder/slurmctld.log and $folder/slurmd.log say why" >&2
+echo "Slurm did not start: read $folder/slurmctld.log and $folder/slurmd.log" >&2
 exit 1

@@ -1,7 +1,7 @@
-"""Both ways to use Slurm, on a real one of one node, while jobs are cancelled.
+"""Both ways to use Slurm, on a real installation of one node, with cancelled jobs.
 
-Not part of a usual run of the tests: it needs root, and Debian's packages, which it installs where they are missing.
-From the repository's root, about two minutes:
+Not part of the usual tests: it needs root, and Debian's packages, which it installs if they are missing. Run it from the
+repository's root; it takes about two minutes:
 
     pip install -e '.[test,slurm]' && pytest -m slow -n 0 tests/slurm
 """
@@ -24,6 +24,7 @@ from shards.dataset.verify import verify
 REPOSITORY = Path(__file__).resolve().parents[2]
 START = Path(__file__).with_name("start.sh")
 SABOTAGE = REPOSITORY / "tests" / "generate_pairs" / "generation" / "sabotage"
+TOKENLEAP = [sys.executable, "-m", "pipeline.cli"]
 NUM_SHARDS = 4
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("family", ["llamagen"], indirect=True)]
@@ -31,10 +32,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("family", ["llamagen"], 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Slurm that runs; yields the variables that its commands need."""
+    """A running Slurm; yields the environment variables for its commands."""
     pytest.importorskip("dask_jobqueue", reason="needs the extra slurm")
     if os.geteuid() != 0:
-        pytest.skip("a Slurm of one's own is started as root")
+        pytest.skip("starting Slurm needs root")
     folder = tmp_path_factory.mktemp("slurm")
     started = subprocess.run([START, folder], stderr=subprocess.PIPE, text=True, check=False)
     if started.returncode:
@@ -72,35 +73,30 @@ def begun(root: Path) -> int:
     return "".join(path.read_text() for path in (root / "logs").glob("*.log")).count(" begins ")
 
 
+def output(slurm: dict[str, str], command: list[str], folder: Path | None = None) -> str:
+    """Run a command; returns its output."""
+    return subprocess.run(command, cwd=folder, env=slurm, capture_output=True, text=True, check=True).stdout
+
+
 def jobs(slurm: dict[str, str], *options: str) -> list[str]:
-    """Ids of the jobs that run."""
-    asked = ["squeue", "--noheader", "--states=RUNNING", "--format=%i", *options]
-    return subprocess.run(asked, env=slurm, capture_output=True, text=True, check=True).stdout.split()
+    """Ids of the running jobs."""
+    return output(slurm, ["squeue", "--noheader", "--states=RUNNING", "--format=%i", *options]).split()
 
 
 def wait_until(is_true: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 120
     while not is_true():
-        assert time.monotonic() < deadline, f"{what} did not come"
+        assert time.monotonic() < deadline, f"timeout: {what}"
         time.sleep(0.1)
 
 
 def generate(folder: Path, slurm: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.cli",
-        "generate",
-        "preset.toml",
-        "--out",
-        "pairs",
-        *arguments,
-    ]
+    command = [*TOKENLEAP, "generate", "preset.toml", "--out", "pairs", *arguments]
     return subprocess.Popen(command, cwd=folder, env=slurm, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_cancelled_worker_is_replaced(folder: Path, slurm: dict[str, str], pairs_root: Path) -> None:
-    """Of one job: the end is reached only if another takes its place."""
+    """With one job: the generation ends only if the job is replaced."""
     root = folder / "pairs"
     driver = generate(folder, slurm, "--cluster", "slurm", "--set", "cluster.jobs=1")
     wait_until(lambda: len(rows(root)) >= 1, "the first shard")
@@ -134,30 +130,20 @@ def test_jobs_do_not_outlive_a_killed_driver(folder: Path, slurm: dict[str, str]
 def ablate(
     folder: Path, slurm: dict[str, str], pairs: Path, out: str, *options: str
 ) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.cli",
-        "ablate",
-        "preset.toml",
-        "--pairs",
-        str(pairs),
-        "--out",
-        out,
-    ]
+    command = [*TOKENLEAP, "ablate", "preset.toml", "--pairs", str(pairs), "--out", out]
     settings = ["student.split=16", "train.num_steps=12", "train.batch_size=16", "train.warmup_steps=4"]
     command += ["--sizes", "32,64", "--every", "4", *options]
     command += [word for setting in (*settings, "evaluation.num_images=100") for word in ("--set", setting)]
     return subprocess.Popen(command, cwd=folder, env=slurm, stderr=subprocess.PIPE, text=True)
 
 
-def test_an_ablation_comes_to_the_same_bytes_though_a_job_is_cancelled(
+def test_a_cancelled_job_does_not_change_an_ablations_bytes(
     folder: Path, slurm: dict[str, str], pairs_root: Path
 ) -> None:
     here = ablate(folder, slurm, pairs_root, "here", "--workers", "0")
     assert here.wait() == 0, here.communicate()[1]
     there = ablate(folder, slurm, pairs_root, "there", "--cluster", "slurm", "--set", "cluster.jobs=1")
-    wait_until(lambda: any((folder / "there").glob("cells/*/curve/*.json")), "the first look")
+    wait_until(lambda: any((folder / "there").glob("cells/*/curve/*.json")), "the first evaluation")
     subprocess.run(["scancel", *jobs(slurm)], env=slurm, check=True)
     assert there.wait() == 0, there.communicate()[1]
     table = "ablation.parquet"
@@ -165,7 +151,7 @@ def test_an_ablation_comes_to_the_same_bytes_though_a_job_is_cancelled(
     wait_until(lambda: jobs(slurm) == [], "the end of the jobs")
 
 
-def test_a_job_array_of_which_one_task_is_cancelled(
+def test_a_job_array_with_a_cancelled_task_resumes(
     folder: Path, slurm: dict[str, str], pairs_root: Path
 ) -> None:
     root = folder / "pairs"
@@ -177,14 +163,8 @@ def test_a_job_array_of_which_one_task_is_cancelled(
     submit = ["sbatch", "--parsable", "--wait", "array.sh"]
     first = subprocess.Popen(submit, cwd=folder, env=slurm, stdout=subprocess.PIPE, text=True)
     wait_until(lambda: begun(root) >= 2, "the first two shards")
-    array = subprocess.run(
-        ["squeue", "--noheader", "--array", "--format=%i"],
-        env=slurm,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    cancelled = next(name for name in array.stdout.split() if name.endswith("_1"))
+    array = output(slurm, ["squeue", "--noheader", "--array", "--format=%i"]).split()
+    cancelled = next(name for name in array if name.endswith("_1"))
     subprocess.run(["scancel", cancelled], env=slurm, check=True)
     assert first.wait() != 0
     before = rows(root)
@@ -197,7 +177,7 @@ def test_a_job_array_of_which_one_task_is_cancelled(
 
 
 def distill(folder: Path, slurm: dict[str, str], pairs: Path, out: str, *options: str) -> list[str]:
-    """A command that trains in two processes, as words after `tokenleap`'s or torchrun's."""
+    """The arguments of `tokenleap` or torchrun for a training in two processes."""
     bin_folder = Path(sys.executable).parent
     settings = ["student.split=16", "train.num_steps=600", "train.batch_size=16", "train.warmup_steps=4"]
     settings += ["train.checkpoint_interval=50", "train.log_interval=1", "train.device=cpu"]
@@ -206,47 +186,35 @@ def distill(folder: Path, slurm: dict[str, str], pairs: Path, out: str, *options
     return command + [word for setting in settings for word in ("--set", setting)]
 
 
-def shown(slurm: dict[str, str], job: str, name: str) -> str:
-    """What Slurm says of a job, as its `JobState` or how often it was put back into the queue, its `Restarts`."""
-    asked = ["scontrol", "show", "job", job]
-    said = subprocess.run(asked, env=slurm, capture_output=True, text=True, check=True)
-    (word,) = [word for word in said.stdout.split() if word.startswith(f"{name}=")]
+def job_field(slurm: dict[str, str], job: str, name: str) -> str:
+    """A field of `scontrol show job`, such as `JobState`, or `Restarts`, the number of requeues."""
+    words = output(slurm, ["scontrol", "show", "job", job]).split()
+    (word,) = [word for word in words if word.startswith(f"{name}=")]
     return word.removeprefix(f"{name}=")
 
 
-def test_a_training_whose_time_is_up_is_put_back_into_the_queue_and_ends_in_the_same_bytes(
+def test_a_requeued_training_ends_in_the_same_bytes(
     folder: Path, slurm: dict[str, str], pairs_root: Path
 ) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     here = distill(folder, slurm, pairs_root, "here")
     subprocess.run([*torchrun, "-m", "pipeline.cli", *here], cwd=folder, env=slurm, check=True)
     there = distill(folder, slurm, pairs_root, "there", "--processes", "2", "--print-job-script")
-    printed = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *there],
-        cwd=folder,
-        env=slurm,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (folder / "job.sh").write_text(printed.stdout)
-    submitted = subprocess.run(
-        ["sbatch", "--parsable", "job.sh"], cwd=folder, env=slurm, capture_output=True, text=True, check=True
-    )
-    job, out = submitted.stdout.strip(), folder / "there"
+    (folder / "job.sh").write_text(output(slurm, [*TOKENLEAP, *there], folder))
+    job, out = output(slurm, ["sbatch", "--parsable", "job.sh"], folder).strip(), folder / "there"
     wait_until(lambda: any((out / "checkpoints").glob("step-*.json")), "the first checkpoint")
-    # As Slurm does when the time is nearly up.
+    # Slurm sends this signal shortly before the time limit.
     subprocess.run(["scancel", "--signal=USR1", "--batch", job], env=slurm, check=True)
-    wait_until(lambda: shown(slurm, job, "Restarts") == "1", "the job's return into the queue")
-    said = (folder / f"tokenleap-distill-{job}.log").read_text()
-    assert "of 600 steps are done and kept in there/checkpoints" in said
+    wait_until(lambda: job_field(slurm, job, "Restarts") == "1", "the job's return into the queue")
+    log = (folder / f"tokenleap-distill-{job}.log").read_text()
+    assert "of 600 steps are done and kept in there/checkpoints" in log
     assert not (out / "student.safetensors").exists()
-    wait_until(lambda: shown(slurm, job, "JobState") == "PENDING", "the end of the first half")
-    # Slurm itself would wait for two minutes.
+    wait_until(lambda: job_field(slurm, job, "JobState") == "PENDING", "the end of the first half")
+    # By default Slurm waits for two minutes.
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=slurm, check=True)
     wait_until(
         lambda: (out / "student.safetensors").exists() and jobs(slurm) == [], "the end of the training"
     )
-    assert shown(slurm, job, "Restarts") == "1"
+    assert job_field(slurm, job, "Restarts") == "1"
     for name in ("student.safetensors", "config.json", "checkpoints/step-000600.safetensors"):
         assert (out / name).read_bytes() == (folder / "here" / name).read_bytes(), name

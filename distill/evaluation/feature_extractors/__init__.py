@@ -1,1 +1,1 @@
-"""Networks whose features images are compared in."""
+"""Networks that compute the features of images."""

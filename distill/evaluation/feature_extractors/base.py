@@ -1,6 +1,6 @@
-"""The interface of feature extractors, which evaluation alone uses.
+"""The interface of feature extractors. Only evaluation uses them.
 
-Other packages add extractors by an entry point of the group `tokenleap.features`: a callable without arguments that
+Other packages register extractors as an entry point of the group `tokenleap.features`: a callable without arguments that
 returns a `FeatureExtractor`.
 """
 
@@ -15,21 +15,21 @@ ENTRY_POINTS = "tokenleap.features"
 
 
 class FeatureExtractor(Protocol):
-    """A frozen network that evaluation looks through; one that is an `nn.Module` goes to the evaluation's device."""
+    """A frozen network that computes features; an `nn.Module` is moved to the evaluation's device."""
 
     @property
     def dim(self) -> int:
-        """Numbers in one image's features, F."""
+        """Length F of one image's features."""
 
     @property
     def knows_labels(self) -> bool:
-        """Whether class k of its probabilities is the teacher's label k, so that class accuracy means something."""
+        """Whether class k of its probabilities is the teacher's label k, so that class accuracy is meaningful."""
 
     def __call__(self, images_BIHW: Tensor) -> Tensor:
         """Images (B, channels, height, width) in [0, 1] to features (B, F), float32."""
 
     def probabilities(self, features_BF: Tensor) -> Tensor | None:
-        """Features (B, F) to class probabilities (B, K), float32; None where it tells no classes."""
+        """Features (B, F) to class probabilities (B, K), float32; None if it computes no classes."""
 
 
 @torch.inference_mode()

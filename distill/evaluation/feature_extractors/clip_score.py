@@ -1,13 +1,13 @@
-"""How well images fit captions: CLIPScore (Hessel et al. 2021, arXiv 2104.08718), an extra, through transformers.
+"""CLIPScore, how well images fit captions (Hessel et al. 2021, arXiv 2104.08718); optional, through transformers.
 
-A score is 100 times the cosine between the features that a CLIP has of an image and of its caption, at least 0, as in
-torchmetrics; the paper's weight is 2.5, and its scores are these divided by 40. The bound is each pair's, as there;
-torchmetrics bounds the mean of all. Scores of two CLIPs, or of two ways of resizing, cannot be compared.
+A score is 100 times the cosine between a CLIP's features of an image and of its caption, at least 0, as in torchmetrics.
+The paper's weight is 2.5: its scores are these divided by 40. The lower bound applies to each pair, as in the paper;
+torchmetrics applies it to the mean. Scores of different CLIPs, or of different ways of resizing, cannot be compared.
 
-The paper puts "A photo depicts" before captions; nothing is put there here. Captions are cut to the tokens that the text
-model has room for and keep the end of the text, as by OpenAI's own `clip.tokenize(truncate=True)`; torchmetrics cuts that
-off, where the model looks for its features (https://github.com/Lightning-AI/torchmetrics/issues/2883). Imported for
-evaluation only, never by the trainer.
+The paper puts "A photo depicts" before captions; this module does not. Captions are truncated to the text model's maximum
+length and keep the end-of-text token, as in OpenAI's `clip.tokenize(truncate=True)`. torchmetrics cuts that token off,
+although the model takes its features there (https://github.com/Lightning-AI/torchmetrics/issues/2883). Only evaluation
+imports this module, never the trainer.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ KEY = "evaluation.clip"
 MODEL_TYPES = ("clip",)
 PREPROCESSING_FILE = "preprocessor_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""Files of a tokenizer, the one or the other; without them transformers 5 makes one that knows no words, in silence."""
+"""Files of a tokenizer, one set or the other; without them transformers 5 silently creates an empty tokenizer."""
 COUNTS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
-"""0, 1, 2, ... in older files, OpenAI's among them; nothing reads them."""
+"""Tensors 0, 1, 2, ... in older files, for example OpenAI's; they are never used."""
 LAST_TOKEN = 2
-"""As `eos_token_id` of config.json: the end of the text is the token of the highest number, whichever that is."""
-AT_ONCE = 50
-"""Images that the model sees together."""
+"""This `eos_token_id` in config.json means that the end-of-text token is the one with the highest index."""
+BATCH_SIZE = 50
+"""Images in a batch of the model."""
 
 
 def refuse_missing(name: str) -> Path:
-    """The folder of a CLIP, all of its parts looked at and nothing loaded. Raises as `ClipScore.load`."""
+    """The folder of a CLIP; its files are inspected, and no weights are loaded. Raises as `ClipScore.load`."""
     folder = pretrained_folder(KEY, name)
     model_config(KEY, folder, MODEL_TYPES)
     _preprocessing(folder)
@@ -62,18 +62,16 @@ def refuse_missing(name: str) -> Path:
 
 
 class ClipScore:
-    """A CLIP with its own tokenizer and its own way to make images ready.
+    """A CLIP with its own tokenizer and its own preprocessing of images.
 
     Args:
-        name: of its folder or repository.
         sha256: of its files.
         model: transformers' CLIPModel.
-        tokenizer: of its captions.
-        processor: makes PIL images ready.
+        tokenizer: of captions.
+        processor: preprocesses PIL images.
     """
 
-    def __init__(self, name: str, sha256: str, model: Any, tokenizer: Any, processor: Any) -> None:
-        self.name = name
+    def __init__(self, sha256: str, model: Any, tokenizer: Any, processor: Any) -> None:
         self.sha256 = sha256
         self._model = model
         self._tokenizer = tokenizer
@@ -81,14 +79,14 @@ class ClipScore:
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> Self:
-        """A CLIP, in float32, from a folder, or from the Hugging Face Hub as `hf://OWNER/REPOSITORY[@REVISION]`.
+        """Load a CLIP in float32.
 
         Args:
-            name: which one.
-            device: where it computes.
+            name: a folder, or `hf://OWNER/REPOSITORY[@REVISION]` on the Hugging Face Hub.
+            device: of the model.
 
         Raises:
-            Refused: there is none, it is no CLIP, its files do not fit each other, or transformers is not installed.
+            Refused: it does not exist, it is no CLIP, its files do not fit together, or transformers is not installed.
             Failed: the download failed.
         """
         folder = refuse_missing(name)
@@ -100,41 +98,40 @@ class ClipScore:
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
-                # Told, and refused in our own words.
+                # `refuse_misfits` below raises a clearer error.
                 ignore_mismatched_sizes=True,
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-            seen = _ready(processor, [Image.new("RGB", (2, 3))])
+            pixels_B3HW = _preprocess(processor, [Image.new("RGB", (2, 3))])
         refuse_misfits(KEY, name, info, COUNTS)
-        _refuse_other_parts(name, model.config, tokenizer, seen)
-        return cls(
-            name, folder_sha256(folder), model.to(device).eval().requires_grad_(False), tokenizer, processor
-        )
+        _refuse_other_parts(name, model.config, tokenizer, pixels_B3HW)
+        model = model.to(device).eval().requires_grad_(False)
+        return cls(folder_sha256(folder), model, tokenizer, processor)
 
     def scores(self, images_BIHW: Tensor, captions: Sequence[str]) -> Tensor:
-        """Each image's score with the caption of its place, (B,) in float64, 0 to 100, on the processor.
+        """The score of each image with the caption of the same index, (B,) float64 on the CPU, 0 to 100.
 
-        Images are taken as files hold them, rounded to 8 bits a channel; grey ones are repeated in all three channels. An
-        image with a NaN in it has the score NaN.
+        Images are rounded to 8 bits a channel, as files store them; a grey channel is repeated three times. The score of
+        an image that contains NaN is NaN.
 
         Args:
-            images_BIHW: (B, 1 or 3, height, width) in [0, 1]; what lies outside is clamped.
-            captions: as many.
+            images_BIHW: (B, 1 or 3, height, width) in [0, 1]; values outside are clamped.
+            captions: B captions.
 
         Raises:
-            ValueError: no images, another number of channels, or of captions.
+            ValueError: no images, another number of channels, or another number of captions.
         """
         if len(images_BIHW) != len(captions):
             raise ValueError(f"{len(images_BIHW)} images need as many captions, got {len(captions)}")
         pixels = byte_images(images_BIHW.nan_to_num(0.0, 1.0, 0.0))
         pictures = [Image.fromarray(image.numpy()).convert("RGB") for image in pixels]
-        found = [
-            self._cosines(pictures[first : first + AT_ONCE], captions[first : first + AT_ONCE])
-            for first in range(0, len(pictures), AT_ONCE)
+        cosines = [
+            self._cosines(pictures[first : first + BATCH_SIZE], captions[first : first + BATCH_SIZE])
+            for first in range(0, len(pictures), BATCH_SIZE)
         ]
-        broken_B = images_BIHW.isnan().flatten(1).any(1).cpu()
-        return (100.0 * torch.cat(found).clamp(0.0, 1.0)).masked_fill(broken_B, torch.nan)
+        has_nan_B = images_BIHW.isnan().flatten(1).any(1).cpu()
+        return (100.0 * torch.cat(cosines).clamp(0.0, 1.0)).masked_fill(has_nan_B, torch.nan)
 
     @torch.inference_mode()
     def _cosines(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
@@ -147,44 +144,46 @@ class ClipScore:
             return_attention_mask=True,
             return_tensors="pt",
         )
-        of_images = self._model.get_image_features(pixel_values=_ready(self._processor, pictures).to(device))
+        of_images = self._model.get_image_features(
+            pixel_values=_preprocess(self._processor, pictures).to(device)
+        )
         of_captions = self._model.get_text_features(
             input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
         )
         return F.cosine_similarity(_features(of_images), _features(of_captions), dim=1)
 
 
-def _features(found: Any) -> Tensor:
-    """Features (B, E) in float64, which transformers 5 returns inside of something else, transformers 4 as they are."""
-    features_BE = found if isinstance(found, Tensor) else found.pooler_output
+def _features(output: Any) -> Tensor:
+    """Features (B, E) in float64; transformers 4 returns them as a tensor, transformers 5 inside an output object."""
+    features_BE = output if isinstance(output, Tensor) else output.pooler_output
     return features_BE.double().cpu()
 
 
-def _ready(processor: Any, pictures: Sequence[Image.Image]) -> Tensor:
-    """What the model sees of PIL images, (B, 3, height, width)."""
-    # Else transformers 4 takes images of three rows for channels.
-    given = processor(list(pictures), input_data_format="channels_last", return_tensors="pt")
-    return given["pixel_values"].float()
+def _preprocess(processor: Any, pictures: Sequence[Image.Image]) -> Tensor:
+    """PIL images to the model's input (B, 3, height, width)."""
+    # Without input_data_format, transformers 4 takes the rows of an image of three rows for channels.
+    inputs = processor(list(pictures), input_data_format="channels_last", return_tensors="pt")
+    return inputs["pixel_values"].float()
 
 
 def _pil_processor(transformers: Any) -> Any:
     """transformers' class that resizes with PIL, as OpenAI's code does, whether torchvision is installed or not.
 
-    Its name has a Pil at the end where transformers has given the name without to the one that needs torchvision.
+    Its name ends in Pil in versions of transformers that use the shorter name for the class that needs torchvision.
     """
     return getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:
-    """How images are made ready, as a file of the folder says.
+    """The settings of the image preprocessing in a folder.
 
     Raises:
-        Refused: there is no such file, it is damaged, or it is meant for other code than CLIP's.
+        Refused: the file is missing or damaged, or it is for another model than a CLIP.
     """
     path = folder / PREPROCESSING_FILE
     if not path.is_file():
         raise Refused(
-            f"{KEY}: {folder} does not say how images are made ready: it has no {PREPROCESSING_FILE}"
+            f"{KEY}: {folder} does not define how images are preprocessed: it has no {PREPROCESSING_FILE}"
         )
     try:
         content = json.loads(read_bytes(path))
@@ -192,24 +191,24 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
         raise Refused(f"{KEY}: {path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise Refused(f"{KEY}: {path} holds no settings")
-    # Older files have the second name.
+    # Older files use the second key.
     kind = content.get("image_processor_type") or content.get("feature_extractor_type") or "CLIP"
     if not str(kind).startswith("CLIP"):
         raise Refused(f"{KEY}: {path} is for {kind}, not for a CLIP")
     return content
 
 
-def _refuse_other_parts(name: str, config: Any, tokenizer: Any, seen_B3HW: Tensor) -> None:
-    """Confirms that a tokenizer and images made ready are those of a model.
+def _refuse_other_parts(name: str, config: Any, tokenizer: Any, pixels_B3HW: Tensor) -> None:
+    """Check that a tokenizer and preprocessed images fit a model.
 
     Args:
         name: of the model.
         config: of the model.
-        tokenizer: its end of the text must be the one where the model looks for its features.
-        seen_B3HW: an image made ready.
+        tokenizer: its end-of-text token must be the one where the model takes its features.
+        pixels_B3HW: a preprocessed image.
 
     Raises:
-        Refused: they are of another model.
+        Refused: they belong to another model.
     """
     text, side = config.text_config, config.vision_config.image_size
     last = max(tokenizer.get_vocab().values())
@@ -220,11 +219,11 @@ def _refuse_other_parts(name: str, config: Any, tokenizer: Any, seen_B3HW: Tenso
     end = last if text.eos_token_id == LAST_TOKEN else text.eos_token_id
     if tokenizer.eos_token_id != end:
         raise Refused(
-            f"{KEY}: texts end with token {tokenizer.eos_token_id} by the tokenizer of {name}, "
-            f"with {end} by its config.json"
+            f"{KEY}: texts end with token {tokenizer.eos_token_id} in the tokenizer of {name}, "
+            f"but with {end} in its config.json"
         )
-    if seen_B3HW.shape[1:] != (3, side, side):
+    if pixels_B3HW.shape[1:] != (3, side, side):
         raise Refused(
-            f"{KEY}: by {PREPROCESSING_FILE} of {name} an image becomes {tuple(seen_B3HW.shape[1:])}, "
-            f"and its model sees {(3, side, side)}"
+            f"{KEY}: with {PREPROCESSING_FILE} of {name} an image becomes {tuple(pixels_B3HW.shape[1:])}, "
+            f"but its model takes {(3, side, side)}"
         )

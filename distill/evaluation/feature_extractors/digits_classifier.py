@@ -1,6 +1,6 @@
-"""The classifier of digits whose features score images of digits; its weights ship.
+"""The digits classifier, whose features score images of digits; the package contains its weights.
 
-`python -m distill.evaluation.feature_extractors.digits_classifier --out FILE` trains the shipped weights again.
+`python -m distill.evaluation.feature_extractors.digits_classifier --out FILE` reproduces the shipped weights.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ WEIGHTS = Path(__file__).parent / "weights" / "digits-classifier.safetensors"
 class DigitsClassifier(nn.Module):
     """Three 3x3 convolutions and a 32-dimensional standardised penultimate layer, 50,746 parameters.
 
-    The penultimate layer ends in a batch normalisation without weights: over the digits every feature has
-    about mean 0 and variance 1, so the Frechet distances that two trainings measure are of the same size.
+    The penultimate layer ends in a batch normalisation without weights. Over the digits every feature has about mean 0
+    and variance 1, so the features of two trainings give Frechet distances of the same magnitude.
     """
 
     dim = 32
@@ -65,7 +65,7 @@ class DigitsClassifier(nn.Module):
 
 @torch.inference_mode()
 def accuracy(classifier: DigitsClassifier, images_BIHW: Tensor, labels_B: Tensor) -> float:
-    """Share of images in [0, 1] that the classifier gives their label."""
+    """Share of images in [0, 1] that are classified correctly."""
     predicted_B = classifier.probabilities(extract(classifier, images_BIHW)).argmax(dim=1)
     return (predicted_B == labels_B).double().mean().item()
 
@@ -74,7 +74,7 @@ def load_digits_classifier(path: Path = WEIGHTS) -> DigitsClassifier:
     """The shipped classifier, in evaluation mode and without gradients.
 
     Raises:
-        Failed: the file is missing or does not hold exactly this classifier's tensors.
+        Failed: the file is missing or does not contain exactly this classifier's tensors.
     """
     with on_meta_device():
         classifier = DigitsClassifier()
@@ -82,17 +82,17 @@ def load_digits_classifier(path: Path = WEIGHTS) -> DigitsClassifier:
         classifier.load_state_dict(load_file(path), assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise Failed(
-            f"{path} does not hold the digits classifier ({error}); install the package again, or make the "
+            f"{path} does not contain the digits classifier ({error}); install the package again, or create the "
             f"file with `python -m distill.evaluation.feature_extractors.digits_classifier --out {path}`"
         ) from error
     return classifier.eval().requires_grad_(False)
 
 
 def train_digits_classifier(seed: int, epochs: int = 16, copies: int = 12) -> tuple[DigitsClassifier, float]:
-    """Train the classifier from nothing on the augmented training digits; under a minute on one thread.
+    """Train the classifier from scratch on the augmented training digits; takes less than a minute on one thread.
 
     Args:
-        seed: of the initial weights, the augmentation and the order.
+        seed: of the initial weights, the augmentation and the order of batches.
         epochs: passes over the augmented digits.
         copies: transformed copies of each digit.
 
@@ -122,14 +122,16 @@ def train_digits_classifier(seed: int, epochs: int = 16, copies: int = 12) -> tu
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
-@click.option("--seed", default=0, show_default=True, help="Of the weights, the augmentation and the order.")
+@click.option(
+    "--seed", default=0, show_default=True, help="Seed of the weights, the augmentation and the order."
+)
 def main(out: Path, seed: int) -> None:
-    """Train the digits classifier from nothing and write its weights."""
+    """Train the digits classifier from scratch and write its weights."""
     torch.set_num_threads(1)
     classifier, test_accuracy = train_digits_classifier(seed)
-    # One key only: safetensors writes several in no fixed order, and the same training gives the same file.
+    # Only one metadata key: safetensors writes several in random order, and equal trainings should give equal files.
     commit_bytes(out, save(classifier.state_dict(), {"test_accuracy": f"{test_accuracy:.4f}"}))
-    click.echo(f"{out}: {test_accuracy:.2%} of the 500 test digits right")
+    click.echo(f"{out}: {test_accuracy:.2%} of the 500 test digits correct")
 
 
 if __name__ == "__main__":

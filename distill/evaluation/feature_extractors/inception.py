@@ -1,9 +1,9 @@
-"""The Inception network of 2015 that the field's Frechet distances are measured with, through torch-fidelity.
+"""The Inception network of 2015, the standard network of Frechet distances, through torch-fidelity.
 
-Two programs look through the same weights and differ in what they do to an image first, and their distances differ, too:
-the evaluator of guided-diffusion runs the TensorFlow graph, whose resize takes no account of pixel centres; pytorch-fid
-resizes as torch does. The layers are torch-fidelity's, which are pytorch-fid's: average pools that do not count their
-padding, and a max pool in the last block. Imported for evaluation only, never by the trainer.
+Two programs use the same weights but preprocess images differently, so their distances differ: the evaluator of
+guided-diffusion runs the TensorFlow graph, whose resize ignores pixel centres; pytorch-fid resizes as torch does. The
+layers are torch-fidelity's, which equal pytorch-fid's: average pools that do not count their padding, and a max pool in
+the last block. Only evaluation imports this module, never the trainer.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from generate_pairs.teachers.meta_device import on_meta_device
 from shards.core.errors import Refused
 
 DIM = 2048
-"""Numbers in an image's features: the network's last pool."""
+"""Length of an image's features, the network's last pool."""
 SIDE = 299
-"""Pixels to the side of the image that the network sees."""
+"""Height and width of the network's input in pixels."""
 UNTRACKED = ".num_batches_tracked"
-"""A count that files from before torch 1.0 do not hold; nothing reads it."""
+"""A count that is missing in files from before torch 1.0 and never used."""
 
 Convention = Literal["tensorflow", "torch"]
-"""How an image is made ready: as guided-diffusion's evaluator does it, or as pytorch-fid."""
+"""How an image is preprocessed: as by guided-diffusion's evaluator, or as by pytorch-fid."""
 
 
 class Inception(nn.Module):
-    """Features (B, 2048) of the last pool, and probabilities of 1,008 outputs, which are no labels of ImageNet.
+    """Features (B, 2048) of the last pool, and probabilities of 1,008 outputs, which are not the labels of ImageNet.
 
-    Images are taken as files hold them, rounded to 8 bits a channel; grey ones are repeated in all three channels.
+    Images are rounded to 8 bits a channel, as files store them; a grey channel is repeated three times.
 
     Args:
         network: torch-fidelity's, with its weights.
-        convention: how an image is made ready.
+        convention: how images are preprocessed.
     """
 
     dim = DIM
@@ -58,20 +58,20 @@ class Inception(nn.Module):
     def forward(self, images_BIHW: Tensor) -> Tensor:
         """Images (B, 1 or 3, height, width) in [0, 1] to features (B, 2048)."""
         bytes_BIHW = images_BIHW.float().clamp(0.0, 1.0).mul(255.0).round()
-        return self.body(prepared(bytes_BIHW.expand(-1, 3, -1, -1), self.convention))
+        return self.body(preprocess(bytes_BIHW.expand(-1, 3, -1, -1), self.convention))
 
     def probabilities(self, features_BF: Tensor) -> Tensor | None:
-        """Features to probabilities (B, 1008), without the last layer's bias, as guided-diffusion's evaluator has them.
+        """Features to probabilities (B, 1008), without the last layer's bias, as in guided-diffusion's evaluator.
 
-        None by the other convention: pytorch-fid gives distances only.
+        None in the other convention: pytorch-fid computes only distances.
         """
         if self.convention == "torch":
             return None
         return (features_BF @ self.classes.weight.T).softmax(dim=1)
 
 
-def prepared(bytes_B3HW: Tensor, convention: Convention) -> Tensor:
-    """Pixels 0 to 255 to what the network sees, (B, 3, 299, 299), about -1 to 1."""
+def preprocess(bytes_B3HW: Tensor, convention: Convention) -> Tensor:
+    """Pixels 0 to 255 to the network's input, (B, 3, 299, 299), about -1 to 1."""
     if convention == "torch":
         unit_B3HW = bytes_B3HW / 255.0
         resized = F.interpolate(unit_B3HW, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -86,42 +86,42 @@ def load_inception(convention: Convention, weights: str | None = None) -> Incept
     """The network with its weights, in eval mode and without gradients.
 
     Args:
-        convention: how images are made ready.
-        weights: file of torch-fidelity's weights; None for the copy in torch's hub folder, downloaded if it is not there.
+        convention: how images are preprocessed.
+        weights: file of torch-fidelity's weights; None for the copy in torch's hub folder, downloaded if it is missing.
 
     Raises:
-        Refused: torch-fidelity is not installed, or the weights are not here, cannot be had, or do not fit.
+        Refused: torch-fidelity is not installed, or the weights are missing, cannot be downloaded, or do not fit.
     """
     refuse_missing_package()
-    path = local_weights(weights) or _downloaded()
-    network = _blank_network()
+    path = local_weights(weights) or _download()
+    network = _network_on_meta_device()
     load_strictly(network, _with_counts(read_checkpoint(path).content, network), path)
     return Inception(network, convention).eval().requires_grad_(False)
 
 
 def refuse_missing_package() -> None:
-    """Refuse where torch-fidelity is not installed.
+    """Check that torch-fidelity is installed.
 
     Raises:
-        Refused: with the way to it.
+        Refused: it is not; the message contains the command that installs it.
     """
     if find_spec("torch_fidelity") is None:
         raise Refused(
-            "these scores look through the Inception network of torch-fidelity, which is not installed: "
+            "these scores need the Inception network of torch-fidelity, which is not installed: "
             "pip install '.[evaluation]'"
         )
 
 
 def local_weights(weights: str | None) -> Path | None:
-    """The file of the weights: the one that is named, or torch-fidelity's own where it was downloaded before, or None.
+    """The file of the weights: the named one, else torch-fidelity's if it was downloaded before, else None.
 
     Raises:
-        Refused: the one that is named is not there.
+        Refused: the named file does not exist.
     """
     if weights is not None:
         path = Path(weights).expanduser()
         if not path.is_file():
-            raise Refused(f"evaluation.inception_weights: there is no file {path}; {_the_way()}")
+            raise Refused(f"evaluation.inception_weights: there is no file {path}; {_instructions()}")
         return path
     path = _cached()
     return path if path.is_file() else None
@@ -135,33 +135,33 @@ def _with_counts(content: Any, network: nn.Module) -> dict[str, Tensor]:
     return {**zeros, **content}
 
 
-def _blank_network() -> nn.Module:
-    """torch-fidelity's network on the meta device; its own loader, which trusts any pickle, gets nothing to load."""
+def _network_on_meta_device() -> nn.Module:
+    """torch-fidelity's network without weights; its own loader, which trusts any pickle, gets an empty file."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class OnMetaDevice(FeatureExtractorInceptionV3):
-        def load_state_dict(self, *arguments: Any, **more: Any) -> Any:
-            return super().load_state_dict(*arguments, **more) if self.loads else None
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return super().load_state_dict(*args, **kwargs) if self.can_load else None
 
-        loads = False
+        can_load = False
 
-    nothing = io.BytesIO()
-    torch.save({}, nothing)
-    nothing.seek(0)
+    empty_file = io.BytesIO()
+    torch.save({}, empty_file)
+    empty_file.seek(0)
     with on_meta_device():
-        network = OnMetaDevice("blank", [str(DIM)], feature_extractor_weights_path=nothing)
-    network.loads = True
+        network = OnMetaDevice("blank", [str(DIM)], feature_extractor_weights_path=empty_file)
+    network.can_load = True
     return network
 
 
-def _downloaded() -> Path:
+def _download() -> Path:
     path = _cached()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(_url(), str(path), progress=False)
-    except OSError as error:  # of the network as of the disk
+    except OSError as error:  # from the network or the disk
         raise Refused(
-            f"the Inception weights are not in {path.parent} and cannot be downloaded ({error}): {_the_way()}"
+            f"the Inception weights are not in {path.parent} and cannot be downloaded ({error}): {_instructions()}"
         ) from error
     return path
 
@@ -176,5 +176,5 @@ def _url() -> str:
     return str(URL_INCEPTION_V3)
 
 
-def _the_way() -> str:
-    return f"get {_url()} and name it with --set evaluation.inception_weights=FILE"
+def _instructions() -> str:
+    return f"download {_url()} and name it with --set evaluation.inception_weights=FILE"

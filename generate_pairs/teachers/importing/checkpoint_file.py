@@ -1,4 +1,4 @@
-"""Checkpoint files from outside, read strictly."""
+"""Checkpoint files of other projects, read strictly."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from generate_pairs.teachers.checkpoints import (
-    load_strictly,
-    misfits,
-    shortened,
-)
+from generate_pairs.teachers.checkpoints import join_first, load_strictly, state_problems
 from generate_pairs.teachers.importing.hub import HUB, hub_file
 from generate_pairs.teachers.published import Container, HubFile, Part
 from shards.core.errors import Refused
@@ -30,114 +26,114 @@ SAFETENSORS = ".safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file from outside and what it holds: tensors by name, or mappings that lead to them."""
+    """A file of another project and its content: tensors by name, possibly inside nested mappings."""
 
     path: Path
     content: Any
 
     def place(self, part: Part) -> Container | None:
-        """The first of a part's places where there are tensors by name; in safetensors there is no other than the top."""
+        """The first of a part's containers with tensors by name; in safetensors it can only be the top level."""
         places = ((),) if self.path.suffix == SAFETENSORS else part.containers
         return next((place for place in places if self._at(place)), None)
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
-        """The tensors at that place.
+        """The tensors in that container.
 
         Raises:
-            Refused: there are none; says what the file holds instead.
+            Refused: the file has none; the message lists its keys.
         """
         place = self.place(part)
         if place is None:
-            places = ", ".join(".".join(container) or "the top" for container in part.containers)
-            raise Refused(f"{self.path} holds no tensors by name at {places}; it holds {self.summary()}")
+            places = ", ".join(".".join(container) or "the top level" for container in part.containers)
+            raise Refused(f"{self.path} contains no named tensors at {places}; it contains {self.summary()}")
         return self._at(place)
 
-    def misfits(self, part: Part, network: nn.Module) -> list[str]:
-        """What keeps the file from being a network's; where it holds no tensors, all of them and one more."""
+    def problems(self, part: Part, network: nn.Module) -> list[str]:
+        """The differences between the file and a network; without named tensors, one more than the network's size."""
         expected = network.state_dict()
         if self.place(part) is None:
-            return ["no tensors by name", *(f"missing {name}" for name in expected)]
-        return misfits(expected, self.tensors(part), part.ignored)
+            return ["no named tensors", *(f"missing {name}" for name in expected)]
+        return state_problems(expected, self.tensors(part), part.ignored)
 
     def summary(self) -> str:
-        """What is at the top, in words."""
+        """The keys at the top level, or the type of the content."""
         if not isinstance(self.content, Mapping):
             return f"a {type(self.content).__name__}"
-        return shortened([str(key) for key in self.content]) or "nothing"
+        return join_first([str(key) for key in self.content]) or "nothing"
 
     def _at(self, place: Container) -> dict[str, Tensor]:
-        found = self.content
+        content = self.content
         for key in place:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if not isinstance(found, Mapping):
+            content = content.get(key) if isinstance(content, Mapping) else None
+        if not isinstance(content, Mapping):
             return {}
-        named = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
-        return dict(found) if named else {}
+        is_named = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+        return dict(content) if is_named else {}
 
 
 def local_file(name: str) -> Path:
-    """A file's path; `hf://OWNER/REPOSITORY/FILE` is downloaded from the Hugging Face Hub, or found in its cache.
+    """A file's path; `hf://OWNER/REPOSITORY/FILE` is downloaded from the Hugging Face Hub or read from its cache.
 
     Raises:
-        Refused: there is no such file, or the extra `hub` is not installed.
+        Refused: the file does not exist, or the extra `hub` is not installed.
         Failed: the download failed.
     """
-    if not name.startswith(HUB):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise Refused(f"there is no file {path}")
-        return path
-    return hub_file(name)
+    if name.startswith(HUB):
+        return hub_file(name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise Refused(f"there is no file {path}")
+    return path
 
 
-def two_files(given: Sequence[str], name: str, published: tuple[HubFile, HubFile]) -> tuple[Path, Path]:
-    """The files that something published is made of, here: those given, or both from the Hub.
+def two_files(files: Sequence[str], name: str, published: tuple[HubFile, HubFile]) -> tuple[Path, Path]:
+    """Local paths of the two files of a published model: the given ones, or both from the Hub.
 
     Raises:
-        Refused, Failed: as `local_file`; or neither two nor none are given.
+        Refused, Failed: as `local_file`; or the number of given files is neither two nor zero.
     """
-    if len(given) not in (0, 2):
+    if len(files) not in (0, 2):
         raise Refused(
-            f"{name} is made of two files, {published[0].name} and {published[1].name}: {len(given)} given"
+            f"{name} consists of two files, {published[0].name} and {published[1].name}: {len(files)} given"
         )
-    first, second = given or map(str, published)
+    first, second = files or map(str, published)
     return local_file(first), local_file(second)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint file, its tensors left on disk until they are read where the format allows it.
+    """Read a checkpoint file; if the format allows it, tensors are read from disk only when they are used.
 
     Raises:
-        Refused: no checkpoint, an incomplete one, or one that asks for more than weights.
+        Refused: the file is not a checkpoint, is incomplete, or its pickle needs more than weights.
     """
     try:
         if path.suffix == SAFETENSORS:
             return Checkpoint(path, load_file(path))
-        # Training programs keep their command line beside the weights: a class that holds attributes and does nothing.
+        # Training programs store their command line with the weights, as this class without behaviour.
         with torch.serialization.safe_globals([Namespace]):
-            # The format before torch 1.6 is no zip file and cannot be mapped.
+            # The format before torch 1.6 is not a zip file and cannot be mapped.
             mapped = zipfile.is_zipfile(path)
             return Checkpoint(path, torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
     except pickle.UnpicklingError as error:
-        # Torch's own advice, to load without `weights_only`, is not passed on.
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked is None:
+        # Torch's own message is not shown: it advises to load without `weights_only`.
+        unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if unsafe is None:
             raise Refused(f"{path} is not a complete checkpoint: it is no pickle of weights") from error
         raise Refused(
-            f"{path} is not read: it asks for {asked[1]}, which may run code, and weights need none. Convert it to "
-            "safetensors where you trust it"
+            f"{path} is not read: its pickle needs {unsafe[1]}, which may run code, and weights need none. If you "
+            "trust it, convert it to safetensors"
         ) from error
-    except Exception as error:  # a damaged file makes its readers raise anything
+    except Exception as error:  # on damaged files, readers raise exceptions of any type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused(f"{path} is not a complete checkpoint: {reason}") from error
 
 
 def load_parts(files: Sequence[Path], parts: Sequence[tuple[Part, nn.Module]]) -> tuple[Path, ...]:
-    """Load networks from as many files, strictly, in the order in which these fit best.
+    """Load networks from files, strictly, with the assignment of files to networks that has the fewest problems.
 
     Args:
-        files: in any order.
-        parts: the networks, on the meta device, and where their weights stand.
+        files: as many as `parts`, in any order.
+        parts: the networks, on the meta device, and the containers of their weights.
 
     Returns:
         The file of each network.
@@ -146,11 +142,11 @@ def load_parts(files: Sequence[Path], parts: Sequence[tuple[Part, nn.Module]]) -
         Refused: a file cannot be read, or does not fit.
     """
 
-    def num_misfits(order: Sequence[Checkpoint]) -> int:
-        return sum(len(file.misfits(*part)) for file, part in zip(order, parts, strict=True))
+    def num_problems(order: Sequence[Checkpoint]) -> int:
+        return sum(len(file.problems(*part)) for file, part in zip(order, parts, strict=True))
 
     checkpoints = [read_checkpoint(path) for path in files]
-    order = min(permutations(checkpoints), key=num_misfits)
+    order = min(permutations(checkpoints), key=num_problems)
     for checkpoint, (part, network) in zip(order, parts, strict=True):
         load_strictly(network, checkpoint.tensors(part), checkpoint.path, part.ignored)
     return tuple(checkpoint.path for checkpoint in order)

@@ -1,4 +1,4 @@
-"""Files from the Hugging Face Hub, downloaded or found in its cache: `hf://OWNER/REPOSITORY...`."""
+"""Files on the Hugging Face Hub, downloaded or read from its cache: `hf://OWNER/REPOSITORY...`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def hub_file(name: str) -> Path:
     """The file `hf://OWNER/REPOSITORY/FILE`.
 
     Raises:
-        Refused: another form of name, or the extra `hub` is not installed.
+        Refused: the name has another form, or the extra `hub` is not installed.
         Failed: the download failed.
     """
     owner, repository, file = (*name.removeprefix(HUB).split("/", 2), "", "")[:3]
@@ -29,10 +29,10 @@ def hub_file(name: str) -> Path:
 def hub_folder(name: str, files: Sequence[str]) -> Path:
     """A folder with these files of `hf://OWNER/REPOSITORY` or `hf://OWNER/REPOSITORY@REVISION`, all of one revision.
 
-    Files that the repository does not have are missing in the folder, too; it may hold others.
+    Files that the repository lacks are missing in the folder, too. The folder may contain other files.
 
     Raises:
-        Refused: another form of name, or the extra `hub` is not installed.
+        Refused: the name has another form, or the extra `hub` is not installed.
         Failed: the download failed.
     """
     repository, at, revision = name.removeprefix(HUB).partition("@")
@@ -47,6 +47,7 @@ def hub_folder(name: str, files: Sequence[str]) -> Path:
 
 @contextmanager
 def _client(name: str) -> Iterator[Any]:
+    """The module huggingface_hub; its errors become Refused (not installed) or Failed."""
     try:
         import huggingface_hub
     except ImportError as error:

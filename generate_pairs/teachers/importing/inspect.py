@@ -1,4 +1,4 @@
-"""Which published network a file holds."""
+"""Find the published network whose weights a file contains."""
 
 from __future__ import annotations
 
@@ -8,32 +8,30 @@ from pathlib import Path
 
 from torch import nn
 
-from generate_pairs.teachers.checkpoints import (
-    shortened,
-)
+from generate_pairs.teachers.checkpoints import join_first
 from generate_pairs.teachers.importing.checkpoint_file import read_checkpoint
 from generate_pairs.teachers.meta_device import on_meta_device
-from generate_pairs.teachers.published import TEACHERS, VQ8, Container, HubFile, Part
+from generate_pairs.teachers.published import TEACHERS, VQ8, Container, Part
 from generate_pairs.teachers.registry import family_of
 from shards.core.errors import Refused
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a file's tensors stand to one network of the tables: `wrong` is empty where they fit."""
+    """Comparison of a file's tensors with one published network; `problems` is empty if they fit."""
 
     network: str
     place: Container
-    wrong: tuple[str, ...]
+    problems: tuple[str, ...]
 
 
 def num_parameters(network: nn.Module) -> int:
-    """How many numbers a network has learned."""
+    """The number of parameters of a network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def published_transformer(name: str) -> nn.Module:
-    """The transformer of a published teacher on the meta device: shapes alone."""
+    """The transformer of a published teacher on the meta device."""
     published = TEACHERS[name]
     with on_meta_device():
         transformer: nn.Module = family_of(published.family).transformer(published.transformer.config)
@@ -41,48 +39,44 @@ def published_transformer(name: str) -> nn.Module:
 
 
 def teacher_networks() -> dict[str, tuple[Part, nn.Module]]:
-    """Every network of the table of teachers by what it is called, on the meta device; tokenizers once each."""
-    found: dict[str, tuple[Part, nn.Module]] = {}
-    seen: dict[HubFile, str] = {}
+    """Every network of the table of teachers on the meta device, by its description; each tokenizer once."""
+    networks: dict[str, tuple[Part, nn.Module]] = {}
     with on_meta_device():
         for name, published in TEACHERS.items():
-            found[f"transformer of {name}"] = (published.transformer, published_transformer(name))
-            file = published.tokenizer.file
-            if file not in seen:
-                seen[file] = f"tokenizer {file.name}"
-                found[seen[file]] = (
-                    published.tokenizer,
-                    family_of(published.family).tokenizer(published.tokenizer.config),
-                )
-        found[f"tokenizer {VQ8.file.name}"] = (VQ8, family_of("llamagen").tokenizer(VQ8.config))
-    return found
+            networks[f"transformer of {name}"] = (published.transformer, published_transformer(name))
+            description = f"tokenizer {published.tokenizer.file.name}"
+            if description not in networks:
+                tokenizer = family_of(published.family).tokenizer(published.tokenizer.config)
+                networks[description] = (published.tokenizer, tokenizer)
+        networks[f"tokenizer {VQ8.file.name}"] = (VQ8, family_of("llamagen").tokenizer(VQ8.config))
+    return networks
 
 
 def inspect(path: Path, tables: Mapping[str, tuple[Part, nn.Module]]) -> list[Fit]:
-    """How a file's tensors stand to every network of the tables: those that fit, or else the nearest one alone.
+    """Compare a file's tensors with every network of the tables; return those that fit, or else only the nearest.
 
     Raises:
-        Refused: the file cannot be read, or holds no tensors where any network has them.
+        Refused: the file cannot be read, or has no tensors in any network's container.
     """
     checkpoint = read_checkpoint(path)
     fits = [
-        Fit(name, place, tuple(checkpoint.misfits(part, network)))
+        Fit(name, place, tuple(checkpoint.problems(part, network)))
         for name, (part, network) in tables.items()
         if (place := checkpoint.place(part)) is not None
     ]
     if not fits:
         raise Refused(
-            f"{path} holds no tensors by name where published networks have theirs; it holds {checkpoint.summary()}"
+            f"{path} contains no named tensors where published files have them; it contains {checkpoint.summary()}"
         )
-    return [fit for fit in fits if not fit.wrong] or [min(fits, key=lambda fit: len(fit.wrong))]
+    return [fit for fit in fits if not fit.problems] or [min(fits, key=lambda fit: len(fit.problems))]
 
 
 def describe(fits: Sequence[Fit]) -> list[str]:
-    """What `inspect` found, a line each."""
-    if fits[0].wrong:
+    """The result of `inspect` in lines of text."""
+    if fits[0].problems:
         nearest = fits[0]
         return [
-            f"fits nothing that is published; nearest is the {nearest.network}: {shortened(nearest.wrong)}"
+            f"fits no published network; the nearest is the {nearest.network}: {join_first(nearest.problems)}"
         ]
     lines = []
     for place in dict.fromkeys(fit.place for fit in fits):
@@ -90,5 +84,5 @@ def describe(fits: Sequence[Fit]) -> list[str]:
         where = f", at {'.'.join(place)}," if place else ""
         lines += [f"fits{where} the {name}" for name in names]
         if len(names) > 1:
-            lines.append("these have the same names and shapes: only you can tell which it is")
+            lines.append("these have the same names and shapes, so the file alone cannot distinguish them")
     return lines

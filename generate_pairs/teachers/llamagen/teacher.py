@@ -1,6 +1,6 @@
-"""LlamaGen as a teacher: guided logits token by token over a static cache.
+"""LlamaGen as a teacher: guided logits, token by token, with a static cache.
 
-A batch holds its conditional rows and, while there is guidance, as many null rows after them.
+With guidance, a batch contains its conditional rows and then as many null rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generate_pairs.compute.float32 import at_least_float32
-from generate_pairs.compute.packed_linear import pack_linears
 from generate_pairs.teachers.base import Decoding, Teacher, TextCondition, Tokenizer
 from generate_pairs.teachers.filtering import SamplingSettings, filter_llamagen
 from generate_pairs.teachers.llamagen.transformer import (
@@ -26,7 +25,7 @@ __all__ = ["LlamaGenConfig", "LlamaGenDecoding", "LlamaGenTeacher", "LlamaGenTra
 
 
 class LlamaGenDecoding(Decoding):
-    """One batch on its way through the sequence."""
+    """The state of decoding one batch."""
 
     def __init__(
         self,
@@ -36,13 +35,14 @@ class LlamaGenDecoding(Decoding):
         num_guided_tokens: int | None,
         seen_BT: Tensor | None = None,
     ) -> None:
-        """Begin with empty caches.
+        """Start with empty caches.
 
         Args:
-            condition_BTD: condition tokens; unless `guidance_scale` is 1, those of the null rows follow.
-            guidance_scale: 1 is none.
-            num_guided_tokens: guide only so many first tokens; None is all.
-            seen_BT: bool, False at padded condition tokens, which only they themselves see.
+            transformer: the network.
+            condition_BTD: condition tokens; unless `guidance_scale` is 1, followed by those of the null rows.
+            guidance_scale: 1 is no guidance.
+            num_guided_tokens: the number of first tokens that are guided; None is all.
+            seen_BT: bool, False at padding of the condition.
         """
         config = transformer.config
         self.transformer = transformer
@@ -69,7 +69,7 @@ class LlamaGenDecoding(Decoding):
         rotation, mask = self.rotation[start : self.position], self._mask(num_queries)
         h_B1D = self.transformer.hidden(x_BTD, rotation, self.caches, mask)[:, -1:]
         if self.is_guided:
-            # The head is linear: combining what it reads gives the guided logits for half the work.
+            # The head is linear: combining its inputs gives the guided logits for half the work.
             conditional_B1D, null_B1D = h_B1D.chunk(2)
             h_B1D = torch.lerp(null_B1D, conditional_B1D, self.guidance_scale)
         return at_least_float32(self.transformer.output(h_B1D))
@@ -80,7 +80,7 @@ class LlamaGenDecoding(Decoding):
 
     @torch.no_grad()
     def prefill(self, tokens_of_steps: Sequence[Tensor]) -> None:
-        """As in the base class. The tokens follow the condition, and go through the network with it."""
+        """As in the base class: the network processes the tokens together with the condition."""
         if not tokens_of_steps:
             return
         x_BTD = self.transformer.tok_embeddings(torch.cat(list(tokens_of_steps), dim=1))
@@ -98,14 +98,14 @@ class LlamaGenDecoding(Decoding):
         return torch.cat([x_B1D, x_B1D]) if self.is_guided else x_B1D
 
     def _mask(self, num_queries: int) -> Tensor | None:
-        """Which positions each query sees; None where that is all before it and itself."""
+        """The positions that each query attends to; None for itself and all before it."""
         if self.seen_B11P is None:
             return None
         seen_B11P = self.seen_B11P[..., : self.position]
         return seen_B11P if num_queries == 1 else caption_mask(seen_B11P[:, 0, 0], 0)
 
     def _drop_null_rows(self) -> None:
-        """Go on without guidance: the rest of the sequence costs half."""
+        """Continue without guidance, which halves the cost of the remaining tokens."""
         batch_size = self.condition_BTD.shape[0] // 2
         self.is_guided = False
         self.condition_BTD = self.condition_BTD[:batch_size]
@@ -116,9 +116,9 @@ class LlamaGenDecoding(Decoding):
 
 
 class LlamaGenTeacher(Teacher):
-    """A LlamaGen transformer over its tokenizer: one token an AR step.
+    """A LlamaGen transformer with its tokenizer: one token per AR step.
 
-    Guided logits are null + (conditional - null) * guidance_scale; 1 is no guidance, for half the work.
+    Guided logits are null + (conditional - null) * guidance_scale; 1 is no guidance and costs half.
     """
 
     def __init__(self, transformer: LlamaGenTransformer, tokenizer: Tokenizer) -> None:
@@ -134,28 +134,24 @@ class LlamaGenTeacher(Teacher):
         self.layout = config.layout
         self.num_classes = config.num_classes
 
-    def pack(self) -> None:
-        pack_linears(self.transformer)
-
     @torch.no_grad()
     def start(
         self, labels_B: Tensor, guidance_scale: float, num_guided_tokens: int | None = None
     ) -> LlamaGenDecoding:
-        """Begin a batch for class labels or, of a text-conditional teacher, for the captions that labels stand for.
+        """Start decoding a batch for class labels or, with a text-conditional teacher, for indices of captions.
 
         Args:
             labels_B: int64, 0..num_classes-1.
-            guidance_scale: 1 is none.
-            num_guided_tokens: guide only so many first tokens, m + 2 for the official `cfg_interval` m;
+            guidance_scale: 1 is no guidance.
+            num_guided_tokens: the number of first tokens that are guided, m + 2 for the official `cfg_interval` m;
                 None is all.
 
         Raises:
-            ValueError: the teacher is conditioned on text and nobody told it captions, or a label is out of range.
+            ValueError: the teacher is conditioned on text and has no captions, or a label is out of range.
         """
         if self.texts is None and self.is_text_conditional:
             raise ValueError("this teacher is conditioned on text and has no captions: use start_text")
-        if ((labels_B < 0) | (labels_B >= self.num_classes)).any():
-            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {labels_B.tolist()}")
+        self.check_labels(labels_B)
         if self.texts is not None:
             return self.start_text(self.texts(labels_B), guidance_scale, num_guided_tokens)
         if guidance_scale != 1.0:
@@ -167,11 +163,11 @@ class LlamaGenTeacher(Teacher):
     def start_text(
         self, condition: TextCondition, guidance_scale: float, num_guided_tokens: int | None = None
     ) -> LlamaGenDecoding:
-        """Begin a batch for captions.
+        """Start decoding a batch for captions.
 
         Args:
             condition: the text encoder's output, at most `num_condition_tokens` tokens.
-            guidance_scale: 1 is none.
+            guidance_scale: 1 is no guidance.
             num_guided_tokens: as in `start`.
 
         Raises:
@@ -181,10 +177,10 @@ class LlamaGenTeacher(Teacher):
         if not isinstance(embedding, CaptionEmbedding):
             raise ValueError("this teacher is conditioned on classes: use start")
         shape, seen_BT = tuple(condition.features_BTE.shape), condition.seen_BT
-        most, dim = embedding.uncond_embedding.shape
-        if shape != (*seen_BT.shape, dim) or not 1 <= shape[1] <= most:
+        max_tokens, dim = embedding.uncond_embedding.shape
+        if shape != (*seen_BT.shape, dim) or not 1 <= shape[1] <= max_tokens:
             raise ValueError(
-                f"caption features must be (B, T, {dim}) and their mask (B, T), with T from 1 to {most}; "
+                f"caption features must be (B, T, {dim}) and their mask (B, T), with T from 1 to {max_tokens}; "
                 f"got {shape} and {tuple(seen_BT.shape)}"
             )
         condition_BTD = embedding.of(condition)
@@ -205,7 +201,7 @@ class LlamaGenTeacher(Teacher):
     def forced_text_logits(
         self, condition: TextCondition, tokens_BL: Tensor, is_null_B: Tensor | None = None
     ) -> Tensor:
-        """As `forced_logits`, for captions; where `is_null_B` is True, for none."""
+        """As `forced_logits`, for captions; rows with `is_null_B` True have the null condition."""
         embedding = self.transformer.cls_embedding
         if not isinstance(embedding, CaptionEmbedding):
             raise ValueError("this teacher is conditioned on classes: use forced_logits")

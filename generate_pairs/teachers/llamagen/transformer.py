@@ -1,7 +1,7 @@
-"""LlamaGen's transformer: decoder-only, over condition tokens and then image tokens, row by row.
+"""LlamaGen's transformer: decoder-only, over condition tokens and then image tokens in row-major order.
 
-Attribute names are the official tensor names. The student shares the layers, so a layer is a function of its
-input, the rotation of its positions and, while decoding, its cache.
+Attribute names are the official tensor names. The student uses the same layers, so a layer is a function of its input,
+the rotation of its positions and, during decoding, its cache.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generate_pairs.compute.float32 import at_least_float32
-from generate_pairs.compute.packed_linear import Projection
 from generate_pairs.teachers.base import TextCondition, TokenLayout
 from generate_pairs.teachers.meta_device import normal_rows
 
@@ -36,10 +35,9 @@ OFFICIAL_SIZES = {
 class LlamaGenConfig:
     """Shape of a LlamaGen transformer.
 
-    `num_tokens` is the length L of the image part, a square grid; `num_condition_tokens` positions go before
-    it: a class embedding, or the projected features (`caption_dim` numbers each) of a caption. `dropout` acts
-    on embeddings and on what each layer adds; `class_dropout` is the share of labels that a training loop
-    should replace by the null class.
+    `num_tokens` is the length L of the image part, a square grid. `num_condition_tokens` positions precede it: a class
+    embedding, or the projected features (`caption_dim` numbers each) of a caption. `dropout` applies to embeddings and
+    to the output of each sublayer; `class_dropout` is the share of labels that training replaces by the null class.
     """
 
     width: int
@@ -61,7 +59,7 @@ class LlamaGenConfig:
         if self.width % (4 * self.num_heads):
             raise ValueError(
                 f"width {self.width} must be a multiple of 4 x num_heads = {4 * self.num_heads}: "
-                "half of each head turns with the row, half with the column, two numbers at a time"
+                "rotary positions use half of each head for rows, half for columns, in pairs of numbers"
             )
         if self.grid_size**2 != self.num_tokens:
             raise ValueError(f"num_tokens must be a square (a grid of tokens), not {self.num_tokens}")
@@ -76,7 +74,7 @@ class LlamaGenConfig:
 
     @property
     def layout(self) -> TokenLayout:
-        """One AR step a token."""
+        """One AR step per token."""
         return TokenLayout((1,) * self.num_tokens)
 
     @property
@@ -91,12 +89,12 @@ class LlamaGenConfig:
 
 
 def rotary_2d(config: LlamaGenConfig) -> Tensor:
-    """What the (q, k, v) of each position are multiplied by: (T + L, 3, 1, K / 2), complex64, on the CPU.
+    """The complex factors of q, k and v at each position: (T + L, 3, 1, K / 2), complex64, on the CPU.
 
-    Neighbouring numbers (2j, 2j + 1) of a head are one complex number. The first half of the pairs turns with
-    the token's row, the second half with its column, by w_j = base^(-4j / K) a step. Queries and keys of
-    condition positions are multiplied by zero, as the official code does, so that condition keys score 0.
-    Values are not turned: their factor 1 lets a single product serve all three.
+    The numbers (2j, 2j + 1) of a head are one complex number. The first half of the pairs is rotated by the token's
+    row, the second half by its column, times the frequency base^(-4j / K). Queries and keys of condition positions are
+    multiplied by zero, as in the official code, so condition keys score 0. The factor of values is 1, so that one
+    product serves all three.
     """
     side, num_frequencies = config.grid_size, config.head_dim // 4
     exponents = torch.arange(num_frequencies, dtype=torch.float64, device="cpu") * (-4.0 / config.head_dim)
@@ -104,34 +102,34 @@ def rotary_2d(config: LlamaGenConfig) -> Tensor:
     angles = torch.outer(steps, config.rope_base**exponents)
     by_row, by_column = angles[:, None].expand(-1, side, -1), angles[None].expand(side, -1, -1)
     image = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
-    turns = torch.polar(torch.ones_like(image), image)
-    turns = torch.cat([turns.new_zeros(config.num_condition_tokens, turns.shape[1]), turns])
-    return torch.stack([turns, turns, torch.ones_like(turns)], dim=1)[:, :, None].to(torch.complex64)
+    factors = torch.polar(torch.ones_like(image), image)
+    factors = torch.cat([factors.new_zeros(config.num_condition_tokens, factors.shape[1]), factors])
+    return torch.stack([factors, factors, torch.ones_like(factors)], dim=1)[:, :, None].to(torch.complex64)
 
 
 def rotated(qkv_BT3HK: Tensor, rotation: Tensor) -> Tensor:
-    """Apply `rotary_2d`'s rows for these T positions, in at least float32."""
+    """Multiply by the rows of `rotary_2d` for these T positions, in at least float32."""
     pairs = at_least_float32(qkv_BT3HK).unflatten(-1, (-1, 2))
-    turned = torch.view_as_real(torch.view_as_complex(pairs) * rotation)
-    return turned.flatten(-2).to(qkv_BT3HK.dtype)
+    product = torch.view_as_real(torch.view_as_complex(pairs) * rotation)
+    return product.flatten(-2).to(qkv_BT3HK.dtype)
 
 
 class LayerCache:
-    """Keys and values of one layer, in a block sized to the sequence; attention reads its filled part."""
+    """Keys and values of one layer, allocated for the full sequence; attention reads the filled part."""
 
     def __init__(self, batch_size: int, length: int, config: LlamaGenConfig, like: Tensor) -> None:
         self.block = like.new_empty(batch_size, 2, config.num_heads, length, config.head_dim)
         self.length = 0
 
     def append(self, kv_BT2HK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T more positions; all keys and values so far, each (B, H, length, K)."""
+        """Store T more positions; return all keys and values so far, each (B, H, length, K)."""
         start, self.length = self.length, self.length + kv_BT2HK.shape[1]
         self.block[:, :, :, start : self.length] = kv_BT2HK.permute(0, 2, 3, 1, 4)
         keys, values = self.block[:, :, :, : self.length].unbind(1)
         return keys, values
 
     def keep_first(self, batch_size: int) -> None:
-        """Forget all but the first rows of the batch."""
+        """Keep only the first rows of the batch."""
         self.block = self.block[:batch_size]
 
 
@@ -141,8 +139,8 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.wqkv = Projection(config.width, 3 * config.width)
-        self.wo = Projection(config.width, config.width)
+        self.wqkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.wo = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
         self, x_BTD: Tensor, rotation: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None
@@ -152,8 +150,8 @@ class Attention(nn.Module):
         Args:
             x_BTD: normalised input of T consecutive positions; with a non-empty cache T must be 1.
             rotation: the rows of `rotary_2d` for these positions.
-            cache: takes the new keys and values.
-            mask: bool, broadcastable to (B, H, T, positions so far), True where seen; None is causal.
+            cache: the new keys and values are appended to it.
+            mask: bool, broadcastable to (B, H, T, positions so far), True where attended to; None is causal.
         """
         B, T, D = x_BTD.shape
         qkv = rotated(self.wqkv(x_BTD).view(B, T, 3, self.num_heads, -1), rotation)
@@ -172,16 +170,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
-        self.w1 = Projection(config.width, config.ffn_width)
-        self.w3 = Projection(config.width, config.ffn_width)
-        self.w2 = Projection(config.ffn_width, config.width)
+        self.w1 = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.w3 = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.w2 = nn.Linear(config.ffn_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
 class Layer(nn.Module):
-    """One transformer layer: attention, then feed-forward, each on a root-mean-square normalised input."""
+    """One transformer layer: attention, then feed-forward, each with an RMS-normalised input."""
 
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
@@ -211,16 +209,16 @@ class ClassEmbedding(nn.Module):
 
 
 class CaptionEmbedding(nn.Module):
-    """Text features (B, T, E) to condition tokens (B, T, D); `uncond_embedding` stands for no caption."""
+    """Text features (B, T, E) to condition tokens (B, T, D); `uncond_embedding` is the null condition."""
 
     def __init__(self, num_tokens: int, caption_dim: int, width: int) -> None:
         super().__init__()
         self.uncond_embedding = nn.Parameter(normal_rows(num_tokens, caption_dim))
         self.cap_proj = nn.Sequential(
             OrderedDict(
-                fc1=Projection(caption_dim, width),
+                fc1=nn.Linear(caption_dim, width, bias=False),
                 activation=nn.GELU(approximate="tanh"),
-                fc2=Projection(width, width),
+                fc2=nn.Linear(width, width, bias=False),
             )
         )
 
@@ -228,26 +226,26 @@ class CaptionEmbedding(nn.Module):
         return self.cap_proj(features_BTE)
 
     def of(self, condition: TextCondition) -> Tensor:
-        """Condition tokens (B, T, D) of captions; what stands at padding is not looked at."""
+        """Condition tokens (B, T, D) of captions; features at padding have no effect."""
         features_BTE = condition.features_BTE.to(self.uncond_embedding.dtype)
         return self(features_BTE * condition.seen_BT[..., None])
 
     def unconditional(self, condition: TextCondition) -> Tensor:
-        """Condition tokens (1, T, D) of no caption, for a batch that is padded to this length."""
+        """Condition tokens (1, T, D) of the null condition, for a batch padded to this length."""
         return self(self.uncond_embedding[-condition.features_BTE.shape[1] :])[None]
 
 
 def condition_embedding(config: LlamaGenConfig) -> ClassEmbedding | CaptionEmbedding:
-    """What makes condition tokens of classes or captions, with fresh weights."""
+    """The module that computes condition tokens from classes or captions, with fresh weights."""
     if config.condition == "class":
         return ClassEmbedding(config.num_classes, config.width)
     return CaptionEmbedding(config.num_condition_tokens, config.caption_dim, config.width)
 
 
 def caption_mask(seen_BT: Tensor, num_tokens: int) -> Tensor:
-    """Which of T condition and then `num_tokens` image positions P each one sees, (B, 1, P, P), bool.
+    """Attention mask (B, 1, P, P), bool, of P positions: T of the condition, then `num_tokens` of the image.
 
-    It sees itself and, of those before it, all that are no padding.
+    A position attends to itself and to all before it except padding.
     """
     seen_BP = F.pad(seen_BT, (0, num_tokens), value=True)
     square_PP = torch.ones(seen_BP.shape[1], seen_BP.shape[1], dtype=torch.bool, device=seen_BT.device)
@@ -255,7 +253,7 @@ def caption_mask(seen_BT: Tensor, num_tokens: int) -> Tensor:
 
 
 def initialise(model: nn.Module, output: nn.Linear) -> None:
-    """LlamaGen's starting point: weights N(0, 0.02^2), biases and the `output` head zero."""
+    """LlamaGen's initial weights: N(0, 0.02^2), with biases and the `output` head zero."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
@@ -274,13 +272,13 @@ class LlamaGenTransformer(nn.Module):
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.output = Projection(config.width, config.vocab_size)
-        # Not a buffer: half-precision models must not round it, and those built on the meta device need it.
+        self.output = nn.Linear(config.width, config.vocab_size, bias=False)
+        # Not a buffer: models in half precision must not round it, and models on the meta device need it.
         self.rotation = rotary_2d(config)
         initialise(self, self.output)
 
     def caches(self, batch_size: int, num_condition: int) -> list[LayerCache]:
-        """Empty caches for a whole sequence; its last token is never fed back and needs no place."""
+        """Empty caches for a full sequence without its last token, which is never an input."""
         length = num_condition + self.config.num_tokens - 1
         like = self.tok_embeddings.weight
         return [LayerCache(batch_size, length, self.config, like) for _ in self.layers]
@@ -292,7 +290,7 @@ class LlamaGenTransformer(nn.Module):
         caches: Sequence[LayerCache] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings of T consecutive positions through all layers and the last norm, (B, T, D)."""
+        """Apply all layers and the last norm to the embeddings of T consecutive positions, (B, T, D)."""
         for index, layer in enumerate(self.layers):
             x_BTD = layer(x_BTD, rotation, None if caches is None else caches[index], mask)
         return self.norm(x_BTD)
@@ -301,9 +299,9 @@ class LlamaGenTransformer(nn.Module):
         """Logits (B, L, V) of every token given those before it.
 
         Args:
-            condition_BTD: condition tokens; the first ones may be missing where all of the batch are padding.
-            tokens_BL: int64; the last one is not looked at.
-            seen_BT: bool, False at padding; None where there is none.
+            condition_BTD: condition tokens; first positions that are padding in the full batch may be omitted.
+            tokens_BL: int64; the last one is not used.
+            seen_BT: bool, False at padding; None without padding.
         """
         num_condition, num_before = condition_BTD.shape[1], tokens_BL.shape[1] - 1
         x_BPD = torch.cat([condition_BTD, self.tok_embeddings(tokens_BL[:, :-1])], dim=1)
@@ -314,5 +312,5 @@ class LlamaGenTransformer(nn.Module):
         return at_least_float32(self.output(h_BLD))
 
     def rotation_after(self, num_condition: int) -> Tensor:
-        """The rows of `rotary_2d` for a sequence that begins with so many condition tokens."""
+        """The rows of `rotary_2d` for a sequence that starts with this number of condition tokens."""
         return self.rotation[self.config.num_condition_tokens - num_condition :]

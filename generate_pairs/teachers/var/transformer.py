@@ -1,7 +1,7 @@
-"""VAR's transformer: scale after scale, every block modulated by the class (adaLN).
+"""VAR's transformer: scale after scale, with every block modulated by the class (adaLN).
 
-Attribute names are the official tensor names. The student shares the backbone, so a block is a function of
-its input, its modulation and either a mask or, while decoding, a cache.
+Attribute names are the official tensor names. The student uses the same backbone, so a block is a function of its
+input, its modulation and either a mask or, during decoding, a cache.
 """
 
 from __future__ import annotations
@@ -16,25 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generate_pairs.compute.float32 import at_least_float32
-from generate_pairs.compute.packed_linear import Projection
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.meta_device import normal_rows
 
 IGNORED_BUFFERS = ("lvl_1L", "attn_bias_for_masking", "attn.zero_k_bias")
-"""Constants that official files carry beside the weights (ends of names); here they are computed."""
+"""Endings of the names of constants in official files; this code computes them."""
 
 MAX_LOG_SCALE = math.log(100.0)
-"""Bound of the learned logarithmic temperature of L2-normalised attention."""
+"""Upper bound of the learned logarithmic temperature of L2-normalised attention."""
 
 
 @dataclass(frozen=True)
 class VarConfig:
     """Shape of a VAR transformer.
 
-    `scales` are side lengths and begin with 1. `l2_attention` normalises queries and keys and learns a
-    temperature a head. `shared_adaln` makes one modulation for all blocks, to which each adds its own
-    constant. `dropout` acts on what each block adds; `class_dropout` is the share of labels that a training
-    loop should replace by the null class.
+    `scales` are side lengths and start with 1. `l2_attention` normalises queries and keys and learns a temperature per
+    head. `shared_adaln` computes one modulation for all blocks, to which each adds its own constant. `dropout` applies
+    to the output of each sublayer; `class_dropout` is the share of labels that training replaces by the null class.
     """
 
     width: int
@@ -55,7 +53,7 @@ class VarConfig:
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads}")
         if self.scales[0] != 1:
-            raise ValueError(f"scales must begin with 1, a single token, not with {self.scales[0]}")
+            raise ValueError(f"scales must start with 1, a single token, not with {self.scales[0]}")
 
     @property
     def head_dim(self) -> int:
@@ -63,12 +61,12 @@ class VarConfig:
 
     @property
     def initial_std(self) -> float:
-        """Spread of new weights."""
+        """Standard deviation of initial weights."""
         return math.sqrt(1 / (3 * self.width))
 
     @property
     def layout(self) -> TokenLayout:
-        """One AR step a scale: a side x side map, row-major."""
+        """One AR step per scale: a side x side map, row-major."""
         return TokenLayout(tuple(side * side for side in self.scales))
 
 
@@ -78,7 +76,7 @@ def official_var(depth: int, scales: tuple[int, ...], shared_adaln: bool = False
 
 
 class Modulation(NamedTuple):
-    """What the class makes of one block, each (B, 1, D): gates, scales (with their 1 added) and shifts."""
+    """Gates, scales (with 1 added) and shifts of one block, computed from the class, each (B, 1, D)."""
 
     attention_gate: Tensor
     ffn_gate: Tensor
@@ -89,13 +87,13 @@ class Modulation(NamedTuple):
 
     @classmethod
     def from_chunks(cls, chunks_B6D: Tensor) -> Modulation:
-        """The official order of the six chunks."""
+        """Split six vectors in the official order."""
         gates, scales, shifts = chunks_B6D[:, :, None].split(2, dim=1)
         return cls(*gates.unbind(1), *(1 + scales).unbind(1), *shifts.unbind(1))
 
 
 def linear(config: VarConfig, num_inputs: int, num_outputs: int, gain: float = 1.0) -> nn.Linear:
-    """A linear map from the official starting point: biases zero, weights `gain` times the width's spread."""
+    """A linear layer with the official initial weights: biases zero, weights of `gain` times `initial_std`."""
     layer = nn.Linear(num_inputs, num_outputs)
     nn.init.trunc_normal_(layer.weight, std=gain * config.initial_std)
     nn.init.zeros_(layer.bias)
@@ -103,21 +101,21 @@ def linear(config: VarConfig, num_inputs: int, num_outputs: int, gain: float = 1
 
 
 def adaptive(config: VarConfig, num_chunks: int, num_gates: int = 0) -> nn.Sequential:
-    """From a condition (B, D) to `num_chunks` vectors of width D, gates first, which begin next to zero."""
+    """From a condition (B, D) to `num_chunks` vectors of width D, gates first; initial gates are nearly zero."""
     layer = linear(config, config.width, num_chunks * config.width, gain=0.5)
     nn.init.trunc_normal_(layer.weight[: num_gates * config.width], std=1e-5 * config.initial_std)
     return nn.Sequential(nn.SiLU(), layer)
 
 
 class LayerCache:
-    """Keys and values of one block of the whole sequence; attention reads the filled part."""
+    """Keys and values of one block, allocated for the full sequence; attention reads the filled part."""
 
     def __init__(self, batch_size: int, config: VarConfig, like: Tensor) -> None:
         shape = (batch_size, config.layout.num_tokens, config.num_heads, config.head_dim)
         self.keys_BLHK, self.values_BLHK = like.new_empty(shape), like.new_empty(shape)
 
     def put(self, span: slice, k_BsHK: Tensor, v_BsHK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the positions `span`; all keys and values up to its end, each (B, length, H, K)."""
+        """Store the positions `span`; return all keys and values up to its end, each (B, length, H, K)."""
         self.keys_BLHK[:, span], self.values_BLHK[:, span] = k_BsHK, v_BsHK
         return self.keys_BLHK[:, : span.stop], self.values_BLHK[:, : span.stop]
 
@@ -129,13 +127,13 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.l2_attention = config.l2_attention
-        # The official code divides by 4 sqrt(K) where it does not normalise.
+        # Without normalisation, the official code divides by 4 sqrt(K).
         self.scale = 1.0 if config.l2_attention else 0.25 / math.sqrt(config.head_dim)
         if config.l2_attention:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.num_heads, 1, 1), math.log(4.0)))
         self.q_bias = nn.Parameter(torch.zeros(config.width))
         self.v_bias = nn.Parameter(torch.zeros(config.width))
-        self.mat_qkv = Projection(config.width, 3 * config.width)
+        self.mat_qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         nn.init.trunc_normal_(self.mat_qkv.weight, std=config.initial_std)
         self.proj = linear(config, config.width, config.width, gain=1 / math.sqrt(2 * config.depth))
 
@@ -146,13 +144,13 @@ class Attention(nn.Module):
 
         Args:
             x_BLD: normalised and modulated input of L consecutive positions.
-            mask_LL: bool, True where a query (row) sees a key; None where every query sees every key.
-            cache: takes the new keys and values.
-            span: where in the cache these positions lie.
+            mask_LL: bool, True where a query (row) attends to a key; None if every query attends to every key.
+            cache: the new keys and values are stored in it.
+            span: the positions.
         """
         B, L, D = x_BLD.shape
         bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = self.mat_qkv(x_BLD, bias_3D).view(B, L, 3, self.num_heads, D // self.num_heads)
+        qkv = F.linear(x_BLD, self.mat_qkv.weight, bias_3D).view(B, L, 3, self.num_heads, D // self.num_heads)
         q_BLHK, k_BLHK, v_BLHK = qkv.unbind(2)
         if self.l2_attention:
             q_BLHK, k_BLHK = F.normalize(qkv[:, :, :2], dim=-1, eps=1e-12).unbind(2)
@@ -178,7 +176,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward; the class scales and shifts what they read and gates what they add."""
+    """Attention, then feed-forward; the class scales and shifts their inputs and gates their outputs."""
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__()
@@ -193,7 +191,7 @@ class Block(nn.Module):
             self.ada_lin = adaptive(config, 6, num_gates=2)
 
     def modulation(self, condition_BD: Tensor, shared_B6D: Tensor | None) -> Modulation:
-        """From the condition alone, or from what all blocks share."""
+        """The block's modulation, from the condition or from the modulation that all blocks share."""
         if shared_B6D is None:
             return Modulation.from_chunks(self.ada_lin(condition_BD).unflatten(-1, (6, -1)))
         return Modulation.from_chunks(self.ada_gss[0] + shared_B6D)
@@ -207,7 +205,7 @@ class Block(nn.Module):
         span: slice = slice(0),
         between_BLD: Tensor | None = None,
     ) -> Tensor:
-        """One block over L positions; `between_BLD` is added after attention, the rest is `Attention`'s."""
+        """Apply the block to L positions; `between_BLD` is added after attention. Others are as in `Attention`."""
         m = modulation
         normalised_BLD = modulated(x_BLD, m.attention_scale, m.attention_shift, self.norm_eps)
         attended_BLD = self.attn(normalised_BLD, mask_LL, cache, span)
@@ -219,7 +217,7 @@ class Block(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """The last norm, its scale and shift made from the class."""
+    """The last norm, with a scale and a shift computed from the class."""
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__()
@@ -237,9 +235,9 @@ def modulated(x_BLD: Tensor, scale_B1D: Tensor, shift_B1D: Tensor, eps: float) -
 
 
 class VarBackbone(nn.Module):
-    """What teacher and student have in common: embeddings, blocks and token head over levels of positions.
+    """The part that teacher and student share: embeddings, blocks and token head.
 
-    `positions_per_level` is one number for each row of `lvl_embed`.
+    `positions_per_level` has one number per row of `lvl_embed`.
     """
 
     level_L: Tensor
@@ -260,21 +258,21 @@ class VarBackbone(nn.Module):
         self.head = linear(config, config.width, config.vocab_size, gain=0.02)
         for table in (self.pos_start, self.pos_1LC, self.class_emb.weight, self.lvl_embed.weight):
             nn.init.trunc_normal_(table, std=config.initial_std)
-        # On the CPU, so that a model built on the meta device has it.
+        # On the CPU, because models on the meta device need its values.
         level_L = torch.tensor(layout.step_of_token, device="cpu")
         self.register_buffer("level_L", level_L, persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's arithmetic."""
+        """The dtype of the network's arithmetic."""
         return self.pos_start.dtype
 
     def positions(self) -> Tensor:
-        """Position and level embeddings of the whole sequence, (1, L, D)."""
+        """Position and level embeddings of the full sequence, (1, L, D)."""
         return self.pos_1LC + self.lvl_embed(self.level_L)
 
     def modulations(self, condition_BD: Tensor) -> list[Modulation]:
-        """Each block's modulation; it depends on the class alone, so once a batch is enough."""
+        """The modulation of each block; it depends only on the class, so once per batch is enough."""
         shared_B6D: Tensor | None = None
         if self.shared_ada_lin is not None:
             shared_B6D = self.shared_ada_lin(condition_BD).unflatten(-1, (6, -1))
@@ -298,7 +296,7 @@ class VarTransformer(VarBackbone):
         caches: Sequence[LayerCache] | None = None,
         span: slice = slice(0),
     ) -> Tensor:
-        """Embedded positions through all blocks and the last norm: what the head reads, (B, L, D)."""
+        """Apply all blocks and the last norm to embedded positions: the input of the head, (B, L, D)."""
         for index, block in enumerate(self.blocks):
             cache = None if caches is None else caches[index]
             x_BLD = block(x_BLD, modulations[index], mask_LL, cache, span)

@@ -1,4 +1,4 @@
-"""`tokenleap ablate`: how many pairs are enough, and whatever else of stage two is asked."""
+"""`tokenleap ablate`: train students on several data set sizes and settings, and compare them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from pipeline.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.ablation.grid import Match
+    from pipeline.ablation.ablation import Ablation
+    from pipeline.ablation.grid import Axes, Match
+    from pipeline.config.run_config import RunConfig
     from shards.storage.paths import Location
 
 
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
 @pairs_option
 @click.option("--out", type=FolderPath, required=True, metavar="DIR", help="Folder of the ablation.")
 @click.option(
-    "--sizes", required=True, metavar="N,N", help="Training pairs: counts, or shares as 0.5 or 50%."
+    "--sizes",
+    required=True,
+    metavar="N,N",
+    help="Numbers of training pairs, or fractions of the data set as 0.5 or 50%.",
 )
 @click.option(
     "--timesteps",
@@ -55,13 +60,13 @@ if TYPE_CHECKING:
     type=click.Choice(["steps", "epochs"]),
     default="steps",
     show_default=True,
-    help="What the cells have in common: updates, or passes over their pairs (as many as the preset's own).",
+    help="Train all cells for equally many steps or epochs, as many as in the preset.",
 )
 @click.option(
     "--every",
     type=click.IntRange(min=1),
     metavar="K",
-    help="Steps between points of a curve.  [default: a tenth]",
+    help="Steps between evaluations during training.  [default: a tenth of the steps]",
 )
 @tiny_random_option
 @captions_option
@@ -70,8 +75,8 @@ if TYPE_CHECKING:
     "--workers",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Cells trained side by side on this machine, each in a process; 0 trains one after another in this one.  "
-    "[default: cores over train.threads; 0 where that is 1]",
+    help="Cells trained in parallel on this machine, each in a process; 0 trains one after another in this process.  "
+    "[default: cores divided by train.threads; 0 if that is 1]",
 )
 @cluster_option
 @set_option
@@ -94,11 +99,11 @@ def command(
     settings: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Train a student for every size of the data set, and tell how many pairs are enough.
+    """Train a student on every size of the data set, and report how many pairs are enough.
 
-    All cells of the grid learn from the pairs that lie there, of which a smaller size is the beginning of a larger one;
-    nothing is copied. They begin alike, meet the pairs by one rule and are judged from the same noise. The same command
-    again goes on with what is not finished; added sizes, seeds or values train what is new.
+    All cells of the grid use the existing pairs; a smaller size is the beginning of a larger one, and nothing is copied.
+    Cells start from equal weights, read the pairs by the same rule and are evaluated from the same noise. Run the same
+    command again to resume; added sizes, seeds or values train only the new cells.
 
     \b
     Examples:
@@ -107,75 +112,125 @@ def command(
       tokenleap ablate digits --pairs pairs/digits --sizes 10000 --grid train.learning_rate=3e-3,6e-3 --out ablations/lr
 
     \b
-    The folder holds:
-      report.html, figures/, table.md, table.csv     the answers
-      ablation.parquet                               every number of every cell, at every point of its curve
-      cells/*/                                       a run's folder for each cell
+    The folder contains:
+      report.html, figures/, table.md, table.csv     the results
+      ablation.parquet                               all measurements of all cells
+      cells/*/                                       a run folder for each cell
     """
-    from pipeline.ablation.grid import Axes, make_cells, parse_sizes, parse_sweep
-    from pipeline.config.run_config import compose, to_toml
-    from pipeline.runtime.progress import progress
-    from pipeline.runtime.signals import stopping
-    from shards.core.errors import Failed, Refused
-    from shards.dataset.manifest import Manifest
+    from pipeline.config.run_config import compose
 
     flags = {"captions.file": captions, "train.num_steps": num_steps, "cluster.scheduler": cluster}
     base = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
-    # A cell is a run's folder of its own, and may be gone on with from anywhere.
-    base = base.model_copy(update={"teacher": base.teacher.with_absolute_path()})
+    axes = _axes(base, pairs, sizes, seeds, timesteps, sweeps)
+    ablation = _check_ablation(base, axes, pairs, out, match, every)
+    if dry_run:
+        _print_plan(ablation)
+    else:
+        _train_cells(ablation, workers)
+
+
+def _axes(
+    base: RunConfig,
+    pairs: Location,
+    sizes: str,
+    seeds: int,
+    timesteps: tuple[tuple[int, ...], ...],
+    sweeps: tuple[str, ...],
+) -> Axes:
+    """Parse the axes of the grid.
+
+    Raises:
+        Refused: an axis is invalid or has a value twice, or the evaluation uses a CLIP model.
+    """
+    from pipeline.ablation.grid import Axes, parse_sizes, parse_sweep
+    from shards.core.errors import Refused
+    from shards.dataset.manifest import Manifest
+
     swept: dict[str, tuple[object, ...]] = {}
     for key, values in map(parse_sweep, sweeps):
         if key in swept:
-            raise Refused(f"--grid {key} is given twice: name all of its values at once")
+            raise Refused(f"--grid {key} is given twice: list all of its values in one option")
         swept[key] = values
     if base.evaluation.clip is not None:
         raise Refused(
-            "evaluation.clip: cells are not judged by a CLIP; `tokenleap evaluate CELL` is, one by one"
+            "evaluation.clip: an ablation does not use a CLIP model; `tokenleap evaluate CELL` scores one cell with it"
         )
     if len(set(timesteps)) < len(timesteps):
-        raise Refused("--timesteps names a set twice: each set makes its own cells")
-    axes = Axes(parse_sizes(sizes, Manifest.open(pairs).view().size), seeds, timesteps, swept)
+        raise Refused("--timesteps: a set is given twice; give each set once")
+    return Axes(parse_sizes(sizes, Manifest.open(pairs).view().size), seeds, timesteps, swept)
+
+
+def _check_ablation(
+    base: RunConfig, axes: Axes, pairs: Location, out: Path, match: Match, every: int | None
+) -> Ablation:
+    """Create the cells and check everything that can be refused before the work; writes nothing.
+
+    Raises:
+        Refused: as `refuse_ablation`, or the pairs were generated with other settings.
+    """
+    from pipeline.ablation.grid import make_cells
+
+    # A cell is a run folder, and a command in another working folder may continue it.
+    base = base.model_copy(update={"teacher": base.teacher.with_absolute_path()})
     cells = tuple(make_cells(base, axes, match))
-    # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
+    # Imported after the settings are checked, because torch takes seconds to load.
     from generate_pairs.generation.plan import refuse_other_pairs
-    from generate_pairs.generation.shard_jobs import join_first
     from generate_pairs.teachers.checkpoints import load_teacher
     from pipeline.ablation.ablation import Ablation, refuse_ablation
-    from pipeline.ablation.conclusions import answer
-    from pipeline.ablation.cost import plan_lines
-    from pipeline.ablation.runner import run_ablation
 
     loaded = load_teacher(base.teacher.name)
     refuse_other_pairs(base.generate, loaded, pairs)
     ablation = Ablation(out, pairs, base, cells, match, every)
     refuse_ablation(ablation, loaded)
-    if dry_run:
-        click.echo(to_toml(base))
-        with progress("probe", "kinds of cells") as report:
-            lines = plan_lines(ablation, report)
-        click.echo("\n".join(lines))
-        return
+    return ablation
+
+
+def _print_plan(ablation: Ablation) -> None:
+    from pipeline.ablation.cost import plan_lines
+    from pipeline.config.run_config import to_toml
+    from pipeline.runtime.progress import progress
+
+    click.echo(to_toml(ablation.base))
+    with progress("probe", "kinds of cells") as report:
+        lines = plan_lines(ablation, report)
+    click.echo("\n".join(lines))
+
+
+def _train_cells(ablation: Ablation, workers: int | None) -> None:
+    """Train the unfinished cells and print the conclusions.
+
+    Raises:
+        Failed: some cells failed.
+    """
+    from generate_pairs.generation.shard_jobs import join_first
+    from pipeline.ablation.conclusions import write_conclusions
+    from pipeline.ablation.runner import run_ablation
+    from pipeline.runtime.progress import progress
+    from pipeline.runtime.signals import stopping
+    from shards.core.errors import Failed
+
     with stopping() as should_stop, progress("ablation", "steps") as report:
         failures = run_ablation(
             ablation,
-            workers=_workers(workers, base.train.threads),
+            workers=_number_of_workers(workers, ablation.base.train.threads),
             report=report,
             should_stop=should_stop,
             notify=lambda sentence: click.echo(sentence, err=True),
         )
-    click.echo("\n".join(answer(ablation, failures)))
+    click.echo("\n".join(write_conclusions(ablation, failures)))
     if failures:
         raise Failed(
-            f"{len(failures)} of {len(cells)} cells failed: {join_first([': '.join(each) for each in failures])}. "
-            "The others are done; the same command tries these again"
+            f"{len(failures)} of {len(ablation.cells)} cells failed: "
+            f"{join_first([': '.join(failure) for failure in failures])}. "
+            "The other cells are done; run the same command to retry the failed ones"
         )
 
 
-def _workers(asked: int | None, threads: int) -> int:
-    """As many trainings side by side as the cores have threads for; one alone needs no process of its own."""
-    if asked is not None:
-        return asked
+def _number_of_workers(workers: int | None, threads: int) -> int:
+    """The value of `--workers`, or as many as the cores allow; 0 instead of a single worker."""
+    if workers is not None:
+        return workers
     from shards.core.host import available_cores
 
-    side_by_side = available_cores() // threads
-    return side_by_side if side_by_side > 1 else 0
+    parallel = available_cores() // threads
+    return parallel if parallel > 1 else 0

@@ -1,4 +1,4 @@
-"""`tokenleap distill`: stage two, the student."""
+"""`tokenleap distill`: stage two, train a student."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pipeline.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.config.run_config import RunConfig
     from shards.storage.paths import Location
 
 
@@ -36,20 +37,20 @@ if TYPE_CHECKING:
 @click.option(
     "--device-batch-size",
     metavar="N|auto",
-    help="Pairs that a device computes at once; short for --set train.device_batch_size=N.  [default: as many as fit]",
+    help="Pairs per device in one forward pass; short for --set train.device_batch_size=N.  [default: as many as fit]",
 )
 @click.option(
-    "--print-job-script", is_flag=True, help="Print a Slurm job that trains, is requeued and goes on."
+    "--print-job-script", is_flag=True, help="Print a Slurm job that trains, and resumes after a requeue."
 )
 @click.option(
-    "--nodes", type=click.IntRange(min=1), default=1, metavar="N", help="Of that job.  [default: 1]"
+    "--nodes", type=click.IntRange(min=1), default=1, metavar="N", help="Nodes of that job.  [default: 1]"
 )
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
     default=1,
     metavar="N",
-    help="On each node, a GPU each.  [default: 1]",
+    help="Processes on each node, one GPU each.  [default: 1]",
 )
 @set_option
 @dry_run_option
@@ -72,8 +73,8 @@ def command(
 ) -> None:
     """Train the student on a pair data set.
 
-    The teacher and the pairs of PRESET must be those that PAIRS was made with. The same command again goes
-    on from the last checkpoint; a larger --num-steps trains on.
+    PAIRS must have been generated with the teacher and the pair settings of PRESET. Run the same command again to resume
+    from the last checkpoint; a larger --num-steps continues a finished training.
 
     \b
     Examples:
@@ -83,11 +84,7 @@ def command(
       torchrun --nproc-per-node=8 --no-python tokenleap distill var-d16 --pairs pairs/d16 --out students/d16
       tokenleap distill var-d16 --pairs pairs/d16 --out students/d16 --processes 8 --print-job-script > job.sh
     """
-    from pipeline.config.run_config import compose, to_toml
-    from pipeline.runtime.progress import duration, notifier, progress
-    from pipeline.runtime.signals import stopping
-    from shards.core.errors import Refused
-    from shards.dataset.manifest import Manifest
+    from pipeline.config.run_config import compose
 
     flags = {
         "captions.file": captions,
@@ -101,16 +98,33 @@ def command(
         click.echo(training_job(config.cluster, ctx.meta["tokenleap.command"], nodes, processes))
         return
     if (nodes, processes) != (1, 1):
+        from shards.core.errors import Refused
+
         raise Refused(
-            "--nodes and --processes are those of a Slurm job: give --print-job-script, or start several processes "
-            f"here with: torchrun --nproc-per-node={processes} --no-python tokenleap distill ..."
+            "--nodes and --processes are options of a Slurm job: give --print-job-script, or start several processes on "
+            f"this machine with: torchrun --nproc-per-node={processes} --no-python tokenleap distill ..."
         )
+    _distill(config, pairs, out, size, dry_run)
+
+
+def _distill(config: RunConfig, pairs: Location, out: Path, size: int | None, dry_run: bool) -> None:
+    """Train the student and print the outcome, or only print the plan.
+
+    Raises:
+        Refused: the pairs have other settings or another teacher, or `out` contains another training.
+        Failed, StoppedBySignal: as `distill.training.trainer.train`.
+    """
+    from shards.dataset.manifest import Manifest
+
     view = Manifest.open(pairs).view(size)
-    # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
+    # Imported after the settings are checked, because torch takes seconds to load.
     from distill.training.preflight import refuse_training, training_plan
     from distill.training.trainer import train
     from generate_pairs.generation.plan import refuse_other_pairs
     from generate_pairs.teachers.checkpoints import load_teacher
+    from pipeline.config.run_config import to_toml
+    from pipeline.runtime.progress import duration, notifier, progress
+    from pipeline.runtime.signals import stopping
 
     loaded = load_teacher(config.teacher.name)
     refuse_other_pairs(config.generate, loaded, pairs)
@@ -119,11 +133,10 @@ def command(
         click.echo(to_toml(config))
         click.echo("\n".join(training_plan(config.distill, view.size, loaded)))
         return
-    del loaded
     with stopping() as should_stop, progress("student", "steps") as report:
         trained = train(
             config.distill,
-            config.teacher.name,
+            loaded,
             pairs,
             out,
             size=size,
@@ -131,8 +144,7 @@ def command(
             should_stop=should_stop,
             notify=notifier("student"),
         )
-    if not trained.speaks:
-        return
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items())
-    outcome = f"{trained.num_steps:,} steps in {duration(trained.seconds)}"
-    click.echo(f"{out}: {'; '.join(filter(None, [outcome, metrics]))}")
+    if trained.is_main:
+        metrics = [f"{name} {value:.4g}" for name, value in trained.metrics.items()]
+        outcome = f"{trained.num_steps:,} steps in {duration(trained.seconds)}"
+        click.echo(f"{out}: {'; '.join(filter(None, [outcome, ', '.join(metrics)]))}")

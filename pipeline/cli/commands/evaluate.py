@@ -1,12 +1,18 @@
-"""`tokenleap evaluate`: evaluate a run's student, or print tables of earlier results."""
+"""`tokenleap evaluate`: evaluate a run's student, or print tables of stored results."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli.options import FolderPath, dry_run_option, overrides
+
+if TYPE_CHECKING:
+    from distill.config import EvaluationConfig
+    from pipeline.config.run_config import RunConfig
+    from pipeline.run_folder.run_dir import RunDir
 
 
 @click.command("evaluate")
@@ -14,29 +20,34 @@ from pipeline.cli.options import FolderPath, dry_run_option, overrides
 @click.option(
     "--protocol",
     metavar="NAME",
-    help="digits, samples, adm, dd or folder; short for --set evaluation.protocol=NAME, and stronger. Another than the "
-    "run's own is written to evaluation-NAME.json.",
+    help="digits, samples, adm, dd or folder; short for --set evaluation.protocol=NAME, and overrides it. For another "
+    "protocol than the run's own, the result is written to evaluation-NAME.json.",
 )
 @click.option(
     "--reference",
     metavar="PATH",
-    help="What images are held against: adm's .npz, dd's statistic.pth, folder's folder; "
-    "short for --set evaluation.reference=PATH, and stronger.",
+    help="Reference images or statistics: adm's .npz, dd's statistic.pth, folder's folder; "
+    "short for --set evaluation.reference=PATH, and overrides it.",
 )
-@click.option("--num-images", type=int, metavar="N", help="Images of each method, likewise.")
 @click.option(
-    "--repeats", type=int, metavar="R", help="Noise seeds, whose mean and spread are told, likewise."
+    "--num-images", type=int, metavar="N", help="Images of each method; short for evaluation.num_images."
 )
-@click.option("--seed", type=int, metavar="S", help="The first noise seed, likewise.")
+@click.option(
+    "--repeats",
+    type=int,
+    metavar="R",
+    help="Noise seeds; scores are their mean and spread. Short for evaluation.repeats.",
+)
+@click.option("--seed", type=int, metavar="S", help="The first noise seed; short for evaluation.seed.")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a setting of the evaluation, as in --set evaluation.device=cuda; repeatable, the last wins.",
+    help="Override a setting of the evaluation, as in --set evaluation.device=cuda; repeatable, the last one wins.",
 )
-@click.option("--table", is_flag=True, help="Print the table of what was judged before; judge nothing.")
-@click.option("--markdown", is_flag=True, help="Print it as Markdown.")
+@click.option("--table", is_flag=True, help="Print tables of stored results; compute nothing.")
+@click.option("--markdown", is_flag=True, help="Print these tables as Markdown.")
 @dry_run_option
 def command(
     run: Path,
@@ -50,21 +61,20 @@ def command(
     markdown: bool,
     dry_run: bool,
 ) -> None:
-    """Judge the student of a run once more, or print what was found.
+    """Evaluate the student of a run again, or print stored results.
 
-    evaluation.json and samples/ are made anew. RUN is the folder of `tokenleap run`; its own settings apply where no
-    option says otherwise. An evaluation that was stopped goes on when it is given again. docs/evaluation.md says what
-    each protocol is, and which files it needs.
+    RUN is the folder of `tokenleap run`; its own settings are the defaults. evaluation.json and samples/ are replaced.
+    Run a stopped evaluation again to resume it. docs/evaluation.md describes the protocols and the files they need.
 
     \b
     Examples:
       tokenleap evaluate runs/digits --repeats 3
-      tokenleap evaluate runs/digits --table               every table that there is
+      tokenleap evaluate runs/digits --table               all stored tables
       tokenleap evaluate runs/var-d16 --protocol adm --reference VIRTUAL_imagenet256_labeled.npz
       tokenleap evaluate runs/var-d16 --protocol folder --reference photos --set evaluation.features=inception
     """
     from pipeline.config.run_config import as_text
-    from pipeline.evaluation_request import planned, requested_evaluation, result_file, tables
+    from pipeline.evaluation_request import requested_evaluation, tables
     from pipeline.run_folder.run_dir import RunDir
 
     run_dir = RunDir(run)
@@ -77,27 +87,35 @@ def command(
         "evaluation.seed": seed,
     }
     changes = overrides(settings, flags)
-    asked = requested_evaluation(config, changes)
+    evaluation = requested_evaluation(config, changes)
     if table or markdown:
-        shown = tables(run_dir, config, asked, changes, f"tokenleap evaluate {run}")
-        click.echo("\n\n".join("\n".join(one.markdown() if markdown else one.text()) for one in shown))
-        return
+        shown = tables(run_dir, config, evaluation, changes, f"tokenleap evaluate {run}")
+        click.echo("\n\n".join("\n".join(each.markdown() if markdown else each.text()) for each in shown))
+    else:
+        _evaluate(run_dir, config, evaluation, dry_run)
 
+
+def _evaluate(run_dir: RunDir, config: RunConfig, evaluation: EvaluationConfig, dry_run: bool) -> None:
+    """Evaluate the student and print the result, or only print the plan.
+
+    Raises:
+        Refused: the run has no student, or something that the evaluation needs is missing.
+    """
     from distill.student.export import refuse_missing_export
+    from pipeline.evaluation_request import plan_lines, result_file
 
     refuse_missing_export(run_dir.student)
-    file = result_file(run_dir, config, asked)
+    file = result_file(run_dir, config, evaluation)
     if dry_run:
-        click.echo("\n".join(planned(run_dir, asked, file)))
+        click.echo("\n".join(plan_lines(run_dir, evaluation, file)))
         return
-    from pipeline.run import scorer
+    from pipeline.report.terminal_summary import table_lines
+    from pipeline.run import evaluate_run
+    from pipeline.run_folder.results import describe_evaluation
     from pipeline.runtime.signals import stopping
 
     with stopping() as should_stop:
-        scorer(run_dir, config, should_stop, asked, file.name)
-    from pipeline.report.terminal_summary import table_lines
-    from pipeline.run_folder.results import describe_evaluation
-
-    judged = run_dir.read_json(file)
-    click.echo("\n".join([describe_evaluation(judged), *table_lines(judged["rows"])]))
-    click.echo(f"{file}; `tokenleap report {run}` puts it on a page")
+        evaluate_run(run_dir, config.teacher.name, evaluation, should_stop, file.name)
+    result = run_dir.read_json(file)
+    click.echo("\n".join([describe_evaluation(result), *table_lines(result["rows"])]))
+    click.echo(f"{file}; `tokenleap report {run_dir.root}` adds it to the report")

@@ -1,4 +1,4 @@
-"""`tokenleap export`: a student in the layout of somebody else's code."""
+"""`tokenleap export`: write a student in the file layout of other code."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pipeline.cli.options import FolderPath
     "layout",
     type=click.Choice(["official"]),
     required=True,
-    help="official: the checkpoint that the sampling code of Distilled Decoding reads.",
+    help="official: the checkpoint layout of the official Distilled Decoding sampling code.",
 )
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
     metavar="FILE",
-    help="Ends in .pth for the VAR family, in .pt for LlamaGen's.",
+    help="A .pth file for the VAR family, a .pt file for the LlamaGen family.",
 )
 def command(student: Path, layout: str, out: Path) -> None:
     """Write a student's network for other sampling code.
 
-    STUDENT is the folder of an exported student, as in runs/digits/student. The tokenizer is its teacher's own, and
-    the official code reads that from the teacher's file.
+    STUDENT is the folder of an exported student, as in runs/digits/student. The tokenizer is not exported: it is the
+    teacher's, and the official code reads it from the teacher's file.
 
     \b
     Example:
@@ -44,20 +44,20 @@ def command(student: Path, layout: str, out: Path) -> None:
     suffix = official_suffix(family)
     if out.suffix != suffix:
         raise click.BadParameter(
-            f"{out} must end in {suffix}, as the official files of this family do", param_hint="--out"
+            f"{out} must end in {suffix}, like the official files of this family", param_hint="--out"
         )
     loaded = Student.from_pretrained(student)
     if loaded.is_text_conditional:
         raise Refused(
-            f"{student} draws images for captions: no official layout of such a student was published"
+            f"{student} is text-conditional, and no official layout of such a student was published"
         )
     export_official(loaded, out)
     weights = [loaded.noise_weight_at(timestep) for timestep in loaded.timesteps]
     if any(weights):
-        told = ", ".join(f"{weight:g}" for weight in dict.fromkeys(weights))
+        listed = ", ".join(f"{weight:g}" for weight in dict.fromkeys(weights))
         click.echo(
-            f"note: this student's noise has a say in the choice of tokens (noise_weight {told}); the "
-            "official code takes the likeliest ones",
+            f"note: this student uses its noise to choose tokens (noise_weight {listed}); the official code takes the "
+            "likeliest ones",
             err=True,
         )
     click.echo(f"{out}: {layout} layout, family {family}")

@@ -1,4 +1,4 @@
-"""`tokenleap generate`: stage one, the pair data set."""
+"""`tokenleap generate`: stage one, generate a pair data set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipeline.cli.options import (
     captions_option,
     cluster_option,
     dry_run_option,
+    echo_generated,
     num_pairs_option,
     number_of_workers,
     overrides,
@@ -38,26 +39,24 @@ if TYPE_CHECKING:
 @workers_option
 @cluster_option
 @click.option(
-    "--print-job-script", is_flag=True, help="Print the job that --cluster slurm submits; submit nothing."
+    "--print-job-script", is_flag=True, help="Print the job script of --cluster slurm; submit nothing."
 )
 @click.option(
     "--task-index",
     type=click.IntRange(min=0),
     metavar="I",
-    help="Make the shards of task I, counted from 0, only.",
+    help="Generate only the shards of task I, counted from 0.",
 )
 @click.option(
-    "--task-count", type=click.IntRange(min=1), metavar="N", help="How many tasks share the shards."
+    "--task-count", type=click.IntRange(min=1), metavar="N", help="Number of tasks that share the shards."
 )
-@click.option(
-    "--time-limit", metavar="H:MM:SS", help="Begin no shard that would end later than this after the start."
-)
+@click.option("--time-limit", metavar="H:MM:SS", help="Start no shard that would end after this time.")
 @set_option
 @dry_run_option
 @click.option(
     "--probe",
     is_flag=True,
-    help="Measure a few batches here, print pairs per second and device-hours to the end; make nothing.",
+    help="Measure a few batches on this machine and print pairs per second and remaining device-hours; write no pairs.",
 )
 def command(
     preset: str,
@@ -75,10 +74,10 @@ def command(
     dry_run: bool,
     probe: bool,
 ) -> None:
-    """Make pairs of noise and the teacher's tokens for it.
+    """Generate pairs of noise and the teacher's tokens for this noise.
 
-    The same command again makes what is missing; a larger --num-pairs extends the data set and keeps every
-    pair that is there.
+    Run the same command again to generate missing pairs; a larger --num-pairs extends the data set and keeps
+    all existing pairs.
 
     \b
     Examples:
@@ -92,18 +91,13 @@ def command(
       tokenleap generate var-d16 --out pairs/d16 --cluster slurm --set cluster.jobs=64 --set cluster.gpus=1
       tokenleap generate var-d16 --out pairs/d16 --task-index $SLURM_ARRAY_TASK_ID --task-count 64
 
-    --workers are processes of this machine, and --cluster finds workers elsewhere. Tasks need neither: each makes
-    its share in its own process. The pairs are the same, whoever makes them.
+    --workers starts processes on this machine, --cluster uses workers on others. A task needs neither: it generates
+    its shards in its own process. The pairs are the same in all cases.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     if dry_run and probe:
         raise click.UsageError("--dry-run computes nothing and --probe measures: give one of them")
-    from pipeline.config.run_config import as_text, compose, to_toml
-    from pipeline.report.terminal_summary import pairs_line
-    from pipeline.run_folder.results import PairStatistics
-    from pipeline.runtime.progress import notifier, progress
-    from pipeline.runtime.signals import stopping
-    from shards.dataset.manifest import Manifest
+    from pipeline.config.run_config import as_text, compose
 
     flags = {
         "captions.file": None if captions is None else as_text(captions),
@@ -112,51 +106,71 @@ def command(
     }
     config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
     task = _task(config, task_index, task_count, workers)
-    deadline = None if time_limit is None else began + _seconds(time_limit)
+    deadline = None if time_limit is None else started + _seconds(time_limit)
     if print_job_script:
         click.echo(_job_script(config, out))
-        return
-    # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
-    from generate_pairs.generation.generate import generate
+    elif dry_run or probe:
+        _print_plan(config, out, probe)
+    else:
+        _generate(config, out, workers, task, deadline)
+
+
+def _print_plan(config: RunConfig, out: Location, probe: bool) -> None:
+    """Print the configuration and the plan or, with `probe`, a measured rate.
+
+    Raises:
+        Refused: the data set cannot be generated or extended with this configuration.
+    """
     from generate_pairs.generation.plan import plan_generation, refuse_fewer_pairs
+    from pipeline.config.run_config import to_toml
+    from pipeline.runtime.progress import progress
 
     refuse_fewer_pairs(config.generate, out)
-    if dry_run:
-        click.echo(to_toml(config))
-        click.echo("\n".join(plan_generation(config.generate, out).lines()))
-        return
     if probe:
         from pipeline.cost_report import probe_lines
 
         with progress("probe", "batches") as report:
             lines = probe_lines(config.generate, plan_generation(config.generate, out), report)
-        click.echo("\n".join(lines))
-        return
-    here = (
-        0
-        if task or config.cluster.scheduler != "local"
-        else number_of_workers(workers, config.cluster.device)
-    )
+    else:
+        lines = [to_toml(config), *plan_generation(config.generate, out).lines()]
+    click.echo("\n".join(lines))
+
+
+def _generate(
+    config: RunConfig, out: Location, workers: int | None, task: Task | None, deadline: float | None
+) -> None:
+    """Generate the missing pairs and print totals.
+
+    Raises:
+        Refused, Failed, StoppedBySignal: as `generate_pairs.generation.generate.generate`.
+    """
+    # Imported after the settings are checked, because torch takes seconds to load.
+    from generate_pairs.generation.generate import generate
+    from generate_pairs.generation.plan import refuse_fewer_pairs
+    from pipeline.runtime.progress import notifier, progress
+    from pipeline.runtime.signals import stopping
+
+    refuse_fewer_pairs(config.generate, out)
+    in_this_process = task is not None or config.cluster.scheduler != "local"
     with stopping() as should_stop, progress("pairs", "pairs") as report:
-        made = generate(
+        summary = generate(
             config.generate,
             out,
-            workers=here,
+            workers=0 if in_this_process else number_of_workers(workers, config.cluster.device),
             report=report,
             should_stop=should_stop,
             task=task,
             deadline=deadline,
             notify=notifier("pairs"),
         )
-    click.echo(f"made {made.num_pairs:,} pairs, {made.pairs_per_second:,.1f} pairs/s")
-    click.echo(f"{out}: {pairs_line(PairStatistics.of(Manifest.open(out)))}")
+    echo_generated(summary, out)
 
 
 def _task(config: RunConfig, index: int | None, count: int | None, workers: int | None) -> Task | None:
-    """What --task-index and --task-count say, and whether the rest agrees with it.
+    """The task of --task-index and --task-count; None without these options.
 
     Raises:
-        Refused: options that exclude each other, or one that needs another.
+        Refused: options exclude each other, or one needs another.
     """
     from generate_pairs.generation.work_units import Task
     from shards.core.errors import Refused
@@ -164,23 +178,22 @@ def _task(config: RunConfig, index: int | None, count: int | None, workers: int 
     scheduler = config.cluster.scheduler
     if workers is not None and scheduler != "local":
         raise Refused(
-            f"--workers are processes of this machine, and cluster.scheduler is {scheduler}: leave --workers out "
-            "(Slurm's are cluster.jobs), or give --cluster local"
+            f"--workers starts processes on this machine, and cluster.scheduler is {scheduler}: leave --workers out "
+            "(for Slurm set cluster.jobs), or give --cluster local"
         )
     if index is None and count is None:
         return None
     if index is None or count is None:
-        raise Refused(
-            "--task-index and --task-count go together: this task's number, and how many tasks there are"
-        )
+        raise Refused("--task-index and --task-count: give both, this task's index and the number of tasks")
     if index >= count:
         raise Refused(
-            f"--task-index is {index} of --task-count {count}: tasks are counted from 0 to {count - 1}, "
+            f"--task-index is {index}, --task-count {count}: the index is 0 to {count - 1}, "
             f"as in `sbatch --array=0-{count - 1}`"
         )
     if workers is not None or scheduler != "local":
         raise Refused(
-            "a task makes its share in its own process: leave --workers out, and cluster.scheduler local"
+            "--task-index: a task generates its shards in its own process; leave --workers out, and cluster.scheduler "
+            "must be local"
         )
     return Task(index, count)
 
@@ -189,7 +202,7 @@ def _seconds(time_limit: str) -> int:
     """The seconds of --time-limit.
 
     Raises:
-        Refused: it is no length of time.
+        Refused: the value is not a duration.
     """
     import re
 
@@ -205,11 +218,11 @@ def _job_script(config: RunConfig, out: Location) -> str:
     """The Slurm job of --print-job-script.
 
     Raises:
-        Refused: the cluster is another one.
+        Refused: the scheduler is not Slurm.
     """
     from generate_pairs.cluster.slurm import job_script
     from shards.core.errors import Refused
 
     if config.cluster.scheduler != "slurm":
-        raise Refused("--print-job-script shows a Slurm job: give --cluster slurm")
-    return job_script(config.cluster.logging_into(out))
+        raise Refused("--print-job-script prints a Slurm job: give --cluster slurm")
+    return job_script(config.cluster.with_log_folder(out))

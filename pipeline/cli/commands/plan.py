@@ -1,4 +1,4 @@
-"""`tokenleap plan`: what a pair data set would cost, before there is anything of it."""
+"""`tokenleap plan`: the cost of a pair data set before it is generated."""
 
 from __future__ import annotations
 
@@ -18,20 +18,17 @@ DEVICES = ("a100", "h100", "h200", "cpu")
     "devices",
     type=click.Choice(DEVICES),
     multiple=True,
-    help="Estimate for this device; repeatable. cpu is this machine's, measured in a second.  [default: all]",
+    help="Estimate for this device; repeatable. cpu is this machine's, measured within a second.  [default: all]",
 )
 @set_option
 def command(
-    preset: str,
-    tiny_random: bool,
-    num_pairs: int | None,
-    devices: tuple[str, ...],
-    settings: tuple[str, ...],
+    preset: str, tiny_random: bool, num_pairs: int | None, devices: tuple[str, ...], settings: tuple[str, ...]
 ) -> None:
-    """Tell what pairs cost: shards, bytes, pairs per second, device-hours.
+    """Print the cost of a pair data set: shards, bytes, pairs per second and device-hours.
 
-    Speeds are those of stored probes (`tokenleap generate PRESET --out PAIRS --probe`) of the same settings, and
-    estimates from the teacher's architecture, which are marked so. The teacher need not be here; nothing is written.
+    Rates come from stored probes of the same settings (`tokenleap generate PRESET --out PAIRS --probe`), and from
+    estimates by the teacher's architecture, which are marked as such. The teacher's file is not needed, and nothing is
+    written.
 
     \b
     Examples:
@@ -41,7 +38,7 @@ def command(
     from pipeline.config.run_config import compose
 
     config = compose(preset, overrides(settings, {"pairs.num_pairs": num_pairs}), tiny_random=tiny_random)
-    # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
+    # Imported after the settings are checked, because torch takes seconds to load.
     from pipeline.cost_report import plan_lines
 
     click.echo("\n".join(plan_lines(config.generate, devices or DEVICES)))

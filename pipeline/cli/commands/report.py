@@ -1,4 +1,4 @@
-"""`tokenleap report`: a run on one page."""
+"""`tokenleap report`: write a run's report."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.cli.options import FolderPath
 @click.command("report")
 @click.argument("run", type=FolderPath)
 def command(run: Path) -> None:
-    """Write RUN/report.html from what the run has come to so far.
+    """Write RUN/report.html from the run's current results.
 
-    The page holds its images and curves in itself: one file to keep or to send.
+    The page embeds its images and curves, so it is a single file.
 
     \b
     Example:

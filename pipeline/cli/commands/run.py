@@ -42,27 +42,27 @@ def command(
     settings: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Run both stages, judge the student and write a report.
+    """Run both stages, evaluate the student and write a report.
 
-    PRESET is a TOML file or a shipped preset: digits, digits-64, digits-text and digits-var, whose teachers ship too, or
-    var-d16, var-d20, var-d24, llamagen-b, llamagen-l, llamagen-t2i and llamagen-t2i-512, whose teachers `teachers import`
-    brings in. Run the same command again to resume: finished work is skipped.
+    PRESET is a TOML file or a shipped preset. The teachers of digits, digits-64, digits-text and digits-var are included.
+    Those of var-d16, var-d20, var-d24, llamagen-b, llamagen-l, llamagen-t2i and llamagen-t2i-512 are imported with
+    `teachers import`. Run the same command again to resume: finished work is skipped.
 
     \b
     Examples:
       tokenleap run digits
-      tokenleap run var-d16 --tiny-random           try a large preset out, on any machine
+      tokenleap run var-d16 --tiny-random           try a large preset, on any machine
       tokenleap run llamagen-t2i --captions captions.txt
       tokenleap run digits --out runs/wide --set student.timesteps=0,8 --set train.batch_size=256
-      tokenleap run digits --num-steps 4000         go on with a finished run
+      tokenleap run digits --num-steps 4000         continue a finished run
 
     \b
-    The folder holds:
-      config.toml, environment.json     what was asked, and where it ran
+    The folder contains:
+      config.toml, environment.json     the settings, and the software and machine
       pairs/                            the pair data set
       student/                          the one-step generator
-      evaluation.json, samples/         how good it is, and how it looks
-      report.html                       all of it on one page
+      evaluation.json, samples/         scores and images
+      report.html                       all results on one page
     """
     from pipeline.config.run_config import as_text, compose, run_name, to_toml
 
@@ -72,7 +72,7 @@ def command(
         "train.num_steps": num_steps,
     }
     config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
-    # Only now: torch takes seconds to load, and a mistyped setting should not wait for it.
+    # Imported after the settings are checked, because torch takes seconds to load.
     from pipeline.run import plan, run
 
     out = out or Path("runs") / run_name(preset, tiny_random=tiny_random)

@@ -1,4 +1,4 @@
-"""Evaluation on a small random teacher: which rows there are, and what their numbers have to be."""
+"""Evaluation with a small random teacher: its rows and their numbers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,27 @@ from PIL import Image
 from pydantic import ValidationError
 
 from distill.config import DistillConfig, EvaluationConfig
-from distill.evaluation.evaluate import evaluate, evaluate_methods
+from distill.evaluation.evaluate import evaluate
 from distill.evaluation.feature_extractors import inception
 from distill.evaluation.feature_extractors.base import extract
 from distill.evaluation.feature_extractors.digits_classifier import load_digits_classifier
 from distill.evaluation.image_metrics import Moments
+from distill.evaluation.method_evaluation import Evaluation, evaluate_methods
 from distill.evaluation.partial_results import PartialResults
-from distill.evaluation.sample_grids import compared, save_samples
+from distill.evaluation.sample_grids import comparison_rows, save_samples
 from distill.evaluation.scorer import SCORES
 from distill.images import save_images
-from distill.sampling.methods import Methods, count_tokens, make_batches, open_methods
-from distill.student.sampler import most_at_once
+from distill.sampling.method_spec import (
+    ONESTEP_STAR,
+    TEACHER,
+    TEACHER_FLOW,
+    Method,
+    PreTrained,
+    SkipN,
+    StudentAlone,
+)
+from distill.sampling.methods import Methods, count_tokens, generate_batches, open_methods
+from distill.student.sampler import max_batch_size
 from distill.student.student import Student
 from distill.training.trainer import train
 from generate_pairs.digits.dataset import load_digits_split
@@ -40,7 +50,7 @@ NUM_PAIRS = 40
 
 @pytest.fixture(scope="module")
 def student_folder(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student of the first 40 of 96 training pairs."""
+    """A student trained on the first 40 of 96 training pairs."""
     out = tmp_path_factory.mktemp("student")
     settings = {"num_steps": 2, "batch_size": 8, "embedding_weight": 0.1}
     config = DistillConfig.model_validate({"student": {"timesteps": [0, 2], "split": 2}, "train": settings})
@@ -56,12 +66,19 @@ def student_folder(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytes
     return out
 
 
-def make_all(
-    methods: Methods, method: str, labels: torch.Tensor, drawn: torch.Tensor | None = None
+def generate_all(
+    methods: Methods, method: Method, labels: torch.Tensor, teacher_tokens: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and tokens of all labels at once."""
-    made = [batch for _, batch in make_batches(methods, method, labels, drawn)]
-    return torch.cat([batch.images_BIHW for batch in made]), torch.cat([batch.tokens_BL for batch in made])
+    """Images and tokens of all labels."""
+    batches = [batch for _, batch in generate_batches(methods, method, labels, teacher_tokens)]
+    images = torch.cat([batch.images_BIHW for batch in batches])
+    return images, torch.cat([batch.tokens_BL for batch in batches])
+
+
+def samples_evaluation(methods: Methods) -> Evaluation:
+    """An evaluation of 12 images without scores."""
+    config = EvaluationConfig(protocol="samples", num_images=12)
+    return Evaluation(config, methods, None, None, PartialResults(), lambda *_: None, lambda: False)
 
 
 def evaluated(
@@ -72,13 +89,14 @@ def evaluated(
     config: EvaluationConfig,
     name: str = "evaluation.json",
 ) -> dict[str, dict[str, object]]:
-    """The rows of an evaluation by method, timed as quickly as can be."""
+    """The rows of an evaluation by method, without timing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25)
+            "distill.evaluation.timing.seconds_per_image",
+            lambda functions, _: dict.fromkeys(functions, 0.25),
         )
         threads = torch.get_num_threads()
-        made = evaluate(
+        result = evaluate(
             student_folder,
             str(teacher_path),
             pairs_root,
@@ -89,10 +107,10 @@ def evaluated(
             name=name,
         )
     assert torch.get_num_threads() == threads
-    assert made == json.loads((out / name).read_text())
-    assert (made["protocol"], made["num_images"]) == (config.protocol, config.num_images)
+    assert result == json.loads((out / name).read_text())
+    assert (result["protocol"], result["num_images"]) == (config.protocol, config.num_images)
     assert (out / "samples" / "comparison.png").is_file()
-    return {row["method"]: row for row in made["rows"]}
+    return {row["method"]: row for row in result["rows"]}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +122,7 @@ def result(
     return evaluated(student_folder, teacher_path, pairs_root, out, EvaluationConfig(num_images=100))
 
 
-def test_every_method_has_its_steps(result: dict[str, dict[str, object]], family: str) -> None:
+def test_every_method_has_its_number_of_steps(result: dict[str, dict[str, object]], family: str) -> None:
     steps = {"llamagen": 16, "var": 3}[family]
     skips = {"llamagen": (4, 8), "var": (1, 2)}[family]
     assert {method: row["num_steps"] for method, row in result.items()} == {
@@ -122,20 +140,22 @@ def test_every_method_has_its_steps(result: dict[str, dict[str, object]], family
     }
 
 
-def test_rows_say_what_fills_the_skipped_steps(result: dict[str, dict[str, object]], family: str) -> None:
+def test_rows_name_what_fills_the_skipped_steps(result: dict[str, dict[str, object]], family: str) -> None:
     fill = {"llamagen": "marginals", "var": "nothing"}[family]
     assert {row["fill"] for method, row in result.items() if method.startswith("skip-")} == {fill}
     assert {row["fill"] for method, row in result.items() if not method.startswith("skip-")} == {None}
 
 
-def test_tokens_are_matched_where_there_is_noise_to_follow(result: dict[str, dict[str, object]]) -> None:
+def test_tokens_are_matched_for_methods_that_share_the_teachers_noise(
+    result: dict[str, dict[str, object]],
+) -> None:
     followed = {method for method, row in result.items() if row["token_match"] is not None}
     assert followed == {"teacher-flow", "student-1", "student-2"}
     assert result["teacher-flow"]["token_match"] == 1.0
     assert 0 < result["student-1"]["token_match"] < 1
 
 
-def test_scores_are_of_the_real_digits(result: dict[str, dict[str, object]]) -> None:
+def test_scores_compare_with_the_real_digits(result: dict[str, dict[str, object]]) -> None:
     for row in result.values():
         assert 0 <= row["precision"] <= 1
         assert 0 <= row["recall"] <= 1
@@ -144,14 +164,14 @@ def test_scores_are_of_the_real_digits(result: dict[str, dict[str, object]]) -> 
     assert result["real"]["class_accuracy"] > 0.95
 
 
-def test_seconds_are_given_where_a_method_really_takes_them(result: dict[str, dict[str, object]]) -> None:
+def test_seconds_are_measured_except_for_skip_n(result: dict[str, dict[str, object]]) -> None:
     quarter = {"1": 0.25, "64": 0.25}
     for method, row in result.items():
         untimed = method in ("real", "reconstruction") or method.startswith("skip-")
         assert row["seconds_per_image"] == (None if untimed else quarter)
 
 
-def test_frequencies_are_those_of_the_pairs_that_the_student_saw(
+def test_frequencies_are_those_of_the_students_training_pairs(
     student_folder: Path, pairs_root: Path, teacher_path: Path
 ) -> None:
     manifest = Manifest.open(pairs_root)
@@ -159,14 +179,14 @@ def test_frequencies_are_those_of_the_pairs_that_the_student_saw(
         Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=100
     )
     shards = [read_shard(pairs_root, manifest.spec, row) for row in manifest.rows]
-    seen = [
+    trained_on = [
         (label, tokens)
         for shard in shards
         for index, label, tokens in zip(shard.index_B, shard.label_B, shard.tokens_BL, strict=True)
         if manifest.spec.num_heldout <= index < manifest.spec.num_heldout + NUM_PAIRS
     ]
-    assert len(seen) == NUM_PAIRS
-    fours = [tokens for label, tokens in seen if label == 4]
+    assert len(trained_on) == NUM_PAIRS
+    fours = [tokens for label, tokens in trained_on if label == 4]
     for position in range(manifest.spec.num_tokens):
         shares = torch.bincount(torch.tensor([int(t[position]) for t in fours]), minlength=24) / len(fours)
         torch.testing.assert_close(methods.frequencies_KLV[4, position], shares)
@@ -175,21 +195,23 @@ def test_frequencies_are_those_of_the_pairs_that_the_student_saw(
     assert not torch.equal(methods.frequencies_KLV, count_tokens(pairs_root, manifest.view(), 100))
 
 
-def test_the_same_images_are_made_again(student_folder: Path, pairs_root: Path, teacher_path: Path) -> None:
+def test_generation_is_reproducible(student_folder: Path, pairs_root: Path, teacher_path: Path) -> None:
     student = Student.from_pretrained(student_folder)
     methods = open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
     labels = torch.arange(12) % 10
-    for method in methods.names:
-        once, again = make_all(methods, method, labels), make_all(methods, method, labels)
+    for method in methods.compared:
+        once, again = generate_all(methods, method, labels), generate_all(methods, method, labels)
         assert torch.equal(once[0], again[0]), method
         assert once[0].shape == (12, 1, 8, 8)
         assert once[0].min() >= 0
         assert once[0].max() <= 1
-    drawn = make_all(methods, "teacher", labels)[1]
-    for method in (name for name in methods.names if name.startswith("skip-")):
-        given = make_all(methods, method, labels, drawn)
-        assert torch.equal(given[0], make_all(methods, method, labels)[0]), method
-        assert torch.equal(given[1], drawn)
+    teacher_tokens = generate_all(methods, TEACHER, labels)[1]
+    skips = [method for method in methods.compared if isinstance(method, SkipN)]
+    assert len(skips) == 2
+    for method in skips:
+        images, tokens = generate_all(methods, method, labels, teacher_tokens)
+        assert torch.equal(images, generate_all(methods, method, labels)[0]), method
+        assert torch.equal(tokens, teacher_tokens)
 
 
 @pytest.mark.parametrize("size", [1, 7])
@@ -202,18 +224,18 @@ def test_an_image_is_the_same_in_any_batch(
     student = Student.from_pretrained(student_folder)
     methods = open_methods(student, str(teacher_path), pairs_root, seed=3, num_images=100)
     labels = torch.arange(50) % 10
-    for method in methods.names:
-        whole = methods.make(method, 0, labels)
+    for method in methods.compared:
+        whole = methods.generate(method, 0, labels)
         firsts = range(14, 35, size)
-        parts = [methods.make(method, first, labels[first : first + size]) for first in firsts]
+        parts = [methods.generate(method, first, labels[first : first + size]) for first in firsts]
         images, tokens = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("images_BIHW", "tokens_BL")
         )
         assert torch.equal(tokens, whole.tokens_BL[14:35]), method
-        torch.testing.assert_close(images, whole.images_BIHW[14:35], rtol=0, atol=1e-5, msg=method)
+        torch.testing.assert_close(images, whole.images_BIHW[14:35], rtol=0, atol=1e-5, msg=method.name)
 
 
-def test_the_teacher_computes_in_the_pairs_own_arithmetic(
+def test_the_teacher_computes_in_the_dtype_of_the_pairs(
     student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lineage = Manifest.open(pairs_root).spec.lineage
@@ -227,17 +249,17 @@ def test_the_teacher_computes_in_the_pairs_own_arithmetic(
     assert lineage["teacher"]["dtype"] == "float32"
     student = Student.from_pretrained(student_folder)
     student.fingerprint = in_bfloat16(pairs_root).spec.fingerprint
-    monkeypatch.setattr("distill.evaluation.evaluate.Manifest.open", in_bfloat16)
-    monkeypatch.setattr("distill.evaluation.evaluate.count_tokens", lambda *_: torch.ones(10, 1, 24))
+    monkeypatch.setattr("distill.sampling.methods.Manifest.open", in_bfloat16)
+    monkeypatch.setattr("distill.sampling.methods.count_tokens", lambda *_: torch.ones(10, 1, 24))
     methods = open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
     assert {p.dtype for p in methods.teacher.transformer.parameters()} == {torch.bfloat16}
-    assert methods.make("teacher-flow", 0, torch.tensor([1, 2])).images_BIHW.dtype == torch.float32
+    assert methods.generate(TEACHER_FLOW, 0, torch.tensor([1, 2])).images_BIHW.dtype == torch.float32
 
 
 @pytest.fixture
 def small(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callable[..., dict[str, Any]]:
-    """Evaluates into a folder by the protocol samples: 12 images, made three at a time, each timing another."""
-    moments = itertools.count(1)
+    """Evaluates with the protocol samples: 12 images, three at a time; every call measures other times."""
+    seconds = itertools.count(1)
 
     def run(out: Path, should_stop: Callable[[], bool] = lambda: False, **settings: object) -> dict[str, Any]:
         config = EvaluationConfig(protocol="samples", num_images=12, **settings)
@@ -245,7 +267,7 @@ def small(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callabl
             patch.setattr("distill.student.sampler.BATCH_PIXELS", 3 * 64)
             patch.setattr(
                 "distill.evaluation.timing.seconds_per_image",
-                lambda makers, _: dict.fromkeys(makers, next(moments)),
+                lambda functions, _: dict.fromkeys(functions, next(seconds)),
             )
             return evaluate(
                 student_folder,
@@ -260,27 +282,27 @@ def small(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callabl
     return run
 
 
-def test_a_stopped_evaluation_keeps_finished_methods_and_ends_in_the_same_bytes(
+def test_a_stopped_evaluation_saves_finished_methods_and_resumes_to_the_same_bytes(
     small: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = itertools.count()
+    calls = itertools.count()
     with pytest.raises(Stopped, match="5 of 18 methods are done and kept"):
-        small(tmp_path / "stopped", lambda: next(asked) == 5 * 4 + 2, repeats=2)
+        small(tmp_path / "stopped", lambda: next(calls) == 5 * 4 + 2, repeats=2)
     assert [path.name for path in (tmp_path / "stopped").iterdir()] == [".evaluation"]
-    made: list[str] = []
-    make = Methods.make
+    generated: list[Method] = []
+    generate = Methods.generate
 
-    def noting(self: Methods, method: str, *arguments: Any) -> Any:
-        made.append(method)
-        return make(self, method, *arguments)
+    def recording(self: Methods, method: Method, *arguments: Any) -> Any:
+        generated.append(method)
+        return generate(self, method, *arguments)
 
-    monkeypatch.setattr(Methods, "make", noting)
+    monkeypatch.setattr(Methods, "generate", recording)
     resumed = small(tmp_path / "stopped", repeats=2)
-    assert len(made) == 13 * 4
+    assert len(generated) == 13 * 4
     monkeypatch.undo()
     whole = small(tmp_path / "whole", repeats=2)
     for row, other in zip(resumed["rows"], whole["rows"], strict=True):
-        # Times were measured by the evaluation that was stopped, and once.
+        # The stopped evaluation measured the times, once.
         assert row["decode_seconds_per_image"] == {"1": 1}
         times = {"seconds_per_image", "decode_seconds_per_image"}
         assert {k: v for k, v in row.items() if k not in times} == {
@@ -292,32 +314,32 @@ def test_a_stopped_evaluation_keeps_finished_methods_and_ends_in_the_same_bytes(
     assert names == {"evaluation.json", "samples"}
 
 
-def test_what_was_kept_of_another_evaluation_is_thrown_away(
+def test_partial_results_of_another_evaluation_are_discarded(
     small: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    asked = itertools.count()
+    calls = itertools.count()
     with pytest.raises(Stopped):
-        small(tmp_path, lambda: next(asked) == 10)
+        small(tmp_path, lambda: next(calls) == 10)
     again = small(tmp_path, seed=4)
     assert again["rows"][0]["decode_seconds_per_image"] == {"1": 2}
     assert again["seed"] == 4
 
 
-def test_a_damaged_piece_is_named_with_the_way_out(
+def test_a_damaged_partial_result_is_refused_with_instructions(
     small: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    asked = itertools.count()
+    calls = itertools.count()
     with pytest.raises(Stopped):
-        small(tmp_path, lambda: next(asked) == 10)
-    piece = tmp_path / ".evaluation" / "evaluation" / "teacher-seed-0.safetensors"
-    piece.write_bytes(piece.read_bytes()[:100])
+        small(tmp_path, lambda: next(calls) == 10)
+    saved = tmp_path / ".evaluation" / "evaluation" / "teacher-seed-0.safetensors"
+    saved.write_bytes(saved.read_bytes()[:100])
     with pytest.raises(
-        Refused, match=r"teacher-seed-0\.safetensors is damaged: delete .*evaluation to begin"
+        Refused, match=r"teacher-seed-0\.safetensors is damaged: delete .*evaluation to start"
     ):
         small(tmp_path)
 
 
-def test_repeats_are_means_over_noise_seeds_with_their_spread(
+def test_repeats_give_means_and_deviations_over_noise_seeds(
     student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
 ) -> None:
     def rows(**settings: int) -> dict[str, dict[str, Any]]:
@@ -338,12 +360,15 @@ def test_repeats_are_means_over_noise_seeds_with_their_spread(
 
 
 def test_the_comparison_has_the_papers_rows(
-    result: dict[str, dict[str, object]],
+    student_folder: Path, pairs_root: Path, teacher_path: Path
 ) -> None:
-    assert compared(list(result)) == [
-        *("student-1", "student-2", "pre-trained-2-3", "pre-trained-1-3", "teacher-flow", "onestep*")
+    student = Student.from_pretrained(student_folder)
+    methods = open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
+    assert comparison_rows(methods.compared) == [
+        *(StudentAlone((0,)), StudentAlone((0, 2)), PreTrained(2, 3), PreTrained(1, 3)),
+        *(TEACHER_FLOW, ONESTEP_STAR),
     ]
-    assert compared(["teacher", "student-1"]) == ["student-1"]
+    assert comparison_rows([TEACHER, StudentAlone((0,))]) == [StudentAlone((0,))]
 
 
 def test_a_student_of_other_pairs_is_refused(
@@ -351,11 +376,11 @@ def test_a_student_of_other_pairs_is_refused(
 ) -> None:
     student = Student.from_pretrained(student_folder)
     student.fingerprint = "0" * 64
-    with pytest.raises(Refused, match="the student learned from pairs 000000000000, but"):
+    with pytest.raises(Refused, match="the student was trained on pairs 000000000000, but"):
         open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
 
 
-def test_without_real_images_everything_but_scores_is_as_with_them(
+def test_the_protocol_samples_changes_only_the_scores(
     result: dict[str, dict[str, object]],
     student_folder: Path,
     pairs_root: Path,
@@ -375,7 +400,7 @@ def test_without_real_images_everything_but_scores_is_as_with_them(
     assert grids == {method.replace("*", "-star") for method in rows} | {"comparison"}
 
 
-def test_a_few_samples_are_enough_and_only_their_batch_is_timed(
+def test_batch_sizes_above_the_number_of_images_are_not_timed(
     student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
 ) -> None:
     config = EvaluationConfig(protocol="samples", num_images=2)
@@ -396,7 +421,7 @@ def test_other_references_score_every_method(
     monkeypatch: pytest.MonkeyPatch,
     protocol: str,
 ) -> None:
-    """With the digits classifier in the Inception network's place; the real digits are the reference."""
+    """The digits classifier replaces the Inception network; the real digits are the reference."""
     real = to_unit_range(load_digits_split().train_images[:150])
     pixels = (real * 255).round().to(torch.uint8)
     classifier = load_digits_classifier()
@@ -410,9 +435,9 @@ def test_other_references_score_every_method(
         reference = tmp_path / "batch.npz"
         grey = pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
         np.savez(reference, arr_0=grey, mu=moments.mean_F, sigma=moments.covariance_FF)
-        # Grey images have three channels there, and the classifier has one.
+        # The file stores three channels, and the classifier takes one.
         monkeypatch.setattr(
-            "distill.evaluation.reference_images.Batch.images",
+            "distill.evaluation.reference_images.ReferenceBatch.images",
             lambda batch, size: iter((pixels / 255).split(size)),
         )
     elif protocol == "dd":
@@ -430,10 +455,10 @@ def test_other_references_score_every_method(
     for row in rows.values():
         assert row["frechet_distance"] > 1
         assert (row["recall"] is None) == (protocol == "dd")
-    judged = json.loads((tmp_path / "out" / name).read_text())
-    assert judged["reference"] == str(reference)
-    assert len(judged["reference_sha256"]) == 64
-    assert judged["repeats"] == repeats
+    stored = json.loads((tmp_path / "out" / name).read_text())
+    assert stored["reference"] == str(reference)
+    assert len(stored["reference_sha256"]) == 64
+    assert stored["repeats"] == repeats
     if repeats == 2:
         assert all(row["frechet_distance_std"] > 0 for row in rows.values())
 
@@ -445,7 +470,7 @@ def test_too_few_images_to_score_are_refused() -> None:
         EvaluationConfig(protocol="samples", num_images=1)
 
 
-def test_images_of_another_shape_are_not_judged_as_digits(
+def test_images_of_another_shape_are_not_scored_as_digits(
     student_folder: Path,
     pairs_root: Path,
     teacher_path: Path,
@@ -454,13 +479,13 @@ def test_images_of_another_shape_are_not_judged_as_digits(
 ) -> None:
     monkeypatch.setattr("distill.evaluation.protocols.DIGITS_SHAPE", (1, 28, 28))
     with pytest.raises(
-        Refused, match="digits judges images of 1 x 28 x 28, and this teacher's are of 1 x 8 x 8"
+        Refused, match="digits scores images of 1 x 28 x 28, and this teacher's are of 1 x 8 x 8"
     ):
         evaluated(student_folder, teacher_path, pairs_root, tmp_path, EvaluationConfig(num_images=100))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_classes_of_which_there_are_no_pairs_and_those_not_asked_for_share_the_marginals(
+def test_classes_without_pairs_get_the_marginals_of_all_pairs(
     pairs_root: Path,
 ) -> None:
     # Fewer pairs than classes.
@@ -469,24 +494,24 @@ def test_classes_of_which_there_are_no_pairs_and_those_not_asked_for_share_the_m
     absent = min(set(range(view.spec.num_classes - 1)) - labels)
     table = count_tokens(pairs_root, view, view.spec.num_classes - 1)
     shards = [read_shard(pairs_root, view.spec, row) for row in view.rows]
-    seen = [
+    first_tokens = [
         int(tokens[0])
         for shard in shards
         for index, tokens in zip(shard.index_B, shard.tokens_BL, strict=True)
         if view.first <= index < view.first + view.size
     ]
-    marginal = torch.bincount(torch.tensor(seen), minlength=24) / len(seen)
+    marginal = torch.bincount(torch.tensor(first_tokens), minlength=24) / len(first_tokens)
     torch.testing.assert_close(table[absent, 0], marginal)
     assert torch.equal(count_tokens(pairs_root, view, 3), table[:3])
 
 
-def test_large_images_are_made_a_few_at_once() -> None:
-    assert most_at_once((1, 8, 8)) == 250
-    assert most_at_once((3, 256, 256)) == 16
-    assert most_at_once((3, 4096, 4096)) == 1
+def test_batches_of_large_images_are_small() -> None:
+    assert max_batch_size((1, 8, 8)) == 250
+    assert max_batch_size((3, 256, 256)) == 16
+    assert max_batch_size((3, 4096, 4096)) == 1
 
 
-def test_no_batch_is_larger_than_what_is_made_at_once(
+def test_no_batch_is_larger_than_the_limit(
     student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distill.student.sampler.BATCH_PIXELS", 5 * 64)
@@ -495,51 +520,46 @@ def test_no_batch_is_larger_than_what_is_made_at_once(
     )
     timed: list[int] = []
 
-    def seconds_per_image(makers: dict[str, object], batch_size: int) -> dict[str, float]:
+    def seconds_per_image(functions: dict[str, object], batch_size: int) -> dict[str, float]:
         timed.append(batch_size)
-        return dict.fromkeys(makers, 0.25)
+        return dict.fromkeys(functions, 0.25)
 
     monkeypatch.setattr("distill.evaluation.timing.seconds_per_image", seconds_per_image)
-    made: list[int] = []
-    make = type(methods).make
+    batches: list[int] = []
+    generate = Methods.generate
 
     def counting(
-        self: object, method: str, first: int, labels_B: torch.Tensor, drawn_BL: torch.Tensor | None
+        self: Methods, method: Method, first: int, labels_B: torch.Tensor, tokens_BL: torch.Tensor | None
     ) -> object:
-        made.append(len(labels_B))
-        return make(methods, method, first, labels_B, drawn_BL)
+        batches.append(len(labels_B))
+        return generate(self, method, first, labels_B, tokens_BL)
 
-    monkeypatch.setattr(type(methods), "make", counting)
-    config = EvaluationConfig(protocol="samples", num_images=12)
-    _, images = evaluate_methods(
-        methods, None, None, config, PartialResults(), lambda *_: None, lambda: False
-    )
+    monkeypatch.setattr(Methods, "generate", counting)
+    _, images = evaluate_methods(samples_evaluation(methods))
     assert timed == [1]
-    assert made == [5, 5, 2] * len(methods.names)
+    assert batches == [5, 5, 2] * len(methods.compared)
     assert {len(batch) for batch in images.values()} == {12}
 
 
-def test_only_as_many_images_are_kept_as_are_shown(
+def test_only_the_shown_images_are_kept(
     student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.evaluation.evaluate.grid_size", lambda side: (3, 2))
+    monkeypatch.setattr("distill.evaluation.method_evaluation.grid_size", lambda side: (3, 2))
     monkeypatch.setattr("distill.student.sampler.BATCH_PIXELS", 4 * 64)
-    monkeypatch.setattr("distill.evaluation.evaluate.time_methods", lambda *_: {"decode": {}})
+    monkeypatch.setattr("distill.evaluation.method_evaluation.time_methods", lambda *_: {"decode": {}})
     methods = open_methods(
         Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12
     )
-    config = EvaluationConfig(protocol="samples", num_images=12)
-    _, images = evaluate_methods(
-        methods, None, None, config, PartialResults(), lambda *_: None, lambda: False
-    )
+    _, images = evaluate_methods(samples_evaluation(methods))
     assert {len(shown) for shown in images.values()} == {6}
     labels = torch.arange(12) % 10
-    assert torch.equal(images["student-1"], make_all(methods, "student-1", labels)[0][:6])
+    student_1 = StudentAlone((0,))
+    assert torch.equal(images[student_1], generate_all(methods, student_1, labels)[0][:6])
 
 
-def test_grids_of_large_images_show_fewer_of_them(tmp_path: Path) -> None:
+def test_grids_of_large_images_show_fewer(tmp_path: Path) -> None:
     images = torch.zeros(64, 3, 256, 256)
-    save_samples(tmp_path, {"teacher-flow": images, "student-1": images})
+    save_samples(tmp_path, {TEACHER_FLOW: images, StudentAlone((0,)): images})
     with Image.open(tmp_path / "student-1.png") as grid:
         assert grid.size == (4 * 256 + 3 * 4,) * 2
     with Image.open(tmp_path / "comparison.png") as grid:

@@ -1,4 +1,4 @@
-"""Frechet distance, inception score, precision and recall against closed forms and other programs."""
+"""Frechet distance, inception score, precision and recall against closed forms and reference implementations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from prdc import compute_prdc
 
-from distill.evaluation import image_metrics as frechet
+from distill.evaluation import image_metrics
 from distill.evaluation.image_metrics import (
     Manifold,
     Moments,
@@ -39,7 +39,7 @@ def test_moments_are_the_mean_and_the_unbiased_covariance():
     )
 
 
-def test_moments_refuse_what_has_none():
+def test_moments_of_one_image_or_of_nan_are_refused():
     with pytest.raises(ValueError, match=r"at least two images, got shape \(1, 3\)"):
         Moments.of(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="NaN or infinite"):
@@ -62,7 +62,7 @@ def test_distance_of_one_dimension():
 
 @pytest.mark.parametrize("dim", [1, 2, 16, 300])
 def test_distance_of_gaussians_with_the_same_axes(dim):
-    """Turned the same way, they are as far apart as along each axis: |m - n|^2 + sum (sqrt a - sqrt b)^2."""
+    """The distance is the sum over the axes: |m - n|^2 + sum (sqrt a - sqrt b)^2."""
     rng = np.random.default_rng(dim)
     axes = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
     spread_a, spread_b = rng.exponential(size=(2, dim))
@@ -83,7 +83,7 @@ def test_distance_of_two_dimensions_with_different_axes():
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
 
 
-def test_distance_of_samples_nears_that_of_their_gaussians():
+def test_distance_of_samples_approaches_that_of_their_gaussians():
     rng = np.random.default_rng(5)
     roots = [rng.normal(size=(4, 4)) for _ in range(2)]
     means = [rng.normal(size=4) for _ in range(2)]
@@ -124,7 +124,7 @@ def test_distance_against_the_matrix_square_root(rank):
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
 
 
-def test_distance_to_itself_is_zero_even_where_the_covariance_is_singular():
+def test_distance_to_itself_is_zero_for_a_singular_covariance():
     rng = np.random.default_rng(0)
     moments = Moments(rng.normal(size=40), random_covariance(rng, 40, 5))
     assert abs(frechet_distance(moments, moments)) < 1e-11 * np.trace(moments.covariance_FF)
@@ -138,11 +138,11 @@ def test_distance_does_not_depend_on_the_basis():
     assert frechet_distance(*turned) == pytest.approx(frechet_distance(a, b), rel=1e-10)
 
 
-def test_inception_score_of_certain_and_varied_is_the_number_of_classes():
+def test_inception_score_of_certain_and_varied_probabilities_is_the_number_of_classes():
     assert inception_score(torch.eye(10).repeat(5, 1)) == pytest.approx(10.0, abs=1e-12)
 
 
-def test_inception_score_of_uninformative_is_one():
+def test_inception_score_of_equal_probabilities_is_one():
     assert inception_score(torch.tensor([[0.2, 0.3, 0.5]]).repeat(7, 1)) == pytest.approx(1.0, abs=1e-12)
     assert inception_score(torch.eye(4)[:1].repeat(9, 1)) == pytest.approx(1.0, abs=1e-12)
 
@@ -156,7 +156,7 @@ def test_inception_score_by_hand():
 
 
 def test_inception_score_of_splits_is_the_mean_of_theirs():
-    """Splits are consecutive, and the last is as large as is left: guided-diffusion's evaluator, with 5,000 each."""
+    """Splits are consecutive, and the last may be smaller, as in guided-diffusion's evaluator with 5,000 each."""
     p = torch.rand(23, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p /= p.sum(1, keepdim=True)
     scores = []
@@ -172,7 +172,7 @@ def test_inception_score_against_torchmetrics():
     peer = pytest.importorskip("torchmetrics.image.inception", reason="torchmetrics is not installed")
     logits = 2 * torch.randn(200, 12, generator=torch.Generator().manual_seed(1))
     with pytest.warns(UserWarning, match="will save all extracted features"):
-        # Its features are the logits themselves, as images of 2 x 2 with three channels.
+        # The images of 2 x 2 with three channels contain the logits, which Flatten returns as features.
         theirs = peer.InceptionScore(feature=torch.nn.Flatten(), splits=1)
     theirs.update(logits.view(200, 3, 2, 2))
     assert inception_score(logits.softmax(1)) == pytest.approx(theirs.compute()[0].item(), rel=1e-5)
@@ -192,7 +192,7 @@ def test_precision_and_recall_against_prdc(k, capsys):
     assert 0.0 < found.recall < found.precision <= 1.0
 
 
-def test_neighbours_by_matrix_products_are_those_of_differences():
+def test_neighbours_by_matrix_products_equal_those_of_differences():
     rng = np.random.default_rng(9)
     real, fake = rng.normal(size=(300, 256)), 0.95 * rng.normal(size=(280, 256)) + 0.02
     expected = compute_prdc(real_features=real, fake_features=fake, nearest_k=3)
@@ -208,22 +208,22 @@ def test_precision_and_recall_by_hand():
     assert measured(real, fake, k=1) == PrecisionRecall(precision=0.25, recall=0.5)
 
 
-def test_identical_images_are_neighbours_and_the_border_counts():
+def test_identical_images_are_neighbours_and_the_border_is_inside():
     real = torch.tensor([[0.0], [0.0], [5.0], [5.0]])
     assert measured(real, torch.tensor([[0.0], [0.0], [5.0], [6.0]]), k=1) == PrecisionRecall(0.75, 1.0)
 
 
-def test_blocks_change_nothing(monkeypatch):
+def test_the_block_size_changes_nothing(monkeypatch):
     rng = torch.Generator().manual_seed(3)
     real, fake = torch.randn(70, 4, generator=rng), torch.randn(55, 4, generator=rng)
     whole = measured(real, fake)
-    monkeypatch.setattr(frechet, "BLOCK_DISTANCES", 3 * 70)
+    monkeypatch.setattr(image_metrics, "BLOCK_DISTANCES", 3 * 70)
     assert measured(real, fake) == whole
-    monkeypatch.setattr(frechet, "BLOCK_DISTANCES", 1)
+    monkeypatch.setattr(image_metrics, "BLOCK_DISTANCES", 1)
     assert measured(real, fake) == whole
 
 
 @pytest.mark.parametrize("k", [0, 4])
-def test_a_neighbour_that_is_not_there_is_refused(k):
+def test_a_missing_neighbour_is_refused(k):
     with pytest.raises(ValueError, match="got 4 images"):
         Manifold.of(torch.randn(4, 2), k)

@@ -1,4 +1,4 @@
-"""Every protocol from its files to its scores, through a small extractor; and what is refused before any work."""
+"""Every protocol from its files to its scores, with a small extractor; and refusals before any work."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ class Projection(nn.Module):
     dim = DIM
     knows_labels = False
 
-    def __init__(self, tells_classes: bool = True) -> None:
+    def __init__(self, has_classes: bool = True) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.directions = torch.randn(64, DIM, generator=generator)
         self.classes = torch.randn(DIM, 3, generator=generator)
-        self.tells_classes = tells_classes
+        self.has_classes = has_classes
 
     def forward(self, images_BIHW: Tensor) -> Tensor:
         return images_BIHW.mean(1).flatten(1) @ self.directions
 
     def probabilities(self, features_BF: Tensor) -> Tensor | None:
-        return (features_BF @ self.classes).softmax(1) if self.tells_classes else None
+        return (features_BF @ self.classes).softmax(1) if self.has_classes else None
 
 
 @pytest.fixture
 def small_inception(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the network's place stands the projection, by the convention of pytorch-fid without classes."""
+    """The projection replaces the network; in pytorch-fid's convention it computes no classes."""
 
     def load(convention: str, weights: str | None = None) -> Projection:
         assert weights is None
@@ -70,7 +70,7 @@ def small_inception(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another package has registered two extractors, one of which cannot be imported."""
+    """Two extractors of another package, one of which cannot be imported."""
 
     def broken() -> None:
         raise ImportError("no module named lost")
@@ -87,7 +87,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def real() -> Tensor:
-    """130 digits as files hold them."""
+    """130 digits, rounded as files store them."""
     return to_unit_range(load_digits_split().train_images[:130]).mul(255).round() / 255
 
 
@@ -113,14 +113,14 @@ def image_folder(real: Tensor, tmp_path: Path) -> Path:
     return folder
 
 
-def judged(config: EvaluationConfig, images: Tensor, batch_size: int = 37) -> dict[str, Any]:
-    """Scores of images that come a batch at a time."""
+def scores_of(config: EvaluationConfig, images: Tensor, batch_size: int = 37) -> dict[str, Any]:
+    """Scores of images that are added a batch at a time."""
     scorer = open_scorer(config, SHAPE)
     assert scorer is not None
-    seen = scorer.begin()
+    features = scorer.new_accumulator()
     for batch in images.split(batch_size):
-        seen.add(batch)
-    return scorer.scores_of(seen, torch.zeros(len(images), dtype=torch.int64))
+        features.add(batch)
+    return scorer.scores_of_features(features, torch.zeros(len(images), dtype=torch.int64))
 
 
 def rounded(images: Tensor) -> Tensor:
@@ -128,11 +128,11 @@ def rounded(images: Tensor) -> Tensor:
 
 
 @pytest.mark.usefixtures("small_inception")
-def test_adm_takes_moments_from_the_file_and_neighbours_from_its_images(
+def test_adm_reads_moments_from_the_file_and_neighbours_from_its_images(
     batch_file: Path, real: Tensor, fake: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distill.evaluation.protocols.ADM_SPLIT", 40)
-    found = judged(EvaluationConfig(protocol="adm", reference=str(batch_file)), fake)
+    found = scores_of(EvaluationConfig(protocol="adm", reference=str(batch_file)), fake)
     projection = Projection()
     ours, theirs = projection(rounded(fake)), projection(real)
     reference = Moments(np.full(DIM, 0.5), 2.0 * np.eye(DIM))
@@ -145,19 +145,19 @@ def test_adm_takes_moments_from_the_file_and_neighbours_from_its_images(
 
 
 @pytest.mark.usefixtures("small_inception")
-def test_adm_without_moments_takes_those_of_the_images(real: Tensor, fake: Tensor, tmp_path: Path) -> None:
+def test_adm_computes_missing_moments_from_the_images(real: Tensor, fake: Tensor, tmp_path: Path) -> None:
     pixels = (real * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
     np.savez(tmp_path / "bare.npz", arr_0=pixels.numpy())
-    found = judged(EvaluationConfig(protocol="adm", reference=str(tmp_path / "bare.npz")), fake)
+    found = scores_of(EvaluationConfig(protocol="adm", reference=str(tmp_path / "bare.npz")), fake)
     expected = frechet_distance(Moments.of(Projection()(real)), Moments.of(Projection()(rounded(fake))))
     assert found["frechet_distance"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.usefixtures("small_inception")
-def test_dd_gives_a_distance_and_nothing_else(fake: Tensor, tmp_path: Path) -> None:
+def test_dd_computes_only_a_distance(fake: Tensor, tmp_path: Path) -> None:
     torch.save({"m": np.full(DIM, 0.5), "s": 2.0 * np.eye(DIM)}, tmp_path / "statistic.pth")
     config = EvaluationConfig(protocol="dd", reference=str(tmp_path))
-    found = judged(config, fake)
+    found = scores_of(config, fake)
     reference = Moments(np.full(DIM, 0.5), 2.0 * np.eye(DIM))
     expected = frechet_distance(reference, Moments.of(Projection()(rounded(fake))))
     assert found["frechet_distance"] == pytest.approx(expected, rel=1e-6)
@@ -168,11 +168,11 @@ def test_dd_gives_a_distance_and_nothing_else(fake: Tensor, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_folder_is_seen_through_what_another_package_brings(
+def test_a_folder_can_use_the_extractor_of_another_package(
     image_folder: Path, real: Tensor, fake: Tensor
 ) -> None:
     config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="projection")
-    found = judged(config, fake)
+    found = scores_of(config, fake)
     projection = Projection()
     ours, theirs = projection(rounded(fake)), projection(real)
     expected = frechet_distance(Moments.of(theirs), Moments.of(ours))
@@ -186,7 +186,7 @@ def test_a_folder_is_seen_through_what_another_package_brings(
     assert scorer.facts["reference_images"] == 130
 
 
-def test_a_folder_of_digits_is_seen_through_the_digits_classifier(image_folder: Path, fake: Tensor) -> None:
+def test_a_folder_of_digits_can_use_the_digits_classifier(image_folder: Path, fake: Tensor) -> None:
     config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="digits")
     scorer = open_scorer(config, SHAPE)
     assert scorer is not None
@@ -195,61 +195,61 @@ def test_a_folder_of_digits_is_seen_through_the_digits_classifier(image_folder: 
     assert found["class_accuracy"] > 0.95
 
 
-def test_a_judge_beside_the_teacher_tells_how_far_images_are_from_its_own(
+def test_a_teacher_reference_adds_the_distance_to_the_teachers_images(
     image_folder: Path, real: Tensor, fake: Tensor
 ) -> None:
     config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="digits")
     alone = open_scorer(config, SHAPE)
     assert alone is not None
     assert alone.scores(fake, None)["teacher_distance"] is None
-    # They come in batches of any size, and are rounded as files hold them, like all that is judged.
-    taught = torch.cat([real[:60], fake[:40]]) - 0.001
-    scorer = alone.with_teacher_reference(alone.moments(taught.split(33)))
+    # In batches of any size, and rounded as files store them, like all scored images.
+    teacher_images = torch.cat([real[:60], fake[:40]]) - 0.001
+    scorer = alone.with_teacher_reference(alone.moments(teacher_images.split(33)))
     found = scorer.scores(fake, None)
     classifier = load_digits_classifier()
-    theirs, ours = (Moments.of(extract(classifier, rounded(images))) for images in (taught, fake))
+    theirs, ours = (Moments.of(extract(classifier, rounded(images))) for images in (teacher_images, fake))
     assert found["teacher_distance"] == pytest.approx(frechet_distance(theirs, ours), rel=1e-6)
     assert {**found, "teacher_distance": None} == alone.scores(fake, None)
-    assert scorer.scores(taught, None)["teacher_distance"] == pytest.approx(0, abs=1e-9)
+    assert scorer.scores(teacher_images, None)["teacher_distance"] == pytest.approx(0, abs=1e-9)
 
 
-def test_images_that_come_in_parts_are_judged_as_those_that_come_at_once(fake: Tensor) -> None:
+def test_scores_do_not_depend_on_the_batch_size(fake: Tensor) -> None:
     scorer = Scorer.digits(to_unit_range(load_digits_split().train_images))
     labels = load_digits_split().test_labels[:110]
     whole = scorer.scores(fake, labels)
     for size in (1, 50, 109):
-        seen = scorer.begin()
+        features = scorer.new_accumulator()
         for batch in fake.split(size):
-            seen.add(batch)
-        assert scorer.scores_of(seen, labels) == whole
+            features.add(batch)
+        assert scorer.scores_of_features(features, labels) == whole
 
 
-def test_features_are_computed_so_many_at_once_however_images_come() -> None:
-    looked: list[int] = []
+def test_the_extractors_batch_size_does_not_depend_on_the_added_batches() -> None:
+    extracted: list[int] = []
 
     class Counting(Projection):
         def forward(self, images_BIHW: Tensor) -> Tensor:
-            looked.append(len(images_BIHW))
+            extracted.append(len(images_BIHW))
             return super().forward(images_BIHW)
 
-    seen = FeatureAccumulator(Counting(), 4)
+    features = FeatureAccumulator(Counting(), 4)
     for count in (3, 3, 9, 1):
-        seen.add(torch.rand(count, 1, 8, 8))
-    assert seen.features_NF().shape == (16, DIM)
-    assert looked == [4, 4, 4, 4]
-    seen.add(torch.rand(2, 1, 8, 8))
-    assert seen.features_NF().shape == (18, DIM)
-    assert looked == [4, 4, 4, 4, 2]
+        features.add(torch.rand(count, 1, 8, 8))
+    assert features.features_NF().shape == (16, DIM)
+    assert extracted == [4, 4, 4, 4]
+    features.add(torch.rand(2, 1, 8, 8))
+    assert features.features_NF().shape == (18, DIM)
+    assert extracted == [4, 4, 4, 4, 2]
 
 
-def test_only_pixels_that_are_judged_are_kept(fake: Tensor) -> None:
-    seen = FeatureAccumulator(Projection(), 50).add(fake)
-    assert seen._pixels == []
-    assert seen._waiting is not None
-    assert len(seen._waiting) == 10
+def test_pixels_are_kept_only_if_the_scorer_needs_them(fake: Tensor) -> None:
+    features = FeatureAccumulator(Projection(), 50).add(fake)
+    assert features._pixels == []
+    assert features._pending is not None
+    assert len(features._pending) == 10
 
 
-def test_only_images_like_the_real_digits_are_judged_as_digits() -> None:
+def test_only_images_of_the_real_digits_shape_are_scored_as_digits() -> None:
     check_evaluation(EvaluationConfig(protocol="digits"), SHAPE)
     check_evaluation(EvaluationConfig(protocol="samples"), (3, 256, 256))
     with pytest.raises(
@@ -266,7 +266,7 @@ def test_only_images_like_the_real_digits_are_judged_as_digits() -> None:
         (
             {"reference": "real"},
             SHAPE,
-            r"evaluation\.reference is real, and the protocol digits holds images",
+            r"evaluation\.reference is real, and the protocol digits takes no reference",
         ),
         ({"protocol": "adm"}, SHAPE, r"adm needs --set evaluation\.reference=PATH: a reference batch"),
         (
@@ -282,7 +282,7 @@ def test_only_images_like_the_real_digits_are_judged_as_digits() -> None:
             {"protocol": "folder", "reference": "nowhere", "features": "colours"},
             SHAPE,
             "no feature extractor is called 'colours': there are inception, digits, lost, projection. Another "
-            "package can bring one, by an entry point of the group tokenleap.features",
+            "package can add one by an entry point of the group tokenleap.features",
         ),
         (
             {"protocol": "folder", "reference": "nowhere", "features": "lost"},
@@ -292,11 +292,11 @@ def test_only_images_like_the_real_digits_are_judged_as_digits() -> None:
         (
             {"protocol": "folder", "reference": "nowhere", "features": "digits"},
             (3, 16, 16),
-            "the digits classifier sees images of 1 x 8 x 8, and this teacher's are of 3 x 16 x 16",
+            "the digits classifier takes images of 1 x 8 x 8, and this teacher's are of 3 x 16 x 16",
         ),
     ],
 )
-def test_what_is_missing_is_told_before_any_work(
+def test_missing_files_and_settings_are_refused_before_any_work(
     settings: dict[str, Any], shape: tuple[int, int, int], message: str
 ) -> None:
     with pytest.raises(Refused, match=message):
@@ -313,13 +313,13 @@ def test_a_batch_of_another_size_is_refused(batch_file: Path) -> None:
         check_evaluation(config, (3, 16, 16))
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Refused, match=r"evaluation\.device is cuda, but torch finds no GPU"):
         check_evaluation(EvaluationConfig(device="cuda"), SHAPE)
 
 
-def test_numbers_of_images_follow_from_the_protocol() -> None:
+def test_default_numbers_of_images_depend_on_the_protocol() -> None:
     numbers = {
         protocol: (config.num_images, config.curve_images)
         for protocol in ("digits", "samples", "adm", "dd", "folder")
@@ -349,15 +349,15 @@ def test_too_few_images_for_a_score_are_refused(protocol: str) -> None:
         EvaluationConfig(protocol=protocol, curve_images=99)
 
 
-def test_what_a_result_must_have_been_made_with() -> None:
-    assert EvaluationConfig(reference="unused").asked == {
+def test_the_settings_that_a_result_depends_on() -> None:
+    assert EvaluationConfig(reference="unused").result_settings == {
         "protocol": "digits",
         "num_images": 2_000,
         "seed": 0,
         "repeats": 1,
     }
     folder = EvaluationConfig(protocol="folder", reference="real", features="mine", seed=4, repeats=3)
-    assert folder.asked == {
+    assert folder.result_settings == {
         "protocol": "folder",
         "num_images": 10_000,
         "seed": 4,
@@ -368,6 +368,6 @@ def test_what_a_result_must_have_been_made_with() -> None:
     assert list(folder.seeds) == [4, 5, 6]
 
 
-def test_the_digits_classifier_knows_the_labels() -> None:
+def test_only_the_digits_classifier_knows_the_labels() -> None:
     assert DigitsClassifier.knows_labels
     assert not inception.Inception.knows_labels

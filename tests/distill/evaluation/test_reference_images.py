@@ -1,4 +1,4 @@
-"""References: what is read of each kind of file, and what is told of a wrong one before anything is read."""
+"""References: reading each kind of file, and the refusal of wrong files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.evaluation.reference_images import Batch, Folder, read_statistic, statistic_file
+from distill.evaluation.reference_images import (
+    ReferenceBatch,
+    ReferenceFolder,
+    read_statistic,
+    statistic_file,
+)
 from shards.core.errors import Refused
 
 DIM = 5
@@ -34,14 +39,14 @@ def test_a_batch_gives_its_images_and_moments(
     tmp_path: Path, pixels: np.ndarray, moments: dict[str, np.ndarray]
 ) -> None:
     np.savez(tmp_path / "batch.npz", arr_0=pixels, **moments, mu_s=np.zeros(3))
-    batch = Batch.look(tmp_path / "batch.npz", DIM)
+    batch = ReferenceBatch.inspect(tmp_path / "batch.npz", DIM)
     assert (batch.shape, batch.size, batch.has_moments) == ((120, 8, 8, 3), (8, 8), True)
     images = torch.cat(list(batch.images(50)))
     assert images.shape == (120, 3, 8, 8)
     assert torch.equal((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1), torch.from_numpy(pixels))
     np.testing.assert_array_equal(batch.moments().covariance_FF, moments["sigma"])
     np.savez_compressed(tmp_path / "bare.npz", arr_0=pixels)
-    assert not Batch.look(tmp_path / "bare.npz", DIM).has_moments
+    assert not ReferenceBatch.inspect(tmp_path / "bare.npz", DIM).has_moments
 
 
 @pytest.mark.parametrize(
@@ -50,7 +55,7 @@ def test_a_batch_gives_its_images_and_moments(
         ({"images": np.zeros((120, 8, 8, 3), np.uint8)}, "holds images: a reference batch"),
         ({"arr_0": np.zeros((120, 8, 8, 3))}, r"arr_0 is \(120, 8, 8, 3\), float64: a reference batch"),
         ({"arr_0": np.zeros((120, 3, 8, 8), np.uint8)}, r"arr_0 is \(120, 3, 8, 8\), uint8"),
-        ({"arr_0": np.zeros((99, 8, 8, 3), np.uint8)}, "holds 99 images, and 100 are the fewest"),
+        ({"arr_0": np.zeros((99, 8, 8, 3), np.uint8)}, "holds 99 images, and at least 100 are needed"),
         (
             {"arr_0": np.zeros((120, 8, 8, 3), np.uint8), "mu": np.zeros(DIM)},
             r"should be mu \(5,\) and sigma \(5, 5\)",
@@ -61,24 +66,24 @@ def test_a_batch_gives_its_images_and_moments(
         ),
     ],
 )
-def test_another_batch_is_refused_with_what_would_be_right(
+def test_a_wrong_batch_is_refused_with_the_expected_format(
     tmp_path: Path, content: dict[str, np.ndarray], message: str
 ) -> None:
     np.savez(tmp_path / "wrong.npz", **content)
     with pytest.raises(Refused, match=message):
-        Batch.look(tmp_path / "wrong.npz", DIM)
+        ReferenceBatch.inspect(tmp_path / "wrong.npz", DIM)
 
 
-def test_what_is_no_batch_at_all_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"there is no file .*nowhere\.npz.*VIRTUAL_imagenet256"):
-        Batch.look(tmp_path / "nowhere.npz", DIM)
+        ReferenceBatch.inspect(tmp_path / "nowhere.npz", DIM)
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(Refused, match=r"text\.npz is no \.npz file of arrays"):
-        Batch.look(tmp_path / "text.npz", DIM)
+        ReferenceBatch.inspect(tmp_path / "text.npz", DIM)
     with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
         archive.writestr("arr_0.npy", b"no array")
     with pytest.raises(Refused, match=r"zip\.npz is no \.npz file of arrays"):
-        Batch.look(tmp_path / "zip.npz", DIM)
+        ReferenceBatch.inspect(tmp_path / "zip.npz", DIM)
 
 
 def test_moments_that_are_not_finite_are_refused(
@@ -86,16 +91,16 @@ def test_moments_that_are_not_finite_are_refused(
 ) -> None:
     moments["mu"][2] = np.nan
     np.savez(tmp_path / "batch.npz", arr_0=pixels, **moments)
-    with pytest.raises(Refused, match="its moments hold NaN"):
-        Batch.look(tmp_path / "batch.npz", DIM).moments()
+    with pytest.raises(Refused, match="its moments contain NaN"):
+        ReferenceBatch.inspect(tmp_path / "batch.npz", DIM).moments()
 
 
 @pytest.mark.parametrize("mean_type", [np.float32, np.float64])
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-def test_the_official_statistics_are_read_with_numpys_arrays_or_torchs(
+def test_official_statistics_are_read_as_numpy_arrays_or_tensors(
     tmp_path: Path, moments: dict[str, np.ndarray], make: Callable[[np.ndarray], Any], mean_type: type
 ) -> None:
-    """The official code saves what numpy's mean and cov give, a mean in float32 among it."""
+    """The official code saves the results of numpy's mean and cov; the mean may be float32."""
     torch.save(
         {"m": make(moments["mu"].astype(mean_type)), "s": make(moments["sigma"])}, tmp_path / "statistic.pth"
     )
@@ -106,10 +111,8 @@ def test_the_official_statistics_are_read_with_numpys_arrays_or_torchs(
     assert found.mean_F.dtype == np.float64
 
 
-def test_statistics_that_an_older_numpy_wrote_are_read(
-    tmp_path: Path, moments: dict[str, np.ndarray]
-) -> None:
-    """Before numpy 2 the module of its arrays was numpy.core, and the file on the Hub is older."""
+def test_statistics_of_an_older_numpy_are_read(tmp_path: Path, moments: dict[str, np.ndarray]) -> None:
+    """Before numpy 2 the module of arrays was numpy.core; the file on the Hub is older."""
     saved = io.BytesIO()
     torch.save({"m": moments["mu"], "s": moments["sigma"]}, saved)
     path = tmp_path / "statistic.pth"
@@ -132,7 +135,7 @@ def test_statistics_that_an_older_numpy_wrote_are_read(
         ({"m": np.zeros(DIM), "s": print}, "may run code"),
     ],
 )
-def test_other_statistics_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+def test_wrong_statistics_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "statistic.pth")
     with pytest.raises(Refused, match=message):
         read_statistic(tmp_path / "statistic.pth", DIM)
@@ -142,7 +145,7 @@ def test_other_statistics_are_refused(tmp_path: Path, content: Any, message: str
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """100 grey images of 8 x 8: 50 PNG files, and 50 in a folder inside."""
+    """100 grey images of 8 x 8: 50 PNG files, and 50 in a subfolder."""
     values = np.random.default_rng(2).integers(0, 256, (100, 8, 8), dtype=np.uint8)
     root = tmp_path / "images"
     (root / "more").mkdir(parents=True)
@@ -153,42 +156,42 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_folder_gives_its_images_in_the_teachers_channels(folder: Path) -> None:
-    grey = Folder.look(folder, (1, 8, 8))
+def test_a_folder_gives_images_with_the_teachers_channels(folder: Path) -> None:
+    grey = ReferenceFolder.inspect(folder, (1, 8, 8))
     images = torch.cat(list(grey.images(30, (1, 8, 8))))
     assert images.shape == (100, 1, 8, 8)
     assert images[0, 0, 0, 0].item() == pytest.approx(Image.open(folder / "000.png").getpixel((0, 0)) / 255)
-    colours = torch.cat(list(Folder.look(folder, (3, 8, 8)).images(100, (3, 8, 8))))
+    colours = torch.cat(list(ReferenceFolder.inspect(folder, (3, 8, 8)).images(100, (3, 8, 8))))
     assert torch.equal(colours, images.expand(-1, 3, -1, -1))
 
 
-def test_a_folders_hash_is_that_of_names_and_contents(folder: Path) -> None:
-    before = Folder.look(folder, (1, 8, 8)).sha256()
+def test_a_folders_hash_covers_names_and_contents(folder: Path) -> None:
+    before = ReferenceFolder.inspect(folder, (1, 8, 8)).sha256()
     (folder / "notes.txt").write_text("still no image")
-    assert Folder.look(folder, (1, 8, 8)).sha256() == before
+    assert ReferenceFolder.inspect(folder, (1, 8, 8)).sha256() == before
     (folder / "000.png").rename(folder / "zzz.png")
-    assert Folder.look(folder, (1, 8, 8)).sha256() != before
+    assert ReferenceFolder.inspect(folder, (1, 8, 8)).sha256() != before
 
 
 def test_a_folder_that_cannot_be_a_reference_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"nowhere is no folder of images"):
-        Folder.look(tmp_path / "nowhere", (1, 8, 8))
+        ReferenceFolder.inspect(tmp_path / "nowhere", (1, 8, 8))
     with pytest.raises(
-        Refused, match=r"000\.png is 8 x 8, and this teacher's images are 16 x 16: nothing is resized here"
+        Refused, match=r"000\.png is 8 x 8, and this teacher's images are 16 x 16: images are not resized"
     ):
-        Folder.look(folder, (1, 16, 16))
+        ReferenceFolder.inspect(folder, (1, 16, 16))
     (folder / "000.png").unlink()
-    with pytest.raises(Refused, match="holds 99 PNG and JPEG images, and 100 are the fewest"):
-        Folder.look(folder, (1, 8, 8))
+    with pytest.raises(Refused, match="holds 99 PNG and JPEG images, and at least 100 are needed"):
+        ReferenceFolder.inspect(folder, (1, 8, 8))
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
         (Image.new("L", (9, 8)), r"070\.PNG is 9 x 8"),
-        (Image.new("RGBA", (8, 8)), r"070\.PNG is of mode RGBA: give images of 8 bits"),
-        (Image.new("I;16", (8, 8)), r"070\.PNG is of mode I;16"),
-        (None, r"070\.PNG is no image that can be read"),
+        (Image.new("RGBA", (8, 8)), r"070\.PNG has mode RGBA: give images of 8 bits"),
+        (Image.new("I;16", (8, 8)), r"070\.PNG has mode I;16"),
+        (None, r"070\.PNG cannot be read as an image"),
     ],
 )
 def test_an_image_that_does_not_fit_is_named(folder: Path, image: Image.Image | None, message: str) -> None:
@@ -198,4 +201,4 @@ def test_an_image_that_does_not_fit_is_named(folder: Path, image: Image.Image | 
     else:
         image.save(odd, format="PNG")
     with pytest.raises(Refused, match=message):
-        list(Folder.look(folder, (1, 8, 8)).images(50, (1, 8, 8)))
+        list(ReferenceFolder.inspect(folder, (1, 8, 8)).images(50, (1, 8, 8)))

@@ -1,4 +1,4 @@
-"""The teacher's own images: which pairs they are of, how many, and what an evaluation makes of them."""
+"""The teacher's images: which pairs they show, how many there are, and the distances to them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from generate_pairs.teachers.base import Tokenizer, to_unit_range
 from generate_pairs.teachers.checkpoints import load_teacher
 from shards.core.errors import Refused, Stopped
 from shards.dataset.manifest import Manifest
-from shards.dataset.reader import pairs_of, read_shard
+from shards.dataset.reader import read_shard, read_view
 
-LEARNED = 40
+TRAINED_ON = 40
 TRAINING = {"num_steps": 1, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
 def student_folder(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student of fewer pairs than there are."""
+    """A student trained on a part of the pairs."""
     out = tmp_path_factory.mktemp("student")
     config = DistillConfig.model_validate(
         {"student": {"timesteps": [0], "split": 3}, "train": {**TRAINING, "embedding_weight": 0.1}}
@@ -43,7 +43,7 @@ def student_folder(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytes
         str(teacher_path),
         pairs_root,
         out,
-        size=LEARNED,
+        size=TRAINED_ON,
         report=lambda *_: None,
         should_stop=lambda: False,
     )
@@ -65,8 +65,10 @@ def training_tokens(pairs_root: Path) -> torch.Tensor:
 
 
 @pytest.fixture
-def judge_again(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callable[..., dict[str, Any]]:
-    """Evaluates into a folder with 100 images, 12 at a time, and says what evaluation.json holds."""
+def evaluate_again(
+    student_folder: Path, pairs_root: Path, teacher_path: Path
+) -> Callable[..., dict[str, Any]]:
+    """Evaluates with 100 images, 12 at a time, and returns the content of evaluation.json."""
 
     def run(
         out: Path,
@@ -75,7 +77,8 @@ def judge_again(student_folder: Path, pairs_root: Path, teacher_path: Path) -> C
     ) -> dict[str, Any]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 1.0)
+                "distill.evaluation.timing.seconds_per_image",
+                lambda functions, _: dict.fromkeys(functions, 1.0),
             )
             patch.setattr("distill.student.sampler.BATCH_PIXELS", 12 * 64)
             evaluate(
@@ -87,50 +90,50 @@ def judge_again(student_folder: Path, pairs_root: Path, teacher_path: Path) -> C
                 report=report,
                 should_stop=should_stop,
             )
-        found: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
-        return found
+        content: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
+        return content
 
     return run
 
 
-def test_they_are_the_first_training_pairs_decoded(
+def test_teacher_images_are_the_decoded_first_training_pairs(
     pairs_root: Path, tokenizer: Tokenizer, training_tokens: torch.Tensor
 ) -> None:
-    taught = TeacherImages.beside(Manifest.open(pairs_root), tokenizer, 6)
-    assert taught is not None
-    assert len(taught) == 60 < len(training_tokens)
+    teacher_images = TeacherImages.of_first_pairs(Manifest.open(pairs_root), tokenizer, 6)
+    assert teacher_images is not None
+    assert len(teacher_images) == 60 < len(training_tokens)
     with torch.inference_mode():
         expected = to_unit_range(tokenizer.decode(tokenizer.embed(training_tokens[:60])))
-    torch.testing.assert_close(torch.cat(list(taught.batches())), expected, rtol=0, atol=1e-5)
-    tokens = torch.cat([tokens_BL for tokens_BL, _ in pairs_of(pairs_root, taught.view)])
-    assert torch.equal(tokens, training_tokens[:60])
+    torch.testing.assert_close(torch.cat(list(teacher_images.batches())), expected, rtol=0, atol=1e-5)
+    tokens_BL = np.concatenate([pairs.tokens_BL for pairs in read_view(pairs_root, teacher_images.view)])
+    assert tokens_BL.tolist() == training_tokens[:60].tolist()
 
 
-def test_there_are_as_many_as_there_are_pairs_and_at_most_fifty_thousand(
+def test_their_number_is_limited_by_the_pairs_and_by_a_maximum(
     pairs_root: Path, tokenizer: Tokenizer, training_tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = Manifest.open(pairs_root)
 
     def count(num_images: int) -> int | None:
-        taught = TeacherImages.beside(manifest, tokenizer, num_images)
-        return None if taught is None else len(taught)
+        images = TeacherImages.of_first_pairs(manifest, tokenizer, num_images)
+        return None if images is None else len(images)
 
     assert count(1_000) == len(training_tokens)
-    monkeypatch.setattr("distill.evaluation.teacher_images.MOST", 50)
+    monkeypatch.setattr("distill.evaluation.teacher_images.MAX_IMAGES", 50)
     assert [count(4), count(5), count(6)] == [40, 50, 50]
     monkeypatch.setattr(Manifest, "num_available", 1)
     assert count(6) is None
 
 
-def test_an_evaluation_holds_every_method_against_them(
-    judge_again: Callable[..., dict[str, Any]],
+def test_every_method_is_compared_with_them(
+    evaluate_again: Callable[..., dict[str, Any]],
     tmp_path: Path,
     tokenizer: Tokenizer,
     training_tokens: torch.Tensor,
 ) -> None:
-    """All pairs there are, and not those alone that the student learned from."""
-    result = judge_again(tmp_path)
-    assert result["teacher_images"] == len(training_tokens) > LEARNED
+    """All pairs are used, not only the student's training pairs."""
+    result = evaluate_again(tmp_path)
+    assert result["teacher_images"] == len(training_tokens) > TRAINED_ON
     classifier = load_digits_classifier()
     with torch.inference_mode():
         images = to_unit_range(tokenizer.decode(tokenizer.embed(training_tokens)))
@@ -142,34 +145,35 @@ def test_an_evaluation_holds_every_method_against_them(
     assert all(row["teacher_distance"] > 0 for row in rows.values())
 
 
-def test_their_moments_are_kept_when_an_evaluation_is_stopped(
-    judge_again: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_their_moments_are_saved_when_an_evaluation_is_stopped(
+    evaluate_again: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, notes = itertools.count(), list[str]()
+    calls, reports = itertools.count(), list[tuple[int, int, str]]()
     with pytest.raises(Stopped, match="in the middle of the teacher's images"):
-        judge_again(tmp_path / "out", lambda: next(asked) == 2, lambda *report: notes.append(report[2]))
-    assert notes[:2] == [f"{done} of the teacher's 96 images" for done in (0, 12)]
-    kept = tmp_path / "out" / ".evaluation" / "evaluation" / MOMENTS_FILE
-    assert not kept.exists()
-    asked = itertools.count()
+        evaluate_again(tmp_path / "out", lambda: next(calls) == 2, lambda *report: reports.append(report))
+    # Two rows of real images and six methods.
+    assert reports == [(0, 8, f"{done} of the teacher's 96 images") for done in (0, 12)]
+    saved = tmp_path / "out" / ".evaluation" / "evaluation" / MOMENTS_FILE
+    assert not saved.exists()
+    calls = itertools.count()
     with pytest.raises(Stopped, match=r"0 of \d+ methods are done and kept"):
-        judge_again(tmp_path / "out", lambda: next(asked) == 14)
-    assert kept.is_file()
-    whole = judge_again(tmp_path / "whole")
-    monkeypatch.setattr(TeacherImages, "batches", lambda self: pytest.fail("they were looked at again"))
-    assert judge_again(tmp_path / "out") == whole
+        evaluate_again(tmp_path / "out", lambda: next(calls) == 14)
+    assert saved.is_file()
+    whole = evaluate_again(tmp_path / "whole")
+    monkeypatch.setattr(TeacherImages, "batches", lambda self: pytest.fail("the images were decoded again"))
+    assert evaluate_again(tmp_path / "out") == whole
 
 
-def test_moments_come_back_bit_by_bit_and_damaged_ones_are_named(tmp_path: Path) -> None:
-    unfinished = PartialResults.open(tmp_path, {"one": 1})
-    found = Moments.of(torch.randn(50, 7, generator=torch.Generator().manual_seed(0)))
-    again = [unfinished.moments(lambda: found), unfinished.moments(lambda: pytest.fail("measured twice"))]
+def test_moments_are_restored_exactly_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    partial = PartialResults.open(tmp_path, {"one": 1})
+    measured = Moments.of(torch.randn(50, 7, generator=torch.Generator().manual_seed(0)))
+    again = [partial.moments(lambda: measured), partial.moments(lambda: pytest.fail("measured twice"))]
     for moments in again:
-        assert np.array_equal(moments.mean_F, found.mean_F)
-        assert np.array_equal(moments.covariance_FF, found.covariance_FF)
+        assert np.array_equal(moments.mean_F, measured.mean_F)
+        assert np.array_equal(moments.covariance_FF, measured.covariance_FF)
     file = tmp_path / MOMENTS_FILE
     for damaged in (file.read_bytes()[:300], b"", b"{}"):
         file.write_bytes(damaged)
-        with pytest.raises(Refused, match=rf"teacher\.npz is damaged: delete {tmp_path} to begin"):
-            unfinished.moments(lambda: found)
-    assert PartialResults().moments(lambda: found) is found
+        with pytest.raises(Refused, match=rf"teacher\.npz is damaged: delete {tmp_path} to start"):
+            partial.moments(lambda: measured)
+    assert PartialResults().moments(lambda: measured) is measured

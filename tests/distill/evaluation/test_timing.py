@@ -1,4 +1,4 @@
-"""Seconds per image: medians over turns, by a clock that the test moves."""
+"""Seconds per image: medians over turns, with a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ROUNDS = 20
 
 @pytest.fixture(autouse=True)
 def rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as outside of tests, whatever is briefer elsewhere."""
+    """The usual number of rounds; other tests use fewer."""
     monkeypatch.setattr(timing, "ROUNDS", ROUNDS)
 
 
-def test_each_maker_gets_its_own_median_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_function_gets_its_own_median_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
     def takes(seconds: float):
@@ -32,7 +32,7 @@ def test_each_maker_gets_its_own_median_per_image(monkeypatch: pytest.MonkeyPatc
     assert measured == {"slow": pytest.approx(0.5), "fast": pytest.approx(0.002)}
 
 
-def test_a_maker_that_had_its_time_gets_no_more_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_used_its_time_gets_no_more_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     turns = {"slow": 0, "fast": 0}
 
@@ -47,10 +47,10 @@ def test_a_maker_that_had_its_time_gets_no_more_turns(monkeypatch: pytest.Monkey
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
     measured = timing.seconds_per_image({"slow": takes("slow", 60.0), "fast": takes("fast", 0.125)}, 1)
     assert measured == {"slow": pytest.approx(60.0), "fast": pytest.approx(0.125)}
-    assert turns == {"slow": 1 + timing.FEWEST_ROUNDS, "fast": 1 + ROUNDS}
+    assert turns == {"slow": 1 + timing.MIN_ROUNDS, "fast": 1 + ROUNDS}
 
 
-def test_they_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(timing, "SECONDS_A_TURN", 0.0)
     timing.seconds_per_image({"a": lambda _: order.append("a"), "b": lambda _: order.append("b")}, 1)

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.config import TrainConfig
-from distill.objective.losses import BatchTargets, MicroBatch, answered_rows, squared_distance, student_losses
+from distill.objective.losses import (
+    BatchTargets,
+    MicroBatch,
+    decoder_inputs,
+    squared_distance,
+    student_losses,
+)
 from distill.objective.targets import Targets, trajectory_states
 from distill.student.student import Student
 from generate_pairs.teachers.checkpoints import load_teacher
@@ -23,7 +29,7 @@ WEIGHTS = {"token_weight": 2.0, "embedding_weight": 0.5, "image_weight": 3.0}
 def student(teacher_path: Path) -> Student:
     torch.manual_seed(0)
     student = Student.from_teacher(load_teacher(str(teacher_path)), (0, 2), 3, "", 1, initialise=True)
-    # The continuous head starts near zero; its loss is to be seen.
+    # The continuous head starts near zero; make its loss visible.
     torch.nn.init.normal_(student.network.final_layer_conti.linear.weight, std=0.3)
     return student
 
@@ -40,38 +46,36 @@ def batch(student: Student) -> tuple[Targets, Tensor, Tensor]:
     return targets, tokens_BL, torch.tensor([1, 5, 9])
 
 
-def asked_of(student: Student) -> BatchTargets:
+def batch_targets_of(student: Student) -> BatchTargets:
     return BatchTargets.of(np.array([0, 2, 2]), student.layout)
 
 
-def test_each_part_is_the_mean_over_what_is_asked(
+def test_each_part_is_the_mean_over_its_targets(
     student: Student, batch: tuple[Targets, Tensor, Tensor]
 ) -> None:
     targets, tokens_BL, labels_B = batch
-    losses = student_losses(student, MicroBatch(*batch), asked_of(student), TrainConfig(**WEIGHTS))
+    losses = student_losses(student, MicroBatch(*batch), batch_targets_of(student), TrainConfig(**WEIGHTS))
     logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, labels_B)
     codebook_VC = student.tokenizer.codebook_VC
-    batch_targets = [
+    positions = [
         (sample, position)
         for sample, timestep in enumerate([0, 2, 2])
         for position in range(student.layout.starts[timestep], student.layout.num_tokens)
     ]
-    token = torch.stack([-logits_BLV[at].log_softmax(-1)[tokens_BL[at]] for at in batch_targets]).mean()
-    distance = torch.stack(
-        [(embeddings_BLC[at] - codebook_VC[tokens_BL[at]]).square() for at in batch_targets]
-    )
+    token = torch.stack([-logits_BLV[at].log_softmax(-1)[tokens_BL[at]] for at in positions]).mean()
+    distance = torch.stack([(embeddings_BLC[at] - codebook_VC[tokens_BL[at]]).square() for at in positions])
     sequence_BLC = codebook_VC[tokens_BL].clone()
-    for at in batch_targets:
+    for at in positions:
         below_split = student.layout.step_of_token[at[1]] < student.split
         expected_row_C = logits_BLV[at].softmax(-1) @ codebook_VC
         sequence_BLC[at] = expected_row_C if below_split else embeddings_BLC[at]
     decode = student.tokenizer.decode
     image = F.mse_loss(decode(sequence_BLC), decode(codebook_VC[tokens_BL]))
     expected = {"token_loss": token, "embedding_loss": distance.mean(), "image_loss": image}
-    shown_first = [sample == 0 for sample, _ in batch_targets]
+    shown_first = [sample == 0 for sample, _ in positions]
     for number, timestep in enumerate((0, 2)):
         of_it = torch.tensor(shown_first) == (number == 0)
-        chosen = [at for at, is_of_it in zip(batch_targets, of_it, strict=True) if is_of_it]
+        chosen = [at for at, is_of_it in zip(positions, of_it, strict=True) if is_of_it]
         expected[f"token_loss_at_{timestep}"] = torch.stack(
             [-logits_BLV[at].log_softmax(-1)[tokens_BL[at]] for at in chosen]
         ).mean()
@@ -84,24 +88,26 @@ def test_each_part_is_the_mean_over_what_is_asked(
 
 
 @pytest.mark.parametrize("name", ["token", "embedding", "image"])
-def test_a_part_without_weight_is_not_there(
+def test_a_part_with_weight_zero_is_not_computed(
     student: Student, batch: tuple[Targets, Tensor, Tensor], name: str
 ) -> None:
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
-    losses = student_losses(student, MicroBatch(*batch), asked_of(student), TrainConfig(**alone))
+    losses = student_losses(student, MicroBatch(*batch), batch_targets_of(student), TrainConfig(**alone))
     at = [] if name == "image" else [f"{name}_loss_at_0", f"{name}_loss_at_2"]
     assert list(losses.parts) == [f"{name}_loss", *at]
     assert losses.total == losses.parts[f"{name}_loss"]
 
 
 @pytest.mark.parametrize("name", ["token", "embedding", "image"])
-def test_each_part_teaches_the_heads_whose_answers_it_judges(
+def test_each_part_gives_gradients_to_the_heads_that_it_depends_on(
     student: Student, batch: tuple[Targets, Tensor, Tensor], name: str
 ) -> None:
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
     student.zero_grad()
-    student_losses(student, MicroBatch(*batch), asked_of(student), TrainConfig(**alone)).total.backward()
-    # An image is made of the token head's answers below the split, and of the continuous head's after it.
+    student_losses(
+        student, MicroBatch(*batch), batch_targets_of(student), TrainConfig(**alone)
+    ).total.backward()
+    # An image uses the token head below the split and the continuous head after it.
     image = {"tokens", "embeddings"} if student.split < student.layout.num_steps else {"tokens"}
     learning = {"token": {"tokens"}, "embedding": {"embeddings"}, "image": image}[name]
     continuous = list(student.network.final_layer_conti.parameters())
@@ -118,24 +124,28 @@ def test_each_part_teaches_the_heads_whose_answers_it_judges(
     assert all(p.grad is None for p in student.tokenizer.parameters())
 
 
-def test_a_certain_token_head_answers_its_token_and_the_continuous_head_after_the_split(
+def test_decoder_inputs_are_the_certain_token_below_the_split_and_the_embedding_after_it(
     student: Student,
 ) -> None:
     tokens_BL = torch.arange(student.layout.num_tokens)[None] % 24
     logits_BLV = 1e4 * F.one_hot(tokens_BL, 24).float()
     embeddings_BLC = torch.randn(1, student.layout.num_tokens, 3)
     split = student.layout.starts[student.split]
-    found_BLC = answered_rows(student, logits_BLV, embeddings_BLC)
-    assert torch.equal(found_BLC[:, :split], student.tokenizer.embed(tokens_BL)[:, :split])
-    assert torch.equal(found_BLC[:, split:], embeddings_BLC[:, split:])
+    inputs_BLC = decoder_inputs(student, logits_BLV, embeddings_BLC)
+    assert torch.equal(inputs_BLC[:, :split], student.tokenizer.embed(tokens_BL)[:, :split])
+    assert torch.equal(inputs_BLC[:, split:], embeddings_BLC[:, split:])
 
 
-def test_another_distance_between_images_takes_the_place_of_the_squared_one(
+def test_another_image_distance_replaces_the_squared_one(
     student: Student, batch: tuple[Targets, Tensor, Tensor]
 ) -> None:
     config = TrainConfig(token_weight=0.0, image_weight=1.0)
-    plain = student_losses(student, MicroBatch(*batch), asked_of(student), config)
+    plain = student_losses(student, MicroBatch(*batch), batch_targets_of(student), config)
     doubled = student_losses(
-        student, MicroBatch(*batch), asked_of(student), config, lambda a, b: 2.0 * squared_distance(a, b)
+        student,
+        MicroBatch(*batch),
+        batch_targets_of(student),
+        config,
+        lambda a, b: 2.0 * squared_distance(a, b),
     )
     torch.testing.assert_close(doubled.total, 2.0 * plain.total)

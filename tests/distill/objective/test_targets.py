@@ -1,4 +1,4 @@
-"""What the student is shown: states of the trajectory, at timesteps that are a function of the pair."""
+"""Trajectory states and timesteps, which are a function of the pair."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_mix64_agrees_with_published_splitmix64() -> None:
 
 
 def test_golden_timesteps() -> None:
-    """ORDER: a change here changes what a resumed training sees."""
+    """ORDER: a change here changes the inputs of a resumed training."""
     drawn_B = draw_timesteps((0, 5), None, 0, np.repeat([0, 1], 12), np.tile(np.arange(12), 2))
     assert "".join(str(t) for t in drawn_B) == GOLDEN
 

@@ -1,4 +1,4 @@
-"""onestep* and skip-n: frequencies counted exactly, draws that follow them, steps that are left out."""
+"""onestep* and skip-n: exact frequencies, draws from them, and the steps that are left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def token_frequencies(tokens: Tensor, labels: Tensor, num_classes: int, vocab_si
 
 
 class PlainTokenizer(Tokenizer):
-    """Image of a sequence: its codebook rows side by side, so that a test can read tokens off the pixels."""
+    """The image of a sequence is its codebook rows, one per pixel, so that a test can read the tokens from the pixels."""
 
     def __init__(self, num_tokens: int, vocab_size: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class PlainTokenizer(Tokenizer):
 
 
 class StillTeacher(Teacher):
-    """A teacher that only knows its tokenizer and layout."""
+    """A teacher with a tokenizer and a layout only."""
 
     def __init__(self, tokenizer: Tokenizer, tokens_per_step: tuple[int, ...]) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def test_an_empty_class_gets_the_marginals_of_all():
     torch.testing.assert_close(P[1], torch.tensor([[0.4, 0.6]]))
 
 
-def test_batches_count_like_the_whole():
+def test_batches_count_like_all_pairs_at_once():
     tokens = torch.randint(7, (300, 5), generator=seeded(0))
     labels = torch.randint(4, (300,), generator=seeded(1))
     frequencies = TokenFrequencies(num_classes=4, num_tokens=5, vocab_size=7)
@@ -94,20 +94,20 @@ def test_batches_count_like_the_whole():
 @pytest.mark.parametrize(
     ("tokens", "labels", "message"),
     [
-        ([[0, 3]], [0], r"token numbers must lie in 0\.\.2, got 0 to 3"),
+        ([[0, 3]], [0], r"token numbers must be in 0\.\.2, got 0 to 3"),
         ([[0, -1]], [0], "token numbers"),
-        ([[0, 1]], [2], r"label numbers must lie in 0\.\.1"),
+        ([[0, 1]], [2], r"label numbers must be in 0\.\.1"),
         ([[0, 1, 2]], [0], r"tokens must be \(1, 2\), got \(1, 3\)"),
     ],
 )
-def test_what_does_not_fit_the_table_is_refused(tokens, labels, message):
+def test_tokens_and_labels_outside_the_table_are_refused(tokens, labels, message):
     frequencies = TokenFrequencies(num_classes=2, num_tokens=2, vocab_size=3)
     with pytest.raises(ValueError, match=message):
         frequencies.add(torch.tensor(tokens), torch.tensor(labels))
     assert not frequencies.counts_KLV.any()
 
 
-def test_frequencies_of_nothing_are_refused():
+def test_frequencies_of_no_pairs_are_refused():
     with pytest.raises(ValueError, match="not defined"):
         TokenFrequencies(2, 3, 4).probabilities()
 
@@ -125,15 +125,15 @@ def test_onestep_star_draws_each_position_from_its_frequencies():
     assert ((drawn - P).abs() <= 4.5 * spread).all()
 
 
-def test_onestep_star_forgets_how_positions_go_together():
-    """Two sequences, 00 and 11: independent positions give all four combinations alike."""
+def test_onestep_star_draws_positions_independently():
+    """Two sequences, 00 and 11: independent positions give all four combinations with equal probability."""
     P = token_frequencies(torch.tensor([[0, 0], [1, 1]]), torch.tensor([0, 0]), 1, 2)
     tokens = sample_onestep_star(P, torch.zeros(10_000, dtype=torch.int64), uniform(10_000, 2, 4))
     combinations = (tokens @ torch.tensor([2, 1])).bincount(minlength=4)
     assert ((combinations - 2_500).abs() < 4.5 * (10_000 * 0.25 * 0.75) ** 0.5).all()
 
 
-def test_onestep_star_follows_the_numbers_that_it_is_given():
+def test_onestep_star_uses_the_given_uniform_numbers():
     P, labels = torch.full((1, 6, 8), 1 / 8), torch.zeros(30, dtype=torch.int64)
     uniform_BL = uniform(30, 6, 7)
     assert torch.equal(sample_onestep_star(P, labels, uniform_BL), (uniform_BL * 8).long())
@@ -153,7 +153,7 @@ def test_skip_n_draws_the_last_tokens_from_the_marginals():
 
 
 def test_skip_n_of_var_adds_nothing_for_the_skipped_scales():
-    """Not even phi's bias: the image is that of the sum over the kept scales, whatever the later tokens."""
+    """Not even phi's bias: the image is that of the sum over the kept scales, for any later tokens."""
     torch.manual_seed(0)
     config = VarTokenizerConfig(16, 4, 32, (1, 2), 1, scales=(1, 2, 4), image_channels=1, image_size=8)
     tokenizer = VarTokenizer(config).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Where sampled images are kept: what is there is known, whatever batches it came in."""
+"""Image stores: saved images are found again, whatever the batches were."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def request_of(count: int, **more: Any) -> dict[str, Any]:
 
 
 def images(first: int, count: int, channels: int = 3) -> torch.Tensor:
-    """Every image has its own colour, its number."""
+    """Images in one colour each, which is their index."""
     numbers = torch.arange(first, first + count, dtype=torch.float32) / 255
     return numbers[:, None, None, None].expand(count, channels, 4, 5)
 
@@ -28,7 +28,7 @@ def images(first: int, count: int, channels: int = 3) -> torch.Tensor:
 def fill(store: ImageStore, *batches: tuple[int, int]) -> None:
     store.begin()
     for first, count in batches:
-        store.keep(first, images(first, count))
+        store.save(first, images(first, count))
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,11 @@ def fill(store: ImageStore, *batches: tuple[int, int]) -> None:
         [(0, 10), (0, 7), (8, 4), (12, 4), (8, 12)],
     ],
 )
-def test_an_npz_is_the_same_whatever_batches_it_came_in(
-    tmp_path: Path, batches: list[tuple[int, int]]
-) -> None:
+def test_an_npz_is_the_same_for_any_batches(tmp_path: Path, batches: list[tuple[int, int]]) -> None:
     store = NpzFile(tmp_path / "x.npz", request_of(20))
     fill(store, *batches)
     assert store.is_complete
-    # Another process puts it together.
+    # Another process joins the parts.
     NpzFile(tmp_path / "x.npz", request_of(20)).finish(LABELS)
     whole = NpzFile(tmp_path / "whole.npz", request_of(20))
     fill(whole, *[(index, 1) for index in range(20)])
@@ -59,40 +57,38 @@ def test_an_npz_is_the_same_whatever_batches_it_came_in(
         assert np.array_equal(content["arr_1"], LABELS)
 
 
-def test_what_is_there_is_known(tmp_path: Path) -> None:
+def test_saved_images_are_found_again(tmp_path: Path) -> None:
     for place in (
         ImageFolder(tmp_path / "images", request_of(20)),
         NpzFile(tmp_path / "x.npz", request_of(20)),
     ):
         fill(place, (0, 5), (10, 3))
         again = type(place)(getattr(place, "folder", tmp_path / "x.npz"), request_of(20))
-        assert again.num_kept == 8
-        assert np.flatnonzero(again.kept_N).tolist() == [0, 1, 2, 3, 4, 10, 11, 12]
-        assert again.holds(1, 4)
-        assert not again.holds(1, 5)
-        assert again.left_behind() == "8 of 20 images are made and kept"
+        assert again.num_saved == 8
+        assert np.flatnonzero(again.saved_N).tolist() == [0, 1, 2, 3, 4, 10, 11, 12]
+        assert again.contains(1, 4)
+        assert not again.contains(1, 5)
+        assert again.describe_progress() == "8 of 20 images are made and kept"
 
 
-def test_an_image_that_is_there_is_not_written_again(tmp_path: Path) -> None:
+def test_a_saved_image_is_not_written_again(tmp_path: Path) -> None:
     store = ImageFolder(tmp_path, request_of(20))
     fill(store, (0, 5))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
-    ImageFolder(tmp_path, request_of(20)).keep(0, images(0, 10))
+    ImageFolder(tmp_path, request_of(20)).save(0, images(0, 10))
     assert len(list(tmp_path.glob("*.png"))) == 10
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_file_that_grows_keeps_its_images_when_it_is_large(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is read a chunk at a time."""
+def test_a_large_file_that_grows_keeps_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old file is read in chunks."""
     monkeypatch.setattr("distill.sampling.image_store.CHUNK_BYTES", 3 * 4 * 5 * 3 + 1)
     path = tmp_path / "x.npz"
     store = NpzFile(path, request_of(10))
     fill(store, (0, 10))
     store.finish(LABELS[:10])
     more = NpzFile(path, request_of(20))
-    assert more.num_kept == 10
+    assert more.num_saved == 10
     fill(more, (8, 4), (12, 8))
     more.finish(LABELS)
     with np.load(path) as content:
@@ -101,33 +97,33 @@ def test_a_file_that_grows_keeps_its_images_when_it_is_large(
 
 def test_parts_of_another_request_are_not_joined(tmp_path: Path) -> None:
     fill(NpzFile(tmp_path / "x.npz", request_of(20)), (0, 5))
-    with pytest.raises(Refused, match=r"\.x\.npz\.parts holds other images \(there -> asked\): seed: 3 -> 4"):
+    with pytest.raises(Refused, match=r"\.x\.npz\.parts holds other images: seed: found 3, requested 4"):
         NpzFile(tmp_path / "x.npz", request_of(20, seed=4))
 
 
-def test_a_damaged_part_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_damaged_part_is_refused_by_name(tmp_path: Path) -> None:
     fill(NpzFile(tmp_path / "x.npz", request_of(10)), (0, 5), (5, 5))
     part = tmp_path / ".x.npz.parts" / "000000005-5.npy"
     part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(Failed, match=r"000000005-5\.npy is damaged \(.*remove it and give the same command"):
+    with pytest.raises(Failed, match=r"000000005-5\.npy is damaged \(.*remove it and run the same command"):
         NpzFile(tmp_path / "x.npz", request_of(10)).finish(LABELS[:10])
     assert not (tmp_path / "x.npz").exists()
     part.unlink()
-    assert NpzFile(tmp_path / "x.npz", request_of(10)).num_kept == 5
+    assert NpzFile(tmp_path / "x.npz", request_of(10)).num_saved == 5
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"not json", b'{"seed": 1}'])
 def test_a_folder_whose_request_is_unreadable_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "sample.json").write_bytes(content)
-    with pytest.raises(Refused, match=r"sample\.json does not tell what images these are"):
+    with pytest.raises(Refused, match=r"sample\.json does not describe its images"):
         ImageFolder(tmp_path, request_of(10))
 
 
-def test_parts_that_nobody_owns_any_more_are_not_taken_for_ones_own(tmp_path: Path) -> None:
-    """What tells whose they are is taken away as the last, and no part is counted without it."""
+def test_parts_without_a_request_are_not_used(tmp_path: Path) -> None:
+    """The request is deleted last, and parts without it are ignored."""
     fill(NpzFile(tmp_path / "x.npz", request_of(10)), (0, 5))
     (tmp_path / ".x.npz.parts" / "sample.json").unlink()
     other = NpzFile(tmp_path / "x.npz", request_of(10, seed=4))
-    assert other.num_kept == 0
+    assert other.num_saved == 0
     other.begin()
     assert [path.name for path in (tmp_path / ".x.npz.parts").iterdir()] == ["sample.json"]

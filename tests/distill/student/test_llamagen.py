@@ -1,4 +1,4 @@
-"""The LlamaGen student: the official numbers, what each output may see, and its start from a teacher."""
+"""The LlamaGen student: official outputs, dependencies of each output, and initialisation from a teacher."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _one_thread() -> None:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the official sampler makes of one pass over `x`, whose first `data_tokens` positions are data."""
+    """Results of the official sampler for one pass; the first `data_tokens` positions of the input are data."""
 
     logits: Tensor
     embeddings: Tensor
@@ -96,7 +96,7 @@ def test_predictions_are_the_official_ones(golden: Callable[[str], Any]) -> None
 
 
 @torch.no_grad()
-def test_sampling_makes_the_official_images(golden: Callable[[str], Any]) -> None:
+def test_sampling_gives_the_official_images(golden: Callable[[str], Any]) -> None:
     case = golden("lg_dd_loop_a")
     student = official_student(case)
     tokenizer = LlamaGenTokenizer(case.config("vq")).eval()
@@ -112,7 +112,7 @@ def test_sampling_makes_the_official_images(golden: Callable[[str], Any]) -> Non
             results[f"{tag}_step{step}_input"] = x
             x = predict(student, x, data_tokens, labels, tokenizer.codebook_VC).sequence(run["split"])
             results[f"{tag}_step{step}_sequence"] = x
-        # The sampler's own way there ends in the same sequence.
+        # The package's sampler ends in the same sequence.
         layout = student.config.layout
         sampled = Student("llamagen", student, tokenizer, layout, (0, 4), run["split"], "", 1)
         sequence = sample_sequence(sampled, noise, labels, run["t_list"])
@@ -131,7 +131,7 @@ def student() -> LlamaGenStudent:
 
 
 @torch.no_grad()
-def test_an_output_sees_its_own_input_and_those_before(student: LlamaGenStudent) -> None:
+def test_an_output_depends_on_its_own_and_earlier_inputs(student: LlamaGenStudent) -> None:
     x, labels, data_tokens = torch.randn(1, 16, 4).double(), torch.tensor([2]), torch.tensor([0])
     changed = x.clone()
     changed[0, 6] += 1
@@ -176,9 +176,7 @@ def teacher() -> LlamaGenTeacher:
     return teacher
 
 
-def test_starts_from_what_it_has_in_common_with_the_teacher(
-    student: LlamaGenStudent, teacher: LlamaGenTeacher
-) -> None:
+def test_initialisation_copies_the_shared_weights(student: LlamaGenStudent, teacher: LlamaGenTeacher) -> None:
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     student.initialise_from_teacher(teacher, least_squares=False)
     theirs = teacher.transformer.state_dict()
@@ -196,32 +194,32 @@ def test_token_embeddings_solve_the_ridge_regression_on_the_codebook(
     rows = teacher.codebook_VC.double()
     residual = student.tok_embeddings(rows) - teacher.transformer.tok_embeddings.weight.double()
     centred = rows - rows.mean(0)
-    # The normal equations: the gradient of the fit is the ridge's pull, and the mean is met exactly.
-    pull = 0.01 * centred.square().mean() * student.tok_embeddings.weight.T
-    torch.testing.assert_close(-centred.T @ residual / len(rows), pull, rtol=0, atol=1e-8)
+    # The normal equations: the gradient of the fit equals that of the ridge, and the mean is exact.
+    ridge_gradient = 0.01 * centred.square().mean() * student.tok_embeddings.weight.T
+    torch.testing.assert_close(-centred.T @ residual / len(rows), ridge_gradient, rtol=0, atol=1e-8)
     torch.testing.assert_close(residual.mean(0), torch.zeros(32).double(), rtol=0, atol=1e-7)
 
 
-def test_without_a_ridge_an_affine_map_is_found_exactly() -> None:
+def test_without_a_ridge_an_affine_map_is_exact() -> None:
     generator = torch.Generator().manual_seed(1)
     rows, weight, bias = (torch.randn(n, generator=generator).double() for n in ((24, 4), (4, 32), (32,)))
-    found_weight, found_bias = affine_fit(rows, rows @ weight + bias, ridge=0.0)
-    torch.testing.assert_close(found_weight, weight, rtol=0, atol=1e-12)
-    torch.testing.assert_close(found_bias, bias, rtol=0, atol=1e-12)
+    fitted_weight, fitted_bias = affine_fit(rows, rows @ weight + bias, ridge=0.0)
+    torch.testing.assert_close(fitted_weight, weight, rtol=0, atol=1e-12)
+    torch.testing.assert_close(fitted_bias, bias, rtol=0, atol=1e-12)
 
 
-def test_a_codebook_close_to_a_plane_does_not_blow_the_weights_up() -> None:
-    """Noise fills the direction that the codebook leaves empty: plain least squares would drown everything in it."""
+def test_weights_stay_small_for_a_codebook_close_to_a_plane() -> None:
+    """Noise also varies perpendicular to the plane; plain least squares would amplify it there."""
     generator = torch.Generator().manual_seed(2)
     rows = torch.randn(64, 3, generator=generator).double() * torch.tensor([1.0, 1.0, 1e-3])
-    wanted = 0.1 * torch.randn(64, 32, generator=generator).double()
-    plain, _ = affine_fit(rows, wanted, ridge=0.0)
-    ridged, _ = affine_fit(rows, wanted)
+    outputs = 0.1 * torch.randn(64, 32, generator=generator).double()
+    plain, _ = affine_fit(rows, outputs, ridge=0.0)
+    ridged, _ = affine_fit(rows, outputs)
     assert plain[2].norm() > 10
     assert ridged.norm() < 0.2
 
 
-def test_a_new_student_predicts_nothing_much() -> None:
+def test_a_new_student_has_outputs_near_zero() -> None:
     torch.manual_seed(0)
     logits, embeddings = LlamaGenStudent(SMALL, codebook_dim=4)(
         torch.randn(2, 16, 4), torch.tensor([0, 7]), torch.tensor([2, 0])
@@ -240,7 +238,7 @@ TEXT = replace(SMALL, condition="text", num_condition_tokens=6, caption_dim=5)
 
 
 def text_student() -> LlamaGenStudent:
-    """A student for captions with weights large enough that every part shows."""
+    """A text-conditional student with weights so large that every part affects the output."""
     torch.manual_seed(0)
     student = LlamaGenStudent(TEXT, codebook_dim=4).double().eval()
     for parameter in student.parameters():
@@ -249,7 +247,7 @@ def text_student() -> LlamaGenStudent:
 
 
 @torch.no_grad()
-def test_a_caption_is_seen_and_its_padding_is_not() -> None:
+def test_outputs_depend_on_a_caption_and_not_on_its_padding() -> None:
     student = text_student()
     x, data_tokens = torch.randn(2, SMALL.num_tokens, 4).double(), torch.tensor([0, 3])
     features = torch.randn(2, 6, 5).double()
@@ -273,7 +271,7 @@ def test_a_caption_is_seen_and_its_padding_is_not() -> None:
 
 
 @torch.no_grad()
-def test_a_position_sees_its_caption_and_the_noise_up_to_its_own() -> None:
+def test_a_position_depends_on_its_caption_and_the_noise_up_to_its_own() -> None:
     student = text_student()
     x, none = torch.randn(1, SMALL.num_tokens, 4).double(), torch.tensor([0])
     condition = TextCondition(torch.randn(1, 3, 5).double(), torch.ones(1, 3).bool())
@@ -285,7 +283,7 @@ def test_a_position_sees_its_caption_and_the_noise_up_to_its_own() -> None:
 
 
 @torch.no_grad()
-def test_starts_from_a_teacher_of_captions() -> None:
+def test_initialisation_from_a_text_conditional_teacher() -> None:
     tokenizer = LlamaGenTokenizer(
         LlamaGenTokenizerConfig(
             SMALL.vocab_size, 4, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=8

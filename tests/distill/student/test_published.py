@@ -1,4 +1,4 @@
-"""Published students: brought in, drawn from, and written in the official layout again."""
+"""Published students: import, sampling, and export in the official layout."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from distill.student.published import (
     STUDENTS,
     export_official,
     import_student,
-    networks,
     official_state,
     official_suffix,
+    published_networks,
 )
 from distill.student.sampler import sample_images, sample_sequence
 from distill.student.student import Student
@@ -46,8 +46,8 @@ CONTAINERS = [
 ]
 
 
-def is_the_students(published: Any, folder: Path) -> Student:
-    """The student of a folder, whose tensors are those of the files to the bit."""
+def load_and_compare(published: Any, folder: Path) -> Student:
+    """Load a student and check that its tensors equal those of the files."""
     student = Student.from_pretrained(folder)
     weights = published.weights
     ours = student.network.state_dict()
@@ -62,8 +62,8 @@ def is_the_students(published: Any, folder: Path) -> Student:
 
 @pytest.fixture(scope="module")
 def real_networks() -> Any:
-    """Every network of both tables, on the meta device."""
-    return networks()
+    """All published networks, on the meta device."""
+    return published_networks()
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -78,7 +78,7 @@ def test_students_have_the_official_tensors(
     assert not any(key.endswith(part.ignored) for key in ours)
 
 
-def test_no_entry_goes_untested() -> None:
+def test_every_entry_is_tested() -> None:
     assert TABLES.keys() == STUDENTS.keys()
 
 
@@ -89,7 +89,7 @@ def test_no_entry_goes_untested() -> None:
         ("llamagen-dd-b", "llamagen_dd (llamagen-B.pt, llamagen-L.pt of microsoft/distilled_decoding)"),
     ],
 )
-def test_weights_are_looked_for_where_official_programs_put_them(
+def test_containers_are_those_of_the_official_programs(
     name: str, row: str, golden_table: Callable[[str], Any]
 ) -> None:
     recorded = golden_table("containers")[row]
@@ -98,7 +98,7 @@ def test_weights_are_looked_for_where_official_programs_put_them(
     assert list(STUDENTS[name].network.containers) == [tuple(place) for place in places]
 
 
-def test_students_sample_as_their_authors_do() -> None:
+def test_sampling_settings_are_the_official_ones() -> None:
     """Timesteps and splits of the official sampling scripts."""
     assert {name: (entry.teacher, entry.timesteps, entry.split) for name, entry in STUDENTS.items()} == {
         "var-dd-d16": ("var-d16", (0, 5), 5),
@@ -111,9 +111,9 @@ def test_students_sample_as_their_authors_do() -> None:
     assert STUDENTS["llamagen-dd-l"].network.file.name == "LlamaGen-DD/llamagen-L.pt"
 
 
-def test_a_published_student_draws_images(published: Any, tmp_path: Path) -> None:
+def test_a_published_student_generates_images(published: Any, tmp_path: Path) -> None:
     import_student(published.write_both(student=True), published.student, tmp_path / "student")
-    student = is_the_students(published, tmp_path / "student")
+    student = load_and_compare(published, tmp_path / "student")
     assert (student.timesteps, student.split) == ((0, 1), 1)
     assert (student.fingerprint, student.num_pairs) == (None, None)
     assert student.layout == TEACHERS[published.teacher].transformer.config.layout
@@ -138,13 +138,13 @@ def test_the_order_of_the_files_does_not_matter(published: Any, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("family", "place"), CONTAINERS)
-def test_weights_are_found_in_every_container(
+def test_weights_are_read_from_every_container(
     published: Any, published_files: ModuleType, place: tuple[str, ...], tmp_path: Path
 ) -> None:
     content = published_files.contained(published.weights.official("student"), place)
     file = published_files.written(published.folder / "student.pt", content)
     import_student([file, published.write("tokenizer")], published.student, tmp_path / "student")
-    is_the_students(published, tmp_path / "student")
+    load_and_compare(published, tmp_path / "student")
 
 
 def test_averaged_weights_come_first(published: Any, published_files: ModuleType, tmp_path: Path) -> None:
@@ -157,27 +157,27 @@ def test_averaged_weights_come_first(published: Any, published_files: ModuleType
         content["ema"] = state
     file = published_files.written(published.folder / "student.pt", content)
     import_student([file, published.write("tokenizer")], published.student, tmp_path / "student")
-    is_the_students(published, tmp_path / "student")
+    load_and_compare(published, tmp_path / "student")
 
 
 def test_official_files_are_recognised(published: Any) -> None:
-    (fit,) = inspect(Path(published.write("student")), networks())
-    assert (fit.network, fit.wrong) == (f"student {published.student}", ())
+    (fit,) = inspect(Path(published.write("student")), published_networks())
+    assert (fit.network, fit.problems) == (f"student {published.student}", ())
 
 
-def test_an_official_export_comes_back_to_the_bit(published: Any, tmp_path: Path) -> None:
+def test_an_official_export_can_be_imported_without_change(published: Any, tmp_path: Path) -> None:
     import_student(published.write_both(student=True), published.student, tmp_path / "student")
     student = Student.from_pretrained(tmp_path / "student")
     official = tmp_path / f"out{official_suffix(published.family)}"
     export_official(student, official)
     import_student([str(official), published.write("tokenizer")], published.student, tmp_path / "back")
-    is_the_students(published, tmp_path / "back")
+    load_and_compare(published, tmp_path / "back")
     again = tmp_path / f"again{official.suffix}"
     export_official(Student.from_pretrained(tmp_path / "back"), again)
     assert again.read_bytes() == official.read_bytes()
 
 
-def test_an_official_export_holds_what_an_official_file_does(published: Any, tmp_path: Path) -> None:
+def test_an_official_export_has_the_content_of_an_official_file(published: Any, tmp_path: Path) -> None:
     import_student(published.write_both(student=True), published.student, tmp_path / "student")
     export_official(Student.from_pretrained(tmp_path / "student"), tmp_path / "out.pt")
     content: Any = torch.load(tmp_path / "out.pt", weights_only=True)
@@ -194,7 +194,7 @@ def test_an_official_export_holds_what_an_official_file_does(published: Any, tmp
 
 @pytest.mark.parametrize("family", ["var"])
 def test_the_constants_of_an_official_var_student(published: Any, tmp_path: Path) -> None:
-    """Scales of 1, 4 and 16 tokens after the condition: a query sees lower levels and itself, not its neighbours."""
+    """Scales of 1, 4 and 16 tokens after the condition: a query attends to lower levels and itself."""
     import_student(published.write_both(student=True), published.student, tmp_path / "student")
     state = official_state(Student.from_pretrained(tmp_path / "student"))
     levels = [0, 1, *[2] * 4, *[3] * 16]
@@ -211,25 +211,25 @@ def test_the_constants_of_an_official_var_student(published: Any, tmp_path: Path
     assert f"blocks.{depth}.attn.zero_k_bias" not in state
 
 
-def test_a_family_of_ones_own_has_no_official_layout(published: Any, tmp_path: Path) -> None:
+def test_a_plugin_family_has_no_official_layout(published: Any, tmp_path: Path) -> None:
     import_student(published.write_both(student=True), published.student, tmp_path / "student")
     student = Student.from_pretrained(tmp_path / "student")
     student.family = "grid-gru"
     with pytest.raises(
-        Refused, match=r"^students of the family 'grid-gru' have no official layout: var, llamagen"
+        Refused, match=r"^students of the family 'grid-gru' have no official layout: only var and llamagen"
     ):
         export_official(student, tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
 
 
-def test_what_is_no_such_student_is_refused(published: Any, tmp_path: Path) -> None:
+def test_files_that_are_not_the_named_student_are_refused(published: Any, tmp_path: Path) -> None:
     out = tmp_path / "student"
     one, two = published.write_both(student=True)
     with pytest.raises(
         Refused, match=f"^no published student is called 'cats': there are {published.student}$"
     ):
         import_student([one, two], "cats", out)
-    with pytest.raises(Refused, match=r"is made of two files, \S+ and \S+: 1 given$"):
+    with pytest.raises(Refused, match=r"consists of two files, \S+ and \S+: 1 given$"):
         import_student([one], published.student, out)
     with pytest.raises(Refused, match=f"^there is no file {tmp_path / 'gone.pth'}$"):
         import_student([one, str(tmp_path / "gone.pth")], published.student, out)
@@ -243,25 +243,25 @@ def test_what_is_no_such_student_is_refused(published: Any, tmp_path: Path) -> N
     assert not out.exists()
 
 
-def test_a_folder_that_is_taken_is_refused(published: Any, tmp_path: Path) -> None:
+def test_an_occupied_folder_is_refused(published: Any, tmp_path: Path) -> None:
     files = published.write_both(student=True)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(Refused, match=rf"^{tmp_path} holds something already \(\w+"):
+    with pytest.raises(Refused, match=rf"^{tmp_path} already contains \w+"):
         import_student(files, published.student, tmp_path)
     out = tmp_path / "student"
     import_student(files, published.student, out)
-    with pytest.raises(Refused, match=f"^{out} holds a student already"):
+    with pytest.raises(Refused, match=f"^{out} already contains a student"):
         import_student(files, published.student, out)
 
 
-def test_an_import_that_was_killed_is_begun_again(published: Any, tmp_path: Path) -> None:
+def test_a_killed_import_can_be_repeated(published: Any, tmp_path: Path) -> None:
     files = published.write_both(student=True)
     import_student(files, published.student, tmp_path / "student")
     (tmp_path / "student" / "config.json").unlink()
     (tmp_path / "student" / "tokenizer.safetensors").write_bytes(b"half")
     (tmp_path / "student" / ".config.json.123.ab.tmp").touch()
     import_student(files, published.student, tmp_path / "student")
-    is_the_students(published, tmp_path / "student")
+    load_and_compare(published, tmp_path / "student")
 
 
 @torch.inference_mode()
@@ -269,7 +269,7 @@ def test_an_import_that_was_killed_is_begun_again(published: Any, tmp_path: Path
     ("family", "name", "network", "tokenizer"),
     [("var", "var_dd_loop_a", "dd", "vae"), ("llamagen", "lg_dd_loop_a", "lgdd", "vq")],
 )
-def test_a_published_student_draws_the_official_images(
+def test_a_published_student_generates_the_official_images(
     published: Any,
     published_files: ModuleType,
     golden: Callable[[str], Any],

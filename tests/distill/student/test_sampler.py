@@ -1,4 +1,4 @@
-"""Sampling: each image has its own noise, and a second pass sees the first one's beginning and the noise after it."""
+"""Sampling: each image has its own noise; a second pass receives the first tokens of pass one, then noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.student.model import Sequence
+from distill.student.model import TokenSequence
 from distill.student.sampler import sample_images, sample_sequence
 from distill.student.student import Student
 from generate_pairs.teachers.checkpoints import load_teacher
@@ -26,19 +26,21 @@ def student(teacher_path: Path) -> Student:
     return student.eval().requires_grad_(False)
 
 
-def test_the_second_pass_sees_data_then_the_same_noise(
+def test_the_second_pass_receives_data_then_the_same_noise(
     student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise_BLC = torch.randn(2, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(0))
     labels_B = torch.tensor([4, 7])
-    passes: list[tuple[torch.Tensor, int, Sequence]] = []
+    passes: list[tuple[torch.Tensor, int, TokenSequence]] = []
     finish = Student.finish
 
-    def watched(self: Student, states_BLC: torch.Tensor, timestep: int, labels_B: torch.Tensor) -> Sequence:
+    def recorded(
+        self: Student, states_BLC: torch.Tensor, timestep: int, labels_B: torch.Tensor
+    ) -> TokenSequence:
         passes.append((states_BLC, timestep, finish(self, states_BLC, timestep, labels_B)))
         return passes[-1][2]
 
-    monkeypatch.setattr(Student, "finish", watched)
+    monkeypatch.setattr(Student, "finish", recorded)
     result = sample_sequence(student, noise_BLC, labels_B, (0, 2))
     (first_states, first_timestep, first), (states, timestep, second) = passes
     assert (first_timestep, timestep) == (0, 2)
@@ -83,7 +85,7 @@ def test_timesteps_that_do_not_ascend_inside_the_steps_are_refused(
 
 
 def test_labels_outside_the_classes_are_refused(student: Student) -> None:
-    with pytest.raises(Refused, match="label 10: this student knows labels 0 to 9"):
+    with pytest.raises(Refused, match="label 10: this student has labels 0 to 9"):
         next(iter(sample_images(student, np.array([3, 10]), 0, (0,))))
 
 
@@ -102,7 +104,7 @@ def test_three_lines_of_python_sample_a_student(student: Student, tmp_path: Path
         loaded.sample([10])
 
 
-def test_an_export_tells_the_lineage_of_its_pairs(student: Student, tmp_path: Path) -> None:
+def test_an_export_records_the_lineage_of_its_pairs(student: Student, tmp_path: Path) -> None:
     lineage = {"teacher": {"name": "digits", "sha256": "ab", "top_p": 1.0}, "flow_map": {"solver_steps": 8}}
     student.export(tmp_path / "unknown")
     assert Student.from_pretrained(tmp_path / "unknown").lineage is None
@@ -113,7 +115,7 @@ def test_an_export_tells_the_lineage_of_its_pairs(student: Student, tmp_path: Pa
         student.lineage = None
     known = Student.from_pretrained(tmp_path / "known")
     assert known.lineage == lineage
-    shape = Student.shape_of(tmp_path / "known")
+    shape = Student.load_without_weights(tmp_path / "known")
     assert shape.lineage == lineage
     assert {p.device.type for p in shape.network.parameters()} == {"meta"}
     assert (shape.num_classes, shape.layout, shape.timesteps) == (10, student.layout, (0, 2))
@@ -122,7 +124,7 @@ def test_an_export_tells_the_lineage_of_its_pairs(student: Student, tmp_path: Pa
 
 
 class WithoutLogits(nn.Module):
-    """A network that always answers with both heads, as those of other packages may."""
+    """A network without the optional method `logits`, as a plug-in may define."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -132,9 +134,7 @@ class WithoutLogits(nn.Module):
         return self.network(*inputs)
 
 
-def test_embeddings_that_nobody_reads_are_not_computed(
-    student: Student, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unused_embeddings_are_not_computed(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
     noise_BLC = torch.randn(4, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(1))
     labels_B = torch.arange(4)
     whole = copy.copy(student)
@@ -143,57 +143,57 @@ def test_embeddings_that_nobody_reads_are_not_computed(
     other._modules = {**whole._modules, "network": WithoutLogits(student.network)}
     expected = other.finish(noise_BLC, 0, labels_B).tokens_BL
     head = student.network.final_layer_conti
-    monkeypatch.setattr(head, "forward", lambda *_: pytest.fail("the continuous head was asked"))
+    monkeypatch.setattr(head, "forward", lambda *_: pytest.fail("the continuous head was called"))
     assert torch.equal(whole.finish(noise_BLC, 0, labels_B).tokens_BL, expected)
 
 
-def test_without_a_weight_noise_has_no_say(student: Student) -> None:
+def test_with_noise_weight_zero_the_noise_has_no_effect(student: Student) -> None:
     logits_BLV = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
     assert student.noise_weight == 0
-    assert torch.equal(student.chosen(logits_BLV, torch.full((2, 3, 3), 1e6)), logits_BLV.argmax(-1))
+    assert torch.equal(student.choose_tokens(logits_BLV, torch.full((2, 3, 3), 1e6)), logits_BLV.argmax(-1))
 
 
 def test_noise_decides_between_tokens_that_are_equally_likely(student: Student) -> None:
-    """Of two rows the one that lies further in the noise's direction, as the map has it from one step on."""
+    """Of two equally likely rows, the one further in the direction of the noise is chosen, as in the flow map."""
     codebook_VC = student.tokenizer.codebook_VC
     logits_BLV = torch.full((1, 2, 24), -1e4)
     logits_BLV[..., [3, 17]] = 0.0
     direction_C = codebook_VC[3] - codebook_VC[17]
     noise_BLC = torch.stack([direction_C, -direction_C])[None]
-    weighted = weighing(student, 0.5)
-    assert weighted.chosen(logits_BLV, noise_BLC).tolist() == [[3, 17]]
-    log_odds = 0.5 * direction_C.square().sum() / spread_of(codebook_VC)
+    weighted = with_noise_weight(student, 0.5)
+    assert weighted.choose_tokens(logits_BLV, noise_BLC).tolist() == [[3, 17]]
+    log_odds = 0.5 * direction_C.square().sum() / codebook_spread(codebook_VC)
     for sure, token in ((0.99, 3), (1.01, 17)):
         logits_BLV[0, 0, 17] = sure * log_odds
-        assert weighted.chosen(logits_BLV, noise_BLC)[0, 0] == token
+        assert weighted.choose_tokens(logits_BLV, noise_BLC)[0, 0] == token
 
 
-def test_the_noises_say_is_in_units_of_the_codebooks_spread(student: Student) -> None:
+def test_the_noise_weight_is_in_units_of_the_codebook_spread(student: Student) -> None:
     generator = torch.Generator().manual_seed(1)
     logits_BLV = torch.randn(4, student.layout.num_tokens, 24, generator=generator)
     noise_BLC = torch.randn(4, student.layout.num_tokens, 3, generator=generator)
     labels_B = torch.zeros(4, dtype=torch.int64)
     plain = student.finish(noise_BLC, 0, labels_B).tokens_BL
-    moved = weighing(student, 2.0)
-    chosen = moved.chosen(logits_BLV, noise_BLC)
+    moved = with_noise_weight(student, 2.0)
+    chosen = moved.choose_tokens(logits_BLV, noise_BLC)
     rows_VC = student.tokenizer.codebook_VC
-    expected = (logits_BLV + 2.0 * (noise_BLC @ (rows_VC / spread_of(rows_VC)).T)).argmax(-1)
+    expected = (logits_BLV + 2.0 * (noise_BLC @ (rows_VC / codebook_spread(rows_VC)).T)).argmax(-1)
     assert torch.equal(chosen, expected)
     assert not torch.equal(moved.finish(noise_BLC, 0, labels_B).tokens_BL, plain)
 
 
-def test_the_weight_is_kept_in_the_export(student: Student, tmp_path: Path) -> None:
-    weighing(student, 0.25).export(tmp_path)
+def test_the_export_contains_the_noise_weight(student: Student, tmp_path: Path) -> None:
+    with_noise_weight(student, 0.25).export(tmp_path)
     assert Student.from_pretrained(tmp_path).noise_weight == 0.25
 
 
-def test_every_pass_has_the_weight_of_its_timestep(student: Student, tmp_path: Path) -> None:
+def test_every_pass_uses_the_noise_weight_of_its_timestep(student: Student, tmp_path: Path) -> None:
     assert student.timesteps == (0, 2)
-    several = weighing(student, (0.5, 2.0))
+    several = with_noise_weight(student, (0.5, 2.0))
     assert [several.noise_weight_at(timestep) for timestep in (0, 1, 2, 3)] == [0.5, 0.5, 2.0, 2.0]
     noise_BLC = torch.randn(4, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(1))
     labels_B = torch.zeros(4, dtype=torch.int64)
-    one, other = weighing(student, 0.5), weighing(student, 2.0)
+    one, other = with_noise_weight(student, 0.5), with_noise_weight(student, 2.0)
     first = one.finish(noise_BLC, 0, labels_B)
     start = student.layout.starts[2]
     states_BLC = torch.cat([first.embeddings_BLC[:, :start], noise_BLC[:, start:]], dim=1)
@@ -204,17 +204,17 @@ def test_every_pass_has_the_weight_of_its_timestep(student: Student, tmp_path: P
     assert Student.from_pretrained(tmp_path).noise_weight == (0.5, 2.0)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"noise_weight": [1.0, 1.0, 1.0]}))
-    with pytest.raises(Refused, match="holds 3 numbers for 2 timesteps"):
+    with pytest.raises(Refused, match="has 3 numbers for 2 timesteps"):
         Student.from_pretrained(tmp_path)
 
 
-def weighing(student: Student, noise_weight: float | tuple[float, ...]) -> Student:
-    """The same student with another weight of the noise."""
+def with_noise_weight(student: Student, noise_weight: float | tuple[float, ...]) -> Student:
+    """A copy with another noise weight."""
     other = copy.copy(student)
     other.noise_weight = noise_weight
     return other
 
 
-def spread_of(codebook_VC: torch.Tensor) -> torch.Tensor:
+def codebook_spread(codebook_VC: torch.Tensor) -> torch.Tensor:
     """Root mean square distance of rows from their mean."""
     return (codebook_VC - codebook_VC.mean(0)).norm(dim=1).square().mean().sqrt()

@@ -1,4 +1,4 @@
-"""The VAR student: the official numbers, what an output may see, and where it starts."""
+"""The VAR student: official outputs, dependencies of each output, and initialisation from a teacher."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def student() -> VarStudent:
-    """A student in float64 with weights large enough that every part shows in its outputs."""
+    """A float64 student with weights so large that every part affects the output."""
     torch.manual_seed(0)
     student = VarStudent(SMALL)
     for parameter in student.parameters():
@@ -61,7 +61,7 @@ def official_models(case: Any) -> tuple[VarStudent, VarTokenizer]:
 
 
 class Passes:
-    """The official sampler's few lines around the student, a timestep for each sample."""
+    """The official sampling code around the student, with one timestep for each sample."""
 
     def __init__(self, student: VarStudent, tokenizer: VarTokenizer, labels: Tensor) -> None:
         self.student, self.codebook, self.labels = student, tokenizer.codebook_VC, labels
@@ -75,7 +75,7 @@ class Passes:
         return torch.where(self.is_data(timesteps), x, noise)
 
     def final(self, x: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Final embeddings and logits: what is data stays, the rest is predicted."""
+        """Final embeddings and logits: data positions stay, the others are predicted."""
         logits, embeddings = self.student(x, self.starts[timesteps], self.labels)
         nearest = torch.cdist(x, self.codebook).argmin(-1)
         certain = torch.full_like(logits, -torch.inf).scatter(-1, nearest[..., None], 0.0)
@@ -131,7 +131,7 @@ def test_sampling_in_one_and_two_steps_gives_the_official_images(golden: Callabl
             results[f"{name}_step{step}_input"] = x
             x = passes.sequence(*passes.final(x, timesteps), run["split"])
             results[f"{name}_step{step}_sequence"] = x
-        # The sampler's own way there ends in the same sequence.
+        # The package's sampler ends in the same sequence.
         sampled = Student("var", student, tokenizer, student.config.layout, (0, 2), run["split"], "", 1)
         sequence = sample_sequence(sampled, noise, passes.labels, run["t_list"])
         results[f"{name}_step{len(run['t_list']) - 1}_sequence"] = sequence.embeddings_BLC
@@ -140,7 +140,7 @@ def test_sampling_in_one_and_two_steps_gives_the_official_images(golden: Callabl
 
 
 @torch.no_grad()
-def test_an_output_sees_earlier_scales_and_its_own_input_but_not_its_neighbours(student: VarStudent) -> None:
+def test_an_output_depends_on_earlier_scales_and_its_own_input_only(student: VarStudent) -> None:
     x, data_tokens, labels = torch.randn(1, 30, 4).double(), torch.tensor([5]), torch.tensor([3])
     outputs = student(x, data_tokens, labels)
     step_of_token = torch.tensor(LAYOUT.step_of_token)
@@ -160,11 +160,11 @@ def test_an_output_depends_on_the_class_and_on_what_is_data(student: VarStudent)
     x = torch.randn(1, 30, 4).double().expand(3, -1, -1)
     _, embeddings = student(x, torch.tensor([0, 5, 0]), torch.tensor([3, 3, 2]))
     moved = (embeddings[1:] - embeddings[0]).abs().amax(-1) > 1e-9
-    assert moved.all(), "every position sees the condition and the first five tokens, or is one of them"
+    assert moved.all(), "every position depends on the condition and the first five tokens, or is one of them"
 
 
 @torch.no_grad()
-def test_rows_of_a_batch_do_not_touch_each_other(student: VarStudent) -> None:
+def test_rows_do_not_depend_on_the_rest_of_the_batch(student: VarStudent) -> None:
     x, data_tokens, labels = torch.randn(3, 30, 4).double(), torch.tensor([0, 5, 30]), torch.tensor([2, 0, 4])
     together = student(x, data_tokens, labels)
     alone = student(x[1:2], data_tokens[1:2], labels[1:2])
@@ -179,7 +179,7 @@ def test_every_parameter_learns(student: VarStudent) -> None:
 
 
 @pytest.mark.parametrize("shared_adaln", [True, False])
-def test_starts_from_what_it_has_in_common_with_the_teacher(teacher: VarTeacher, shared_adaln: bool) -> None:
+def test_initialisation_copies_the_shared_weights(teacher: VarTeacher, shared_adaln: bool) -> None:
     config = replace(SMALL, shared_adaln=shared_adaln)
     torch.manual_seed(2)
     teacher = VarTeacher(VarTransformer(config), teacher.tokenizer)
@@ -189,7 +189,7 @@ def test_starts_from_what_it_has_in_common_with_the_teacher(teacher: VarTeacher,
     theirs = {name: tensor.double() for name, tensor in teacher.transformer.state_dict().items()}
     for name, tensor in student.state_dict().items():
         if name == "pos_1LC":
-            # The condition stands where the teacher's first token stood; the first scale starts afresh.
+            # The condition takes the teacher's first position; the first scale keeps its fresh values.
             old = theirs[name]
             expected = torch.cat([old[:, :1], before[name][:, 1:2], old[:, 1:]], dim=1)
         elif name == "lvl_embed.weight":
@@ -203,10 +203,10 @@ def test_starts_from_what_it_has_in_common_with_the_teacher(teacher: VarTeacher,
     }
 
 
-def test_starts_as_officially_but_for_two_rows(
+def test_initialisation_differs_from_the_official_one_in_two_rows(
     teacher: VarTeacher, golden_table: Callable[[str], Any]
 ) -> None:
-    """Row 1 of the classes is copied and row 1 of the levels is fresh: the official code mixes the two up."""
+    """Class row 1 is copied and level row 1 is fresh; the official code confuses the two."""
     measured = golden_table("init_with_teacher_var_dd")["map"]
     relation = {entry["student"]: entry for entry in measured}
     student = VarStudent(SMALL)
@@ -231,7 +231,7 @@ def test_starts_as_officially_but_for_two_rows(
     assert torch.equal(student.class_emb.weight, teacher.transformer.class_emb.weight)
 
 
-def test_a_new_student_predicts_nothing_much() -> None:
+def test_a_new_student_has_logits_near_zero() -> None:
     torch.manual_seed(0)
     logits, _ = VarStudent(SMALL)(torch.randn(2, 30, 4), torch.tensor([0, 5]), torch.tensor([2, 0]))
     assert logits.abs().max() < 0.1

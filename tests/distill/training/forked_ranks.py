@@ -1,9 +1,9 @@
-"""The processes of a training, forked from one that has loaded torch: what torchrun starts, in a tenth of the time.
+"""Forks the processes of a training from one that has loaded torch, ten times as fast as torchrun starts them.
 
-Each line of standard input asks for one training, as JSON: `arguments` of `tokenleap`, `processes`, the folder `log`, and
-who sends itself SIGTERM after how many steps, or fails in the next one (`signalled` or `failing`, `after`). When all its
-processes have ended, the answer is a line with their exit codes. In the folder lie what each said (`0.out`, `0.err`) and
-the pairs of its batches (`0.pairs`).
+Each line of standard input requests one training as JSON: `arguments` of `tokenleap`, `processes`, the folder `log`, and
+optionally the rank that sends itself SIGTERM (`signalled`) or fails in the next step (`failing`) after `after` steps.
+When all processes have ended, their exit codes are printed in one line. The folder contains the output of each process
+(`0.out`, `0.err`) and the pairs of its batches (`0.pairs`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch._dynamo  # what building a network on the meta device loads, for seconds
+import torch._dynamo  # loaded here because building a network on the meta device needs it, which takes seconds
 
 import distill.training.trainer  # noqa: F401
 import pipeline.config.run_config  # noqa: F401
@@ -30,7 +30,7 @@ from shards.streaming.stream import PairStream
 
 PATIENCE_SECONDS = 60.0
 HUNG = -1
-"""In place of the exit code of a process that had to be killed."""
+"""Exit code reported for a process that had to be killed."""
 
 
 def free_port() -> int:
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 def record_batches(path: Path) -> None:
-    """Write a line for each batch that a stream gives: its own share's size, then its pairs."""
+    """Make streams write one line for each batch: the global batch size, then the pairs of this process."""
     real = PairStream.__next__
 
     def recorded(stream: PairStream) -> PairBatch:
@@ -53,7 +53,7 @@ def record_batches(path: Path) -> None:
 
 
 def signal_after(steps: int) -> None:
-    """This process sends itself SIGTERM when a training has so many steps behind it."""
+    """Make this process send itself SIGTERM after `steps` steps."""
     real = Training.update
 
     def update(training: Training) -> dict[str, torch.Tensor]:
@@ -66,7 +66,7 @@ def signal_after(steps: int) -> None:
 
 
 def fail_after(steps: int) -> None:
-    """In this process alone the next pairs are damaged when a training has so many steps behind it."""
+    """Make this process fail with damaged pairs after `steps` steps."""
     real = Training.update
 
     def update(training: Training) -> dict[str, torch.Tensor]:
@@ -77,9 +77,9 @@ def fail_after(steps: int) -> None:
     Training.update = update
 
 
-def become(rank: int, port: int, batch_targets: dict[str, Any]) -> NoReturn:
-    """In a forked process: be one of a training, and end as it ends."""
-    log, size = Path(batch_targets["log"]), batch_targets["processes"]
+def run_rank(rank: int, port: int, request: dict[str, Any]) -> NoReturn:
+    """Run one rank of a training in a forked process, and exit with its exit code."""
+    log, size = Path(request["log"]), request["processes"]
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
         os.dup2(os.open(log / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
     if size > 1:
@@ -87,13 +87,13 @@ def become(rank: int, port: int, batch_targets: dict[str, Any]) -> NoReturn:
         os.environ.update({name: str(number) for name, number in names.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     record_batches(log / f"{rank}.pairs")
-    if rank == batch_targets.get("signalled"):
-        signal_after(batch_targets["after"])
-    if rank == batch_targets.get("failing"):
-        fail_after(batch_targets["after"])
+    if rank == request.get("signalled"):
+        signal_after(request["after"])
+    if rank == request.get("failing"):
+        fail_after(request["after"])
     code: Any = 70
     try:
-        main(batch_targets["arguments"])
+        main(request["arguments"])
     except SystemExit as ended:
         code = ended.code or 0
     finally:
@@ -103,7 +103,7 @@ def become(rank: int, port: int, batch_targets: dict[str, Any]) -> NoReturn:
 
 
 def codes_of(children: list[int]) -> list[int]:
-    """Exit codes of processes when all have ended; those that do not end are killed."""
+    """Wait for processes and return their exit codes; those that do not end are killed."""
     deadline, ended = time.monotonic() + PATIENCE_SECONDS, dict[int, int]()
     while len(ended) < len(children):
         for child in set(children) - ended.keys():
@@ -120,9 +120,9 @@ def codes_of(children: list[int]) -> list[int]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for line in sys.stdin:
-        batch_targets, port, children = json.loads(line), free_port(), list[int]()
-        for rank in range(batch_targets["processes"]):
+        request, port, children = json.loads(line), free_port(), list[int]()
+        for rank in range(request["processes"]):
             children.append(os.fork())
             if children[-1] == 0:
-                become(rank, port, batch_targets)
+                run_rank(rank, port, request)
         print(json.dumps(codes_of(children)), flush=True)

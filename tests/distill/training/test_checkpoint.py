@@ -1,4 +1,4 @@
-"""Checkpoints: the newest whole one is taken, another training is refused, and old ones go."""
+"""Checkpoints: the newest intact one is loaded, another training is refused, and old ones are deleted."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def newest(folder: Path, num_steps: int = 10**9) -> Checkpoint | None:
     resumed = newest_checkpoint(folder, IDENTITY, num_steps)
     if resumed is None:
         return None
-    assert resumed.broken == ()
+    assert resumed.damaged == ()
     return resumed.checkpoint
 
 
-def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert newest(tmp_path / "checkpoints") is None
 
 
-def test_the_newest_has_the_highest_number_and_one_more_stays(tmp_path: Path) -> None:
+def test_the_highest_step_is_the_newest_and_two_checkpoints_are_kept(tmp_path: Path) -> None:
     save_at(tmp_path, 999_998, 999_999, 1_000_000)
     found = newest(tmp_path)
     assert found is not None
@@ -52,20 +52,20 @@ def test_other_names_are_no_checkpoints(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "null", "{}", '{"schema_version": 2, "step": 8}'])
-def test_a_damaged_mark_gives_way_to_the_checkpoint_before(tmp_path: Path, content: str) -> None:
+def test_with_a_damaged_mark_the_checkpoint_before_is_loaded(tmp_path: Path, content: str) -> None:
     save_at(tmp_path, 4, 8)
     mark = tmp_path / "step-000008.json"
     mark.write_text(content)
     resumed = newest_checkpoint(tmp_path, IDENTITY, 10)
     assert resumed is not None
     assert resumed.checkpoint.step == 4
-    (broken,) = resumed.broken
-    assert str(mark) in broken
-    assert "is damaged" in broken
+    (message,) = resumed.damaged
+    assert str(mark) in message
+    assert "is damaged" in message
 
 
 @pytest.mark.parametrize("damage", ["missing", "sha256"])
-def test_lost_or_damaged_tensors_give_way_to_the_checkpoint_before(tmp_path: Path, damage: str) -> None:
+def test_with_missing_or_damaged_tensors_the_checkpoint_before_is_loaded(tmp_path: Path, damage: str) -> None:
     save_at(tmp_path, 4, 8)
     tensors = tmp_path / "step-000008.safetensors"
     if damage == "missing":
@@ -75,23 +75,23 @@ def test_lost_or_damaged_tensors_give_way_to_the_checkpoint_before(tmp_path: Pat
     resumed = newest_checkpoint(tmp_path, IDENTITY, 10)
     assert resumed is not None
     assert resumed.checkpoint.tensors["weights"].tolist() == [4.0, 4.0]
-    (broken,) = resumed.broken
-    assert str(tensors) in broken
-    assert damage in broken
+    (message,) = resumed.damaged
+    assert str(tensors) in message
+    assert damage in message
 
 
-def test_where_no_checkpoint_is_whole_the_start_is_not_taken_silently(tmp_path: Path) -> None:
+def test_if_all_checkpoints_are_damaged_training_does_not_silently_restart(tmp_path: Path) -> None:
     save_at(tmp_path, 4, 8)
     (tmp_path / "step-000008.json").write_text("{")
     (tmp_path / "step-000004.safetensors").unlink()
     with pytest.raises(
-        Refused, match=r"no checkpoint .* is whole: .*step-000008\.json.*; .*Delete that folder"
+        Refused, match=r"all checkpoints in .* are damaged: .*step-000008\.json.*; .*Delete that folder"
     ):
         newest_checkpoint(tmp_path, IDENTITY, 10)
 
 
 @pytest.mark.parametrize("kept", [1, 2])
-def test_broken_checkpoints_ahead_do_not_outlive_the_whole_one_before(tmp_path: Path, kept: int) -> None:
+def test_damaged_newer_checkpoints_are_deleted_by_the_next_commit(tmp_path: Path, kept: int) -> None:
     save_at(tmp_path, 8)
     for step in (12, 16, 20):
         save_checkpoint(tmp_path, Checkpoint(step, {}, {}, IDENTITY), kept=4)
@@ -125,7 +125,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
 
 def test_fewer_steps_than_are_done_are_refused_and_as_many_are_not(tmp_path: Path) -> None:
     save_at(tmp_path, 8)
-    with pytest.raises(Refused, match=r"train\.num_steps: asked 7, but .*step-000008\.json has 8 steps"):
+    with pytest.raises(Refused, match=r"train\.num_steps is 7, but .*step-000008\.json already has 8 steps"):
         newest(tmp_path, num_steps=7)
     found = newest(tmp_path, num_steps=8)
     assert found is not None
@@ -134,5 +134,5 @@ def test_fewer_steps_than_are_done_are_refused_and_as_many_are_not(tmp_path: Pat
 
 def test_another_training_is_refused_by_what_differs(tmp_path: Path) -> None:
     save_at(tmp_path, 4)
-    with pytest.raises(Refused, match="pairs: there 96, asked 128"):
+    with pytest.raises(Refused, match="pairs: found 96, requested 128"):
         refuse_other_training(tmp_path, {"pairs": 128})

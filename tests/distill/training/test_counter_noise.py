@@ -1,4 +1,4 @@
-"""Pairs without stored noise: the same student comes of them, and none of another platform's noise."""
+"""Pairs without stored noise give the same student; different noise of another platform is refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_same_pairs_in_fewer_bytes(pairs_root: Path, counter_root: Path) -> 
     assert verify(counter_root) == []
 
 
-def test_the_same_student_comes_of_them(
+def test_they_give_the_same_student(
     pairs_root: Path, counter_root: Path, teacher_path: Path, tmp_path: Path
 ) -> None:
     for name, root in (("stored", pairs_root), ("counter", counter_root)):
@@ -65,10 +65,10 @@ def test_the_same_student_comes_of_them(
 
 
 @pytest.mark.parametrize("pair_index", [40, 127])
-def test_noise_of_another_platform_is_never_trained_on(
+def test_different_noise_of_another_platform_is_refused(
     counter_root: Path, teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair_index: int
 ) -> None:
-    """Its cosine gives one float16 number of one pair another last bit."""
+    """The last bit of one float16 number differs, as with another cosine implementation."""
 
     def elsewhere(seed: int, first: int, count: int, shape: tuple[int, int]) -> np.ndarray:
         noise_BLC = gaussian_noise(seed, first, count, shape)

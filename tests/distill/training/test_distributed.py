@@ -1,4 +1,4 @@
-"""The processes of a training: what they send each other, and that one of them alone sends nothing."""
+"""Collective operations of the processes of a training, and of a single process."""
 
 from __future__ import annotations
 
@@ -15,68 +15,66 @@ from distill.training.distributed import BUCKET_BYTES, World, buckets, init_dist
 from shards.core.errors import Refused
 
 QUARTER = BUCKET_BYTES // 4 // 4
-"""Numbers of float32 in a quarter of a bucket."""
+"""Number of float32 values in a quarter of a bucket."""
 
 
 def empty(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(count, dtype=dtype, device="meta")
 
 
-def cut(tensors: list[torch.Tensor]) -> list[list[int]]:
-    """Places of the tensors in their buckets."""
-    places = {id(tensor): place for place, tensor in enumerate(tensors)}
-    return [[places[id(tensor)] for tensor in bucket] for bucket in buckets(tensors)]
+def bucket_indices(tensors: list[torch.Tensor]) -> list[list[int]]:
+    """Indices of the tensors in each bucket."""
+    indices = {id(tensor): index for index, tensor in enumerate(tensors)}
+    return [[indices[id(tensor)] for tensor in bucket] for bucket in buckets(tensors)]
 
 
-def test_neighbours_share_a_bucket_up_to_its_limit() -> None:
-    assert cut([]) == []
-    assert cut([empty(QUARTER)] * 1) == [[0]]
-    assert cut([empty(QUARTER) for _ in range(6)]) == [[0, 1, 2, 3], [4, 5]]
-    assert cut([empty(2 * QUARTER), empty(2 * QUARTER + 1), empty(1)]) == [[0], [1, 2]]
+def test_adjacent_tensors_share_a_bucket_up_to_its_limit() -> None:
+    assert bucket_indices([]) == []
+    assert bucket_indices([empty(QUARTER)] * 1) == [[0]]
+    assert bucket_indices([empty(QUARTER) for _ in range(6)]) == [[0, 1, 2, 3], [4, 5]]
+    assert bucket_indices([empty(2 * QUARTER), empty(2 * QUARTER + 1), empty(1)]) == [[0], [1, 2]]
 
 
-def test_one_that_is_larger_than_a_bucket_is_sent_alone() -> None:
-    assert cut([empty(1), empty(5 * QUARTER), empty(1), empty(1)]) == [[0], [1], [2, 3]]
+def test_a_tensor_larger_than_a_bucket_has_its_own() -> None:
+    assert bucket_indices([empty(1), empty(5 * QUARTER), empty(1), empty(1)]) == [[0], [1], [2, 3]]
 
 
-def test_numbers_of_different_kinds_are_not_mixed_and_the_order_stays() -> None:
-    kinds = (torch.float32, torch.float32, torch.float64, torch.float32)
-    assert cut([empty(3, kind) for kind in kinds]) == [[0, 1], [2], [3]]
+def test_dtypes_are_not_mixed_and_the_order_is_kept() -> None:
+    dtypes = (torch.float32, torch.float32, torch.float64, torch.float32)
+    assert bucket_indices([empty(3, dtype) for dtype in dtypes]) == [[0, 1], [2], [3]]
 
 
-def test_the_cut_does_not_depend_on_the_values() -> None:
+def test_buckets_do_not_depend_on_values() -> None:
     torch.manual_seed(0)
     shapes = [(7, 5), (BUCKET_BYTES // 8,), (3,), (BUCKET_BYTES // 8,), (11,)]
     assert (
-        cut([torch.zeros(shape) for shape in shapes])
-        == cut([torch.randn(shape) for shape in shapes])
+        bucket_indices([torch.zeros(shape) for shape in shapes])
+        == bucket_indices([torch.randn(shape) for shape in shapes])
         == [[0, 1, 2], [3, 4]]
     )
 
 
-def test_one_process_agrees_with_itself() -> None:
+def test_collectives_of_a_single_process_return_its_values() -> None:
     world, tensor = World(), torch.tensor([1.5, -2.0])
-    world.add([tensor])
-    world.wait()
+    world.all_reduce_sum([tensor])
+    world.barrier()
     assert tensor.tolist() == [1.5, -2.0]
-    assert [world.broadcast_from_zero(None), world.broadcast_from_zero(3), world.all_reduce_min(7)] == [
-        None,
-        3,
-        7,
-    ]
-    assert world.any(True)
-    assert not world.any(False)
+    assert world.broadcast_from_zero(None) is None
+    assert world.broadcast_from_zero(3) == 3
+    assert world.all_reduce_min(7) == 7
+    assert world.any_rank(True)
+    assert not world.any_rank(False)
     assert world.is_main
 
 
-def test_without_torchrun_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchrun_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with init_distributed("cpu") as world:
         assert world == World()
         assert not torch.distributed.is_initialized()
 
 
-def test_a_gpu_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with (
         pytest.raises(Refused, match=r"torch finds no GPU here: set train\.device to cpu"),
@@ -98,7 +96,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, d
         pass
 
 
-TOGETHER = """
+TWO_PROCESSES = """
 import json, os, sys
 from pathlib import Path
 import torch
@@ -122,17 +120,17 @@ tokens = torch.randint(24, (6, length), generator=generator)
 noise = torch.randn(6, length, 3, generator=generator, dtype=torch.float64)
 timesteps = torch.tensor([0, 2, 2, 0, 2, 2])
 targets = trajectory_states(noise, tokens, timesteps, student.tokenizer.codebook_VC, student.layout)
-whole = Share(targets, tokens, torch.tensor([0, 1, 2, 3, 4, 5]))
+whole = MicroBatch(targets, tokens, torch.tensor([0, 1, 2, 3, 4, 5]))
 config = TrainConfig(embedding_weight=0.5, image_weight=0.25)
-asked = Asked.of(timesteps.numpy(), student.layout)
+batch_targets = BatchTargets.of(timesteps.numpy(), student.layout)
 
-def computed(ranks, share):
-    gradients = Gradients(student, config, ranks, 2)
-    losses = gradients(share, asked)
+def computed(world, micro_batch):
+    gradients = Gradients(student, config, world, 2)
+    losses = gradients(micro_batch, batch_targets)
     values = [losses.total, *losses.parts.values()]
     return values, [parameter.grad.clone() for parameter in gradients.parameters]
 
-def worst(found, expected):
+def max_relative_error(found, expected):
     pairs = zip(found, expected, strict=True)
     return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item() for a, b in pairs)
 
@@ -141,20 +139,20 @@ rank = int(os.fork() == 0)
 os.environ.update(RANK=str(rank), WORLD_SIZE="2")
 store, real = dist.FileStore(str(folder / "store"), 2), dist.init_process_group
 dist.init_process_group = lambda backend, timeout: real(backend, store=store, rank=rank, world_size=2, timeout=timeout)
-with joined_ranks("cpu") as ranks:
-    found = computed(ranks, whole.split(2)[rank])
+with init_distributed("cpu") as world:
+    found = computed(world, whole.split(2)[rank])
     mixed = [torch.full((3,), 1.0 + rank), torch.tensor(10 * (rank + 1)), torch.full((2, 2), 0.5)]
-    ranks.add(mixed)
+    world.all_reduce_sum(mixed)
     answers = {
-        "ranks": [ranks.rank, ranks.size, ranks.is_first],
+        "world": [world.rank, world.size, world.is_main],
         "mixed": [tensor.tolist() for tensor in mixed],
-        "first_says": [ranks.first_says(5 + rank), ranks.first_says(None if rank == 0 else 9)],
-        "smallest": ranks.smallest(3 - rank),
-        "any": [ranks.any(rank == 1), ranks.any(False)],
+        "broadcast": [world.broadcast_from_zero(5 + rank), world.broadcast_from_zero(None if rank == 0 else 9)],
+        "minimum": world.all_reduce_min(3 - rank),
+        "any": [world.any_rank(rank == 1), world.any_rank(False)],
     }
-expected = computed(Ranks(), whole)
-answers |= {"losses": worst(found[0], expected[0]), "gradient": worst(found[1], expected[1])}
-answers["own share alone"] = worst(computed(Ranks(), whole.split(2)[rank])[1], expected[1])
+expected = computed(World(), whole)
+answers |= {"losses": max_relative_error(found[0], expected[0]), "gradient": max_relative_error(found[1], expected[1])}
+answers["own micro-batch only"] = max_relative_error(computed(World(), whole.split(2)[rank])[1], expected[1])
 (folder / f"{rank}.json").write_text(json.dumps(answers))
 if rank == 0:
     sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
@@ -162,11 +160,11 @@ if rank == 0:
 
 
 @pytest.mark.parametrize("family", ["llamagen"], indirect=True)
-def test_two_processes_add_up_the_gradient_of_the_whole_batch_and_agree(
+def test_two_processes_sum_the_gradient_of_the_whole_batch(
     teacher_path: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", TOGETHER, str(teacher_path), str(tmp_path)],
+        [sys.executable, "-c", TWO_PROCESSES, str(teacher_path), str(tmp_path)],
         env=environment,
         capture_output=True,
         text=True,
@@ -177,9 +175,9 @@ def test_two_processes_add_up_the_gradient_of_the_whole_batch_and_agree(
         answers: dict[str, Any] = json.loads((tmp_path / f"{rank}.json").read_text())
         assert answers["losses"] < 1e-12
         assert answers["gradient"] < 1e-12
-        assert answers["own share alone"] > 1e-3
-        assert answers["ranks"] == [rank, 2, rank == 0]
+        assert answers["own micro-batch only"] > 1e-3
+        assert answers["world"] == [rank, 2, rank == 0]
         assert answers["mixed"] == [[3.0] * 3, 30, [[1.0] * 2] * 2]
-        assert answers["broadcast_from_zero"] == [5, None]
-        assert answers["smallest"] == 2
+        assert answers["broadcast"] == [5, None]
+        assert answers["minimum"] == 2
         assert answers["any"] == [True, False]

@@ -1,4 +1,4 @@
-"""The gradient of a batch is the same whatever number of threads shares it, and however many pairs fit at once."""
+"""The gradient of a batch does not depend on the number of threads or the micro-batch size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def student(teacher_path: Path) -> Student:
 
 
 def losses_of(student: Student, threads: int = 1, at_once: int = 5) -> tuple[Losses, list[Tensor | None]]:
-    """Of five pairs, which two threads cannot share evenly, at timesteps that ask for different numbers of tokens."""
+    """Losses and gradients of five pairs, an odd number, at timesteps with different numbers of targets."""
     generator = torch.Generator().manual_seed(1)
     tokens_BL = torch.randint(24, (5, student.layout.num_tokens), generator=generator)
     noise_BLC = torch.randn(5, student.layout.num_tokens, 3, generator=generator, dtype=torch.float64)
@@ -40,7 +40,7 @@ def losses_of(student: Student, threads: int = 1, at_once: int = 5) -> tuple[Los
 
 
 @pytest.mark.parametrize(("threads", "at_once"), [(2, 5), (3, 5), (8, 5), (1, 2), (1, 1), (2, 3)])
-def test_threads_and_parts_share_a_batch_without_changing_its_gradient(
+def test_threads_and_micro_batches_do_not_change_the_gradient(
     student: Student, threads: int, at_once: int
 ) -> None:
     expected, expected_gradients = losses_of(student)
@@ -56,7 +56,7 @@ def test_threads_and_parts_share_a_batch_without_changing_its_gradient(
         torch.testing.assert_close(found_gradient, gradient, rtol=1e-9, atol=1e-13)
 
 
-def test_no_two_parameters_share_the_memory_of_a_gradient(student: Student) -> None:
+def test_gradients_of_different_parameters_do_not_share_memory(student: Student) -> None:
     _, gradients = losses_of(student)
     addresses = [gradient.data_ptr() for gradient in gradients if gradient is not None]
     assert len(addresses) == len(set(addresses)) > 0

@@ -1,4 +1,4 @@
-"""Whether a training fits: how many pairs are computed at once, and what is said where not even one can be."""
+"""Memory estimates: the micro-batch size, and the message when a training does not fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from distill.config import DistillConfig, TrainConfig
 from distill.training.checkpoint import load_checkpoint
-from distill.training.memory import USABLE, MemoryNeed, device_batch_size
+from distill.training.memory import USABLE_FRACTION, MemoryNeed, device_batch_size
 from distill.training.metrics import read_metrics
 from distill.training.trainer import train
 from generate_pairs.teachers.checkpoints import load_teacher
@@ -22,8 +22,8 @@ NEED = MemoryNeed(GB, state=24 * GB, tokenizer=6 * GB, per_pair=GB, savers=SAVER
 
 
 def free(usable: float) -> int:
-    """A device's free memory of which so many gigabytes can be used."""
-    return int(usable * GB / USABLE) + 1
+    """Free memory of a device that allows `usable` gigabytes."""
+    return int(usable * GB / USABLE_FRACTION) + 1
 
 
 @pytest.mark.parametrize(
@@ -38,40 +38,40 @@ def free(usable: float) -> int:
         (7, 33, 3),
     ],
 )
-def test_the_largest_equal_part_that_fits_is_taken(pairs: int, usable: float, expected: int) -> None:
+def test_the_largest_equal_micro_batch_that_fits_is_used(pairs: int, usable: float, expected: int) -> None:
     assert NEED.fitting(pairs, free(usable)) == expected
     if expected:
         assert device_batch_size(NEED, pairs, "auto", free(usable)) == expected
 
 
-def test_what_is_asked_is_taken_where_it_fits_and_no_more_than_there_is() -> None:
+def test_the_requested_size_is_used_up_to_the_number_of_pairs() -> None:
     assert device_batch_size(NEED, 24, 5, free(35)) == 5
     assert device_batch_size(NEED, 24, 100, free(54)) == 24
 
 
-def test_more_than_fits_is_refused_with_what_fits_and_ways_to_need_less() -> None:
+def test_more_than_fits_is_refused_with_what_fits_and_what_needs_less() -> None:
     with pytest.raises(Refused) as refused:
         device_batch_size(NEED, 24, 24, free(45))
     assert str(refused.value) == (
         "this training does not fit: it needs 54.0 GB a process: 24.0 GB for weights, gradients, averages and optimizer "
         "of 1,000,000,000 parameters, 6.0 GB for the tokenizer, about 24.0 GB for 24 pairs at once; 45.0 GB can be used "
-        "here: train.device_batch_size=12 fits, and less is taken with train.precision=bfloat16 or "
-        "train.checkpoint_activations=true"
+        "here: train.device_batch_size=12 fits, and train.precision=bfloat16 or train.checkpoint_activations=true needs "
+        "less"
     )
 
 
-def test_where_not_even_one_pair_fits_the_numbers_are_of_one() -> None:
+def test_if_not_even_one_pair_fits_the_message_is_about_one_pair() -> None:
     with pytest.raises(Refused) as refused:
         device_batch_size(NEED, 24, "auto", free(20))
     assert str(refused.value) == (
         "this training does not fit: it needs 31.0 GB a process: 24.0 GB for weights, gradients, averages and optimizer "
         "of 1,000,000,000 parameters, 6.0 GB for the tokenizer, about 1.0 GB for 1 pairs at once; 20.0 GB can be used "
-        "here: less is taken with train.precision=bfloat16 or train.checkpoint_activations=true"
+        "here: train.precision=bfloat16 or train.checkpoint_activations=true needs less"
     )
 
 
-def test_where_nothing_takes_less_none_is_named() -> None:
-    with pytest.raises(Refused, match=r"20\.0 GB can be used here: no other setting takes less$"):
+def test_if_no_setting_needs_less_the_message_names_none() -> None:
+    with pytest.raises(Refused, match=r"20\.0 GB can be used here: no other setting needs less$"):
         device_batch_size(replace(NEED, savers=()), 24, "auto", free(20))
 
 
@@ -85,7 +85,7 @@ def test_where_nothing_takes_less_none_is_named() -> None:
         ({"checkpoint_activations": True, "precision": "float64"}, ("train.precision=float32",)),
     ],
 )
-def test_what_takes_less_is_what_is_not_set_yet_and_does(
+def test_named_settings_are_not_set_yet_and_need_less(
     teacher_path: Path, settings: dict[str, object], savers: tuple[str, ...]
 ) -> None:
     loaded = load_teacher(str(teacher_path))
@@ -97,14 +97,14 @@ def test_what_takes_less_is_what_is_not_set_yet_and_does(
         assert other.total(8) < need.total(8), saver
 
 
-def test_the_kind_of_number_decides_what_a_parameter_and_a_pair_take(teacher_path: Path) -> None:
+def test_the_precision_determines_the_bytes_of_parameters_and_pairs(teacher_path: Path) -> None:
     loaded = load_teacher(str(teacher_path))
     single, half, double = (
         MemoryNeed.of(loaded, TrainConfig(precision=precision))
         for precision in ("float32", "bfloat16", "float64")
     )
     assert single.state == 24 * single.num_parameters
-    # Weights, averages and optimizer stay float32 under bfloat16; autocast keeps its own copy of the weights.
+    # With bfloat16, weights, averages and optimizer state stay float32; autocast stores a copy of the weights.
     assert half.state == 26 * half.num_parameters
     assert half.tokenizer == single.tokenizer
     assert half.per_pair < 0.7 * single.per_pair
@@ -137,7 +137,7 @@ def run(out: Path, teacher: Path, pairs: Path, config: DistillConfig, stop_after
 
 
 @pytest.mark.parametrize("family", ["llamagen"], indirect=True)
-def test_a_training_in_parts_is_that_of_whole_batches(
+def test_a_training_in_micro_batches_equals_one_in_whole_batches(
     teacher_path: Path, pairs_root: Path, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -153,7 +153,7 @@ def test_a_training_in_parts_is_that_of_whole_batches(
 
 
 @pytest.mark.parametrize("family", ["llamagen"], indirect=True)
-def test_auto_goes_on_as_the_checkpoint_was_cut_and_a_number_is_obeyed(
+def test_auto_keeps_the_size_of_the_checkpoint_and_a_number_replaces_it(
     teacher_path: Path, pairs_root: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):

@@ -1,4 +1,4 @@
-"""The training log: lines by step, whole after a kill, and damage is refused by the part's name."""
+"""The training metrics: rows by step, complete after a kill, and a damaged file is refused by its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from distill.training.metrics import (
 from shards.core.errors import Refused
 
 
-def test_numbers_of_one_step_are_one_line_and_parts_are_one_table(tmp_path: Path) -> None:
+def test_values_of_a_step_are_one_row_and_files_are_one_table(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
     log.add(2, loss=torch.tensor(1.5))
     log.add(4, loss=1.25)
@@ -35,7 +35,7 @@ def test_numbers_of_one_step_are_one_line_and_parts_are_one_table(tmp_path: Path
     assert pyarrow.parquet.read_table(tmp_path / "joined" / "metrics.parquet") == read_metrics(tmp_path)
 
 
-def test_columns_that_some_logs_have_stand_between_those_of_all(tmp_path: Path) -> None:
+def test_optional_columns_are_between_the_fixed_ones(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
     log.add(1, token_loss_at_5=2.0, loss=3.0)
     log.commit(1)
@@ -47,18 +47,18 @@ def test_columns_that_some_logs_have_stand_between_those_of_all(tmp_path: Path) 
     assert table["token_loss_at_0"].to_pylist() == [None, 1.0]
 
 
-def test_a_board_hears_of_every_line_at_once(tmp_path: Path) -> None:
-    heard: list[tuple[int, dict[str, float]]] = []
-    log = MetricsLog(tmp_path, 0, lambda step, numbers: heard.append((step, dict(numbers))))
+def test_a_board_receives_every_row_at_once(tmp_path: Path) -> None:
+    received: list[tuple[int, dict[str, float]]] = []
+    log = MetricsLog(tmp_path, 0, lambda step, numbers: received.append((step, dict(numbers))))
     log.add(3, loss=torch.tensor(1.5))
-    assert heard == [(3, {"loss": 1.5})]
+    assert received == [(3, {"loss": 1.5})]
 
 
-def test_no_log_has_no_values(tmp_path: Path) -> None:
+def test_a_missing_log_has_no_values(tmp_path: Path) -> None:
     assert newest_values(tmp_path / "metrics") == {}
 
 
-def test_a_damaged_part_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
     log.add(2, loss=1.5)
     log.commit(2)

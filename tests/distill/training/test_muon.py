@@ -1,4 +1,4 @@
-"""Muon: beside torch's own, and the orthogonal factor that it approximates."""
+"""Muon against torch's implementation, and against the orthogonal factor that it approximates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def matrices() -> list[nn.Parameter]:
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_takes_the_steps_of_torchs_muon_up_to_the_rounding_of_bfloat16(weight_decay: float) -> None:
+def test_updates_equal_those_of_torch_up_to_bfloat16_rounding(weight_decay: float) -> None:
     ours, theirs = matrices(), matrices()
     one = Muon(ours, lr=0.05, weight_decay=weight_decay)
     other = torch.optim.Muon(theirs, lr=0.05, weight_decay=weight_decay)
@@ -34,7 +34,7 @@ def test_takes_the_steps_of_torchs_muon_up_to_the_rounding_of_bfloat16(weight_de
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 40, 10), (2, 10, 40)])
-def test_brings_singular_values_near_one_and_keeps_the_directions(shape: tuple[int, int, int]) -> None:
+def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, int, int]) -> None:
     given = torch.randn(shape, generator=torch.manual_seed(2))
     found = orthogonal(given)
     values = torch.linalg.svdvals(found)
@@ -46,7 +46,7 @@ def test_brings_singular_values_near_one_and_keeps_the_directions(shape: tuple[i
     torch.testing.assert_close(inside, torch.diag_embed(inside.diagonal(dim1=1, dim2=2)), rtol=0, atol=1e-4)
 
 
-def test_leaves_what_has_no_gradient_alone_and_refuses_vectors() -> None:
+def test_parameters_without_a_gradient_stay_and_vectors_are_refused() -> None:
     moved, still = matrices()[:2]
     before = still.detach().clone()
     moved.grad = torch.ones_like(moved)

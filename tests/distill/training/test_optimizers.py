@@ -33,7 +33,7 @@ def test_constant_schedule_stays() -> None:
     assert {learning_rate(step, constant) for step in range(100, 1000, 100)} == {2e-3}
 
 
-def test_ema_starts_short_and_ends_at_its_cap() -> None:
+def test_ema_decay_rises_to_its_limit() -> None:
     assert ema_decay(0, CONFIG) == pytest.approx(0.1)
     assert ema_decay(89, CONFIG) == pytest.approx(90 / 99)
     assert ema_decay(100_000, CONFIG) == 0.99
@@ -65,7 +65,7 @@ class Layered(nn.Module):
         self.head = nn.Linear(4, 2)
 
 
-def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest() -> None:
+def test_muon_has_the_matrices_of_layers_and_adamw_the_rest() -> None:
     network = Layered()
     config = CONFIG.model_copy(update={"optimizer": "muon", "muon_learning_rate": 0.3})
     adamw, muon = build_optimizers(network, config)
@@ -89,7 +89,7 @@ def test_both_follow_one_schedule() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_what_is_kept_goes_into_another_optimizer_that_goes_on_alike(name: str) -> None:
+def test_an_optimizer_with_restored_state_continues_equally(name: str) -> None:
     config = CONFIG.model_copy(update={"optimizer": name})
     torch.manual_seed(0)
     network, other = Layered(), Layered()
@@ -112,5 +112,5 @@ def test_what_is_kept_goes_into_another_optimizer_that_goes_on_alike(name: str) 
 
 
 def test_a_network_without_layers_is_refused_for_muon() -> None:
-    with pytest.raises(Refused, match=r"Linear keeps no layers .* train\.optimizer=muon"):
+    with pytest.raises(Refused, match=r"train\.optimizer=muon need layers .* Linear has none"):
         build_optimizers(nn.Linear(2, 2), CONFIG.model_copy(update={"optimizer": "muon"}))

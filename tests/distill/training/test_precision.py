@@ -1,4 +1,4 @@
-"""The kind of number that a training computes with, and what is kept in which."""
+"""Compute precision, the dtypes of stored state, and deterministic kernels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from distill.config import DistillConfig
 from distill.student.student import Student
 from distill.training.metrics import read_metrics
-from distill.training.precision import determinism
+from distill.training.precision import deterministic_kernels
 from distill.training.trainer import train
 from shards.core.errors import Refused
 
 
 def run(out: Path, teacher: Path, pairs: Path, **train_settings: object) -> np.ndarray:
-    """Train; the loss of every step."""
+    """Train; returns the loss of every step."""
     settings = {"batch_size": 24, "warmup_steps": 2, "checkpoint_interval": 1_000, "log_interval": 1}
     config = DistillConfig.model_validate(
         {
@@ -31,7 +31,7 @@ def run(out: Path, teacher: Path, pairs: Path, **train_settings: object) -> np.n
     return read_metrics(out / "metrics")["loss"].to_numpy()
 
 
-def kinds(path: Path) -> set[torch.dtype]:
+def dtypes(path: Path) -> set[torch.dtype]:
     return {tensor.dtype for tensor in load_file(path).values()}
 
 
@@ -40,7 +40,7 @@ def kinds(path: Path) -> set[torch.dtype]:
     [("bfloat16", torch.float32), ("float64", torch.float64)],
     ids=["bfloat16", "float64"],
 )
-def test_it_learns_and_keeps_all_state_whole_and_exports_float32(
+def test_training_learns_keeps_its_state_in_full_precision_and_exports_float32(
     teacher_path: Path, pairs_root: Path, tmp_path: Path, precision: str, kept: torch.dtype
 ) -> None:
     settings = {"num_steps": 60, "learning_rate": 5e-3, "precision": precision}
@@ -50,8 +50,8 @@ def test_it_learns_and_keeps_all_state_whole_and_exports_float32(
     names = {name.split(".")[0] for name in state}
     assert names == {"weights", "averages", "optimizer"}
     assert {tensor.dtype for name, tensor in state.items() if "optimizer.step" not in name} == {kept}
-    assert kinds(tmp_path / "student.safetensors") == {torch.float32}
-    assert kinds(tmp_path / "tokenizer.safetensors") == {torch.float32}
+    assert dtypes(tmp_path / "student.safetensors") == {torch.float32}
+    assert dtypes(tmp_path / "tokenizer.safetensors") == {torch.float32}
     student = Student.from_pretrained(tmp_path)
     for name, tensor in student.network.state_dict().items():
         if (average := state.get(f"averages.{name}")) is not None:
@@ -59,7 +59,7 @@ def test_it_learns_and_keeps_all_state_whole_and_exports_float32(
 
 
 def test_bfloat16_rounds_and_float32_does_not(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
-    """The first loss is that of the same weights, with decoded images among what is computed."""
+    """The first losses are computed from equal weights and include decoded images."""
     exact, single, half = (
         run(
             tmp_path / precision, teacher_path, pairs_root, num_steps=1, image_weight=0.1, precision=precision
@@ -78,39 +78,36 @@ def test_bfloat16_rounds_and_float32_does_not(teacher_path: Path, pairs_root: Pa
 )
 def test_a_compiled_network_has_the_same_losses(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
     plain, compiled = (
-        run(tmp_path / str(batch_targets), teacher_path, pairs_root, num_steps=5, compile=batch_targets)
-        for batch_targets in (False, True)
+        run(tmp_path / str(value), teacher_path, pairs_root, num_steps=5, compile=value)
+        for value in (False, True)
     )
     np.testing.assert_allclose(compiled, plain, rtol=1e-4)
-    names = [
-        load_file(tmp_path / str(batch_targets) / "student.safetensors").keys()
-        for batch_targets in (False, True)
-    ]
+    names = [load_file(tmp_path / str(value) / "student.safetensors").keys() for value in (False, True)]
     assert names[0] == names[1]
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_determinism_gives_its_setting_back(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_kernels_restores_the_setting(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    found = torch.are_deterministic_algorithms_enabled()
+    original = torch.are_deterministic_algorithms_enabled()
     try:
         torch.use_deterministic_algorithms(before)
-        with determinism(False):
+        with deterministic_kernels(False):
             assert torch.are_deterministic_algorithms_enabled() == before
-        with pytest.raises(ValueError, match="within"), determinism(True):
+        with pytest.raises(ValueError, match="within"), deterministic_kernels(True):
             assert torch.are_deterministic_algorithms_enabled()
             raise ValueError("within")
         assert torch.are_deterministic_algorithms_enabled() == before
     finally:
-        torch.use_deterministic_algorithms(found)
+        torch.use_deterministic_algorithms(original)
 
 
 def test_a_deterministic_training_is_the_same_on_a_cpu(
     teacher_path: Path, pairs_root: Path, tmp_path: Path
 ) -> None:
     losses = [
-        run(tmp_path / str(batch_targets), teacher_path, pairs_root, num_steps=3, deterministic=batch_targets)
-        for batch_targets in (False, True)
+        run(tmp_path / str(value), teacher_path, pairs_root, num_steps=3, deterministic=value)
+        for value in (False, True)
     ]
     assert (losses[0] == losses[1]).all()
     assert not torch.are_deterministic_algorithms_enabled()
@@ -122,15 +119,15 @@ def test_an_operation_without_a_deterministic_kernel_is_refused_by_its_name() ->
     def put() -> None:
         numbers.put_(torch.tensor([1, 1]), torch.tensor([1.0, 2.0]))
 
-    with determinism(False):
+    with deterministic_kernels(False):
         put()
     with (
         pytest.raises(
             Refused, match=r"^train\.deterministic: put_ has no .* on this device: set it to false"
         ),
-        determinism(True),
+        deterministic_kernels(True),
     ):
         put()
     assert not torch.are_deterministic_algorithms_enabled()
-    with pytest.raises(RuntimeError, match="another"), determinism(True):
+    with pytest.raises(RuntimeError, match="another"), deterministic_kernels(True):
         raise RuntimeError("another")

@@ -1,4 +1,4 @@
-"""What stage two refuses before any work: settings that do not fit the teacher, or teach a head nothing."""
+"""Checks before any work: settings that do not fit the teacher, or leave a head without a loss."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(
         config(split=3, token_weight=0, image_weight=0.5),
     ],
 )
-def test_every_head_that_makes_tokens_learns(accepted: DistillConfig) -> None:
+def test_settings_with_a_loss_for_every_used_head_are_accepted(accepted: DistillConfig) -> None:
     check_distillation(accepted, LAYOUT, heldout=1)
 
 
@@ -45,7 +45,7 @@ def test_every_head_that_makes_tokens_learns(accepted: DistillConfig) -> None:
         (config(timesteps=(0, 3)), r"student\.timesteps: 3 is not below 3, the teacher's AR steps"),
         (
             config(noise=(0.5, 1)),
-            r"noise_weight holds 2 numbers for 1 timesteps: give one for each of them, or",
+            r"noise_weight has 2 numbers for 1 timesteps: give one for each of them, or",
         ),
         (config(split=4, embedding_weight=1), r"student\.split: 4 is more than 3, the teacher's AR steps"),
         (config(split=0), r"student\.split is 0, so the continuous head .* set student\.split to 3, or"),
@@ -55,9 +55,7 @@ def test_every_head_that_makes_tokens_learns(accepted: DistillConfig) -> None:
         (config(split=0, token_weight=0), r"train\.embedding_weight above 0"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_with_what_would_be_right(
-    refused: DistillConfig, message: str
-) -> None:
+def test_invalid_settings_are_refused_with_a_correction(refused: DistillConfig, message: str) -> None:
     with pytest.raises(Refused, match=message):
         check_distillation(refused, LAYOUT, heldout=1)
 
@@ -83,7 +81,7 @@ def test_values_out_of_range_are_refused(key: str, value: object) -> None:
         config(**{key: value})
 
 
-def test_a_teacher_that_did_not_make_the_pairs_is_refused(pairs_root: Path, teacher_path: Path) -> None:
+def test_a_teacher_that_did_not_generate_the_pairs_is_refused(pairs_root: Path, teacher_path: Path) -> None:
     manifest = Manifest.open(pairs_root)
     assert (
         load_teacher_of_pairs(manifest, str(teacher_path)).sha256

@@ -1,4 +1,4 @@
-"""What goes wrong on the way: a full disk, a loss that is no number. It stops, and nothing good is lost."""
+"""Failures during training, a full disk and a NaN loss: the training stops and keeps its finished work."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def run(out: Path, teacher: Path, pairs: Path, **train_settings: object) -> None
 
 
 @pytest.fixture(scope="module")
-def untroubled(teacher_path: Path, pairs_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("untroubled")
+def uninterrupted(teacher_path: Path, pairs_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted")
     run(out, teacher_path, pairs_root)
     return out
 
@@ -50,10 +50,10 @@ def untroubled(teacher_path: Path, pairs_root: Path, tmp_path_factory: pytest.Te
         "checkpoints/step-000004.json",
     ],
 )
-def test_without_space_it_stops_and_goes_on_from_the_last_whole_checkpoint(
+def test_with_a_full_disk_it_stops_and_resumes_from_the_last_intact_checkpoint(
     teacher_path: Path,
     pairs_root: Path,
-    untroubled: Path,
+    uninterrupted: Path,
     left_behind: Callable[[Path], Mapping[str, object]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -76,12 +76,12 @@ def test_without_space_it_stops_and_goes_on_from_the_last_whole_checkpoint(
     folder = tmp_path / "checkpoints"
     resumed = newest_checkpoint(folder, {}, 6)
     assert resumed is not None
-    assert (resumed.checkpoint.step, resumed.broken) == (2, ())
+    assert (resumed.checkpoint.step, resumed.damaged) == (2, ())
     run(tmp_path, teacher_path, pairs_root)
-    assert left_behind(tmp_path) == left_behind(untroubled)
+    assert left_behind(tmp_path) == left_behind(uninterrupted)
 
 
-def test_a_loss_that_is_no_number_stops_it_and_names_the_pairs(
+def test_a_nan_loss_stops_the_training_and_names_the_pairs(
     teacher_path: Path, pairs_root: Path, tmp_path: Path
 ) -> None:
     settings = {"learning_rate": 1e38, "warmup_steps": 0, "checkpoint_interval": 1}

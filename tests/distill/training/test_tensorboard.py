@@ -1,4 +1,4 @@
-"""The training log for TensorBoard: readable, and a resumed training's steps stand there once."""
+"""Metrics for TensorBoard: they are readable, and a resumed training contains each step once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ one_family = pytest.mark.parametrize("family", ["llamagen"], indirect=True)
 
 
 class Killed(Exception):
-    """In place of a kill: nothing is saved."""
+    """Simulates a kill: nothing is saved."""
 
 
 def run(out: Path, teacher: Path, pairs: Path, killed_at: int | None = None) -> None:
@@ -40,9 +40,7 @@ def run(out: Path, teacher: Path, pairs: Path, killed_at: int | None = None) -> 
 
 
 @one_family
-def test_steps_that_were_lost_and_made_again_stand_there_once(
-    teacher_path: Path, pairs_root: Path, tmp_path: Path
-) -> None:
+def test_repeated_steps_appear_once(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -62,7 +60,7 @@ def test_steps_that_were_lost_and_made_again_stand_there_once(
 
 
 @one_family
-def test_where_it_is_not_installed_it_is_refused_before_anything_is_written(
+def test_without_tensorboard_it_is_refused_before_anything_is_written(
     teacher_path: Path, pairs_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -71,14 +69,14 @@ def test_where_it_is_not_installed_it_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_it_is_not_wanted_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_disabled_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with tensorboard(tmp_path, 0, False, True) as board:
         assert board is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_several_processes_the_first_one_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_rank_0_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     opened: list[str] = []
 
     class Writer:

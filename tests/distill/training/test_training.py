@@ -1,4 +1,4 @@
-"""Stage two from pairs to export: it resumes to the same bytes, reads nothing but pairs and teacher, and refuses."""
+"""Training from pairs to export: resuming gives equal bytes, and only pairs and teacher are read."""
 
 from __future__ import annotations
 
@@ -25,20 +25,13 @@ REPORT = lambda *_: None  # noqa: E731
 NEVER = lambda: False  # noqa: E731
 
 
+SETTINGS = {"num_steps": 12, "batch_size": 24, "warmup_steps": 2, "checkpoint_interval": 4}
+WEIGHTS = {"embedding_weight": 0.1, "image_weight": 0.1}
+
+
 def distill_config(**train_settings: object) -> DistillConfig:
-    settings = {
-        "num_steps": 12,
-        "batch_size": 24,
-        "warmup_steps": 2,
-        "checkpoint_interval": 4,
-        "log_interval": 2,
-    }
-    return DistillConfig.model_validate(
-        {
-            "student": {"timesteps": [0, 2], "split": 3},
-            "train": {**settings, "embedding_weight": 0.1, "image_weight": 0.1, **train_settings},
-        }
-    )
+    train_table = {**SETTINGS, **WEIGHTS, "log_interval": 2, **train_settings}
+    return DistillConfig.model_validate({"student": {"timesteps": [0, 2], "split": 3}, "train": train_table})
 
 
 def run(out: Path, pairs_root: Path, teacher: Path, config: DistillConfig, **options: object) -> None:
@@ -77,7 +70,7 @@ def test_stopped_and_run_again_ends_in_the_same_bytes(
     assert again.equals(once)
 
 
-def test_workers_that_read_change_nothing_and_may_change_themselves(
+def test_data_workers_do_not_affect_the_result_and_may_change(
     uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped, match="5 of 12 steps"):
@@ -111,7 +104,7 @@ trainer.train(config, sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), size=96
     "family", ["llamagen", pytest.param("var", marks=pytest.mark.slow)], indirect=True, scope="session"
 )
 @pytest.mark.parametrize("when", [0, 1, 3])
-def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(
+def test_killed_while_writing_a_checkpoint_it_resumes_from_the_one_before(
     uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, when: int
 ) -> None:
     arguments = [
@@ -127,13 +120,16 @@ def test_killed_while_writing_a_checkpoint_it_goes_on_from_the_one_before(
     assert export_bytes(tmp_path) == export_bytes(uninterrupted)
 
 
-def test_finished_training_is_not_repeated(
-    uninterrupted: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = export_bytes(uninterrupted)
+@pytest.fixture
+def no_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "distill.training.state.Training.update", lambda _: pytest.fail("a step was repeated")
     )
+
+
+@pytest.mark.usefixtures("no_updates")
+def test_finished_training_is_not_repeated(uninterrupted: Path, pairs_root: Path, teacher_path: Path) -> None:
+    before = export_bytes(uninterrupted)
     run(uninterrupted, pairs_root, teacher_path, distill_config())
     assert export_bytes(uninterrupted) == before
 
@@ -185,7 +181,7 @@ def test_progress_begins_where_the_training_does(
     assert reported == [(3, 12), (4, 12), (6, 12), (8, 12), (10, 12), (12, 12)]
 
 
-def test_a_training_that_was_finished_before_tells_its_last_numbers(
+def test_a_finished_training_returns_its_last_metrics(
     uninterrupted: Path, pairs_root: Path, teacher_path: Path
 ) -> None:
     config = distill_config()
@@ -197,7 +193,7 @@ def test_a_training_that_was_finished_before_tells_its_last_numbers(
     assert summary.metrics == last
 
 
-def test_the_thread_count_is_given_back(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+def test_the_thread_count_is_restored(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     run(tmp_path, pairs_root, teacher_path, distill_config(num_steps=1, threads=before + 1))
     assert torch.get_num_threads() == before
@@ -205,28 +201,28 @@ def test_the_thread_count_is_given_back(pairs_root: Path, teacher_path: Path, tm
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is refused has to be refused before the teacher is loaded."""
-    monkeypatch.setattr("distill.lineage.load_teacher", lambda *_, **__: pytest.fail("work had begun"))
+    """Fail if the teacher is loaded: a refusal must come earlier."""
+    monkeypatch.setattr(
+        "distill.lineage.load_teacher", lambda *_, **__: pytest.fail("the teacher was loaded")
+    )
 
 
 @pytest.mark.usefixtures("no_work")
-def test_fewer_steps_than_are_done_is_refused(
+def test_fewer_steps_than_the_checkpoint_has_are_refused(
     uninterrupted: Path, pairs_root: Path, teacher_path: Path
 ) -> None:
-    with pytest.raises(Refused, match=r"train\.num_steps: asked 5, but .* has 12 steps behind it"):
+    with pytest.raises(Refused, match=r"train\.num_steps is 5, but .* already has 12 steps"):
         run(uninterrupted, pairs_root, teacher_path, distill_config(num_steps=5))
 
 
 @pytest.mark.usefixtures("no_work")
-def test_a_place_that_cannot_be_written_to_is_refused(
-    pairs_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
+def test_an_unwritable_folder_is_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here already")
     with pytest.raises(Refused, match="choose a place where you may"):
         run(tmp_path / "file" / "student", pairs_root, teacher_path, distill_config())
 
 
-def test_whether_a_folder_can_be_written_to_is_found_out_without_a_trace(tmp_path: Path) -> None:
+def test_the_check_for_an_unwritable_folder_leaves_no_files(tmp_path: Path) -> None:
     refuse_unwritable(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").write_text("here already")
@@ -234,12 +230,12 @@ def test_whether_a_folder_can_be_written_to_is_found_out_without_a_trace(tmp_pat
         refuse_unwritable(tmp_path / "file")
 
 
-def test_the_export_says_what_pairs_it_learned_from(uninterrupted: Path, pairs_root: Path) -> None:
+def test_the_export_records_its_pairs(uninterrupted: Path, pairs_root: Path) -> None:
     assert json.loads((uninterrupted / "config.json").read_bytes())["num_pairs"] == 96
     student = Student.from_pretrained(uninterrupted)
     assert student.num_pairs == 96
     assert student.lineage == Manifest.open(pairs_root).spec.lineage
-    # A published student's folder must not tell where or when it was made.
+    # The folder of a published student must not reveal paths or dates.
     assert str(pairs_root.parent) not in (uninterrupted / "config.json").read_text()
 
 
@@ -266,7 +262,7 @@ def test_a_damaged_configuration_of_an_export_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema_version": 2'])
-def test_a_configuration_that_is_no_object_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
+def test_a_configuration_that_is_not_an_object_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(Refused, match=r"config\.json is damaged.*tokenleap distill"):
         Student.from_pretrained(tmp_path)
@@ -293,11 +289,11 @@ def test_export_samples_without_the_teacher_and_reloads_the_same(
 def test_a_checkpoint_of_another_training_is_refused(
     uninterrupted: Path, pairs_root: Path, teacher_path: Path
 ) -> None:
-    with pytest.raises(Refused, match=r"learning_rate: there 0\.001, asked 0\.5"):
+    with pytest.raises(Refused, match=r"learning_rate: found 0\.001, requested 0\.5"):
         run(uninterrupted, pairs_root, teacher_path, distill_config(learning_rate=0.5))
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_it_is_said(
+def test_a_damaged_checkpoint_is_skipped_with_a_message(
     uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
 ) -> None:
     run(tmp_path, pairs_root, teacher_path, distill_config())
@@ -306,9 +302,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_it_is_said(
     content[-1] ^= 1
     path.write_bytes(content)
     (tmp_path / "student.safetensors").unlink()
-    said: list[str] = []
-    run(tmp_path, pairs_root, teacher_path, distill_config(), notify=said.append)
-    assert said == [f"{path} is damaged (its sha256 is not the recorded one): going on from step 8 instead"]
+    messages: list[str] = []
+    run(tmp_path, pairs_root, teacher_path, distill_config(), notify=messages.append)
+    assert messages == [
+        f"{path} is damaged (its sha256 is not the recorded one): resuming from step 8 instead"
+    ]
     assert export_bytes(tmp_path) == export_bytes(uninterrupted)
 
 
@@ -331,18 +329,16 @@ def test_timesteps_outside_the_teacher_are_refused(
         run(tmp_path, pairs_root, teacher_path, config)
 
 
-def test_more_pairs_than_there_are_is_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="holds 96"):
+def test_more_pairs_than_available_are_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="has 96 training pairs"):
         run(tmp_path, pairs_root, teacher_path, distill_config(), size=97)
 
 
-def test_how_tokens_are_chosen_may_change_without_another_training(
-    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("no_updates")
+def test_the_noise_weight_may_change_after_training(
+    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(uninterrupted, tmp_path / "student")
-    monkeypatch.setattr(
-        "distill.training.state.Training.update", lambda _: pytest.fail("a step was repeated")
-    )
     config = distill_config()
     weighed = config.model_copy(update={"student": config.student.model_copy(update={"noise_weight": 0.5})})
     run(tmp_path / "student", pairs_root, teacher_path, weighed)

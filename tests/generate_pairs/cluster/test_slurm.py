@@ -1,4 +1,4 @@
-"""The Slurm job that would be submitted; tests/slurm submits it."""
+"""The Slurm job script; tests/slurm submits it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from shards.core.errors import Refused
     ("text", "seconds"),
     [("0:00:05", 5), ("3:50:00", 13_800), ("100:00:00", 360_000), ("2-01:00:10", 176_410)],
 )
-def test_a_length_of_time_is_read_as_slurm_does(text: str, seconds: int) -> None:
+def test_walltimes_have_the_format_of_slurm(text: str, seconds: int) -> None:
     assert walltime_seconds(text) == seconds
 
 
-def test_every_key_stands_in_the_script(tmp_path: Path) -> None:
+def test_the_script_contains_every_key(tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs the extra slurm")
     config = ClusterConfig(
         scheduler="slurm",
@@ -34,7 +34,7 @@ def test_every_key_stands_in_the_script(tmp_path: Path) -> None:
         directives=("--constraint=a100",),
         worker_arguments=("--local-directory", "/scratch"),
         interface="lo",
-    ).logging_into(tmp_path / "pairs")
+    ).with_log_folder(tmp_path / "pairs")
     script = job_script(config)
     for line in (
         "#SBATCH -p gpu",
@@ -49,7 +49,7 @@ def test_every_key_stands_in_the_script(tmp_path: Path) -> None:
         "export A=1",
     ):
         assert line in script.splitlines()
-    # It leaves half an hour before its ten hours end, and its own words come last and win.
+    # The worker exits half an hour before its ten hours end; the configured arguments come last and override.
     assert (
         "--nthreads 1 --memory-limit 0 --lifetime 34200s --local-directory /scratch --interface lo" in script
     )
@@ -59,24 +59,24 @@ def test_every_key_stands_in_the_script(tmp_path: Path) -> None:
 def test_without_dask_jobqueue_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with pytest.raises(Refused, match=r"pip install '\.\[slurm\]'"):
-        job_script(ClusterConfig(scheduler="slurm").logging_into(tmp_path))
+        job_script(ClusterConfig(scheduler="slurm").with_log_folder(tmp_path))
 
 
 def test_without_slurm_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    config = ClusterConfig(scheduler="slurm").logging_into(tmp_path)
-    with pytest.raises(Refused, match="no sbatch here"), slurm_cluster(config, 1):
+    config = ClusterConfig(scheduler="slurm").with_log_folder(tmp_path)
+    with pytest.raises(Refused, match="sbatch was not found"), slurm_cluster(config, 1):
         pass
 
 
-def test_a_job_that_slurm_would_not_take_is_refused_in_its_words(
+def test_a_job_that_slurm_rejects_is_refused_with_its_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs the extra slurm")
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'invalid partition specified: gpus' >&2\nexit 1\n")
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    config = ClusterConfig(scheduler="slurm", interface="lo").logging_into(tmp_path / "pairs")
+    config = ClusterConfig(scheduler="slurm", interface="lo").with_log_folder(tmp_path / "pairs")
     with pytest.raises(Refused, match="invalid partition specified: gpus"), slurm_cluster(config, 1):
         pass
     assert not (tmp_path / "pairs").exists()

@@ -1,11 +1,11 @@
-"""Units go out in order, until a stop is asked for or the next would end too late."""
+"""The work queue returns units in order until a stop is requested or the next unit would end too late."""
 
 from __future__ import annotations
 
 from generate_pairs.cluster.work_queue import WorkQueue
-from generate_pairs.generation.work_units import Task, work_unit
+from generate_pairs.generation.work_units import Task, WorkUnit
 
-UNITS = [work_unit(index, 10, 5) for index in range(3)]
+UNITS = [WorkUnit(index, 10, 5) for index in range(3)]
 
 
 class Clock:
@@ -16,39 +16,39 @@ class Clock:
         return self.now
 
 
-def test_units_go_out_in_order_and_once() -> None:
+def test_units_are_returned_in_order_and_once() -> None:
     queue = WorkQueue(UNITS, lambda: False)
     assert [queue.pop() for _ in range(4)] == [*UNITS, None]
-    assert (queue.is_over, queue.is_stopped, queue.past_deadline) == (True, False, False)
+    assert (queue.is_exhausted, queue.is_stopped, queue.past_deadline) == (True, False, False)
 
 
-def test_a_wish_to_stop_is_not_taken_back() -> None:
+def test_a_stop_is_final() -> None:
     answers = iter([False, True, False])
     queue = WorkQueue(UNITS, lambda: next(answers))
     assert [queue.pop() for _ in range(3)] == [UNITS[0], None, None]
     assert queue.is_stopped
 
 
-def test_a_wish_to_stop_after_the_last_unit_stops_nothing() -> None:
+def test_a_stop_after_the_last_unit_has_no_effect() -> None:
     queue = WorkQueue(UNITS[:1], lambda: False)
     queue.pop()
     queue._should_stop = lambda: True
-    assert queue.is_over
+    assert queue.is_exhausted
     assert not queue.is_stopped
 
 
-def test_long_units_are_not_waited_for_once_a_stop_is_asked_for() -> None:
-    wishes = iter([False, False, True, False])
-    queue = WorkQueue(UNITS, lambda: next(wishes), waits=False)
+def test_without_wait_for_running_a_stop_cancels() -> None:
+    answers = iter([False, False, True, False])
+    queue = WorkQueue(UNITS, lambda: next(answers), wait_for_running=False)
     assert queue.pop() == UNITS[0]
     assert [queue.cancelled for _ in range(3)] == [False, True, True]
     assert queue.is_stopped
     assert queue.pop() is None
-    patient = WorkQueue(UNITS, lambda: True)
-    assert (patient.cancelled, patient.is_stopped) == (False, False)
+    waiting = WorkQueue(UNITS, lambda: True)
+    assert (waiting.cancelled, waiting.is_stopped) == (False, False)
 
 
-def test_a_unit_is_begun_when_the_longest_so_far_would_still_end() -> None:
+def test_a_unit_starts_if_the_longest_so_far_would_end_before_the_deadline() -> None:
     clock = Clock()
     queue = WorkQueue(UNITS, lambda: False, deadline=160.0, clock=clock)
     assert queue.pop() == UNITS[0]
@@ -61,7 +61,7 @@ def test_a_unit_is_begun_when_the_longest_so_far_would_still_end() -> None:
     assert (queue.is_stopped, queue.past_deadline) == (False, True)
 
 
-def test_tasks_share_all_shards_among_them() -> None:
+def test_tasks_divide_all_shards() -> None:
     tasks = [Task(index, 3) for index in range(3)]
     owners = [[task.index for task in tasks if task.owns(shard)] for shard in range(7)]
     assert owners == [[0], [1], [2], [0], [1], [2], [0]]

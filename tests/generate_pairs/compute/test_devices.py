@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from generate_pairs.cluster.open_pool import pool
+from generate_pairs.cluster.open_pool import open_pool
 from generate_pairs.compute.devices import chosen_device, default_workers, visible_gpus, worker_environment
 from generate_pairs.config import ClusterConfig
 from shards.core.errors import Refused
@@ -75,6 +75,6 @@ def test_more_workers_than_gpus_share_them(gpus: Callable[..., None]) -> None:
 
 def test_every_local_worker_sees_its_own_gpu_alone(gpus: Callable[..., None]) -> None:
     gpus(2, "4,6")
-    with pool(ClusterConfig(), 2, lambda _: None) as workers:
+    with open_pool(ClusterConfig(), 2, lambda _: None) as workers:
         seen = workers.client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
     assert sorted(seen.values()) == ["4", "6"]

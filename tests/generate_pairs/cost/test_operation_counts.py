@@ -1,4 +1,4 @@
-"""Counted work against what torch itself counts while a teacher walks its sequence."""
+"""Checks the counted work against torch's own count during a trajectory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ UNGUIDED = {"var": 0.0, "llamagen": 1.0}
 
 
 def counted_flops(name: str, guidance_scale: float) -> list[int]:
-    """Of each AR step, as the network computes it; beginning the batch belongs to the first."""
+    """The operations of each AR step as the network computes it; the first includes the start of the batch."""
     teacher = load_teacher(name).teacher
     flops = []
-    # The other kernels of attention are not counted.
+    # FlopCounterMode does not count the other attention kernels.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as beginning:
             decoding = teacher.start(torch.arange(BATCH), guidance_scale)
@@ -47,7 +47,7 @@ def test_the_transformers_products_are_counted_exactly(name: str, guided: bool) 
 
 
 def test_the_flow_maps_products_are_counted_exactly() -> None:
-    """Of an evaluation: bias + query x features, and weights x features, over the whole codebook."""
+    """One evaluation: bias + query x features, and weights x features, over the whole codebook."""
     _, teacher = shape_of_teacher("digits")
     rows, steps = 5, 64
     with FlopCounterMode(display=False) as counter:
@@ -57,11 +57,11 @@ def test_the_flow_maps_products_are_counted_exactly() -> None:
     assert flow_map_work(teacher, 0, steps, rows).flops == counter.get_total_flops() * steps / 2
 
 
-def test_a_truncated_distribution_costs_the_flow_map_what_it_leaves() -> None:
+def test_top_k_reduces_the_flow_maps_work() -> None:
     _, teacher = shape_of_teacher("llamagen-l-256")
     whole, truncated = (flow_map_work(teacher, top_k, 32, 10) for top_k in (0, 1024))
     assert truncated.flops == whole.flops / 16
-    # Where more than an eighth is possible, all of the codebook is gone through.
+    # If more than an eighth of the codebook is possible, all of it is evaluated.
     assert flow_map_work(teacher, 8000, 32, 10) == whole
 
 
@@ -71,20 +71,20 @@ def test_a_published_teacher_is_counted_without_its_files(name: str, home: Path)
     steps = batch_work(family, teacher, TeacherConfig(name=name, guidance_scale=2.0), 32, 1)
     assert steps is not None
     assert len(steps) == teacher.layout.num_steps
-    # Nearly every weight of the blocks meets every token, conditional and null; the rest is attention.
+    # Nearly every weight is used for every token, conditional and null; the rest is attention.
     per_token = sum(step.transformer.flops for step in steps) / teacher.layout.num_tokens
     num_weights = sum(tensor.numel() for tensor in teacher.transformer.parameters())
     assert 1 < per_token / num_weights < 8
 
 
-def test_time_is_arithmetic_memory_and_calls_one_after_another() -> None:
+def test_time_adds_arithmetic_memory_and_calls() -> None:
     device = Device(half_flops=100.0, single_flops=10.0, bytes_per_second=4.0, call_seconds=0.5, about="")
     steps = [StepWork(Work(200.0, 8.0, 2.0), Work(20.0, 4.0, 4.0))] * 3
     assert batch_seconds(steps, device, "bfloat16") == 3 * ((2 + 2 + 1) + (2 + 1 + 2))
     assert batch_seconds(steps, device, "float32") == 3 * ((20 + 2 + 1) + (2 + 1 + 2))
 
 
-def test_the_cpu_is_measured_and_a_gpu_is_looked_up() -> None:
+def test_the_cpu_is_measured_and_a_gpu_has_fixed_rates() -> None:
     assert device_rates("h100") is GPUS["h100"]
     assert "40% of 989 TFLOP/s in half precision and of 67 in float32" in GPUS["h100"].about
     cpu = device_rates("cpu")

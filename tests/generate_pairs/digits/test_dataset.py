@@ -1,4 +1,4 @@
-"""The digits: a split that never changes, and augmentation that stays light."""
+"""The digits: a fixed split and slight augmentation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_no_test_image_is_a_training_image(split):
     assert not any(image.numpy().tobytes() in train for image in split.test_images)
 
 
-def test_held_out_takes_evenly_spaced_members_of_each_class():
+def test_held_out_selects_evenly_spaced_examples_of_each_class():
     labels = torch.tensor([0, 0, 1, 0, 1, 0, 0, 0])
     assert held_out(labels, 2).tolist() == [False, False, True, True, True, False, False, True]
 
@@ -67,8 +67,8 @@ def test_augmented_without_copies_changes_nothing(split):
     assert torch.equal(labels, split.test_labels)
 
 
-def test_augmentation_is_light(split):
-    """Ink is kept, nothing leaves [-1, 1], and the blank image stays blank."""
+def test_augmentation_is_slight(split):
+    """The mean brightness is kept, values stay in [-1, 1], and a blank image stays blank."""
     images, _ = augmented(split.train_images, split.train_labels, copies=4, seed=0)
     moved = images[len(split.train_images) :]
     assert moved.min() >= -1.0

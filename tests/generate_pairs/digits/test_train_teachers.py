@@ -1,4 +1,4 @@
-"""Training an embedded teacher from nothing: seeded, loadable, and learning something; the recipes shrunk to seconds."""
+"""Training of the embedded teachers, with shortened recipes: deterministic and loadable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shards.core.errors import Refused
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-64", "digits-text", "digits-var"])
-def test_a_seed_gives_one_teacher(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seed_determines_the_teacher(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = train.RECIPES[name]
     short = replace(
         recipe,
@@ -24,14 +24,14 @@ def test_a_seed_gives_one_teacher(name: str, tmp_path: Path, monkeypatch: pytest
     )
     monkeypatch.setattr(train, "RECIPES", {name: short})
     monkeypatch.setattr(train, "REPORT_INTERVAL", 15)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     threads = torch.get_num_threads()
     for seed, file in ((0, "a"), (0, "b"), (1, "c")):
         out = tmp_path / f"{file}.safetensors"
-        train.train_teacher(name, out, seed, lambda done, total, _: told.append((done, total)))
+        train.train_teacher(name, out, seed, lambda done, total, _: reports.append((done, total)))
     a, b, c = ((tmp_path / f"{file}.safetensors").read_bytes() for file in "abc")
     assert a == b != c
-    assert told[:2] == [(15, 30), (30, 30)]
+    assert reports[:2] == [(15, 30), (30, 30)]
     assert torch.get_num_threads() == threads
     loaded = load_teacher(str(tmp_path / "a.safetensors"))
     assert loaded.about["seed"] == 0

@@ -1,4 +1,4 @@
-"""What the tests of the flow map share: the reference solver, and rows that look like a teacher's."""
+"""Fixtures for the flow map: the reference solver, and rows similar to those of a teacher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LogProbs = Callable[[int, int, float, float, int], Tensor]
 
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
-    """The module reference_solver.py beside this file."""
+    """The module reference_solver.py in this folder."""
     path = Path(__file__).with_name("reference_solver.py")
     spec = importlib.util.spec_from_file_location("reference_solver", path)
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,6 @@
-"""Runs the flow map's kernel by triton's interpreter, on a CPU, beside the flow map itself; prints what differs as JSON.
+"""Run the flow map's kernel in triton's interpreter, on a CPU, and compare it with the flow map; print JSON.
 
-A program of its own: triton decides when it is imported whether it interprets, which TRITON_INTERPRET=1 asks for.
+This is a separate program because triton reads TRITON_INTERPRET=1 when it is imported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def rows(num_rows: int, vocab_size: int, codebook_dim: int, top_k: int) -> tuple
 
 
 def without_choice() -> tuple[Tensor, Tensor, Tensor]:
-    """Rows that leave one token, two of one place, and two likeliest ones."""
+    """A row with one possible token, one with two identical rows, and one with a tie of the most probable tokens."""
     codebook_VC, noise_NC, log_p_NV = rows(3, 16, 2, 0)
     codebook_VC[5] = codebook_VC[3]
     log_p_NV[:] = -torch.inf
@@ -36,7 +36,7 @@ def without_choice() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def close_together() -> tuple[Tensor, Tensor, Tensor]:
-    """Three possible tokens of a large codebook, a ten-thousandth of its extent apart."""
+    """Three possible tokens of a large codebook, at distances of 1e-4 of its extent."""
     codebook_VC, noise_NC, log_p_NV = rows(6, 1024, 8, 3)
     codebook_VC[[7, 500, 900]] = codebook_VC[7] + 1e-4 * torch.eye(3, 8)
     log_p_NV[:] = -torch.inf
@@ -45,7 +45,7 @@ def close_together() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def tied_across_tiles() -> tuple[Tensor, Tensor, Tensor]:
-    """The two likeliest tokens are one point and equally likely, in the same lane of two tiles: the first one wins."""
+    """The two most probable tokens tie and are one point, in the same lane of two tiles: the first one wins."""
     codebook_VC, noise_NC, log_p_NV = rows(2, 1100, 32, 0)
     codebook_VC[771] = codebook_VC[3]
     log_p_NV = log_p_NV + torch.tensor(0.05).log()
@@ -66,18 +66,18 @@ CASES = {
 
 
 def main() -> None:
-    found = {}
+    results = {}
     for name, ((codebook_VC, noise_NC, log_p_NV), stop) in CASES.items():
         flow_map = FlowMap(codebook_VC, STEPS)
         expected = flow_map(noise_NC, log_p_NV, stop)
         fused = flow_map._by_kernel(noise_NC, log_p_NV, log_p_NV.amax(dim=1, keepdim=True), stop)
-        found[name] = {
+        results[name] = {
             "tokens": int((fused.tokens_N != expected.tokens_N).sum()),
             "evaluations": int((fused.num_evaluations_N != expected.num_evaluations_N).sum()),
             "steps": expected.num_evaluations_N.tolist(),
             "taken": expected.tokens_N.tolist(),
         }
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

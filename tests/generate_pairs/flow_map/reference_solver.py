@@ -1,7 +1,7 @@
-"""A slow, trustworthy solver of the same flow: Dormand-Prince 5(4) in float64, each row with its own steps.
+"""A slow reference solver of the flow: Dormand-Prince 5(4) in float64, with adaptive steps per row.
 
-It shares nothing with the production map but the differential equation dw/du = D(w; u), w(0) = noise: not the
-grid, not the formula of the average, not the stopping rule.
+It shares with the production map only the differential equation dw/du = D(w, u), w(0) = noise: neither the grid, nor
+the formula of D, nor the stopping rule.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ def reference_tokens(
     settled: float = 1e-6,
     max_steps: int = 5000,
 ) -> Tensor:
-    """Follows every row until the other tokens hold less than `settled` of what they held at first.
+    """Solve every row until the weight of the other tokens is below `settled` times their initial weight.
 
     Args:
         noise_NC: Noise, any float dtype.
-        log_p_NV: Log-probabilities, -inf where impossible.
+        log_p_NV: Log-probabilities, -inf for impossible tokens.
         codebook_VC: Codebook rows.
         tolerance: Error allowed in one step, absolute and relative, in the units of the noise.
-        settled: The share of the others' probability at which a row is decided.
-        max_steps: Steps after which a row is given up.
+        settled: The share of the others' initial weight below which a row is finished.
+        max_steps: The largest number of steps of a row.
 
     Returns:
         Tokens (N,), int64.
 
     Raises:
-        RuntimeError: If a row does not settle in `max_steps` steps.
+        RuntimeError: A row does not settle in `max_steps` steps.
     """
     log_p, codebook, w = log_p_NV.double().log_softmax(dim=1), codebook_VC.double(), noise_NC.double()
     codebook = codebook - codebook.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Pushed through the map, Gaussian noise becomes the teacher's own distribution: chi-square, p fixed."""
+"""The map carries Gaussian noise to the teacher's distribution: chi-square tests with fixed p."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from generate_pairs.flow_map.closed_form import default_num_steps
 from generate_pairs.flow_map.flow_map import FlowMap
 
-CASES = [  # V, C, perplexity: small codebooks in few dimensions are the hardest
+CASES = [  # V, C, perplexity; small codebooks in few dimensions are the hardest
     (64, 3, 1.1),
     (64, 3, 3.0),
     (64, 3, 20.0),
@@ -27,16 +27,8 @@ CASES = [  # V, C, perplexity: small codebooks in few dimensions are the hardest
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def chi_square_p_value(counts_V: Tensor, p_V: Tensor) -> float:
-    """Pearson's test, with all tokens expected fewer than ten times taken as one."""
+    """Pearson's test; all tokens with an expected count below ten are one class."""
     expected = p_V.double() / p_V.double().sum() * counts_V.sum()
     rare = expected < 10
     observed = torch.cat((counts_V[~rare].double(), counts_V[rare].sum(0, keepdim=True).double()))
@@ -78,8 +70,8 @@ def test_tokens_follow_p_at_a_million_draws(log_probs_of_perplexity, vocab_size,
     check_distribution(log_probs_of_perplexity, vocab_size, dim, perplexity, num_draws=1_000_000)
 
 
-def test_the_tokens_beside_a_certain_one_keep_their_probability():
-    """q = 2e-3 over 15 tokens: an absolute stopping threshold loses most of these, a relative one none."""
+def test_rare_tokens_keep_their_probability():
+    """q = 2e-3 over 15 tokens: an absolute stopping threshold would lose most of them, a relative one none."""
     log_p = torch.randn(16, generator=torch.Generator().manual_seed(103))
     log_p[1:] = log_p[1:].log_softmax(dim=0) + math.log(2e-3)
     log_p[0] = math.log1p(-2e-3)
@@ -89,8 +81,8 @@ def test_the_tokens_beside_a_certain_one_keep_their_probability():
     assert scipy.stats.binomtest(int(counts[1:].sum()), 200_000, 2e-3).pvalue > 1e-3
 
 
-def test_the_test_itself_notices_a_small_error():
-    """One per cent of the mass moved between two tokens is told apart at these counts."""
+def test_the_test_detects_a_small_error():
+    """With these counts, moving one per cent of the mass between two tokens is detected."""
     log_p = torch.randn(64, generator=torch.Generator().manual_seed(106)).log_softmax(dim=0)
     p = log_p.exp()
     drawn = torch.multinomial(p, 25_000, replacement=True, generator=torch.Generator().manual_seed(107))

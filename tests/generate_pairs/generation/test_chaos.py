@@ -1,4 +1,4 @@
-"""A short chaos: a few generations killed and let down by their file system end as if nothing had happened."""
+"""A short run of benchmarks/chaos.py: killed workers and file system faults do not change the bytes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,16 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/fd").is_dir(), reason="faults are told their files by /proc: Linux only"
-)
-def test_generations_end_in_the_same_bytes_whatever_is_done_to_them(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "benchmarks/chaos.py",
-        "--runs",
-        "3",
-        "--seed",
-        "2",
-        "--work",
-        tmp_path / "chaos",
-    ]
-    # Not forked from here: the processes of the suite have threads.
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the fault injection reads /proc: Linux only")
+def test_kills_and_faults_do_not_change_the_bytes(tmp_path: Path) -> None:
+    # A new process, not a fork: the test process has threads.
     ended = subprocess.run(
-        command,
+        [
+            sys.executable,
+            "benchmarks/chaos.py",
+            *["--runs", "3", "--seed", "2", "--work"],
+            tmp_path / "chaos",
+        ],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""A data set of 500 shards, whose rows are simulated: how much is read to open it, and to go on making it."""
+"""A data set of 500 shards with simulated rows: how much is read to open and to extend it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import growth
 import pytest
 
 import shards.dataset.manifest
-from generate_pairs.generation import shard_jobs as making
+from generate_pairs.generation import shard_jobs
 from generate_pairs.generation.generate import generate
 from generate_pairs.generation.plan import refuse_fewer_pairs
 from shards.core.errors import Refused
@@ -35,7 +35,7 @@ def root(simulated: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Fills with the shards whose own rows are opened."""
+    """The shards whose row files are read, in order."""
     read: list[str] = []
 
     def counting(root, names):
@@ -46,7 +46,9 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
-def test_every_row_is_read_once_and_with_the_joined_table_none(root: Path, rows_read: list[str]) -> None:
+def test_every_row_file_is_read_once_or_not_at_all_with_the_joined_table(
+    root: Path, rows_read: list[str]
+) -> None:
     alone = Manifest.open(root)
     assert rows_read == [shard_name(index) for index in range(NUM_SHARDS)]
     assert alone.missing(NUM_SHARDS + 2) == (NUM_SHARDS, NUM_SHARDS + 1)
@@ -60,24 +62,24 @@ def test_generate_reads_each_row_once_and_makes_what_is_missing(
     root: Path, rows_read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row_path(root, shard_name(77)).unlink()
-    real, tried = making.generate_shard, []
+    real, generated = shard_jobs.generate_shard, []
 
     def generate_shard(root, spec, teacher, unit, device):
-        tried.append(unit.shard_index)
+        generated.append(unit.shard_index)
         return real(root, spec, teacher, unit, device)
 
-    monkeypatch.setattr(making, "generate_shard", generate_shard)
+    monkeypatch.setattr(shard_jobs, "generate_shard", generate_shard)
     config = growth.settings(NUM_SHARDS + 1)
     refuse_fewer_pairs(config, root)
     generate(config, root, workers=0, report=lambda *_: None, should_stop=lambda: False)
-    assert tried == [77, NUM_SHARDS]
+    assert generated == [77, NUM_SHARDS]
     done = [shard_name(index) for index in range(NUM_SHARDS) if index != 77]
     assert rows_read[: len(done)] == done
     with pytest.raises(Refused, match=rf"already holds {NUM_SHARDS * 16} training pairs"):
         refuse_fewer_pairs(growth.settings(NUM_SHARDS), root)
 
 
-def test_a_stream_begins_with_the_few_shards_of_its_first_batch(root: Path) -> None:
+def test_a_stream_starts_with_the_few_shards_of_its_first_batch(root: Path) -> None:
     batch = next(PairStream(root, Manifest.open(root).view(), growth.BATCH_SIZE, growth.SEED))
     assert len(set(batch.index_B.tolist())) == growth.BATCH_SIZE
     assert len(list((root / "shards").iterdir())) <= 16

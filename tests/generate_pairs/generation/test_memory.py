@@ -1,7 +1,7 @@
-"""How much memory full-size published teachers take, in a process of its own.
+"""Memory of full-size published teachers, each in its own process.
 
-Counted is the peak of resident pages, anonymous ones and those mapped from files alike (`VmHWM` of
-/proc/self/status, set back before the work), less what was resident before. The weights are one random tile repeated.
+The measure is the peak of resident pages, anonymous and mapped (`VmHWM` of /proc/self/status, reset before the work),
+minus the resident pages before the work. The weights are one random tile, repeated.
 """
 
 from __future__ import annotations

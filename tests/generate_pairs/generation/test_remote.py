@@ -1,4 +1,4 @@
-"""Stage one at an S3 server: the same bytes as in a folder, completed, repaired and joined there."""
+"""Stage one on an S3 server: the same bytes as in a folder; resuming, repairing and joining work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Configs = Callable[..., GenerateConfig]
 
 
 def make(config: GenerateConfig, root: Location, workers: int = 0, stop: bool = False) -> int:
-    """Generates; the number of shards made."""
+    """Generate; returns the number of shards made."""
     summary = generate(
         config,
         root,
@@ -54,7 +54,7 @@ def test_the_bytes_are_those_of_a_folder(
     assert make(generate_config(teacher_path), root, workers) == 0
 
 
-def test_stopped_it_goes_on_and_joins_what_is_complete(
+def test_a_stopped_generation_resumes_and_joins_the_complete_table(
     root: Location, pairs_root: Path, teacher_path: Path, generate_config: Configs
 ) -> None:
     with pytest.raises(Stopped):
@@ -69,7 +69,7 @@ def test_stopped_it_goes_on_and_joins_what_is_complete(
 
 
 @pytest.mark.parametrize("lost", ["shards/pairs-000001.tar", "manifest/pairs-000001.parquet"])
-def test_a_deleted_object_is_found_and_made_again(
+def test_a_deleted_object_is_detected_and_regenerated(
     root: Location, pairs_root: Path, teacher_path: Path, generate_config: Configs, lost: str
 ) -> None:
     make(generate_config(teacher_path), root)
@@ -82,7 +82,7 @@ def test_a_deleted_object_is_found_and_made_again(
     assert len(read_joined(root)) == 4
 
 
-def test_an_upload_that_breaks_ends_the_work_and_the_same_call_completes_it(
+def test_a_broken_upload_ends_the_work_and_the_same_call_completes_it(
     root: Location,
     pairs_root: Path,
     teacher_path: Path,
@@ -92,16 +92,16 @@ def test_an_upload_that_breaks_ends_the_work_and_the_same_call_completes_it(
     import fsspec
 
     system = fsspec.filesystem("s3", **root.storage_options)
-    whole, uploads = system.pipe_file, []
+    pipe_file, uploads = system.pipe_file, []
 
     def truncated(name: str, data: bytes) -> None:
         uploads.append(name)
-        whole(name, data[: len(data) // 2] if len(uploads) == 4 else data)
+        pipe_file(name, data[: len(data) // 2] if len(uploads) == 4 else data)
 
     with monkeypatch.context() as patch:
         patch.setattr(system, "pipe_file", truncated)
         with pytest.raises(
-            Failed, match=r"is not what was sent.* 1 of 4 missing shards .* are made and kept"
+            Failed, match=r"differs from the data.* 1 of 4 missing shards .* are made and kept"
         ):
             make(generate_config(teacher_path), root)
     assert list(tars(root)) == ["pairs-000000.tar"]

@@ -1,4 +1,4 @@
-"""Repair and extension from what a data set records: the same bytes, and what is told where they are not."""
+"""Repair and extension from the recorded settings: the same bytes, or a report of the differences."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ QUIETLY = {"workers": 0, "report": lambda *_: None, "should_stop": lambda: False
 
 @pytest.fixture
 def root(pairs_root: Path, tmp_path: Path) -> Path:
-    """A data set of four shards to be damaged."""
+    """A data set of four shards, to be damaged."""
     return Path(shutil.copytree(pairs_root, tmp_path / "pairs"))
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """All but the workers' logs."""
+    """All files except the workers' logs."""
     paths = [path for path in root.rglob("*.*") if path.is_file() and path.suffix != ".log"]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
@@ -46,7 +46,7 @@ def test_without_dataset_json_nothing_is_repaired(root: Path) -> None:
     path = root / "dataset.json"
     path.write_bytes(path.read_bytes()[:-20])
     before = files(root)
-    with pytest.raises(Refused, match=r"without it nothing can be repaired: put dataset\.json back"):
+    with pytest.raises(Refused, match=r"without it nothing can be repaired: restore dataset\.json"):
         repair(root, None, **QUIETLY)
     assert files(root) == before
 
@@ -66,7 +66,7 @@ def test_repair_proves_every_shard_that_has_a_row(root: Path, teacher_path: Path
     assert files(root) == before
 
 
-def test_repair_gives_a_lost_row_back_from_the_joined_table(root: Path, teacher_path: Path) -> None:
+def test_repair_restores_a_lost_row_from_the_joined_table(root: Path, teacher_path: Path) -> None:
     before = files(root)
     Manifest.open(root).write_joined()
     (root / "manifest" / "pairs-000001.parquet").unlink()
@@ -76,7 +76,7 @@ def test_repair_gives_a_lost_row_back_from_the_joined_table(root: Path, teacher_
     assert files(root) == before
 
 
-def test_repair_compares_with_an_old_shard_that_nothing_vouches_for(root: Path, teacher_path: Path) -> None:
+def test_repair_compares_with_an_old_shard_without_a_row(root: Path, teacher_path: Path) -> None:
     (root / "manifest" / "pairs-000001.parquet").unlink()
     (root / "manifest.parquet").unlink()
     made = repair(root, str(teacher_path), **QUIETLY)
@@ -85,57 +85,57 @@ def test_repair_compares_with_an_old_shard_that_nothing_vouches_for(root: Path, 
     assert verify(root) == []
 
 
-def test_repair_on_another_platform_tells_how_many_tokens_differ(
+def test_repair_on_another_platform_reports_how_many_tokens_differ(
     root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another platform's teacher: the token of one position of three pairs comes out as its neighbour."""
-    whole = files(root)
-    real = worker.walk
+    """The other platform's teacher changes one token in three pairs of each batch."""
+    before = files(root)
+    real = worker.generate_tokens
 
-    def walk(teacher, labels_B, settings, choose):
+    def generate_tokens(teacher, labels_B, settings, choose):
         tokens_BL = real(teacher, labels_B, settings, choose).clone()
         tokens_BL[[1, 4, 9], 7] ^= 1
         return tokens_BL
 
     break_shard(root, 1)
-    monkeypatch.setattr(worker, "walk", walk)
+    monkeypatch.setattr(worker, "generate_tokens", generate_tokens)
     (replaced,) = repair(root, str(teacher_path), **QUIETLY).replaced
-    # In both batches of sixteen.
+    # Three tokens in each of two batches.
     assert (replaced.is_equal, replaced.num_compared, replaced.num_differing) == (False, 32 * 16, 6)
     assert verify(root) == []
-    changed = {name for name, data in files(root).items() if data != whole[name]}
+    changed = {name for name, data in files(root).items() if data != before[name]}
     assert changed == {"shards/pairs-000001.tar", "manifest/pairs-000001.parquet", "manifest.parquet"}
 
 
-def test_noise_of_another_platform_is_caught_and_repaired(
+def test_noise_of_another_platform_is_detected_and_repaired(
     teacher_path: Path, generate_config: Configs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its logarithm gives one float16 number of pair 40 another last bit."""
+    """The other platform's logarithm changes the last bit of one float16 number of pair 40."""
     root = tmp_path / "pairs"
     generate(generate_config(teacher_path, num_pairs=64, noise="counter"), root, **QUIETLY)
-    here = files(root)
+    before = files(root)
 
-    def elsewhere(seed, first, count, shape):
+    def other_noise(seed, first, count, shape):
         noise_BLC = gaussian_noise(seed, first, count, shape)
         if first <= 40 < first + count:
             noise_BLC.view(np.uint16)[40 - first, 3, 0] ^= 1
         return noise_BLC
 
     for module in (reader, worker):
-        monkeypatch.setattr(module, "gaussian_noise", elsewhere)
+        monkeypatch.setattr(module, "gaussian_noise", other_noise)
     (finding,) = verify(root)
-    assert "the noise of pair 40 regenerated from its counter has another checksum" in finding.message
+    assert "the noise of pair 40 regenerated from its counter does not match the checksum" in finding.message
     (replaced,) = repair(root, str(teacher_path), **QUIETLY).replaced
     assert (replaced.row.shard, replaced.is_equal, replaced.num_compared) == ("pairs-000001", False, 32 * 16)
     assert replaced.num_differing <= 16
     assert verify(root) == []
     monkeypatch.undo()
     assert [finding.kind for finding in verify(root)] == ["broken"]
-    assert files(root)["shards/pairs-000000.tar"] == here["shards/pairs-000000.tar"]
+    assert files(root)["shards/pairs-000000.tar"] == before["shards/pairs-000000.tar"]
 
 
 @pytest.mark.parametrize("noise", ["stored", "counter"])
-def test_an_extended_set_is_the_larger_one(
+def test_an_extended_data_set_equals_one_generated_at_once(
     teacher_path: Path, generate_config: Configs, tmp_path: Path, noise: str
 ) -> None:
     moved = Path(shutil.copy(teacher_path, tmp_path / "moved.safetensors"))
@@ -155,7 +155,7 @@ def test_an_extended_set_is_the_larger_one(
         extend(tmp_path / "small", 64, str(moved), **QUIETLY)
 
 
-def test_extension_asks_for_the_teacher_that_made_the_pairs(root: Path) -> None:
-    (path,) = {Manifest.open(root).spec.lineage["teacher"]["name"]}
+def test_extension_needs_the_teacher_that_made_the_pairs(root: Path) -> None:
+    path = Manifest.open(root).spec.lineage["teacher"]["name"]
     with pytest.raises(Refused, match=rf"{path}.* `tokenleap shards extend .* --teacher FILE`"):
         extend(root, 200, **QUIETLY)

@@ -1,4 +1,4 @@
-"""A worker's log tells what it made last, whatever became of it."""
+"""A worker's log records its last shard, even after a crash."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from generate_pairs.generation.worker_log import last_lines, logged
+from generate_pairs.generation.worker_log import last_lines, log_shard
 from shards.core.errors import Failed, Refused
 
 
-def test_a_log_tells_what_began_ended_and_failed(tmp_path: Path) -> None:
-    with logged(tmp_path / "logs", "pairs-000001"):
+def test_a_log_records_what_began_ended_and_failed(tmp_path: Path) -> None:
+    with log_shard(tmp_path / "logs", "pairs-000001"):
         pass
-    with pytest.raises(ValueError, match="no"), logged(tmp_path / "logs", "pairs-000002"):
+    with pytest.raises(ValueError, match="no"), log_shard(tmp_path / "logs", "pairs-000002"):
         raise ValueError("no")
     (log,) = (tmp_path / "logs").iterdir()
     assert log.stem.endswith(f"-{os.getpid()}")
@@ -30,8 +30,8 @@ def test_a_log_tells_what_began_ended_and_failed(tmp_path: Path) -> None:
 def test_a_crash_leaves_its_stack(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, pathlib\n"
-        "from generate_pairs.generation.worker_log import logged\n"
-        "with logged(pathlib.Path(sys.argv[1]), 'pairs-000007'):\n"
+        "from generate_pairs.generation.worker_log import log_shard\n"
+        "with log_shard(pathlib.Path(sys.argv[1]), 'pairs-000007'):\n"
         "    os.kill(os.getpid(), signal.SIGSEGV)\n"
     )
     ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
@@ -42,7 +42,7 @@ def test_a_crash_leaves_its_stack(tmp_path: Path) -> None:
     assert last_lines(tmp_path, "pairs-000001") is None
 
 
-def test_the_last_to_die_has_the_last_word(tmp_path: Path) -> None:
+def test_the_log_of_the_last_worker_to_die_is_quoted(tmp_path: Path) -> None:
     for time, name in enumerate(["b", "a", "c"]):
         (tmp_path / f"{name}.log").write_text(f"now begins pairs-000003\n{name} was here\n")
         os.utime(tmp_path / f"{name}.log", (time, time))
@@ -52,22 +52,22 @@ def test_the_last_to_die_has_the_last_word(tmp_path: Path) -> None:
     assert lines == ["now begins pairs-000003", "a was here"]
 
 
-def test_a_full_disk_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "open", full)
     with (
         pytest.raises(Failed, match="No space left on device; run the same command again"),
-        logged(tmp_path / "logs", "pairs-000001"),
+        log_shard(tmp_path / "logs", "pairs-000001"),
     ):
         pass
 
 
-def test_a_folder_that_takes_no_log_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(Refused, match=r"cannot write its log into .*; set cluster\.log_folder"),
-        logged(tmp_path / "file" / "logs", "pairs-000001"),
+        log_shard(tmp_path / "file" / "logs", "pairs-000001"),
     ):
         pass

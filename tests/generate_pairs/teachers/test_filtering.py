@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p of both families, against arrays recorded from their own samplers."""
+"""Temperature, top-k and top-p of both families, against arrays recorded from the official samplers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_official_samplers(golden: Callable[[str], Any], name: str, function: Ca
     case.check_all(probs)
     for output, got in probs.items():
         np.testing.assert_array_equal(got.numpy() > 0, case.expected[output] > 0)
-    assert torch.equal(logits, case.inputs["logits"]), "the official code changes its input"
+    assert torch.equal(logits, case.inputs["logits"]), (
+        "the input must not change, as it does in the official code"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -45,7 +47,7 @@ def test_results_are_normalised_float32_with_minus_infinity_where_removed(dtype)
         assert bool(((kept >= 1) & (kept <= 10)).all())
 
 
-def test_settings_that_are_off_leave_a_plain_softmax():
+def test_settings_that_are_off_give_a_plain_softmax():
     logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(1)) * 3
     for log_probs in (
         filter_var(logits, 0, 0.0),
@@ -63,7 +65,7 @@ def test_the_families_cut_the_tail_from_opposite_ends():
     assert (filter_llamagen(logits, 0, 0.55, 1.0) > -torch.inf).tolist() == [[True, True, False]]
 
 
-def test_settings_are_found_among_what_is_recorded_of_a_teacher():
+def test_settings_are_read_from_a_teachers_record():
     recorded = {"name": "small", "dtype": "float32", "guidance_scale": 2.0, "top_k": 5, "top_p": 0.9}
     assert SamplingSettings.of(recorded | {"temperature": 0.7}) == SamplingSettings(2.0, 5, 0.9, 0.7)
     with pytest.raises(KeyError, match="temperature"):

@@ -1,4 +1,4 @@
-"""The tables of published teachers against the names and shapes that the official classes have."""
+"""The tables of published teachers against names and shapes of the official classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from generate_pairs.teachers.checkpoints import misfits
+from generate_pairs.teachers.checkpoints import state_problems
 from generate_pairs.teachers.importing.checkpoint_file import Checkpoint
 from generate_pairs.teachers.importing.inspect import published_transformer, teacher_networks
 from generate_pairs.teachers.llamagen.transformer import OFFICIAL_SIZES, LlamaGenTransformer
@@ -25,7 +25,7 @@ TRANSFORMERS = {
     "var-d36-512": "var_d36s_512",
     "llamagen-b-256": "llamagen_B_c2i_256",
     "llamagen-l-256": "llamagen_L_c2i_256",
-    # The number of tokens shapes no tensor.
+    # No tensor depends on the number of tokens.
     "llamagen-b-384": "llamagen_B_c2i_256",
     "llamagen-l-384": "llamagen_L_c2i_256",
     "llamagen-xl-384": "llamagen_XL_c2i_256",
@@ -37,21 +37,21 @@ WITHOUT_A_TABLE = {"llamagen-3b-384"}
 TOKENIZERS = {"var": "var_vae_ch160v4096z32", "llamagen": "llamagen_vq16"}
 
 
-def hold(part: Part, network: torch.nn.Module, table: Any) -> None:
-    """A network's own tensors are the table's, and what else the table has is ignored."""
+def check(part: Part, network: torch.nn.Module, table: Any) -> None:
+    """The network has exactly the tensors of the table; the table's buffers are ignored."""
     ours = network.state_dict()
     assert {name: list(tensor.shape) for name, tensor in ours.items()} == dict(table["tensors"])
     with torch.device("meta"):
         buffers = {name: torch.empty(shape) for name, shape in table["buffers_in_state_dict"]}
     tensors = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in ours.items()}
-    assert misfits(ours, {**tensors, **buffers}, part.ignored) == []
-    assert misfits(ours, {**tensors, **buffers}) == sorted(f"unknown {name}" for name in buffers)
+    assert state_problems(ours, {**tensors, **buffers}, part.ignored) == []
+    assert state_problems(ours, {**tensors, **buffers}) == sorted(f"unknown {name}" for name in buffers)
     assert not any(name.endswith(part.ignored) for name in ours)
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_have_the_official_tensors(name: str, golden_table: Callable[[str], Any]) -> None:
-    hold(
+    check(
         TEACHERS[name].transformer, published_transformer(name), golden_table(f"tensors/{TRANSFORMERS[name]}")
     )
 
@@ -61,22 +61,22 @@ def test_tokenizers_have_the_official_tensors(name: str, golden_table: Callable[
     published = TEACHERS[name]
     with torch.device("meta"):
         tokenizer = family_of(published.family).tokenizer(published.tokenizer.config)
-    hold(published.tokenizer, tokenizer, golden_table(f"tensors/{TOKENIZERS[published.family]}"))
+    check(published.tokenizer, tokenizer, golden_table(f"tensors/{TOKENIZERS[published.family]}"))
 
 
 def test_the_finer_tokenizer_has_the_official_tensors(golden_table: Callable[[str], Any]) -> None:
     with torch.device("meta"):
         tokenizer = family_of("llamagen").tokenizer(VQ8.config)
-    hold(VQ8, tokenizer, golden_table("tensors/llamagen_vq8"))
+    check(VQ8, tokenizer, golden_table("tensors/llamagen_vq8"))
 
 
-def test_a_size_that_nobody_published_has_them_too(golden_table: Callable[[str], Any]) -> None:
+def test_an_unpublished_size_has_the_official_tensors(golden_table: Callable[[str], Any]) -> None:
     width, depth, num_heads = OFFICIAL_SIZES["XXXL"]
     part = TEACHERS["llamagen-b-256"].transformer
     config = replace(part.config, width=width, depth=depth, num_heads=num_heads)
     with torch.device("meta"):
         transformer = LlamaGenTransformer(config)
-    hold(part, transformer, golden_table("tensors/llamagen_XXXL_c2i_256"))
+    check(part, transformer, golden_table("tensors/llamagen_XXXL_c2i_256"))
 
 
 def test_no_entry_goes_untested() -> None:
@@ -90,8 +90,8 @@ def test_no_entry_goes_untested() -> None:
     }
 
 
-def test_the_size_without_a_table_has_about_as_many_numbers_as_its_name_says() -> None:
-    """Its shape is known from the official constructor alone: 24 layers, 32 heads, width 3200."""
+def test_the_size_without_a_table_has_the_number_of_parameters_in_its_name() -> None:
+    """Its shape is that of the official constructor: 24 layers, 32 heads, width 3200."""
     count = sum(tensor.numel() for tensor in published_transformer("llamagen-3b-384").parameters())
     assert count == pytest.approx(3.1e9, rel=0.02)
 
@@ -105,7 +105,7 @@ def test_the_size_without_a_table_has_about_as_many_numbers_as_its_name_says() -
         ("tokenizer", "llamagen-b-256", "llamagen vq"),
     ],
 )
-def test_weights_are_looked_for_where_official_programs_put_them(
+def test_containers_are_those_of_the_official_programs(
     role: str, name: str, row: str, golden_table: Callable[[str], Any]
 ) -> None:
     part = getattr(TEACHERS[name], role)
@@ -115,7 +115,7 @@ def test_weights_are_looked_for_where_official_programs_put_them(
 
 
 @pytest.mark.parametrize(("role", "key"), [("transformer", "var_wo_ddp"), ("tokenizer", "vae_local")])
-def test_a_training_checkpoint_of_var_is_a_place_too(
+def test_a_training_checkpoint_of_var_is_accepted(
     role: str, key: str, golden_table: Callable[[str], Any]
 ) -> None:
     recorded = golden_table("containers")["var training checkpoint (ar-ckpt-*.pth)"]

@@ -1,4 +1,4 @@
-"""Published teachers made small: what stays of them, and that they are the same ones whenever they are asked for."""
+"""Published teachers made small: their shapes, and the same weights in every call."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SHAPES = {
     **{f"llamagen-{size}-384": ((1,) * 576, 8, 48) for size in ("b", "l", "xl", "xxl", "3b")},
     "llamagen-t2i-512": ((1,) * 1024, 8, 64),
 }
-"""Tokens of each AR step and the codebook's dimension, as published; the side of the small images."""
+"""Tokens per AR step and codebook dimension, as published; side of the small images."""
 
 ONE_OF_EACH = ["var-d16", "var-d36-512", "llamagen-l-256"]
 
 
-def test_every_published_teacher_is_known_here() -> None:
+def test_every_published_teacher_has_an_entry() -> None:
     assert SHAPES.keys() == TEACHERS.keys()
 
 
@@ -44,7 +44,7 @@ def test_layout_and_codebook_dimension_stay_and_sizes_shrink(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["var-d16", "var-d36-512", "llamagen-b-256", "llamagen-t2i-256"])
-def test_the_numbers_are_the_same_whatever_was_drawn_before(name: str) -> None:
+def test_the_weights_do_not_depend_on_the_global_generator(name: str) -> None:
     torch.manual_seed(1)
     once = load_teacher(TINY + name)
     torch.manual_seed(2)
@@ -58,7 +58,7 @@ def test_the_numbers_are_the_same_whatever_was_drawn_before(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_logits_follow_label_and_tokens_and_are_not_flat(name: str) -> None:
+def test_logits_depend_on_label_and_tokens_and_are_not_flat(name: str) -> None:
     teacher = load_teacher(TINY + name).teacher
     generator = torch.Generator().manual_seed(0)
     tokens_BL = torch.randint(VOCAB_SIZE, (2, teacher.layout.num_tokens), generator=generator)
@@ -89,7 +89,7 @@ def test_the_papers_filters_leave_a_choice(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_images_are_neither_flat_nor_all_black_and_white(name: str) -> None:
+def test_images_are_neither_flat_nor_saturated(name: str) -> None:
     teacher = load_teacher(TINY + name).teacher
     tokens_1L = torch.randint(
         VOCAB_SIZE, (1, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(0)
@@ -100,14 +100,14 @@ def test_images_are_neither_flat_nor_all_black_and_white(name: str) -> None:
     assert 0.1 < image_1IHW.std() < 2.0
 
 
-def test_a_teacher_that_nobody_published_is_refused_with_those_there_are() -> None:
-    with pytest.raises(Refused, match=r"tiny-random/var-d17 is not known: published teachers are var-d16, "):
+def test_an_unpublished_name_is_refused_with_the_published_ones() -> None:
+    with pytest.raises(Refused, match=r"tiny-random/var-d17 is unknown: published teachers are var-d16, "):
         load_teacher("tiny-random/var-d17")
-    with pytest.raises(Refused, match=r"tiny-random/digits is not known"):
+    with pytest.raises(Refused, match=r"tiny-random/digits is unknown"):
         load_teacher("tiny-random/digits")
 
 
-def test_it_is_known_without_a_file() -> None:
+def test_the_name_needs_no_file() -> None:
     refuse_unknown("tiny-random/var-d16")
     with pytest.raises(Refused, match="no teacher is called"):
         refuse_unknown("tiny-var-d16")

@@ -1,4 +1,4 @@
-"""Features of captions: encoded once, kept in files, padded on the left, the same whoever asks."""
+"""Features of captions: encoded once, cached in files and padded on the left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPEC = EncoderSpec("letters", "0" * 64, "float32", max_tokens=5, dim=3)
 
 
 class Letters(TextEncoder):
-    """A token for each letter: (its number, its place, how many there are)."""
+    """One token per letter: (code point, position, number of letters)."""
 
     name, sha256, dim, max_tokens = "letters", "0" * 64, 3, 5
 
@@ -42,7 +42,7 @@ def expected(caption: str) -> torch.Tensor:
 
 def texts(folder: Path, captions: Sequence[str], encoder: TextEncoder | None) -> TextFeatures:
     def open_encoder(spec: EncoderSpec) -> TextEncoder:
-        assert encoder is not None, "everything should be there"
+        assert encoder is not None, "all features should be cached"
         return encoder
 
     return TextFeatures(folder, captions, SPEC, open_encoder)
@@ -57,40 +57,40 @@ def test_pads_on_the_left_and_encodes_each_caption_once(
 ) -> None:
     monkeypatch.setattr(features, "DENSE_BYTES", dense_bytes)
     encoder = Letters()
-    asked = torch.tensor([1, 4, 3, 0, 5, 1])
-    for found in (texts(tmp_path, CAPTIONS, encoder), texts(tmp_path, CAPTIONS, None)):
-        condition = found(asked)
+    labels = torch.tensor([1, 4, 3, 0, 5, 1])
+    for store in (texts(tmp_path, CAPTIONS, encoder), texts(tmp_path, CAPTIONS, None)):
+        condition = store(labels)
         assert condition.features_BTE.shape == (6, 5, 3)
-        for row, seen, label in zip(*condition, asked.tolist(), strict=True):
+        for row, seen, label in zip(*condition, labels.tolist(), strict=True):
             features_TE = expected(CAPTIONS[label])
             assert torch.equal(row[seen], features_TE)
             assert seen.tolist() == [False] * (5 - len(features_TE)) + [True] * len(features_TE)
             assert not row[~seen].any()
-        # "a cat" and the long one are cut, the first of them twice in the list.
-        assert found.num_cut() == 4
+        # "a cat" twice, the emoji and the long caption are cut.
+        assert store.num_cut() == 4
     assert encoder.seen == ["a cat", "", "emoji 🦘", "קטע", "x" * 10_000]
 
 
-def test_only_the_longest_of_a_batch_is_padded_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_padded_to_its_longest_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "DENSE_BYTES", 0)
-    found = texts(tmp_path, CAPTIONS, Letters())
-    assert found(torch.tensor([1])).seen_BT.tolist() == [[True]]
-    assert found(torch.tensor([1, 4])).seen_BT.tolist() == [[False] * 3 + [True], [True] * 4]
+    store = texts(tmp_path, CAPTIONS, Letters())
+    assert store(torch.tensor([1])).seen_BT.tolist() == [[True]]
+    assert store(torch.tensor([1, 4])).seen_BT.tolist() == [[False] * 3 + [True], [True] * 4]
 
 
-def test_blocks_are_made_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_encoded_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "DENSE_BYTES", 0)
     captions = [f"caption {number}" for number in range(2 * BLOCK_SIZE + 10)]
     encoder = Letters()
-    found = texts(tmp_path, captions, encoder)
-    found(torch.tensor([2 * BLOCK_SIZE + 3]))
+    store = texts(tmp_path, captions, encoder)
+    store(torch.tensor([2 * BLOCK_SIZE + 3]))
     assert encoder.seen == captions[2 * BLOCK_SIZE :]
-    found.prepare(np.arange(BLOCK_SIZE - 1, BLOCK_SIZE + 1))
+    store.prepare(np.arange(BLOCK_SIZE - 1, BLOCK_SIZE + 1))
     assert encoder.seen == [*captions[2 * BLOCK_SIZE :], *captions[: 2 * BLOCK_SIZE]]
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_other_captions_or_another_encoder_are_other_files(tmp_path: Path) -> None:
+def test_other_captions_or_another_encoder_have_other_files(tmp_path: Path) -> None:
     texts(tmp_path, ["a"], Letters())(torch.tensor([0]))
     encoder = Letters()
     texts(tmp_path, ["b"], encoder)(torch.tensor([0]))
@@ -102,7 +102,7 @@ def test_other_captions_or_another_encoder_are_other_files(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.9, 0.999])
-def test_a_damaged_file_is_told(tmp_path: Path, place: float) -> None:
+def test_a_damaged_file_is_reported(tmp_path: Path, place: float) -> None:
     texts(tmp_path, ["a cat", "a dog"] * 20, Letters())(torch.tensor([0]))
     (path,) = tmp_path.iterdir()
     data = bytearray(path.read_bytes())
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_told(tmp_path: Path, place: float) -> None:
         texts(tmp_path, ["a cat", "a dog"] * 20, None)(torch.tensor([0]))
 
 
-def test_of_two_that_encode_at_once_the_first_stays(tmp_path: Path) -> None:
+def test_of_two_concurrent_writers_the_first_wins(tmp_path: Path) -> None:
     class Rival(Letters):
         def encode(self, captions: Sequence[str]) -> list[Encoded]:
             texts(tmp_path, ["a"], Letters())(torch.tensor([0]))
@@ -125,40 +125,40 @@ def test_of_two_that_encode_at_once_the_first_stays(tmp_path: Path) -> None:
     assert torch.equal(condition.features_BTE[0], expected("a"))
 
 
-def test_every_number_of_a_file_is_held_against_its_sum(tmp_path: Path) -> None:
+def test_the_checksum_covers_the_token_counts(tmp_path: Path) -> None:
     texts(tmp_path, ["a", "abc"], Letters())(torch.tensor([0]))
     (path,) = tmp_path.iterdir()
     with safe_open(path, framework="pt") as file:
         tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
     assert tensors["num_tokens"].tolist() == [2, 4]
     save_file(tensors | {"num_tokens": torch.tensor([4, 2])}, path, metadata)
-    with pytest.raises(Failed, match="its checksum is another"):
+    with pytest.raises(Failed, match="its checksum differs"):
         texts(tmp_path, ["a", "abc"], None)(torch.tensor([0]))
 
 
-def test_what_was_cut_is_counted_without_the_features(
+def test_cut_captions_are_counted_without_reading_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts(tmp_path, CAPTIONS, Letters())(torch.tensor([0]))
-    monkeypatch.setattr(features, "_sum_of", lambda *_: pytest.fail("features are read"))
+    monkeypatch.setattr(features, "_checksum", lambda *_: pytest.fail("features are read"))
     assert texts(tmp_path, CAPTIONS, None).num_cut() == 4
     assert texts(tmp_path / "nothing yet", CAPTIONS, None).num_cut() == 0
 
 
-def test_a_folder_at_a_url_gets_its_features_whatever_this_host_holds(home: Path) -> None:
+def test_features_are_written_to_a_url_even_if_this_host_has_them(home: Path) -> None:
     pytest.importorskip("upath")
     texts(features.default_folder(), ["a"], Letters())(torch.tensor([0]))
-    there = location(f"memory://{home.name}/text_features")
+    remote = location(f"memory://{home.name}/text_features")
     encoder = Letters()
-    texts(there, ["a"], encoder)(torch.tensor([0]))
+    texts(remote, ["a"], encoder)(torch.tensor([0]))
     assert encoder.seen == ["a"]
-    assert len(list_names(there, ".safetensors")) == 1
-    # Kept on this host once they were read, and not counted from far away.
-    assert torch.equal(texts(there, ["a"], None)(torch.tensor([0])).features_BTE[0], expected("a"))
-    assert texts(there, ["a"], None).num_cut() is None
+    assert len(list_names(remote, ".safetensors")) == 1
+    # Cached on this host after reading; cut captions are not counted at a URL.
+    assert torch.equal(texts(remote, ["a"], None)(torch.tensor([0])).features_BTE[0], expected("a"))
+    assert texts(remote, ["a"], None).num_cut() is None
 
 
-def test_features_of_pairs_that_are_only_read_are_kept_on_this_host(
+def test_features_of_a_read_only_data_set_are_cached_on_this_host(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def commit(path: Path, *arguments: object, **options: object) -> bool:
@@ -171,7 +171,7 @@ def test_features_of_pairs_that_are_only_read_are_kept_on_this_host(
     assert torch.equal(texts(pairs, ["a"], Letters())(torch.tensor([0])).features_BTE[0], expected("a"))
     assert not pairs.exists()
     texts(pairs, ["a"], None)(torch.tensor([0]))
-    # Another data set's are its own.
+    # Another data set does not use this cache.
     encoder = Letters()
     texts(tmp_path / "others", ["a"], encoder)(torch.tensor([0]))
     assert encoder.seen == ["a"]

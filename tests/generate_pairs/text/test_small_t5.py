@@ -1,4 +1,4 @@
-"""The small text encoder: T5's numbers, its tokens, and its files."""
+"""The small text encoder: the same output as transformers' T5, its tokenizer, and its files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, Tokens, distance_buckets, padded
+from generate_pairs.text.small_t5 import (
+    PADDING,
+    SmallT5,
+    SmallT5Config,
+    SmallTokenizer,
+    distance_buckets,
+    pad_tokens,
+)
 from generate_pairs.text.small_t5_encoder import (
     SmallEncoder,
     describe,
@@ -31,7 +38,7 @@ def random_model(config: SmallT5Config) -> SmallT5:
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [1, 7, 40, 300])
-def test_is_the_t5_encoder_of_transformers(length: int) -> None:
+def test_equals_the_t5_encoder_of_transformers(length: int) -> None:
     transformers = pytest.importorskip("transformers")
     model = random_model(CONFIG)
     config = transformers.T5Config(
@@ -55,7 +62,7 @@ def test_is_the_t5_encoder_of_transformers(length: int) -> None:
 
 
 @torch.no_grad()
-def test_padding_may_stand_on_either_side() -> None:
+def test_padding_may_be_on_either_side() -> None:
     model = random_model(CONFIG).double()
     tokens = torch.tensor([[5, 6, 7, PADDING, PADDING]])
     features = model(tokens)[:, :3]
@@ -63,26 +70,26 @@ def test_padding_may_stand_on_either_side() -> None:
     torch.testing.assert_close(model(tokens[:, :3]), features, rtol=0, atol=1e-12)
 
 
-def test_distances_widen_as_in_the_paper() -> None:
+def test_distance_buckets_widen_as_in_the_paper() -> None:
     distance = torch.arange(-200, 201)
     buckets = distance_buckets(distance, CONFIG)
     before, after = buckets[:200].flip(0), buckets[201:]
     assert torch.equal(after, before + 16)
-    # Eight exact, then ever wider ones, the last from 128 on (and, rounded down, somewhat before).
+    # Eight exact buckets, then wider ones; the last one is for 128 and more (and, by rounding, slightly less).
     assert before[:7].tolist() == list(range(1, 8))
     assert (before.diff() >= 0).all()
     assert before[127:].unique().tolist() == [15]
     assert int(buckets[200]) == 0
 
 
-def test_words_bytes_and_their_end() -> None:
-    words, by_bytes = Tokens(WORDS), Tokens(CONFIG)
+def test_words_and_bytes_get_ids_and_an_end_token() -> None:
+    words, by_bytes = SmallTokenizer(WORDS), SmallTokenizer(CONFIG)
     assert words("  A three!\n") == [3, 4, 5, 1]
     assert words("a wombat") == [3, 2, 1]
     assert words("") == [1]
     assert by_bytes("aé") == [3 + 97, 3 + 0xC3, 3 + 0xA9, 1]
     assert by_bytes("") == [1]
-    assert padded([[3, 1], [3, 4, 5, 6, 1]], 3).tolist() == [[3, 1, 0], [3, 4, 1]]
+    assert pad_tokens([[3, 1], [3, 4, 5, 6, 1]], 3).tolist() == [[3, 1, 0], [3, 4, 1]]
 
 
 def test_a_caption_has_the_same_features_in_any_batch() -> None:
@@ -104,17 +111,17 @@ def test_refuses_features_that_float16_cannot_hold() -> None:
         SmallEncoder("x", "0" * 64, model, max_tokens=8).encode(["a cat"])
 
 
-def test_a_file_gives_the_encoder_back(tmp_path: Path) -> None:
+def test_a_saved_encoder_loads(tmp_path: Path) -> None:
     model, path = random_model(WORDS), tmp_path / "encoder.safetensors"
     save_encoder(model, path, {"seed": 0}, torch.float32)
     loaded = SmallEncoder.load(str(path), max_tokens=4, dtype=torch.float32, device="cpu")
     assert (loaded.sha256, loaded.dim) == describe(str(path))
-    (found,) = loaded.encode(["a three"])
+    (actual,) = loaded.encode(["a three"])
     (expected,) = SmallEncoder("x", "", model, 4).encode(["a three"])
-    assert torch.equal(found.features_TE, expected.features_TE)
+    assert torch.equal(actual.features_TE, expected.features_TE)
 
 
-def test_the_encoder_of_a_trial_is_always_the_same() -> None:
+def test_the_random_encoder_is_deterministic() -> None:
     first, second = tiny_random(64).state_dict(), tiny_random(64).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     one, other = SmallEncoder.load("tiny-random/64", max_tokens=9, dtype=torch.float32, device="cpu").encode(
@@ -126,21 +133,21 @@ def test_the_encoder_of_a_trial_is_always_the_same() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tiny-random/wide", "the number of features"),
+        ("tiny-random/wide", "the size of a feature"),
         ("missing.safetensors", "there is no file missing.safetensors"),
     ],
 )
-def test_refuses_encoders_that_are_none(name: str, message: str) -> None:
+def test_refuses_unknown_encoders(name: str, message: str) -> None:
     with pytest.raises(Refused, match=message):
         describe(name)
 
 
 def test_refuses_a_file_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(Refused, match=r"x\.safetensors is no text encoder of this project"):
+    path.write_bytes(b"not an encoder")
+    with pytest.raises(Refused, match=r"x\.safetensors is not a text encoder of tokenleap"):
         describe(str(path))
 
 
-def test_one_ships() -> None:
+def test_one_encoder_is_embedded() -> None:
     assert embedded_names() == ("digits",)

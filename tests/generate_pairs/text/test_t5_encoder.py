@@ -1,4 +1,4 @@
-"""T5 through transformers: the features of LlamaGen's sampler, and folders that hold something else."""
+"""T5 through transformers: the features of LlamaGen's sampler, and refusals of unsuitable folders."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(folder: Path, max_tokens: int = 120, dtype: torch.dtype = torch.float32
 
 @torch.no_grad()
 def test_features_are_those_of_the_official_sampler(folder: Path) -> None:
-    """Padded to 120 and masked by transformers itself; what is padding there is not here."""
+    """The reference pads to 120 tokens and masks in transformers; the padding's features are dropped here."""
     model = transformers.T5EncoderModel.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     given = tokenizer(
@@ -50,15 +50,15 @@ def test_features_are_those_of_the_official_sampler(folder: Path) -> None:
         return_tensors="pt",
     )
     expected = model(**given).last_hidden_state
-    found = load(folder).encode(CAPTIONS)
-    assert [each.num_tokens for each in found] == [17, 1, 16, 25, 10, 10_001]
-    for each, row, mask in zip(found, expected, given["attention_mask"].bool(), strict=True):
+    encoded = load(folder).encode(CAPTIONS)
+    assert [each.num_tokens for each in encoded] == [17, 1, 16, 25, 10, 10_001]
+    for each, row, mask in zip(encoded, expected, given["attention_mask"].bool(), strict=True):
         assert each.features_TE.dtype == torch.float16
         torch.testing.assert_close(each.features_TE.float(), row[mask], rtol=1e-3, atol=2e-3)
     assert expected[given["attention_mask"].bool()].abs().mean() > 0.1
 
 
-def test_a_caption_has_the_same_features_in_any_company(folder: Path) -> None:
+def test_a_caption_has_the_same_features_in_any_batch(folder: Path) -> None:
     encoder = load(folder)
     for caption, together in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
         (alone,) = encoder.encode([caption])
@@ -80,13 +80,13 @@ def test_computes_in_bfloat16(folder: Path) -> None:
     assert 0 < difference < 0.1
 
 
-def test_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load(folder).encode(CAPTIONS)
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_decoder_of_a_whole_t5_is_left_alone(write_t5: WriteT5, tmp_path: Path) -> None:
-    encoder = load(write_t5(tmp_path, 16, whole=True))
+def test_the_decoder_of_a_complete_t5_is_ignored(write_t5: WriteT5, tmp_path: Path) -> None:
+    encoder = load(write_t5(tmp_path, 16, with_decoder=True))
     assert encoder.dim == 16
     assert len(encoder.encode(["a"])) == 1
 
@@ -119,7 +119,7 @@ def test_refuses_folders_of_something_else(write_t5: WriteT5, folder: Path, tmp_
 
     refused(
         tmp_path / "nowhere",
-        r"captions\.encoder: there is no folder .*nowhere; a repository is written hf://",
+        r"captions\.encoder: there is no folder .*nowhere; a repository needs the form hf://",
     )
     refused(tmp_path, "holds no model: it has no config.json")
     other = Path(shutil.copytree(folder, tmp_path / "other"))
@@ -135,7 +135,7 @@ def test_refuses_folders_of_something_else(write_t5: WriteT5, folder: Path, tmp_
     (mute / "tokenizer_config.json").unlink()
     refused(mute, "holds no tokenizer: neither tokenizer.json nor spiece.model")
     fewer = write_t5(tmp_path / "fewer", 16, vocab_size=100)
-    refused(fewer, "the tokenizer in .*fewer is not the one of its model")
+    refused(fewer, "the tokenizer in .*fewer does not match its model")
     cut = Path(shutil.copytree(folder, tmp_path / "cut"))
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -151,7 +151,7 @@ def test_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_folder_without_a_tokenizer_is_refused_when_planning(folder: Path, tmp_path: Path) -> None:
-    """Added later, it would change the encoder's sha256, and the data set with it."""
+    """A tokenizer added later would change the encoder's sha256, and thus the data set's fingerprint."""
     other = Path(shutil.copytree(folder, tmp_path / "t5"))
     for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
         (other / name).unlink(missing_ok=True)

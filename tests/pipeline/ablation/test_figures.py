@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what was measured, every axis says what it is, and the bytes are the same each time."""
+"""Figures show the measured values, have labelled axes, and are reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from pipeline.ablation.figures import (
     labels,
     metric_against_size,
 )
-from pipeline.ablation.table import AblationSetting, curves, final_numbers, methods_of, settings_of
+from pipeline.ablation.table import (
+    AblationSetting,
+    final_values,
+    learning_curves,
+    methods_of,
+    settings_of,
+)
 from pipeline.report.figure_style import DOTS_PER_INCH, WIDTH, _log_ticks, draw, short_count
 from pipeline.report.metric_names import GENERALISATION_GAP
 
@@ -27,7 +33,7 @@ METRICS = ("heldout_token_loss", "heldout_token_match", "frechet_distance", "rec
 MakeTable = Callable[..., Any]
 
 GRIDS: dict[str, dict[str, Any]] = {
-    "whole": {},
+    "complete": {},
     "one cell": {"sizes": (5000,), "seeds": 1, "timesteps": ("0,8",)},
     "one size": {"sizes": (5000,)},
     "one seed": {"seeds": 1},
@@ -37,7 +43,7 @@ GRIDS: dict[str, dict[str, Any]] = {
 
 
 class Line:
-    """A stand-in for a fitted law: 2 - size / 100,000, give or take 0.5."""
+    """A replacement for a fitted law: 2 - size / 100,000 ± 0.5."""
 
     def at(self, size_N: Any) -> tuple[Any, Any, Any]:
         middle_N = 2 - np.asarray(size_N) / 1e5
@@ -49,16 +55,16 @@ class NoFit:
 
 
 def figures(table: Any) -> Iterator[Any]:
-    """Every figure that there is of a table."""
-    finals, ways = final_numbers(table), curves(table)
+    """All figures of a table."""
+    finals, all_curves = final_values(table), learning_curves(table)
     for metric in METRICS:
         for method in methods_of(finals, metric):
             yield metric_against_size(finals, metric, method)
-            for setting in settings_of(ways):
-                yield curves_by_size(ways, metric, method, setting)
-            size = comparable_size(ways, metric, method)
+            for setting in settings_of(all_curves):
+                yield curves_by_size(all_curves, metric, method, setting)
+            size = comparable_size(all_curves, metric, method)
             if size is not None:
-                yield curves_by_setting(ways, metric, method, size)
+                yield curves_by_setting(all_curves, metric, method, size)
     yield gap_against_size(finals)
 
 
@@ -71,7 +77,7 @@ def drawn_lines(figure: Any, **properties: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_every_axis_of_every_figure_says_what_it_is(ablation_table: MakeTable, grid: str) -> None:
+def test_every_axis_has_a_label(ablation_table: MakeTable, grid: str) -> None:
     count = 0
     for figure in figures(ablation_table(**GRIDS[grid])):
         for axes in figure.axes:
@@ -84,14 +90,14 @@ def test_every_axis_of_every_figure_says_what_it_is(ablation_table: MakeTable, g
 
 
 @pytest.mark.parametrize("grid", ["one cell", "swept"])
-def test_odd_grids_can_be_drawn(ablation_table: MakeTable, grid: str) -> None:
+def test_unusual_grids_are_drawn(ablation_table: MakeTable, grid: str) -> None:
     for figure in list(figures(ablation_table(**GRIDS[grid])))[:3]:
-        drawn = draw(figure)
-        assert drawn.png.startswith(b"\x89PNG")
-        ElementTree.fromstring(drawn.svg)
+        files = draw(figure)
+        assert files.png.startswith(b"\x89PNG")
+        ElementTree.fromstring(files.svg)
 
 
-def test_a_partial_grid_is_drawn_as_far_as_it_goes(ablation_table: MakeTable) -> None:
+def test_an_incomplete_grid_is_drawn(ablation_table: MakeTable) -> None:
     table = ablation_table()
     cells = table["cell"].to_pylist()
     for kept in ({"cell-0"}, {"cell-0", "cell-5", "cell-14"}):
@@ -99,13 +105,13 @@ def test_a_partial_grid_is_drawn_as_far_as_it_goes(ablation_table: MakeTable) ->
         assert all(figure.axes for figure in figures(partial))
 
 
-def test_a_line_for_each_size_over_epochs(ablation_table: MakeTable) -> None:
-    ways = curves(ablation_table(timesteps=("0,8",)))
-    figure = curves_by_size(ways, "heldout_token_loss", None, AblationSetting("0,8"))
+def test_curves_by_size_have_a_line_for_each_size(ablation_table: MakeTable) -> None:
+    all_curves = learning_curves(ablation_table(timesteps=("0,8",)))
+    figure = curves_by_size(all_curves, "heldout_token_loss", None, AblationSetting("0,8"))
     lines = drawn_lines(figure)
     assert len(lines) == 4
     np.testing.assert_allclose(lines[0].get_xdata(), [4, 8, 12])
-    # 1 + 1000 / 2500 + 10 / step, and half of what the second seed adds.
+    # 1 + 1000 / 2500 + 10 / step, and half of the second seed's addition.
     np.testing.assert_allclose(lines[0].get_ydata(), [1.505, 1.455, 1.405 + 1 / 30])
     band = figure.axes[0].collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(1.405 + 1 / 30 - 0.01 / np.sqrt(2))
@@ -116,32 +122,32 @@ def test_a_line_for_each_size_over_epochs(ablation_table: MakeTable) -> None:
     ]
 
 
-def test_what_was_measured_before_the_first_step_has_no_place_on_the_axis(ablation_table: MakeTable) -> None:
+def test_step_zero_is_not_drawn(ablation_table: MakeTable) -> None:
     rows = ablation_table(sizes=(5000,), seeds=1, timesteps=("0,8",)).to_pylist()
     first = [{**row, "step": 0, "epoch": 0.0, "value": 50.0} for row in rows if row["step"] == 100]
-    ways = curves(type(ablation_table()).from_pylist([*first, *rows]))
-    figure = curves_by_size(ways, "heldout_token_loss", None, AblationSetting("0,8"))
+    all_curves = learning_curves(type(ablation_table()).from_pylist([*first, *rows]))
+    figure = curves_by_size(all_curves, "heldout_token_loss", None, AblationSetting("0,8"))
     assert min(drawn_lines(figure)[0].get_xdata()) == 2.0
     assert figure.axes[0].get_ylim()[1] < 2
 
 
-def test_settings_are_compared_at_the_largest_size_that_two_have(ablation_table: MakeTable) -> None:
+def test_settings_are_compared_at_the_largest_common_size(ablation_table: MakeTable) -> None:
     table = ablation_table()
     keep = [
         (size, steps) != (20000, "0,4")
         for size, steps in zip(*(table[name].to_pylist() for name in ("size", "timesteps")), strict=True)
     ]
-    ways = curves(table.filter(keep))
-    assert comparable_size(ways, "recall", "student-2") == 10000
-    assert comparable_size(curves(ablation_table(timesteps=("0,8",))), "recall", "student-2") is None
-    figure = curves_by_setting(ways, "recall", "student-2", 10000)
+    all_curves = learning_curves(table.filter(keep))
+    assert comparable_size(all_curves, "recall", "student-2") == 10000
+    assert comparable_size(learning_curves(ablation_table(timesteps=("0,8",))), "recall", "student-2") is None
+    figure = curves_by_setting(all_curves, "recall", "student-2", 10000)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["timesteps 0,4", "timesteps 0,8"]
     assert figure.legends[0].get_title().get_text() == "student-2 (two steps) · 10,000 training pairs"
     assert len(drawn_lines(figure)) == 2
 
 
-def test_final_values_show_each_seed_the_mean_and_the_spread(ablation_table: MakeTable) -> None:
-    finals = final_numbers(ablation_table(sizes=(2500, 5000), timesteps=("0,8",)))
+def test_final_values_are_drawn_with_seeds_mean_and_spread(ablation_table: MakeTable) -> None:
+    finals = final_values(ablation_table(sizes=(2500, 5000), timesteps=("0,8",)))
     figure = metric_against_size(finals, "frechet_distance", "student-1")
     dots = drawn_lines(figure, marker=".")
     assert [list(dot.get_xdata()) for dot in dots] == [[2500, 2500], [5000, 5000]]
@@ -154,8 +160,8 @@ def test_final_values_show_each_seed_the_mean_and_the_spread(ablation_table: Mak
     )
 
 
-def test_a_law_is_dashed_from_the_largest_size_to_twice_that(ablation_table: MakeTable) -> None:
-    finals = final_numbers(ablation_table())
+def test_a_law_is_dashed_from_the_largest_size_to_twice_that_size(ablation_table: MakeTable) -> None:
+    finals = final_values(ablation_table())
     laws = {
         ("timesteps 0,8", None, "heldout_token_loss"): Line(),
         ("timesteps 0,4", None, "heldout_token_loss"): NoFit(),
@@ -171,13 +177,13 @@ def test_a_law_is_dashed_from_the_largest_size_to_twice_that(ablation_table: Mak
     assert not [line for line in without.lines if line.get_linestyle() == "--"]
 
 
-def test_a_band_that_knows_nothing_leaves_the_numbers_readable(ablation_table: MakeTable) -> None:
+def test_a_very_wide_band_leaves_the_values_readable(ablation_table: MakeTable) -> None:
     class Wide(Line):
         def at(self, size_N: Any) -> tuple[Any, Any, Any]:
             middle_N = super().at(size_N)[0]
             return middle_N, middle_N - 1e6, middle_N + np.inf
 
-    finals = final_numbers(ablation_table(timesteps=("0,8",)))
+    finals = final_values(ablation_table(timesteps=("0,8",)))
     laws = {("timesteps 0,8", None, "heldout_token_loss"): Wide()}
     low, high = metric_against_size(finals, "heldout_token_loss", None, laws).axes[0].get_ylim()
     # The law runs from 1.975 to 1.6, the means from 1.44 down to 1.09.
@@ -185,12 +191,12 @@ def test_a_band_that_knows_nothing_leaves_the_numbers_readable(ablation_table: M
     assert 1.975 < high < 2.5
 
 
-def test_figures_to_be_compared_have_the_same_value_axis(ablation_table: MakeTable) -> None:
+def test_figures_of_a_kind_and_metric_have_the_same_value_axis(ablation_table: MakeTable) -> None:
     rows = ablation_table().to_pylist()
     for row in rows:
         row["value"] += 0.4 * (row["method"] == "student-2")
     table = type(ablation_table()).from_pylist(rows)
-    finals, ways = final_numbers(table), curves(table)
+    finals, all_curves = final_values(table), learning_curves(table)
     for metric in ("frechet_distance", "recall"):
         limits = {
             metric_against_size(finals, metric, method).axes[0].get_ylim()
@@ -198,29 +204,29 @@ def test_figures_to_be_compared_have_the_same_value_axis(ablation_table: MakeTab
         }
         assert len(limits) == 1
         limits = {
-            curves_by_size(ways, metric, method, setting).axes[0].get_ylim()
+            curves_by_size(all_curves, metric, method, setting).axes[0].get_ylim()
             for method in ("student-1", "student-2")
-            for setting in settings_of(ways)
+            for setting in settings_of(all_curves)
         }
         assert len(limits) == 1
         by_setting = {
-            curves_by_setting(ways, metric, method, 20000).axes[0].get_ylim()
+            curves_by_setting(all_curves, metric, method, 20000).axes[0].get_ylim()
             for method in ("student-1", "student-2")
         }
         assert len(by_setting) == 1
-        assert by_setting != limits, "small sizes are not among these"
+        assert by_setting != limits, "these exclude the small sizes"
 
 
-def test_values_that_span_much_get_a_logarithmic_axis_but_for_shares(ablation_table: MakeTable) -> None:
+def test_a_large_ratio_gives_a_logarithmic_axis_except_for_shares(ablation_table: MakeTable) -> None:
     rows = ablation_table().to_pylist()
     for row in rows:
         row["value"] *= row["size"] ** 2
-    finals = final_numbers(type(ablation_table()).from_pylist(rows))
+    finals = final_values(type(ablation_table()).from_pylist(rows))
     assert metric_against_size(finals, "frechet_distance", "student-1").axes[0].get_yscale() == "log"
     assert metric_against_size(finals, "recall", "student-1").axes[0].get_yscale() == "linear"
 
 
-def test_settings_are_named_by_what_tells_them_apart() -> None:
+def test_settings_are_labelled_by_their_differences() -> None:
     first = AblationSetting("0,8", (("train.learning_rate", "0.003"),))
     second = AblationSetting("0,8", (("train.learning_rate", "0.01"),))
     assert list(labels([first, second]).values()) == [
@@ -231,7 +237,7 @@ def test_settings_are_named_by_what_tells_them_apart() -> None:
 
 
 def test_the_same_figure_gives_the_same_bytes(ablation_table: MakeTable) -> None:
-    finals = final_numbers(ablation_table())
+    finals = final_values(ablation_table())
     first, second = (draw(metric_against_size(finals, "recall", "student-1")) for _ in range(2))
     assert first == second
     assert b"<dc:date>" not in first.svg
@@ -240,10 +246,10 @@ def test_the_same_figure_gives_the_same_bytes(ablation_table: MakeTable) -> None
     assert width == round(WIDTH * DOTS_PER_INCH)
 
 
-def test_the_readers_own_settings_change_nothing(ablation_table: MakeTable) -> None:
+def test_the_users_matplotlib_settings_have_no_effect(ablation_table: MakeTable) -> None:
     import matplotlib
 
-    finals = final_numbers(ablation_table(sizes=(2500, 5000)))
+    finals = final_values(ablation_table(sizes=(2500, 5000)))
     own = draw(gap_against_size(finals))
     with matplotlib.rc_context({"font.size": 20, "xtick.direction": "in", "axes.facecolor": "red"}):
         assert draw(gap_against_size(finals)) == own
@@ -256,19 +262,19 @@ def test_a_logarithmic_axis_has_three_to_seven_ticks(low: float, high: float) ->
     assert 3 <= len([tick for tick in _log_ticks(low, high) if low <= tick <= high]) <= 7
 
 
-def test_counts_are_short_and_true() -> None:
+def test_counts_are_shortened() -> None:
     assert [short_count(count) for count in (500, 2500, 1562, 12500, 20000, 600000, 1.2e6)] == [
         *("500", "2,500", "1,562", "12.5k", "20k", "600k", "1.2M")
     ]
 
 
-def test_matplotlib_comes_when_something_is_drawn_and_pyplot_never() -> None:
+def test_matplotlib_is_imported_by_drawing_and_pyplot_never() -> None:
     script = """
 import sys
 import pipeline.cli.main, pipeline.ablation.page
 assert "matplotlib" not in sys.modules
 from pipeline.report.figure_style import draw, new_figure
-draw(new_figure("across", "up")[0])
+draw(new_figure("x", "y")[0])
 assert "matplotlib.figure" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,4 +1,4 @@
-"""The grid: sizes and sweeps as people write them, and cells that are what their names say."""
+"""The grid: parsing of sizes and sweeps, and the configurations and names of cells."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_sizes_are_counts_or_shares(text: str, sizes: tuple[int, ...]) -> None:
         ("2500,", "'' is neither"),
         ("2500,2500", "names 2500 twice"),
         ("20000,50%", "names 20000 twice"),
-        ("0%", "0% is no share"),
-        ("0.0", "0.0 is no share"),
-        ("0.001%", "0.001% of 40000 pairs is not one"),
-        ("150%", "150% is no share"),
-        ("1.5", "1.5 is no share"),
+        ("0%", "0% is not a valid share"),
+        ("0.0", "0.0 is not a valid share"),
+        ("0.001%", "0.001% of 40000 pairs is less than one pair"),
+        ("150%", "150% is not a valid share"),
+        ("1.5", "1.5 is not a valid share"),
     ],
 )
 def test_other_sizes_are_refused(text: str, message: str) -> None:
@@ -94,7 +94,7 @@ def test_a_sweep_is_a_key_and_its_values(text: str, key: str, values: tuple[obje
         ("train.seed=1,2", "use --seeds for it"),
         ("student.timesteps=0,4", "use --timesteps for it"),
         ("train.num_steps=1,2", "use --num-steps and --match for it"),
-        ("evaluation.num_images=100,200", "all cells are judged alike"),
+        ("evaluation.num_images=100,200", "all cells use the same evaluation"),
         ("train.log_interval=1,2", "changes nothing that is measured"),
         ("cluster.jobs=1,2", "changes nothing that is measured"),
         ("train.betas=0.9,0.95", "its values are lists"),
@@ -105,18 +105,18 @@ def test_other_sweeps_are_refused_with_the_reason(text: str, message: str) -> No
         parse_sweep(text)
 
 
-def test_a_whole_grid_of_one_seed_comes_before_the_next(base: RunConfig) -> None:
+def test_a_complete_grid_of_one_seed_comes_before_the_next_seed(base: RunConfig) -> None:
     axes = Axes((5000, 2500), seeds=2, timesteps=((0, 4), (0, 8)))
     cells = make_cells(base, axes, "steps")
-    told = [(cell.config.train.seed, cell.config.student.timesteps, cell.size) for cell in cells]
-    assert told == [
+    order = [(cell.config.train.seed, cell.config.student.timesteps, cell.size) for cell in cells]
+    assert order == [
         (seed, timesteps, size) for seed in (0, 1) for timesteps in ((0, 4), (0, 8)) for size in (2500, 5000)
     ]
     assert cells[0].name == "size-2500_timesteps-0-4_seed-0"
     assert {cell.config.train.num_steps for cell in cells} == {1000}
 
 
-def test_a_cell_differs_from_the_base_in_its_axes_alone(base: RunConfig) -> None:
+def test_a_cell_differs_from_the_base_only_in_its_axes(base: RunConfig) -> None:
     axes = Axes((2500,), seeds=1, swept={"train.learning_rate": (1e-3,), "student.split": (16,)})
     (cell,) = make_cells(base, axes, "steps")
     expected = base.model_copy(
@@ -126,12 +126,12 @@ def test_a_cell_differs_from_the_base_in_its_axes_alone(base: RunConfig) -> None
         }
     )
     assert cell.config == expected
-    # What is as in the base goes unnamed, so that a sweep over it finds the cell that is there already.
+    # Values of the base are not in the name, so that a sweep over them uses the existing cell.
     assert cell.name == "size-2500_timesteps-0-8_seed-0_train.learning_rate-0.001"
     assert swept_values(base, cell.config) == {"train.learning_rate": 1e-3}
 
 
-def test_as_many_epochs_are_fewer_steps_and_a_shorter_warmup(base: RunConfig) -> None:
+def test_matching_epochs_scales_steps_and_warmup(base: RunConfig) -> None:
     cells = make_cells(base, Axes((10_000, 40_000, 80_000)), "epochs")
     assert [cell.config.train.num_steps for cell in cells] == [250, 1000, 2000]
     assert [cell.config.train.warmup_steps for cell in cells] == [25, 100, 200]
@@ -139,32 +139,32 @@ def test_as_many_epochs_are_fewer_steps_and_a_shorter_warmup(base: RunConfig) ->
     assert [swept_values(base, cell.config) for cell in cells] == [{}, {}, {}]
 
 
-def test_as_many_epochs_are_fewer_steps_of_larger_batches(base: RunConfig) -> None:
+def test_matching_epochs_gives_larger_batches_fewer_steps(base: RunConfig) -> None:
     swept = {"train.batch_size": (64, 128, 256)}
     cells = make_cells(base, Axes((20_000,), swept=swept), "epochs")
     assert [cell.config.train.num_steps for cell in cells] == [1000, 500, 250]
     assert [cell.config.train.warmup_steps for cell in cells] == [100, 50, 25]
     assert {cell.epochs for cell in cells} == {3.2}
-    as_many_steps = make_cells(base, Axes((20_000,), swept=swept), "steps")
-    assert {cell.config.train.num_steps for cell in as_many_steps} == {1000}
+    equal_steps = make_cells(base, Axes((20_000,), swept=swept), "steps")
+    assert {cell.config.train.num_steps for cell in equal_steps} == {1000}
 
 
 @pytest.mark.parametrize(
     ("swept", "message"),
     [
         ({"train.learning_rate": (-1,)}, "train.learning_rate cannot be -1: it is a number, above 0"),
-        ({"train.learning_rate": (1, 1.0)}, "two cells that are both size-2500_timesteps-0-8_seed-0"),
+        ({"train.learning_rate": (1, 1.0)}, "two cells are both size-2500_timesteps-0-8_seed-0"),
         ({"train.threads": ("two",)}, "train.threads cannot be 'two'"),
     ],
 )
-def test_values_that_make_no_cell_are_refused(
+def test_invalid_or_repeated_values_are_refused(
     base: RunConfig, swept: dict[str, tuple[object, ...]], message: str
 ) -> None:
     with pytest.raises(Refused, match=re.escape(message)):
         make_cells(base, Axes((2500,), swept=swept), "steps")
 
 
-def test_a_name_is_a_folder_whatever_the_value(base: RunConfig) -> None:
+def test_a_name_is_a_valid_folder_for_any_value(base: RunConfig) -> None:
     config = base.model_copy(
         update={"student": base.student.model_copy(update={"initialise": "../x y/*"}), "description": "other"}
     )
@@ -174,7 +174,7 @@ def test_a_name_is_a_folder_whatever_the_value(base: RunConfig) -> None:
 @pytest.mark.parametrize(
     ("steps", "every", "interval"), [(1000, None, 100), (7, None, 1), (1001, None, 101), (9, 4, 4)]
 )
-def test_a_curve_has_ten_points_where_nobody_says_otherwise(
+def test_a_curve_has_ten_points_by_default(
     base: RunConfig, steps: int, every: int | None, interval: int
 ) -> None:
     config = base.model_copy(update={"train": base.train.model_copy(update={"num_steps": steps})})

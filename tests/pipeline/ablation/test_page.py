@@ -1,4 +1,4 @@
-"""The answers of an ablation: files, and a page that holds everything, escapes names, and makes no request."""
+"""The report of an ablation: files, and a page that contains everything, escapes names, and makes no request."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.ablation.page import write_answers
-from pipeline.ablation.table import final_numbers, to_csv, to_markdown
+from pipeline.ablation.page import write_report_files
+from pipeline.ablation.table import final_values, summary_table, to_csv
 from shards.core.errors import Refused
 
 MakeTable = Callable[..., Any]
@@ -21,7 +21,7 @@ ABOUT: dict[str, Any] = {
     "description": "How many pairs?",
     "match": "steps",
     "facts": [("pairs", "20,000")],
-    "sentences": ["Twice the pairs lower nothing.", "Another answer."],
+    "sentences": ["Twice the pairs lower nothing.", "Another sentence."],
     "unfinished": [],
     "config": "[train]\nnum_steps = 300\n",
 }
@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
 
 def written(folder: Path, table: Any, laws: Any = None, **about: Any) -> tuple[str, Page]:
-    write_answers(folder, table, {**ABOUT, **about}, laws or {})
+    write_report_files(folder, table, {**ABOUT, **about}, laws or {})
     html = (folder / "report.html").read_text()
     return html, Page(html)
 
@@ -72,13 +72,15 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_page_holds_every_figure_and_asks_for_nothing(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_the_page_contains_every_figure_and_makes_no_request(
+    tmp_path: Path, ablation_table: MakeTable
+) -> None:
     html, page = written(tmp_path, ablation_table(**SMALL))
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?:|url\(|@import", html)
     svgs = {path.read_bytes() for path in (tmp_path / "figures").glob("*.svg")}
     assert set(page.images) == svgs
-    # Four metrics by size, four by epoch, the gap; one setting has nothing to be compared with.
+    # Four metrics by size, four by epoch, and the gap; a single setting has no figure by setting.
     assert len(page.images) == len(svgs) == 9
     for svg in svgs:
         assert not re.search(rb'href="(?!#)|url\((?!#)|<image|<script', svg)
@@ -88,29 +90,27 @@ def test_the_page_holds_every_figure_and_asks_for_nothing(tmp_path: Path, ablati
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
 
 
-def test_answers_come_first_then_sizes_the_table_the_curves_the_gap_and_the_rest(
-    tmp_path: Path, ablation_table: MakeTable
-) -> None:
+def test_sections_are_in_order(tmp_path: Path, ablation_table: MakeTable) -> None:
     _, page = written(tmp_path, ablation_table(**SMALL))
     order = [
         *(
             "Twice the pairs lower nothing.",
-            "What more pairs bring",
+            "Effect of more pairs",
             "Recall of student-1 (one step) against",
         ),
-        *("Final numbers", "On the way", "by epoch, a line for each size", "What is learned by heart"),
-        *("What it took", "20,000", "num_steps = 300"),
+        *("Final numbers", "During training", "by epoch, a line for each size", "Overfitting"),
+        *("Cost", "20,000", "num_steps = 300"),
     ]
-    places = [page.text.index(words) for words in order]
+    places = [page.text.index(text) for text in order]
     assert places == sorted(places)
-    assert "All cells train for as many steps" in page.text
+    assert "All cells train for the same number of steps" in page.text
 
 
-def test_tables_say_the_same_on_the_page_and_in_files(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_tables_are_equal_on_the_page_and_in_files(tmp_path: Path, ablation_table: MakeTable) -> None:
     table = ablation_table(**SMALL)
     _, page = written(tmp_path, table)
-    finals = final_numbers(table)
-    assert (tmp_path / "table.md").read_text() == to_markdown(finals)
+    finals = final_values(table)
+    assert (tmp_path / "table.md").read_text().splitlines() == summary_table(finals).markdown()
     assert (tmp_path / "table.csv").read_text() == to_csv(finals)
     # 1 + 1000 / 2500 + 10 / 300 + 0.005, and its standard deviation over two seeds 0.01 apart.
     assert page.cells[:4] == ["0,8", "2,500", "2", "1.4383 ± 0.0071"]
@@ -124,7 +124,7 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path, ablation_table: Mak
     assert files(tmp_path / "first") == files(tmp_path / "second")
 
 
-def test_what_people_wrote_is_escaped(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_text_of_users_is_escaped(tmp_path: Path, ablation_table: MakeTable) -> None:
     odd = "<b>$x$ & \"y\" 'z' \\ é"
     table = ablation_table(
         sizes=(2500,), seeds=1, timesteps=("0,8",), methods=(), swept={"train.odd": (odd,)}
@@ -137,7 +137,7 @@ def test_what_people_wrote_is_escaped(tmp_path: Path, ablation_table: MakeTable)
     assert all(re.fullmatch(r"[A-Za-z0-9_.+-]+", name.name) for name in (tmp_path / "figures").iterdir())
 
 
-def test_settings_whose_file_names_are_alike_keep_their_own_figures(
+def test_settings_with_equal_file_names_have_separate_figures(
     tmp_path: Path, ablation_table: MakeTable
 ) -> None:
     swept = {"train.odd": ("a b", "a/b", "x" * 300, "x" * 301)}
@@ -146,7 +146,7 @@ def test_settings_whose_file_names_are_alike_keep_their_own_figures(
     assert len(page.images) == len(list((tmp_path / "figures").glob("*.svg"))) == 2 + 2 * (4 + 1) + 1
 
 
-def test_why_there_is_no_law_is_told(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_the_reason_for_a_missing_law_is_printed(tmp_path: Path, ablation_table: MakeTable) -> None:
     table = ablation_table(sizes=(2500, 5000), methods=())
     key = (None, "heldout_token_loss")
     laws = {("timesteps 0,4", *key): NoFit(), ("timesteps 0,8", *key): Line()}
@@ -165,12 +165,10 @@ def test_unfinished_cells_are_named_and_left_out(tmp_path: Path, ablation_table:
     assert "1 cell is not finished" in page.text
     assert "failed: out of memory" in page.text
     assert page.cells[:4] == ["0,8", "2,500", "1", "1.4333"]
-    assert "All cells go through their pairs as often" in page.text
+    assert "All cells make the same number of passes over their pairs" in page.text
 
 
-def test_where_nothing_is_finished_there_is_a_page_all_the_same(
-    tmp_path: Path, ablation_table: MakeTable
-) -> None:
+def test_a_page_is_written_without_finished_cells(tmp_path: Path, ablation_table: MakeTable) -> None:
     table = ablation_table(sizes=(2500,), seeds=1, timesteps=("0,8",))
     _, page = written(tmp_path, table, unfinished=[("cell-0", "running")])
     assert "No cell is finished yet." in page.text
@@ -180,17 +178,19 @@ def test_where_nothing_is_finished_there_is_a_page_all_the_same(
 @pytest.mark.parametrize(
     "grid", [{"sizes": (2500,), "seeds": 1, "timesteps": ("0,8",)}, {**SMALL, "methods": ()}]
 )
-def test_one_cell_or_no_methods_make_a_page(
+def test_one_cell_or_no_methods_give_a_page(
     tmp_path: Path, ablation_table: MakeTable, grid: dict[str, Any]
 ) -> None:
     _, page = written(tmp_path, ablation_table(**grid))
     has_methods = "methods" not in grid
     assert ("Fréchet" in page.text) == has_methods
-    assert ("how far seeds differ is not known" in page.text) == (grid.get("seeds") == 1)
+    assert ("the spread between seeds is unknown" in page.text) == (grid.get("seeds") == 1)
     assert len(page.images) == (13 if has_methods else 5)
 
 
-def test_figures_of_an_earlier_grid_go_and_others_stay(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_figures_of_an_earlier_grid_are_removed_and_other_files_stay(
+    tmp_path: Path, ablation_table: MakeTable
+) -> None:
     written(tmp_path, ablation_table(**SMALL))
     (tmp_path / "figures" / "mine.png").write_bytes(b"kept")
     written(tmp_path, ablation_table(**{**SMALL, "methods": ()}))
@@ -199,7 +199,7 @@ def test_figures_of_an_earlier_grid_go_and_others_stay(tmp_path: Path, ablation_
     assert not [name for name in names if "student-1" in name]
 
 
-def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, ablation_table: MakeTable) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(Refused, match="taken"):
         written(tmp_path / "taken", ablation_table(**{**SMALL, "methods": ()}))

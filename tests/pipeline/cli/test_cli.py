@@ -1,4 +1,4 @@
-"""The command line as such: its shape, how fast it answers, and how every kind of failure ends."""
+"""The command line: its commands and options, its start-up time, and the exit code of every kind of failure."""
 
 from __future__ import annotations
 
@@ -24,110 +24,42 @@ from shards.core.errors import Failed, Refused
 REPOSITORY = Path(__file__).parents[3]
 
 COMMAND_LINE = {
-    "run": [
-        "PRESET",
-        "--out",
-        "--tiny-random",
-        "--captions",
-        "--num-pairs",
-        "--num-steps",
-        "--workers",
-        "--set",
-        "--dry-run",
-    ],
-    "plan": ["PRESET", "--tiny-random", "--num-pairs", "--device", "--set"],
-    "generate": [
-        "PRESET",
-        "--out",
-        "--tiny-random",
-        "--captions",
-        "--num-pairs",
-        "--workers",
-        "--cluster",
-        "--print-job-script",
-        "--task-index",
-        "--task-count",
-        "--time-limit",
-        "--set",
-        "--dry-run",
-        "--probe",
-    ],
-    "distill": [
-        "PRESET",
-        "--pairs",
-        "--out",
-        "--size",
-        "--tiny-random",
-        "--captions",
-        "--num-steps",
-        "--device-batch-size",
-        "--print-job-script",
-        "--nodes",
-        "--processes",
-        "--set",
-        "--dry-run",
-    ],
-    "ablate": [
-        "PRESET",
-        "--pairs",
-        "--out",
-        "--sizes",
-        "--timesteps",
-        "--grid",
-        "--seeds",
-        "--match",
-        "--every",
-        "--tiny-random",
-        "--captions",
-        "--num-steps",
-        "--workers",
-        "--cluster",
-        "--set",
-        "--dry-run",
-    ],
-    "sample": [
-        "STUDENT",
-        "--steps",
-        "--timesteps",
-        "--method",
-        "--teacher",
-        "--labels",
-        "--prompt",
-        "--captions",
-        "--column",
-        "--text-encoder",
-        "--num-images",
-        "--seed",
-        "--noise-weight",
-        "--batch-size",
-        "--device",
-        "--out",
-        "--dry-run",
-    ],
-    "evaluate": [
-        *("RUN", "--protocol", "--reference", "--num-images", "--repeats", "--seed", "--set"),
-        *("--table", "--markdown", "--dry-run"),
-    ],
-    "report": ["RUN"],
+    "run": "PRESET --out --tiny-random --captions --num-pairs --num-steps --workers --set --dry-run",
+    "plan": "PRESET --tiny-random --num-pairs --device --set",
+    "generate": (
+        "PRESET --out --tiny-random --captions --num-pairs --workers --cluster "
+        "--print-job-script --task-index --task-count --time-limit --set --dry-run --probe"
+    ),
+    "distill": (
+        "PRESET --pairs --out --size --tiny-random --captions "
+        "--num-steps --device-batch-size --print-job-script --nodes --processes --set --dry-run"
+    ),
+    "ablate": (
+        "PRESET --pairs --out --sizes --timesteps --grid --seeds --match "
+        "--every --tiny-random --captions --num-steps --workers --cluster --set --dry-run"
+    ),
+    "sample": (
+        "STUDENT --steps --timesteps --method --teacher --labels --prompt --captions "
+        "--column --text-encoder --num-images --seed --noise-weight --batch-size --device --out --dry-run"
+    ),
+    "evaluate": (
+        "RUN --protocol --reference --num-images --repeats --seed --set --table --markdown --dry-run"
+    ),
+    "report": "RUN",
     "shards": {
-        "info": ["PAIRS"],
-        "verify": ["PAIRS", "--sample", "--seed", "--workers"],
-        "repair": ["PAIRS", "--teacher", "--workers"],
-        "join": ["PAIRS"],
-        "extend": ["PAIRS", "--num-pairs", "--teacher", "--workers"],
-        "export": ["PAIRS", "--to", "--size"],
-        "preview": ["PAIRS", "--out", "--labels", "--columns", "--teacher"],
+        "info": "PAIRS",
+        "verify": "PAIRS --sample --seed --workers",
+        "repair": "PAIRS --teacher --workers",
+        "join": "PAIRS",
+        "extend": "PAIRS --num-pairs --teacher --workers",
+        "export": "PAIRS --to --size",
+        "preview": "PAIRS --out --labels --columns --teacher",
     },
-    "export": ["STUDENT", "--format", "--out"],
-    "teachers": {
-        "list": [],
-        "import": ["FILES", "--as"],
-        "inspect": ["FILE"],
-        "train": ["NAME", "--out", "--seed"],
-    },
-    "students": {"list": [], "import": ["FILES", "--as", "--out"]},
+    "export": "STUDENT --format --out",
+    "teachers": {"list": "", "import": "FILES --as", "inspect": "FILE", "train": "NAME --out --seed"},
+    "students": {"list": "", "import": "FILES --as --out"},
 }
-"""People's scripts hold these names: taking one away or renaming it breaks them."""
+"""Scripts use these names: removing or renaming one breaks them."""
 
 
 def shape(command: click.Command) -> object:
@@ -135,10 +67,10 @@ def shape(command: click.Command) -> object:
         context = click.Context(command)
         names = command.list_commands(context)
         return {name: shape(command.get_command(context, name) or click.Command(name)) for name in names}
-    return [
+    return " ".join(
         parameter.opts[-1] if isinstance(parameter, click.Option) else str(parameter.name).upper()
         for parameter in command.params
-    ]
+    )
 
 
 def run_python(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -148,7 +80,7 @@ def run_python(*arguments: str, folder: Path, **variables: str) -> subprocess.Co
     )
 
 
-def test_the_command_line_is_what_it_was() -> None:
+def test_commands_and_options_are_unchanged() -> None:
     assert shape(main) == COMMAND_LINE
     assert list(main.params[0].opts) == ["--debug"]
 
@@ -156,7 +88,7 @@ def test_the_command_line_is_what_it_was() -> None:
 @pytest.mark.parametrize(
     "arguments", [[], *([name] for name in COMMANDS), ["shards", "repair"]], ids="-".join
 )
-def test_help_loads_no_library_but_click(arguments: list[str], tmp_path: Path) -> None:
+def test_help_imports_only_click(arguments: list[str], tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from pipeline.cli.main import main\n"
@@ -170,7 +102,7 @@ def test_help_loads_no_library_but_click(arguments: list[str], tmp_path: Path) -
     assert ran.stdout.startswith("Usage: ")
 
 
-def test_help_answers_in_less_than_half_a_second(tmp_path: Path) -> None:
+def test_help_prints_in_less_than_half_a_second(tmp_path: Path) -> None:
     def seconds() -> float:
         began = time.monotonic()
         assert run_python("-m", "pipeline.cli", "--help", folder=tmp_path).returncode == 0
@@ -200,27 +132,27 @@ def test_version(tokenleap: Callable[..., Result]) -> None:
         (
             StoppedBySignal("5 steps are kept.", 2),
             130,
-            "stopped: 5 steps are kept. Go on with: tokenleap run x",
+            "stopped: 5 steps are kept. Resume with: tokenleap run x",
         ),
         (
             StoppedBySignal("gone", 2, resumable=False),
             130,
-            "stopped: gone. Begin again with: tokenleap run x",
+            "stopped: gone. Start again with: tokenleap run x",
         ),
-        (StoppedBySignal("5 are kept", 15), 143, "Go on with: tokenleap run x"),
-        (KeyboardInterrupt(), 130, "stopped at once; "),
+        (StoppedBySignal("5 are kept", 15), 143, "Resume with: tokenleap run x"),
+        (KeyboardInterrupt(), 130, "stopped at once: "),
         (PermissionError(errno.EACCES, "Permission denied", "/out"), 2, "cannot use /out: Permission denied"),
         (OSError(errno.EROFS, "Read-only file system", "/out"), 2, "cannot use /out: Read-only file system"),
         (OSError(errno.ENOSPC, "No space left", "/out"), 1, "no space left for /out; free some"),
         (OSError(errno.EIO, "I/O error", "/out"), 1, "cannot use /out: I/O error"),
         (ImportError("No module named 'torch'"), 2, "cannot start: No module named 'torch'"),
-        (KeyError("x"), 1, "unexpected KeyError: 'x'. This is a mistake in tokenleap"),
+        (KeyError("x"), 1, "unexpected KeyError: 'x'. This is a bug in tokenleap"),
     ],
 )
 def test_every_kind_of_failure_has_its_exit_code(error: BaseException, exit_code: int, message: str) -> None:
-    told, code = explain(error, "tokenleap run x")
+    text, code = explain(error, "tokenleap run x")
     assert code == exit_code
-    assert message in told
+    assert message in text
 
 
 def test_a_failure_is_one_message_and_no_traceback(tokenleap: Callable[..., Result]) -> None:
@@ -233,7 +165,7 @@ def test_a_failure_is_one_message_and_no_traceback(tokenleap: Callable[..., Resu
     assert result.stderr.count("\n") == 1
 
 
-def test_a_reader_that_had_enough_is_no_failure_to_tell(pairs: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_reported_as_a_failure(pairs: Path, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     ran = subprocess.run(
@@ -261,15 +193,15 @@ def test_mistyped_commands_and_options_are_refused(tokenleap: Callable[..., Resu
     assert tokenleap("run", "digits", "--worker", "many").exit_code == 2
 
 
-def test_the_four_names_are_this_installation() -> None:
+def test_the_four_import_names_resolve_to_this_installation() -> None:
     assert foreign_packages() == {}
 
 
 @pytest.mark.parametrize("name", PACKAGES[:-1])
-def test_somebody_elses_package_of_the_same_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_foreign_package_of_the_same_name_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").touch()
-    # `python -m` puts the folder that a person happens to work in first on the path.
+    # `python -m` puts the working folder first on the path.
     ran = run_python("-m", "pipeline.cli", "run", "digits", "--dry-run", folder=tmp_path)
     assert ran.returncode == 2
     assert ran.stdout == ""
@@ -279,17 +211,17 @@ def test_somebody_elses_package_of_the_same_name_is_refused(name: str, tmp_path:
     assert ran.stderr.count("\n") == 1
 
 
-def test_torchrun_is_for_the_commands_that_share_work(
+def test_torchrun_is_refused_for_commands_that_do_not_share_work(
     tokenleap: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused = tokenleap("run", "digits", "--dry-run")
     assert refused.exit_code == 2
-    assert "torchrun started 2 processes, and each would do all of `run`" in refused.output
+    assert "torchrun started 2 processes, and each would do all the work of `run`" in refused.output
     assert tokenleap("distill", "--help").exit_code == 0
 
 
-def test_of_several_processes_each_says_which_one_it_is(
+def test_each_of_several_processes_prints_its_rank(
     tokenleap: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,4 +1,4 @@
-"""What each command says: when it works, and when something wrong is asked of it."""
+"""The output of each command, on success and for invalid options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def student(tmp_path: Path) -> Path:
     return folder
 
 
-def test_generate_makes_pairs_and_says_how_many(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
+def test_generate_prints_the_number_of_pairs(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     result = tokenleap("generate", "digits", "--out", tmp_path / "new", "--workers", 0)
     assert result.exit_code == 0, result.stderr
     assert "made 60 pairs, 30.0 pairs/s" in result.stdout
@@ -49,7 +49,7 @@ def test_generate_dry_run_shows_configuration_and_plan_and_writes_nothing(
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["generate", "plan"])
-def test_generate_refuses_fewer_pairs_than_there_are(
+def test_generate_refuses_fewer_pairs_than_exist(
     tokenleap: Command, stages: Any, tmp_path: Path, more: list[str]
 ) -> None:
     stages.pairs_done = 100
@@ -70,7 +70,7 @@ def test_distill_trains_on_a_view_and_reports_the_metrics(
     assert "7 steps in 1.0 s; loss 0.25" in result.stdout
 
 
-def test_distill_dry_run_plans_on_the_pairs_there_are(
+def test_distill_dry_run_plans_on_the_existing_pairs(
     tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
     arguments = ("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--num-steps", 7)
@@ -80,7 +80,7 @@ def test_distill_dry_run_plans_on_the_pairs_there_are(
     assert not (tmp_path / "s").exists()
 
 
-def test_distill_refuses_in_its_dry_run_what_training_would_refuse(
+def test_distill_dry_run_refuses_what_training_refuses(
     tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
     stages.steps_done = 10
@@ -93,19 +93,19 @@ def test_distill_refuses_in_its_dry_run_what_training_would_refuse(
 def test_distill_refuses_pairs_of_other_settings(
     tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
-    stages.asked = replace(stages.asked, seed=5)
+    stages.requested = replace(stages.requested, seed=5)
     result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s")
     assert result.exit_code == 2
-    assert "seed: 0 -> 5" in result.stderr
+    assert "seed: found 0, requested 5" in result.stderr
     assert stages.calls == []
 
 
-def test_distill_refuses_more_pairs_than_there_are(
+def test_distill_refuses_more_pairs_than_exist(
     tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
     result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 41)
     assert result.exit_code == 2
-    assert "holds 40" in result.stderr
+    assert "has 40 training pairs" in result.stderr
     assert "--num-pairs 41" in result.stderr
 
 
@@ -115,17 +115,20 @@ def test_distill_refuses_a_folder_without_pairs(tokenleap: Command, stages: Any,
     assert f"{tmp_path} is not a pair data set" in result.stderr
 
 
-def test_a_missing_student_is_refused_and_a_run_is_told_from_its_student(
+def test_a_missing_student_is_refused_and_a_run_folder_gets_a_hint(
     tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     nothing = tokenleap("sample", tmp_path, "--out", tmp_path / "x.png")
     assert nothing.exit_code == 2
-    assert f"{tmp_path} holds no student (no config.json); `tokenleap distill` writes one" in nothing.stderr
+    assert (
+        f"{tmp_path} contains no student (config.json is missing); `tokenleap distill` writes one"
+        in nothing.stderr
+    )
     run = tokenleap("sample", student.parent, "--out", tmp_path / "x.png")
     assert f"did you mean {student}?" in run.stderr
 
 
-def test_shards_info_tells_totals_and_lineage(tokenleap: Command, pairs: Path) -> None:
+def test_shards_info_prints_totals_and_lineage(tokenleap: Command, pairs: Path) -> None:
     result = tokenleap("shards", "info", pairs)
     assert result.exit_code == 0, result.stderr
     lines = dict(line.split(None, 1) for line in result.stdout.splitlines())
@@ -139,12 +142,12 @@ def test_shards_info_tells_totals_and_lineage(tokenleap: Command, pairs: Path) -
     assert lines["teacher.guidance_scale"] == "1.5"
 
 
-def test_shards_verify_is_content_with_whole_pairs(tokenleap: Command, pairs: Path) -> None:
+def test_shards_verify_accepts_intact_pairs(tokenleap: Command, pairs: Path) -> None:
     result = tokenleap("shards", "verify", pairs)
-    assert (result.exit_code, result.stdout) == (0, f"{pairs}: every shard is whole\n")
+    assert (result.exit_code, result.stdout) == (0, f"{pairs}: every shard is intact\n")
 
 
-def test_shards_verify_names_the_broken_file_and_the_remedy(tokenleap: Command, pairs: Path) -> None:
+def test_shards_verify_names_the_damaged_file_and_the_remedy(tokenleap: Command, pairs: Path) -> None:
     broken = pairs / "shards" / "pairs-000001.tar"
     content = bytearray(broken.read_bytes())
     content[2000] ^= 1
@@ -155,23 +158,25 @@ def test_shards_verify_names_the_broken_file_and_the_remedy(tokenleap: Command, 
     assert f"`tokenleap shards repair {pairs}`" in result.stderr
 
 
-def test_an_uncommitted_shard_is_told_but_is_no_damage(tokenleap: Command, pairs: Path) -> None:
+def test_an_uncommitted_shard_is_reported_but_is_no_damage(tokenleap: Command, pairs: Path) -> None:
     (pairs / "manifest" / "pairs-000002.parquet").unlink()
     result = tokenleap("shards", "verify", pairs)
     assert result.exit_code == 0
     assert result.stdout.startswith("uncommitted: ")
 
 
-def test_shards_repair_makes_again_what_is_broken(tokenleap: Command, stages: Any, pairs: Path) -> None:
+def test_shards_repair_gets_the_findings(tokenleap: Command, stages: Any, pairs: Path) -> None:
     (pairs / "shards" / "pairs-000001.tar").unlink()
     result = tokenleap("shards", "repair", pairs, "--workers", 3, "--teacher", "mine")
     assert result.exit_code == 0, result.stderr
-    asked = {"workers": 3, "root": pairs, "teacher": "mine", "findings": ["broken"]}
-    assert stages.arguments["repair"] == asked
-    assert result.stdout == f"{pairs}: 2 shards made again\n"
+    expected = {"workers": 3, "root": pairs, "teacher": "mine", "findings": ["broken"]}
+    assert stages.arguments["repair"] == expected
+    assert result.stdout == f"{pairs}: 2 shards repaired\n"
 
 
-def test_shards_repair_tells_how_each_shard_compares(tokenleap: Command, stages: Any, pairs: Path) -> None:
+def test_shards_repair_compares_each_shard_with_the_old_one(
+    tokenleap: Command, stages: Any, pairs: Path
+) -> None:
     rows = Manifest.open(pairs).rows
     stages.replaced = (
         Replacement(rows[0], True, 320),
@@ -186,7 +191,7 @@ def test_shards_repair_tells_how_each_shard_compares(tokenleap: Command, stages:
     ]
 
 
-def test_many_repaired_shards_are_summed_up(tokenleap: Command, stages: Any, pairs: Path) -> None:
+def test_many_repaired_shards_are_summarised(tokenleap: Command, stages: Any, pairs: Path) -> None:
     row = Manifest.open(pairs).rows[0]
     changed = Replacement(row, False, 8, num_compared=8, num_differing=1)
     stages.replaced = (*[Replacement(row, True, 8)] * 30, *[changed] * 25)
@@ -196,16 +201,16 @@ def test_many_repaired_shards_are_summed_up(tokenleap: Command, stages: Any, pai
     assert len(lines) == 23
 
 
-def test_shards_extend_asks_for_the_larger_number(tokenleap: Command, stages: Any, pairs: Path) -> None:
+def test_shards_extend_requests_the_larger_number(tokenleap: Command, stages: Any, pairs: Path) -> None:
     result = tokenleap("shards", "extend", pairs, "--num-pairs", 50, "--workers", 0)
     assert result.exit_code == 0, result.stderr
     assert stages.arguments["extend"] == {"workers": 0, "root": pairs, "num_pairs": 50, "teacher": None}
     assert "40 for training, 20 held out" in result.stdout
 
 
-def test_shards_verify_reads_a_sample_and_says_which(tokenleap: Command, pairs: Path) -> None:
+def test_shards_verify_reads_a_sample_and_prints_its_seed(tokenleap: Command, pairs: Path) -> None:
     result = tokenleap("shards", "verify", pairs, "--sample", 1)
-    found = re.fullmatch(r".*a sample of 1, is whole \(--sample 1 --seed (\d+)\)\n", result.stdout)
+    found = re.fullmatch(r".*a sample of 1, is intact \(--sample 1 --seed (\d+)\)\n", result.stdout)
     assert found is not None
     again = tokenleap("shards", "verify", pairs, "--sample", 1, "--seed", found[1])
     assert again.stdout == result.stdout
@@ -243,7 +248,7 @@ def test_commands_on_a_run_refuse_another_folder(tokenleap: Command, tmp_path: P
     assert f"{tmp_path} is not a run: it has no config.toml" in result.stderr
 
 
-def test_evaluate_judges_again_and_prints_the_table(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
+def test_evaluate_runs_again_and_prints_the_table(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert tokenleap("run", "digits", "--out", run, "--workers", 0).exit_code == 0
     (run / "evaluation.json").write_text(json.dumps({"rows": []}))
@@ -259,24 +264,24 @@ def test_evaluate_refuses_a_run_without_a_student(tokenleap: Command, stages: An
     tokenleap("run", "digits", "--out", tmp_path / "run", "--workers", 0)
     result = tokenleap("evaluate", tmp_path / "run")
     assert result.exit_code == 2
-    assert "holds no student" in result.stderr
+    assert "contains no student" in result.stderr
 
 
 def test_a_teacher_is_trained_into_a_file(
     tokenleap: Command, fake_module: Callable[..., None], tmp_path: Path
 ) -> None:
-    asked: list[Any] = []
+    calls: list[Any] = []
     fake_module(
         "generate_pairs.digits.train_teachers",
-        train_teacher=lambda name, out, seed, report: asked.append((name, out, seed)),
+        train_teacher=lambda name, out, seed, report: calls.append((name, out, seed)),
     )
     result = tokenleap("teachers", "train", "digits-var", "--out", tmp_path / "t.safetensors", "--seed", 3)
     assert result.exit_code == 0, result.stderr
-    assert asked == [("digits-var", tmp_path / "t.safetensors", 3)]
+    assert calls == [("digits-var", tmp_path / "t.safetensors", 3)]
     assert tokenleap("teachers", "train", "cats", "--out", tmp_path / "t").exit_code == 2
 
 
-def test_a_teachers_place_is_tried_before_its_training(
+def test_a_teachers_folder_is_checked_before_its_training(
     tokenleap: Command, fake_module: Callable[..., None], tmp_path: Path
 ) -> None:
     fake_module("generate_pairs.digits.train_teachers", train_teacher=lambda *_: pytest.fail("trained"))
@@ -289,7 +294,7 @@ def test_a_teachers_place_is_tried_before_its_training(
     assert "t.bin must end in .safetensors" in unusable.stderr
 
 
-def test_an_interrupted_teacher_says_that_nothing_is_kept(
+def test_an_interrupted_training_of_a_teacher_reports_that_nothing_was_saved(
     tokenleap: Command, fake_module: Callable[..., None], tmp_path: Path
 ) -> None:
     def interrupt(*arguments: Any) -> None:
@@ -299,7 +304,7 @@ def test_an_interrupted_teacher_says_that_nothing_is_kept(
     result = tokenleap("teachers", "train", "digits", "--out", tmp_path / "t.safetensors")
     assert result.exit_code == 130
     assert result.stderr == (
-        "tokenleap: stopped: nothing is kept, this command writes at its end only. "
-        f"Begin again with: tokenleap teachers train digits --out {tmp_path / 't.safetensors'}\n"
+        "tokenleap: stopped: nothing was saved, this command writes only at its end. "
+        f"Start again with: tokenleap teachers train digits --out {tmp_path / 't.safetensors'}\n"
     )
     assert list(tmp_path.iterdir()) == []

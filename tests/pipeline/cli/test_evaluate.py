@@ -1,4 +1,4 @@
-"""`tokenleap evaluate`: which evaluation is asked for, where it is written, and the tables of those that are there."""
+"""`tokenleap evaluate`: the requested evaluation, its result file, and tables of stored results."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def run(tokenleap: Command, stages: Any, tmp_path: Path) -> Path:
     return out
 
 
-def asked(changes: Sequence[str], preset: str = "digits") -> EvaluationConfig:
+def requested(changes: Sequence[str], preset: str = "digits") -> EvaluationConfig:
     return requested_evaluation(compose(preset, ["evaluation.seed=3", "evaluation.repeats=2"]), changes)
 
 
-def test_by_the_runs_own_protocol_its_settings_count_where_nothing_else_is_said() -> None:
-    own = asked([])
+def test_the_runs_settings_are_the_defaults_for_its_own_protocol() -> None:
+    own = requested([])
     assert (own.protocol, own.num_images, own.seed, own.repeats) == ("digits", 2_000, 3, 2)
-    fewer = asked(["evaluation.num_images=500"])
+    fewer = requested(["evaluation.num_images=500"])
     assert (fewer.num_images, fewer.curve_images, fewer.repeats) == (500, 500, 2)
-    assert asked(["evaluation.protocol=digits"]) == own
+    assert requested(["evaluation.protocol=digits"]) == own
 
 
-def test_another_protocol_has_numbers_of_its_own() -> None:
-    other = asked(["evaluation.seed=4", "evaluation.protocol=adm", "evaluation.reference=batch.npz"])
+def test_another_protocol_has_its_own_defaults() -> None:
+    other = requested(["evaluation.seed=4", "evaluation.protocol=adm", "evaluation.reference=batch.npz"])
     assert (other.num_images, other.seed, other.repeats, other.reference) == (50_000, 4, 1, "batch.npz")
-    assert asked(["evaluation.protocol=samples"], "var-d16").num_images == 64
-    assert asked(["evaluation.protocol=dd"], "var-d16").seed == 3
+    assert requested(["evaluation.protocol=samples"], "var-d16").num_images == 64
+    assert requested(["evaluation.protocol=dd"], "var-d16").seed == 3
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_another_protocol_has_numbers_of_its_own() -> None:
         (["evaluation.colour=1"], "there is no key evaluation.colour"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(changes: list[str], message: str) -> None:
+def test_an_invalid_request_is_refused(changes: list[str], message: str) -> None:
     with pytest.raises(Refused, match=message):
-        asked(changes)
+        requested(changes)
 
 
-def test_flags_are_shorthands_and_stronger(tokenleap: Command, stages: Any, run: Path) -> None:
+def test_short_options_override_set(tokenleap: Command, stages: Any, run: Path) -> None:
     result = tokenleap(
         *("evaluate", run, "--set", "evaluation.seed=8", "--seed", 9, "--repeats", 3, "--num-images", 300)
     )
@@ -79,7 +79,7 @@ def test_flags_are_shorthands_and_stronger(tokenleap: Command, stages: Any, run:
     assert result.stdout.startswith("digits, 300 images, noise seeds 9 to 11\n")
 
 
-def test_another_protocol_is_written_beside(tokenleap: Command, stages: Any, run: Path) -> None:
+def test_another_protocol_is_written_to_its_own_file(tokenleap: Command, stages: Any, run: Path) -> None:
     before = (run / "evaluation.json").read_bytes()
     result = tokenleap("evaluate", run, "--protocol", "folder", "--reference", "12,5", "--num-images", 200)
     assert result.exit_code == 0, result.stderr
@@ -89,7 +89,7 @@ def test_another_protocol_is_written_beside(tokenleap: Command, stages: Any, run
     assert f"{run / 'evaluation-folder.json'}; `tokenleap report" in result.stdout
 
 
-def test_a_dry_run_says_what_is_missing_or_what_would_be_done_and_writes_nothing(
+def test_a_dry_run_prints_the_plan_or_what_is_missing_and_writes_nothing(
     tokenleap: Command, stages: Any, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = SimpleNamespace(tokenizer=SimpleNamespace(image_shape=(1, 8, 8)), is_text_conditional=False)
@@ -105,7 +105,7 @@ def test_a_dry_run_says_what_is_missing_or_what_would_be_done_and_writes_nothing
         f"2,000 images of each method with each of 3 noise seeds into {run / 'evaluation.json'}"
         in planned.stdout
     )
-    assert "methods kept of an evaluation that was stopped, if nothing has changed: 1" in planned.stdout
+    assert "methods stored by a stopped evaluation, reused if nothing has changed: 1" in planned.stdout
     refused = tokenleap("evaluate", run, "--protocol", "folder", "--dry-run")
     assert refused.exit_code == 2
     assert "the protocol folder needs --set evaluation.reference=PATH: a folder of PNG" in refused.stderr
@@ -113,7 +113,7 @@ def test_a_dry_run_says_what_is_missing_or_what_would_be_done_and_writes_nothing
     assert stages.calls == []
 
 
-def test_the_table_is_printed_and_nothing_is_judged(tokenleap: Command, stages: Any, run: Path) -> None:
+def test_the_table_is_printed_without_an_evaluation(tokenleap: Command, stages: Any, run: Path) -> None:
     result = tokenleap("evaluate", run, "--table")
     assert result.exit_code == 0, result.stderr
     assert stages.calls == []
@@ -145,17 +145,16 @@ def test_without_a_protocol_every_table_is_printed(tokenleap: Command, stages: A
     [
         (
             ("--protocol", "adm"),
-            "there is no {run}/evaluation-adm.json yet: `tokenleap evaluate {run} --set evaluation.protocol=adm` "
-            "makes it",
+            "{run}/evaluation-adm.json does not exist yet: run `tokenleap evaluate {run} --set evaluation.protocol=adm`",
         ),
         (
             ("--repeats", 3),
-            "{run}/evaluation.json was made with repeats 1, asked 3: `tokenleap evaluate {run} --set "
-            "evaluation.repeats=3` makes it so",
+            "{run}/evaluation.json was made with other settings: repeats: found 1, requested 3. Run `tokenleap evaluate "
+            "{run} --set evaluation.repeats=3`",
         ),
     ],
 )
-def test_a_table_that_is_not_there_is_refused_with_the_way(
+def test_a_missing_table_is_refused_with_the_command(
     tokenleap: Command, stages: Any, run: Path, arguments: tuple[Any, ...], message: str
 ) -> None:
     result = tokenleap("evaluate", run, "--table", *arguments)
@@ -168,23 +167,23 @@ def test_a_table_of_another_student_is_refused(tokenleap: Command, stages: Any, 
     (run / "student" / "config.json").write_text(json.dumps({"student_sha256": "another"}))
     result = tokenleap("evaluate", run, "--table")
     assert result.exit_code == 2
-    assert "judges another student than lies there now" in result.stderr
-    # Another choice of tokens makes other images of the same weights.
-    judged = json.loads((run / "evaluation.json").read_text())
-    again = {"student_sha256": judged["student_sha256"], "noise_weight": 0.5}
+    assert "scores another student than the current one" in result.stderr
+    # With another noise weight, the same weights generate other images.
+    result = json.loads((run / "evaluation.json").read_text())
+    again = {"student_sha256": result["student_sha256"], "noise_weight": 0.5}
     (run / "student" / "config.json").write_text(json.dumps(again))
     assert tokenleap("evaluate", run, "--table").exit_code == 2
     (run / "student" / "config.json").write_text(json.dumps(again | {"noise_weight": 0.0}))
     assert tokenleap("evaluate", run, "--table").exit_code == 0
 
 
-def test_the_teacher_of_a_paper_has_published_rows_beside_its_own() -> None:
+def test_a_published_teacher_has_the_papers_rows_next_to_the_measured_ones() -> None:
     rows = [
         {"method": "teacher", "num_steps": 10, "frechet_distance": 4.5, "seconds_per_image": {"64": 0.2}},
         {"method": "student-1", "num_steps": 1, "frechet_distance": 9.0, "seconds_per_image": {"64": 0.05}},
     ]
-    judged = {"protocol": "adm", "num_images": 50_000, "seed": 0, "repeats": 2, "rows": rows}
-    table = method_table(judged, "var-d16")
+    result = {"protocol": "adm", "num_images": 50_000, "seed": 0, "repeats": 2, "rows": rows}
+    table = method_table(result, "var-d16")
     assert table.heading == "Protocol adm, 50,000 images, noise seeds 0 to 1"
     assert [cells[0] for cells in table.rows][:5] == [
         *("teacher", "  published: VAR-d16"),
@@ -193,24 +192,24 @@ def test_the_teacher_of_a_paper_has_published_rows_beside_its_own() -> None:
     assert table.rows[3] == (
         *("  published: VAR-d16-DD", "1", "327M", "9.94", "-", "193.6", "0.8", "0.37", "0.021", "6.3x"),
     )
-    # What was not measured here stands at the end.
+    # Published rows without a measured counterpart are at the end.
     assert table.rows[-1][:4] == ("skip-2  published: VAR", "8", "310M", "40.09")
     assert any("not of this run" in note for note in table.notes)
     assert any("what fills the skipped steps is unknown" in note for note in table.notes)
-    assert method_table(judged, "tiny-random/var-d16").rows == (table.rows[0], table.rows[2])
+    assert method_table(result, "tiny-random/var-d16").rows == (table.rows[0], table.rows[2])
 
 
 @pytest.mark.parametrize(
     "teacher", ["var-d16", "var-d20", "var-d24", "llamagen-b-256", "llamagen-l-256", "llamagen-t2i-256"]
 )
 def test_every_real_preset_has_published_figures_of_methods_that_are_made(teacher: str) -> None:
-    from distill.sampling.method_spec import usual_methods
+    from distill.sampling.method_spec import default_pre_trained
     from distill.sampling.methods import PAPERS_SKIPS
 
     steps, k = (10, 5) if teacher == "var-d16" else (10, 4) if teacher.startswith("var") else (256, 80)
     made = {
         *("teacher", "student-1", "student-2", "onestep*"),
-        *(method.name for method in usual_methods((0, k))),
+        *(method.name for method in default_pre_trained((0, k))),
         *(f"skip-{n}" for n in PAPERS_SKIPS[steps]),
     }
     rows = published_rows(teacher)

@@ -1,4 +1,4 @@
-"""Where `tokenleap generate` runs: which flags go together, and what each becomes."""
+"""Where `tokenleap generate` runs: valid combinations of options and their effect."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ Command = Callable[..., Result]
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--task-index", 1], "--task-index and --task-count go together"),
-        (["--task-count", 4], "--task-index and --task-count go together"),
+        (["--task-index", 1], "--task-index and --task-count: give both"),
+        (["--task-count", 4], "--task-index and --task-count: give both"),
+        (["--task-index", 4, "--task-count", 4], "--task-index is 4, --task-count 4: the index is 0 to 3"),
         (
-            ["--task-index", 4, "--task-count", 4],
-            "--task-index is 4 of --task-count 4: tasks are counted from 0 to 3",
+            ["--task-index", 0, "--task-count", 4, "--workers", 2],
+            "a task generates its shards in its own process",
         ),
-        (["--task-index", 0, "--task-count", 4, "--workers", 2], "a task makes its share in its own process"),
         (
             ["--task-index", 0, "--task-count", 4, "--cluster", "slurm"],
-            "a task makes its share in its own process",
+            "a task generates its shards in its own process",
         ),
         (
             ["--cluster", "slurm", "--workers", 2],
-            "--workers are processes of this machine, and cluster.scheduler is slurm",
+            "--workers starts processes on this machine, and cluster.scheduler is slurm",
         ),
         (["--cluster", "pbs"], "cluster.scheduler cannot be 'pbs'"),
         (["--cluster", "tcp://host"], "cluster.scheduler cannot be 'tcp://host'"),
         (["--time-limit", "4h"], "--time-limit is '4h': write H:MM:SS, as in 3:50:00"),
-        (["--print-job-script"], "--print-job-script shows a Slurm job: give --cluster slurm"),
+        (["--print-job-script"], "--print-job-script prints a Slurm job: give --cluster slurm"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused_first(
+def test_conflicting_options_are_refused_first(
     tokenleap: Command, tmp_path: Path, flags: list[Any], message: str
 ) -> None:
     result = tokenleap("generate", "digits", "--out", tmp_path / "pairs", *flags)

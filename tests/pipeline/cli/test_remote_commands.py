@@ -1,4 +1,4 @@
-"""The command line with URLs in the place of a folder of pairs."""
+"""The command line with the URL of a pair data set instead of a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def preset(teacher_path: Path, tmp_path: Path) -> Path:
-    """A training of minutes made one of seconds: 32 held-out and 64 training pairs, 3 steps."""
+    """A preset that trains in seconds: 32 held-out and 64 training pairs, 3 steps."""
     path = tmp_path / "preset.toml"
     path.write_text(
         f'[teacher]\nname = "{teacher_path}"\nguidance_scale = 1.5\n'
@@ -40,7 +40,7 @@ def test_both_stages_through_a_url(
     for pairs, student in ((f"{bucket}/pairs", "far"), (str(tmp_path / "pairs"), "near")):
         ran("generate", preset, "--out", pairs, "--workers", 0)
         assert "64 for training, 32 held out, 3 shards" in ran("shards", "info", pairs)
-        assert ran("shards", "verify", pairs) == f"{pairs}: every shard is whole\n"
+        assert ran("shards", "verify", pairs) == f"{pairs}: every shard is intact\n"
         ran("distill", preset, "--pairs", pairs, "--out", tmp_path / student)
         exports.append((tmp_path / student / "student.safetensors").read_bytes())
     assert exports[0] == exports[1]
@@ -48,10 +48,10 @@ def test_both_stages_through_a_url(
     url = f"{bucket}/pairs"
     remove(location(url) / "shards" / "pairs-000002.tar")
     assert tokenleap("shards", "verify", url).exit_code == 1
-    told = ran("shards", "repair", url, "--teacher", teacher_path, "--workers", 0)
-    assert told == f"pairs-000002: equal to what was committed\n{url}: 1 shards made again\n"
+    repaired = ran("shards", "repair", url, "--teacher", teacher_path, "--workers", 0)
+    assert repaired == f"pairs-000002: equal to what was committed\n{url}: 1 shards repaired\n"
     assert ran("shards", "join", url) == f"{url}/manifest.parquet: 3 shards\n"
-    assert ran("shards", "verify", url) == f"{url}: every shard is whole\n"
+    assert ran("shards", "verify", url) == f"{url}: every shard is intact\n"
 
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["generate", "plan"])
@@ -73,14 +73,14 @@ def test_a_missing_bucket_is_refused_before_any_work(
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_other_folders_must_be_here(tokenleap: Command, arguments: list[str]) -> None:
+def test_other_folders_must_be_local(tokenleap: Command, arguments: list[str]) -> None:
     result = tokenleap(*arguments)
     assert result.exit_code == 2
-    assert "is a URL: pairs may lie at one, this must be a folder on this machine" in result.stderr
+    assert "is a URL; only pairs can be at a URL, this must be a local folder" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["shards", "info"], ["generate", "digits", "--out"]])
-def test_a_url_without_its_library_is_refused_with_the_way_to_it(
+def test_a_url_without_its_library_is_refused_with_the_install_command(
     tokenleap: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "upath", None)
@@ -89,7 +89,7 @@ def test_a_url_without_its_library_is_refused_with_the_way_to_it(
     assert "pip install '.[remote]'" in result.stderr
 
 
-def test_pairs_are_not_made_over_the_web(tokenleap: Command) -> None:
+def test_pairs_are_not_written_over_https(tokenleap: Command) -> None:
     result = tokenleap("shards", "join", "https://127.0.0.1:1/pairs")
     assert result.exit_code == 2
-    assert "over https pairs are only read" in result.stderr
+    assert "pairs can only be read over https" in result.stderr

@@ -1,4 +1,4 @@
-"""`tokenleap sample` on the shipped digits: formats, labels, methods, refusals, and going on after every kind of stop."""
+"""`tokenleap sample` with the digits: formats, labels, methods, refusals, and resuming after every kind of stop."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ METHODS = ("student-1", "student-2", "pre-trained-1-9", "pre-trained-15-17", "te
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As many as the child processes have; the digits are small, and the cores are shared."""
+    """One thread, as in the child processes."""
     with computing_threads(1):
         yield
 
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The export of an untrained student of the shipped digits."""
+    """The export of an untrained student of the teacher digits."""
     loaded = load_teacher("digits")
     settings = {"teacher": {"name": "digits", "guidance_scale": 1.25}, "pairs": {"solver_steps": 8}}
     spec = pair_spec(GenerateConfig.model_validate(settings), loaded)
@@ -57,7 +57,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(student: Path, out: Path, **changes: Any) -> Path:
-    """A copy of an export whose config.json says something else."""
+    """A copy of an export with changes in config.json."""
     shutil.copytree(student, out)
     content = json.loads((out / "config.json").read_text()) | changes
     (out / "config.json").write_text(json.dumps(content))
@@ -69,7 +69,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def drawn(out: Path) -> np.ndarray:
-    """The images of a folder or an npz file, (N, H, W) as small whole numbers."""
+    """The images of a folder or an npz file, (N, H, W) as integers."""
     if out.suffix == ".npz":
         with np.load(out) as content:
             return content["arr_0"][..., 0].astype(int)
@@ -88,7 +88,7 @@ def test_a_grid_of_the_labels_in_turn(tokenleap: Command, student: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
-def test_a_folder_tells_what_it_holds(tokenleap: Command, student: Path, tmp_path: Path) -> None:
+def test_a_folder_records_its_request(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "images"
     result = tokenleap("sample", student, "--num-images", 12, "--out", out)
     assert result.exit_code == 0, result.stderr
@@ -110,7 +110,9 @@ def test_a_folder_tells_what_it_holds(tokenleap: Command, student: Path, tmp_pat
     assert np.array_equal(drawn(out), (images[:, 0] * 255).round().int().numpy())
 
 
-def test_an_npz_is_what_the_adm_evaluator_reads(tokenleap: Command, student: Path, tmp_path: Path) -> None:
+def test_an_npz_has_the_format_of_the_adm_evaluator(
+    tokenleap: Command, student: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "x.npz"
     result = tokenleap("sample", student, "--labels", "3,7", "--num-images", 5, "--out", out)
     assert result.exit_code == 0, result.stderr
@@ -120,7 +122,7 @@ def test_an_npz_is_what_the_adm_evaluator_reads(tokenleap: Command, student: Pat
         assert (content["arr_0"] == content["arr_0"][..., :1]).all()
         assert (content["arr_1"].dtype, content["arr_1"].tolist()) == (np.int64, [3, 7, 3, 7, 3])
     with zipfile.ZipFile(out) as archive, archive.open("arr_0.npy") as entry:
-        # In another version of the format the evaluator would not stream it.
+        # The evaluator streams only this version of the format.
         assert np.lib.format.read_magic(entry) == (1, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
     folder = tmp_path / "folder"
@@ -129,7 +131,7 @@ def test_an_npz_is_what_the_adm_evaluator_reads(tokenleap: Command, student: Pat
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_makes_the_same_images_in_any_batch(
+def test_every_method_generates_the_same_images_in_any_batch(
     tokenleap: Command, student: Path, tmp_path: Path, method: str
 ) -> None:
     outs = {size: tmp_path / f"{size}.npz" for size in (1, 7, 50)}
@@ -144,7 +146,7 @@ def test_every_method_makes_the_same_images_in_any_batch(
         assert np.abs(images[size] - images[50]).max() <= 1
 
 
-def test_methods_differ_and_begin_with_the_same_noise(
+def test_methods_differ_and_student_steps_are_a_method(
     tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     images = {}
@@ -177,7 +179,7 @@ def test_labels_from_a_file_one_image_a_line(tokenleap: Command, student: Path, 
     assert (missing.exit_code, "cannot read nowhere" in missing.stderr) == (2, True)
 
 
-def test_a_dry_run_tells_what_would_be_made_and_writes_nothing(
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
     tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "x.npz"
@@ -186,7 +188,7 @@ def test_a_dry_run_tells_what_would_be_made_and_writes_nothing(
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == [
         "method  pre-trained-5-9: 6 network passes an image",
-        "images  50,000 of 1 x 8 x 8, 0 are there already",
+        "images  50,000 of 1 x 8 x 8, 0 exist already",
         "labels  0..9 in turn",
         "seed    0",
         f"out     {out}, the ADM evaluator's npz; 9.6 MB of pixels",
@@ -201,24 +203,24 @@ def test_a_dry_run_tells_what_would_be_made_and_writes_nothing(
         (["--method", "student-3"], "3 steps: this student was trained at timesteps 0,8, 2 in all"),
         (["--steps", 1, "--timesteps", "0,8"], "give one of them"),
         (["--steps", 1, "--method", "teacher"], "give one of them"),
-        (["--timesteps", "8"], "they ascend from 0 and stay below 16"),
+        (["--timesteps", "8"], "they must ascend from 0 and stay below 16"),
         (
             ["--method", "onestep*"],
-            "there are student-K, pre-trained-N-M, pre-trained-N-M-flow, teacher and teacher-flow",
+            "use student-K, pre-trained-N-M, pre-trained-N-M-flow, teacher or teacher-flow",
         ),
         (["--method", "pre-trained-5-19"], "this teacher has 16 AR steps, so 1 <= N < M <= 17"),
         (["--teacher", "digits"], "--teacher digits: student-1 needs no teacher"),
         (["--method", "teacher", "--teacher", "digits-var"], "not by digits-var"),
-        (["--method", "teacher", "--teacher", "nobody"], "--teacher NAME-OR-FILE tells where it is"),
+        (["--method", "teacher", "--teacher", "unknown"], "Give its location with --teacher NAME-OR-FILE"),
         (["--labels", "one"], "'one' is not whole numbers separated by commas, as in 0,5"),
-        (["--labels", "3,10"], "label 10: this student knows labels 0 to 9"),
+        (["--labels", "3,10"], "label 10: this student has labels 0 to 9"),
         (["--num-images", 0], "0 is not in the range x>=1"),
         (["--batch-size", 0], "0 is not in the range x>=1"),
         (["--seed", 2**63], "9223372036854775808 is not in the range 0<=x<=9223372036854775807"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["real", "dry"])
-def test_what_cannot_be_is_refused(
+def test_invalid_options_are_refused(
     tokenleap: Command, student: Path, tmp_path: Path, arguments: list[Any], message: str, dry: list[str]
 ) -> None:
     result = tokenleap("sample", student, *arguments, "--out", tmp_path / "x.npz", *dry)
@@ -228,7 +230,7 @@ def test_what_cannot_be_is_refused(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused_in_this_commands_words(
+def test_a_missing_gpu_is_refused_with_the_option_of_this_command(
     tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     result = tokenleap("sample", student, "--device", "cuda", "--out", tmp_path / "x.png")
@@ -237,20 +239,20 @@ def test_a_gpu_that_is_not_there_is_refused_in_this_commands_words(
     assert "or set --device=cpu" in result.stderr
 
 
-def test_other_endings_are_mistakes(tokenleap: Command, student: Path, tmp_path: Path) -> None:
+def test_other_suffixes_are_refused(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     wrong = tokenleap("sample", student, "--out", tmp_path / "s.jpg")
     assert wrong.exit_code == 2
-    assert "s.jpg ends in .jpg: a name that ends in .png gets one grid" in " ".join(wrong.stderr.split())
+    assert "s.jpg ends in .jpg: a .png name gets one grid" in " ".join(wrong.stderr.split())
     (tmp_path / "folder.npz").mkdir()
     folder = tokenleap("sample", student, "--out", tmp_path / "folder.npz")
     assert folder.exit_code == 2
     assert "folder.npz is a folder: " in folder.stderr
 
 
-def test_a_student_that_does_not_know_its_teacher_is_sampled_alone(
+def test_a_student_without_lineage_is_sampled_alone(
     tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
-    """As it was exported before lineages were recorded."""
+    """Exports of earlier versions record no lineage."""
     old = tmp_path / "old"
     shutil.copytree(student, old)
     content = json.loads((old / "config.json").read_text())
@@ -259,76 +261,73 @@ def test_a_student_that_does_not_know_its_teacher_is_sampled_alone(
     refused = tokenleap("sample", old, "--method", "teacher", "--out", tmp_path / "x.png")
     assert refused.exit_code == 2
     assert "this student's config.json names no lineage" in refused.stderr
-    assert "sampled with --steps or --timesteps" in refused.stderr
+    assert "Without a teacher, sample with --steps or --timesteps" in refused.stderr
     assert tokenleap("sample", old, "--steps", 2, "--out", tmp_path / "x.png").exit_code == 0
 
 
-def test_a_teacher_under_another_name_is_told_by_its_file(
+def test_a_teacher_with_another_name_is_given_by_its_file(
     tokenleap: Command, student: Path, tmp_path: Path
 ) -> None:
     lineage = json.loads((student / "config.json").read_text())["lineage"]
     lineage["teacher"]["name"] = "mine"
     other = changed(student, tmp_path / "student", lineage=lineage)
     shutil.copy(resolve("digits"), tmp_path / "kept.safetensors")
-    asked = ("sample", other, "--method", "teacher", "--labels", "1", "--out")
-    refused = tokenleap(*asked, tmp_path / "x.npz")
+    command = ("sample", other, "--method", "teacher", "--labels", "1", "--out")
+    refused = tokenleap(*command, tmp_path / "x.npz")
     assert refused.exit_code == 2
     assert "the teacher of this student, mine (25bb68b6616b), is needed: " in refused.stderr
-    found = tokenleap(*asked, tmp_path / "x.npz", "--teacher", tmp_path / "kept.safetensors")
+    found = tokenleap(*command, tmp_path / "x.npz", "--teacher", tmp_path / "kept.safetensors")
     assert found.exit_code == 0, found.stderr
-    # What it is called determines no image.
-    named = tokenleap("sample", student, *asked[2:], tmp_path / "x.npz")
-    assert named.stdout == f"{tmp_path / 'x.npz'}: all 8 images are there already\n"
+    # The name of the teacher changes no image.
+    named = tokenleap("sample", student, *command[2:], tmp_path / "x.npz")
+    assert named.stdout == f"{tmp_path / 'x.npz'}: all 8 images exist already\n"
 
 
-def test_a_timestep_that_the_student_never_saw_is_told(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
-    for arguments, told in (
+def test_an_untrained_timestep_is_reported(tokenleap: Command, student: Path, tmp_path: Path) -> None:
+    for arguments, untrained in (
         (("--timesteps", "0,4,8"), "not at 4"),
         (("--method", "pre-trained-3-5"), "not at 4"),
         (("--method", "pre-trained-3-17"), ""),
         (("--timesteps", "0,8"), ""),
     ):
         result = tokenleap("sample", student, *arguments, "--dry-run", "--out", tmp_path / "x.png")
-        note = "note: this student was trained at timesteps 0,8, " + told
-        assert (note in result.stderr) == bool(told)
+        note = "note: this student was trained at timesteps 0,8, " + untrained
+        assert (note in result.stderr) == bool(untrained)
 
 
 @pytest.mark.parametrize("name", ["images", "x.npz"])
 def test_the_number_may_grow_and_nothing_else_may_change(
     tokenleap: Command, student: Path, tmp_path: Path, name: str
 ) -> None:
-    out, whole = tmp_path / name, tmp_path / f"whole-{name}"
+    out, uninterrupted = tmp_path / name, tmp_path / f"uninterrupted-{name}"
     command = ("sample", student, "--batch-size", 10, "--seed", 5)
     assert tokenleap(*command, "--num-images", 20, "--out", out).exit_code == 0
     again = tokenleap(*command, "--num-images", 20, "--out", out)
-    assert again.stdout == f"{out}: all 20 images are there already\n"
+    assert again.stdout == f"{out}: all 20 images exist already\n"
     for changes, message in (
-        (("--seed", 6), "seed: 5 -> 6"),
-        (("--steps", 2), "method: 'student-1' -> 'student-2'; timesteps: [0] -> [0, 8]"),
+        (("--seed", 6), "seed: found 5, requested 6"),
+        (("--steps", 2), "method: found student-1, requested student-2; timesteps: found 0, requested 0,8"),
         (
             ("--method", "teacher"),
-            "method: 'student-1' -> 'teacher'; noise_weight: 0.0 -> None; timesteps: [0] -> None.",
+            "method: found student-1, requested teacher; noise_weight: found 0.0, requested no value; "
+            "timesteps: found 0, requested no value.",
         ),
-        (("--labels", "3"), "labels: '0..9' -> '3'"),
-        (("--num-images", 19), "was begun for 20 images, and their number may only grow: 19 are asked for"),
+        (("--labels", "3"), "labels: found 0..9, requested 3"),
+        (("--num-images", 19), "was started for 20 images, and their number may only grow: 19 are requested"),
     ):
         refused = tokenleap(*command, "--num-images", 20, "--out", out, *changes)
         assert refused.exit_code == 2
         assert message in refused.stderr
     grown = tokenleap(*command, "--num-images", 33, "--out", out)
     assert grown.exit_code == 0, grown.stderr
-    assert tokenleap(*command, "--num-images", 33, "--out", whole).exit_code == 0
+    assert tokenleap(*command, "--num-images", 33, "--out", uninterrupted).exit_code == 0
     if name == "images":
-        assert files(out) == files(whole)
+        assert files(out) == files(uninterrupted)
     else:
-        assert out.read_bytes() == whole.read_bytes()
+        assert out.read_bytes() == uninterrupted.read_bytes()
 
 
-def test_places_that_hold_something_else_are_left_alone(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
+def test_existing_other_files_are_not_changed(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "000003.png").write_bytes(b"mine")
@@ -338,15 +337,15 @@ def test_places_that_hold_something_else_are_left_alone(
     np.savez(tmp_path / "mine.npz", np.zeros(3))
     refused = tokenleap("sample", student, "--out", tmp_path / "mine.npz")
     assert refused.exit_code == 2
-    assert "mine.npz, which `tokenleap sample` did not write, does not tell what images" in refused.stderr
+    assert "mine.npz, which `tokenleap sample` did not write, does not describe its images" in refused.stderr
     (tmp_path / "cut.npz").write_bytes((tmp_path / "mine.npz").read_bytes()[:100])
     refused = tokenleap("sample", student, "--out", tmp_path / "cut.npz")
-    assert (refused.exit_code, "cut.npz is no whole npz file" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "cut.npz is no complete npz file" in refused.stderr) == (2, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.npz", "folder", "mine.npz"]
 
 
 def stop_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, batch: int) -> list[int]:
-    """Sends this process a signal while it makes a batch; the first images of the batches that were made."""
+    """Send this process a signal in the given batch; returns the first image of each generated batch."""
     opened, made = distill.sampling.job.open_method, []
 
     def opening(*arguments: Any) -> Any:
@@ -366,36 +365,36 @@ def stop_in_batch(monkeypatch: pytest.MonkeyPatch, number: int, batch: int) -> l
 
 @pytest.mark.parametrize("name", ["images", "x.npz"])
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_job_goes_on(
+def test_a_stopped_job_resumes(
     tokenleap: Command, student: Path, tmp_path: Path, name: str, number: int, exit_code: int
 ) -> None:
-    out, whole = tmp_path / name, tmp_path / f"whole-{name}"
+    out, uninterrupted = tmp_path / name, tmp_path / f"uninterrupted-{name}"
     command = ("sample", student, "--num-images", 45, "--batch-size", 10, "--out")
-    assert tokenleap(*command, whole).exit_code == 0
+    assert tokenleap(*command, uninterrupted).exit_code == 0
     with pytest.MonkeyPatch.context() as patch:
         assert stop_in_batch(patch, number, 2) == []
         stopped = tokenleap(*command, out)
     assert stopped.exit_code == exit_code
-    assert "stopped: 20 of 45 images are made and kept. Go on with: " in stopped.stderr
+    assert "stopped: 20 of 45 images are made and kept. Resume with: " in stopped.stderr
     assert not (tmp_path / "x.npz").exists()
     with pytest.MonkeyPatch.context() as patch:
         made = stop_in_batch(patch, number, 0)
         assert tokenleap(*command, out).exit_code == 0
     assert made == [20, 30, 40]
     if name == "images":
-        assert files(out) == files(whole)
+        assert files(out) == files(uninterrupted)
     else:
-        assert out.read_bytes() == whole.read_bytes()
+        assert out.read_bytes() == uninterrupted.read_bytes()
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_stopped_grid_keeps_nothing_and_says_so(
+def test_a_stopped_grid_reports_that_nothing_was_saved(
     tokenleap: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_in_batch(monkeypatch, signal.SIGTERM, 2)
     stopped = tokenleap("sample", student, "--batch-size", 10, "--out", tmp_path / "x.png")
     assert stopped.exit_code == 143
-    assert "a grid is written at its end only, nothing is kept. Begin again with: " in stopped.stderr
+    assert "a grid is written at its end only, nothing is kept. Start again with: " in stopped.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -411,14 +410,14 @@ def replacing(*names):
 os.replace = replacing
 main(sys.argv[2:])
 """
-"""The command line, which is killed at the N-th file that it is about to put under its name."""
+"""The command line, killed just before it renames its N-th file."""
 
 
 @pytest.mark.parametrize("name", ["images", "x.npz"])
-def test_killed_anywhere_a_job_ends_in_the_same_bytes(
+def test_a_killed_job_resumes_to_the_same_bytes(
     tokenleap: Command, student: Path, tmp_path: Path, name: str
 ) -> None:
-    out, whole = tmp_path / "out" / name, tmp_path / "whole" / name
+    out, uninterrupted = tmp_path / "out" / name, tmp_path / "uninterrupted" / name
     command = (
         "sample",
         student,
@@ -430,8 +429,8 @@ def test_killed_anywhere_a_job_ends_in_the_same_bytes(
         8,
         "--out",
     )
-    assert tokenleap(*command, whole).exit_code == 0
-    # A probe and sample.json come first; after 31 images, or 4 parts, comes the end, which is putting the npz together.
+    assert tokenleap(*command, uninterrupted).exit_code == 0
+    # The first two files are a write test and sample.json. After 31 images or 4 parts, the npz is joined.
     moments = (
         [2, random.Random(7).randint(4, 32)] if name == "images" else [random.Random(8).randint(4, 6), 7]
     )
@@ -446,19 +445,19 @@ def test_killed_anywhere_a_job_ends_in_the_same_bytes(
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
         assert not (tmp_path / "out" / "x.npz").exists()
         made = len(list(out.glob("*.png"))) + len(list((out.parent / ".x.npz.parts").glob("0*.npy")))
-        # Images of a folder are written side by side, so that others may be under way, too.
+        # The images of a folder are written concurrently.
         assert made <= max(0, moment - 3)
         assert name == "images" or made == moment - 3
         result = tokenleap(*command, out)
         assert result.exit_code == 0, (number, result.stderr)
         if name == "images":
-            assert files(out) == files(whole)
+            assert files(out) == files(uninterrupted)
         else:
-            assert out.read_bytes() == whole.read_bytes()
+            assert out.read_bytes() == uninterrupted.read_bytes()
             assert not (out.parent / ".x.npz.parts").exists()
 
 
-def test_progress_counts_what_was_there(
+def test_progress_counts_existing_images(
     tokenleap: Command, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[tuple[int, int]] = []
@@ -489,25 +488,24 @@ def test_the_default_labels_are_the_first_ten_classes_or_with_a_number_all(
 def test_a_student_comes_from_the_hub(
     tokenleap: Command, student: Path, tmp_path: Path, fake_module: Callable[..., None]
 ) -> None:
-    asked: list[tuple[str, str | None, list[str]]] = []
+    downloads: list[tuple[str, str | None, list[str]]] = []
 
     def snapshot_download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repository, revision, allow_patterns))
+        downloads.append((repository, revision, allow_patterns))
         return str(student)
 
     fake_module("huggingface_hub", snapshot_download=snapshot_download)
-    result = tokenleap("sample", "hf://somebody/digits-dd@v1", "--out", tmp_path / "hub.png")
+    result = tokenleap("sample", "hf://owner/digits-dd@v1", "--out", tmp_path / "hub.png")
     assert result.exit_code == 0, result.stderr
     tokenleap("sample", student, "--out", tmp_path / "local.png")
     assert (tmp_path / "hub.png").read_bytes() == (tmp_path / "local.png").read_bytes()
-    assert {(repository, revision) for repository, revision, _ in asked} == {("somebody/digits-dd", "v1")}
-    assert asked[-1][2] == ["config.json", "student.safetensors", "tokenizer.safetensors"]
-    asked.clear()
+    assert {(repository, revision) for repository, revision, _ in downloads} == {("owner/digits-dd", "v1")}
+    assert downloads[-1][2] == ["config.json", "student.safetensors", "tokenizer.safetensors"]
+    downloads.clear()
     assert (
-        tokenleap("sample", "hf://somebody/digits-dd", "--dry-run", "--out", tmp_path / "x.png").exit_code
-        == 0
+        tokenleap("sample", "hf://owner/digits-dd", "--dry-run", "--out", tmp_path / "x.png").exit_code == 0
     )
-    assert {(revision, *patterns) for _, revision, patterns in asked} == {(None, "config.json")}
+    assert {(revision, *patterns) for _, revision, patterns in downloads} == {(None, "config.json")}
 
 
 @pytest.mark.parametrize("name", ["hf://", "hf://one", "hf://a/b/c", "hf://a/b@", "hf:///b", "hf://a/"])
@@ -516,18 +514,16 @@ def test_other_names_on_the_hub_are_refused(name: str) -> None:
         Student.from_pretrained(name)
 
 
-def test_without_the_hubs_client_the_way_to_it_is_told(
+def test_a_missing_hub_client_is_refused_with_the_install_command(
     tokenleap: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    result = tokenleap("sample", "hf://somebody/digits-dd", "--out", tmp_path / "x.png")
+    result = tokenleap("sample", "hf://owner/digits-dd", "--out", tmp_path / "x.png")
     assert result.exit_code == 2
-    assert "hf://somebody/digits-dd needs the Hugging Face client: pip install '.[hub]'" in result.stderr
+    assert "hf://owner/digits-dd needs the Hugging Face client: pip install '.[hub]'" in result.stderr
 
 
-def test_another_weight_of_the_noise_is_another_request(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
+def test_another_noise_weight_is_another_request(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     arguments = ("sample", student, "--labels", "1,2", "--out", tmp_path / "images")
     assert tokenleap(*arguments, "--noise-weight", 2).exit_code == 0
     refused = tokenleap(*arguments)
@@ -538,15 +534,17 @@ def test_another_weight_of_the_noise_is_another_request(
     assert pixels[0] != pixels[1]
 
 
-def test_each_pass_may_have_a_weight_of_its_own(tokenleap: Command, student: Path, tmp_path: Path) -> None:
+def test_each_timestep_may_have_its_own_noise_weight(
+    tokenleap: Command, student: Path, tmp_path: Path
+) -> None:
     arguments = ("sample", student, "--steps", 2, "--labels", "1,2", "--out", tmp_path / "images")
     assert tokenleap(*arguments, "--noise-weight", "0.5,2").exit_code == 0
     again = tokenleap(*arguments, "--noise-weight", "0.5,2")
-    assert (again.exit_code, "are there already" in again.output) == (0, True)
+    assert (again.exit_code, "exist already" in again.output) == (0, True)
     for wrong, message in (
         ("0.5,1,2", "3 numbers for 2 timesteps: give one for each of them, or one for all"),
-        ("-1", "one for all, at least 0; got -1"),
-        ("0.5,nan", "one for all, at least 0; got 0.5, nan"),
+        ("-1", "one for each, at least 0; got -1"),
+        ("0.5,nan", "one for each, at least 0; got 0.5, nan"),
         ("much", "'much' is not a number or numbers separated by commas"),
     ):
         refused = tokenleap(*arguments, "--noise-weight", wrong)

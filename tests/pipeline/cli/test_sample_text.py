@@ -1,4 +1,4 @@
-"""`tokenleap sample` and `Student.sample` of a student that draws images for captions."""
+"""`tokenleap sample` and `Student.sample` with a text-conditional student."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_prompts_are_taken_in_turn(tokenleap: Command, student: Path, tmp_path: Path) -> None:
+def test_prompts_are_used_in_turn(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     prompts = ["--prompt", "a three", "--prompt", "the sum of one and two"]
     drawn = tokenleap("sample", student, *prompts, "--num-images", 6, "--out", out)
@@ -71,7 +71,7 @@ def test_prompts_are_taken_in_turn(tokenleap: Command, student: Path, tmp_path: 
         assert np.abs(shown - (image * 255).round().int().numpy()).max() <= 1
 
 
-def test_a_caption_says_what_is_drawn(student: Path) -> None:
+def test_a_caption_determines_the_image(student: Path) -> None:
     loaded = Student.from_pretrained(student)
     three, same, eight = (loaded.sample([caption] * 4) for caption in ("a three", " A THREE ", "an eight"))
     assert torch.equal(three, same)
@@ -79,7 +79,7 @@ def test_a_caption_says_what_is_drawn(student: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["student-2", "pre-trained-5-9", "teacher", "teacher-flow"])
-def test_every_method_draws_odd_captions(
+def test_every_method_accepts_unusual_captions(
     tokenleap: Command, student: Path, tmp_path: Path, method: str
 ) -> None:
     captions = tmp_path / "captions.txt"
@@ -95,32 +95,32 @@ def test_a_folder_grows_and_belongs_to_its_captions(
 ) -> None:
     captions, out = tmp_path / "captions.txt", tmp_path / "images"
     captions.write_text("a three\nan eight\n")
-    asked = ("sample", student, "--captions", captions, "--out", out)
-    assert tokenleap(*asked).exit_code == 0
+    command = ("sample", student, "--captions", captions, "--out", out)
+    assert tokenleap(*command).exit_code == 0
     first = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    grown = tokenleap(*asked, "--num-images", 5)
+    grown = tokenleap(*command, "--num-images", 5)
     assert grown.exit_code == 0, grown.stderr
     assert len(list(out.glob("*.png"))) == 5
     assert {name: (out / name).read_bytes() for name in first} == first
-    assert "all 5 images are there already" in tokenleap(*asked, "--num-images", 5).stdout
+    assert "all 5 images exist already" in tokenleap(*command, "--num-images", 5).stdout
     captions.write_text("a three\nan eigth\n")
-    refused = tokenleap(*asked, "--num-images", 5)
+    refused = tokenleap(*command, "--num-images", 5)
     assert refused.exit_code == 2
     assert "captions_sha256" in refused.stderr
     assert "captions_sha256" in json.loads((out / "sample.json").read_text())
 
 
-def test_labels_are_numbers_of_captions(tokenleap: Command, student: Path, tmp_path: Path) -> None:
+def test_labels_are_indices_of_captions(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     chosen = tokenleap(
         *("sample", student, "--captions", "digits", "--labels", "3,13", "--num-images", 2),
         *("--out", tmp_path / "a.png"),
     )
     assert chosen.exit_code == 0, chosen.stderr
-    told = tokenleap(
+    prompted = tokenleap(
         *("sample", student, "--prompt", "a three", "--prompt", "the digit three", "--num-images", 2),
         *("--out", tmp_path / "b.png"),
     )
-    assert told.exit_code == 0, told.stderr
+    assert prompted.exit_code == 0, prompted.stderr
     assert np.abs(pixels(tmp_path / "a.png").astype(int) - pixels(tmp_path / "b.png")).max() <= 1
     outside = tokenleap("sample", student, "--prompt", "a", "--labels", "1", "--out", tmp_path / "c.png")
     assert outside.exit_code == 2
@@ -136,10 +136,10 @@ def test_labels_are_numbers_of_captions(tokenleap: Command, student: Path, tmp_p
         (["--prompt", "a", "--text-encoder", "tiny-random/64"], "the text encoder tiny-random/64 has sha256"),
         (["--prompt", "a", "--text-encoder", "none.safetensors"], "there is no file none.safetensors"),
         (["--prompt", "a", "--text-encoder", "nowhere", "--dry-run"], "there is no folder nowhere"),
-        (["--prompt", "a", "--column", "text"], "--column text: it is for --captions FILE"),
+        (["--prompt", "a", "--column", "text"], "--column text: this option needs --captions FILE"),
     ],
 )
-def test_refuses_what_it_cannot_draw(
+def test_invalid_captions_are_refused(
     tokenleap: Command, student: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     refused = tokenleap("sample", student, *words, "--out", tmp_path / "grid.png")
@@ -148,7 +148,7 @@ def test_refuses_what_it_cannot_draw(
     assert not (tmp_path / "grid.png").exists()
 
 
-def test_a_student_of_classes_takes_no_captions(tokenleap: Command, tmp_path: Path) -> None:
+def test_a_class_conditional_student_refuses_captions(tokenleap: Command, tmp_path: Path) -> None:
     of_classes = exported(tmp_path / "student", "digits")
     for words in (["--prompt", "a three"], ["--captions", "digits"], ["--text-encoder", "digits"]):
         refused = tokenleap("sample", of_classes, *words, "--out", tmp_path / "grid.png")
@@ -158,16 +158,16 @@ def test_a_student_of_classes_takes_no_captions(tokenleap: Command, tmp_path: Pa
         Student.from_pretrained(of_classes).sample(["a three"])
 
 
-def test_a_student_that_knows_no_encoder_says_so(student: Path) -> None:
+def test_a_student_without_a_text_encoder_is_refused(student: Path) -> None:
     loaded = Student.from_pretrained(student)
-    with pytest.raises(ValueError, match="see `with_texts`"):
+    with pytest.raises(ValueError, match="set them with `with_texts`"):
         loaded(torch.zeros(1, 16, 3), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     loaded.lineage = {key: value for key, value in (loaded.lineage or {}).items() if key != "text_encoder"}
     with pytest.raises(Refused, match="names no text encoder"):
         loaded = loaded.with_captions(["a three"])
 
 
-def test_features_are_kept_on_this_host(student: Path, home: Path) -> None:
+def test_features_are_cached_on_this_host(student: Path, home: Path) -> None:
     loaded = Student.from_pretrained(student)
     loaded.sample(["a three"])
     (kept,) = (home / "text_features").iterdir()
@@ -178,7 +178,7 @@ def test_features_are_kept_on_this_host(student: Path, home: Path) -> None:
     assert len(list((home / "text_features").iterdir())) == 2
 
 
-def test_an_encoder_elsewhere_is_the_same_by_its_content(student: Path, tmp_path: Path) -> None:
+def test_a_moved_encoder_is_recognised_by_its_content(student: Path, tmp_path: Path) -> None:
     from generate_pairs.config import ENCODERS
 
     copy = tmp_path / "moved.safetensors"
@@ -197,15 +197,15 @@ def test_captions_of_a_named_column(tokenleap: Command, student: Path, tmp_path:
     assert len(list(out.glob("*.png"))) == 2
 
 
-def test_captions_of_one_call_are_not_those_of_the_next(student: Path) -> None:
+def test_captions_apply_to_one_call_only(student: Path) -> None:
     loaded = Student.from_pretrained(student)
-    with pytest.raises(Refused, match="one caption is a list of one"):
+    with pytest.raises(Refused, match="labels must be a list"):
         loaded.sample("a three")
-    with pytest.raises(Refused, match="captions or numbers, and not both"):
+    with pytest.raises(Refused, match="all captions or all numbers"):
         loaded.sample(["a three", 1])  # type: ignore[list-item]
     loaded.sample(["a three"])
     assert loaded.texts is None
-    with pytest.raises(Refused, match="give texts, or call `with_captions` first"):
+    with pytest.raises(Refused, match="give captions, or call `with_captions` first"):
         loaded.sample([0])
     loaded = loaded.with_captions(["an eight", "a three"])
     assert torch.equal(loaded.sample([0]), loaded.sample(["an eight"]))

@@ -1,4 +1,4 @@
-"""Published teachers and students from the command line: what is said, exit codes, and that refusals write nothing."""
+"""Published teachers and students on the command line: messages, exit codes, and refusals that write nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_teacher_is_imported_and_listed(tokenleap: Command, published: Any, ho
     )
     config = TEACHERS[published.teacher].transformer.config
     assert f"{config.layout.num_tokens} tokens in " in row
-    assert " not here " in row
+    assert " missing " in row
     assert str(TEACHERS[published.teacher].transformer.file) in row
 
     first = tokenleap("teachers", "import", *files, "--as", published.teacher)
@@ -58,7 +58,7 @@ def test_a_teacher_is_imported_and_listed(tokenleap: Command, published: Any, ho
 
 
 @pytest.mark.parametrize("family", ["llamagen"])
-def test_teachers_that_ship_and_those_brought_from_elsewhere_are_listed(
+def test_included_and_other_imported_teachers_are_listed(
     tokenleap: Command, published: Any, home: Path
 ) -> None:
     (home / "teachers").mkdir(parents=True)
@@ -69,7 +69,7 @@ def test_teachers_that_ship_and_those_brought_from_elsewhere_are_listed(
     assert str(home / "teachers") in lines["mine"]
 
 
-def test_repeated_rows_of_the_codebook_are_told(tokenleap: Command, published: Any) -> None:
+def test_repeated_rows_of_the_codebook_are_reported(tokenleap: Command, published: Any) -> None:
     state = dict(published.weights.official("tokenizer"))
     state["quantize.embedding.weight"] = torch.ones_like(state["quantize.embedding.weight"])
     files = [published.write("transformer"), published.write("tokenizer", state)]
@@ -97,11 +97,11 @@ def empty(published: Any) -> tuple[list[str], str]:
 def more_than_weights(published: Any) -> tuple[list[str], str]:
     file = published.folder / "more.pth"
     torch.save({"model": published.weights.official("transformer"), "path": file}, file)
-    return [str(file), published.write("tokenizer")], "more.pth is not read: it asks for pathlib"
+    return [str(file), published.write("tokenizer")], "more.pth is not read: its pickle needs pathlib"
 
 
 def one_file(published: Any) -> tuple[list[str], str]:
-    return [published.write("transformer")], "is made of two files"
+    return [published.write("transformer")], "consists of two files"
 
 
 def on_the_hub(published: Any) -> tuple[list[str], str]:
@@ -110,7 +110,7 @@ def on_the_hub(published: Any) -> tuple[list[str], str]:
 
 @pytest.mark.parametrize("case", [not_a_number, gone, empty, more_than_weights, one_file, on_the_hub])
 @pytest.mark.parametrize("kind", ["teachers", "students"])
-def test_files_that_will_not_do_are_refused_in_one_message(
+def test_invalid_files_are_refused_with_one_message(
     tokenleap: Command,
     published: Any,
     home: Path,
@@ -120,7 +120,7 @@ def test_files_that_will_not_do_are_refused_in_one_message(
     kind: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    files, said = case(published)
+    files, expected = case(published)
     if kind == "teachers":
         result = tokenleap("teachers", "import", *files, "--as", published.teacher)
     else:
@@ -128,7 +128,7 @@ def test_files_that_will_not_do_are_refused_in_one_message(
         published.write("student")
         name, out = published.student, tmp_path / "out"
         result = tokenleap("students", "import", *files, "--as", name, "--out", out)
-    assert said in message(result, 2)
+    assert expected in message(result, 2)
     assert not home.exists()
     assert not (tmp_path / "out").exists()
 
@@ -136,11 +136,11 @@ def test_files_that_will_not_do_are_refused_in_one_message(
 @pytest.mark.parametrize("family", ["var"])
 def test_an_unknown_name_is_refused(tokenleap: Command, published: Any, tmp_path: Path) -> None:
     files = published.write_both()
-    said = message(tokenleap("teachers", "import", *files, "--as", "var-d17"), 2)
-    assert said == "no published teacher is called 'var-d17': there are small-var"
+    expected = message(tokenleap("teachers", "import", *files, "--as", "var-d17"), 2)
+    assert expected == "no published teacher is called 'var-d17': there are small-var"
     out = tmp_path / "out"
-    said = message(tokenleap("students", "import", *files, "--as", "var-d17", "--out", out), 2)
-    assert said == "no published student is called 'var-d17': there are small-var-dd"
+    expected = message(tokenleap("students", "import", *files, "--as", "var-d17", "--out", out), 2)
+    assert expected == "no published student is called 'var-d17': there are small-var-dd"
 
 
 def test_another_import_under_the_name_is_refused(
@@ -151,12 +151,12 @@ def test_another_import_under_the_name_is_refused(
     before = sha256_file(home / "teachers" / f"{published.teacher}.safetensors")
     other = {name: tensor + 1 for name, tensor in published.weights.transformer.items()}
     files[0] = published.write("transformer", other, "other.pth")
-    said = message(tokenleap("teachers", "import", *files, "--as", published.teacher), 2)
-    assert "is there already, made from files of another sha256 (" in said
+    expected = message(tokenleap("teachers", "import", *files, "--as", published.teacher), 2)
+    assert "exists already, made from files of another sha256 (" in expected
     assert sha256_file(home / "teachers" / f"{published.teacher}.safetensors") == before
 
 
-def test_inspect_says_what_a_file_holds(tokenleap: Command, published: Any) -> None:
+def test_inspect_reports_the_network_of_a_file(tokenleap: Command, published: Any) -> None:
     file = published.write("student")
     result = tokenleap("teachers", "inspect", file)
     place = ".".join(published.container("student"))
@@ -174,20 +174,20 @@ def test_inspect_names_all_networks_of_one_shape(
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert [line.rpartition(" ")[2] for line in lines[:2]] == [published.teacher, "twin"]
-    assert lines[2:] == ["these have the same names and shapes: only you can tell which it is"]
+    assert lines[2:] == ["these have the same names and shapes, so the file alone cannot distinguish them"]
 
 
-def test_inspect_names_the_nearest_network_of_what_fits_none(tokenleap: Command, published: Any) -> None:
+def test_inspect_names_the_nearest_network_of_an_unknown_one(tokenleap: Command, published: Any) -> None:
     state = published.weights.official("transformer")
     state["new.weight"] = torch.zeros(1)
     file = published.write("transformer", state)
     result = tokenleap("teachers", "inspect", file)
     assert result.exit_code == 1
     nearest = f"nearest is the transformer of {published.teacher}: unknown new.weight"
-    assert result.stdout == f"{file} fits nothing that is published; {nearest}\n"
+    assert result.stdout == f"{file} fits no published network; the {nearest}\n"
 
 
-def test_inspect_refuses_what_it_cannot_read(tokenleap: Command, published: Any) -> None:
+def test_inspect_refuses_an_unreadable_file(tokenleap: Command, published: Any) -> None:
     file = published.folder / "file.pth"
     file.write_bytes(b"not a checkpoint")
     assert message(tokenleap("teachers", "inspect", file), 2).startswith(
@@ -196,7 +196,7 @@ def test_inspect_refuses_what_it_cannot_read(tokenleap: Command, published: Any)
     assert message(tokenleap("teachers", "inspect", "gone.pth"), 2) == "there is no file gone.pth"
 
 
-def test_a_student_is_imported_drawn_from_and_exported(
+def test_a_student_is_imported_sampled_and_exported(
     tokenleap: Command, published: Any, tmp_path: Path
 ) -> None:
     listed = tokenleap("students", "list")
@@ -219,8 +219,8 @@ def test_a_student_is_imported_drawn_from_and_exported(
     assert exported.stderr == ""
     config = json.loads((folder / "config.json").read_text()) | {"noise_weight": 0.5}
     (folder / "config.json").write_text(json.dumps(config))
-    told = tokenleap("export", folder, "--format", "official", "--out", official)
-    assert "(noise_weight 0.5); the official code takes the likeliest ones" in told.stderr
+    noted = tokenleap("export", folder, "--format", "official", "--out", official)
+    assert "(noise_weight 0.5); the official code takes the likeliest ones" in noted.stderr
     back = tmp_path / "back"
     files = [str(official), files[1]]
     tokenleap("students", "import", *files, "--as", published.student, "--out", back)
@@ -229,9 +229,7 @@ def test_a_student_is_imported_drawn_from_and_exported(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_an_export_under_another_ending_is_refused(
-    tokenleap: Command, published: Any, tmp_path: Path
-) -> None:
+def test_an_export_with_another_suffix_is_refused(tokenleap: Command, published: Any, tmp_path: Path) -> None:
     folder = tmp_path / "student"
     files = published.write_both(student=True)
     tokenleap("students", "import", *files, "--as", published.student, "--out", folder)
@@ -251,11 +249,11 @@ def test_an_export_of_another_family_is_refused(tokenleap: Command, published: A
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "family": "grid-gru"}))
     result = tokenleap("export", folder, "--format", "official", "--out", tmp_path / "out.pt")
-    said = "students of the family 'grid-gru' have no official layout: var, llamagen have"
-    assert message(result, 2) == said
+    expected = "students of the family 'grid-gru' have no official layout: only var and llamagen have one"
+    assert message(result, 2) == expected
     assert not (tmp_path / "out.pt").exists()
 
 
 def test_an_export_of_no_student_is_refused(tokenleap: Command, tmp_path: Path) -> None:
     result = tokenleap("export", tmp_path, "--format", "official", "--out", tmp_path / "out.pt")
-    assert message(result, 2).startswith(f"{tmp_path} is no student")
+    assert message(result, 2).startswith(f"{tmp_path} contains no student")

@@ -1,4 +1,4 @@
-"""The presets that ship: whole, named in the help, and those of the paper's settings with the official numbers."""
+"""The shipped presets: valid, named in the help, and with the official numbers for the paper's settings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_these_presets_ship() -> None:
 
 
 @pytest.mark.parametrize("name", presets())
-def test_a_shipped_preset_is_whole_and_says_what_it_is_for(name: str) -> None:
+def test_a_shipped_preset_is_valid_and_has_a_description(name: str) -> None:
     config = compose(name)
     assert config.description
     assert config.student.timesteps[0] == 0
@@ -81,7 +81,7 @@ def test_the_papers_settings_fit_their_teachers(name: str) -> None:
 
 @pytest.mark.parametrize("name", OFFICIAL | CAPTIONED)
 @pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "plan"])
-def test_without_its_teacher_a_preset_is_refused_with_the_way_to_it(
+def test_a_preset_without_its_teacher_is_refused_with_the_import_command(
     tokenleap: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: list[str]
 ) -> None:
     monkeypatch.setenv("TOKENLEAP_HOME", str(tmp_path / "home"))
@@ -91,20 +91,20 @@ def test_without_its_teacher_a_preset_is_refused_with_the_way_to_it(
     teacher = (OFFICIAL | CAPTIONED)[name][0]
     files = TEACHERS[teacher].transformer.file, TEACHERS[teacher].tokenizer.file
     assert result.stderr.startswith(
-        f"tokenleap: teacher.name: {teacher} is not here yet. Get {files[0]} and {files[1]}, then `tokenleap teachers "
-        f"import {files[0].name} {files[1].name} --as {teacher}`"
+        f"tokenleap: teacher.name: {teacher} is not imported yet. Get {files[0]} and {files[1]}, then `tokenleap "
+        f"teachers import {files[0].name} {files[1].name} --as {teacher}`"
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_that_no_protocol_knows_are_refused_before_the_folder_is_claimed(
+def test_images_that_do_not_fit_the_protocol_are_refused_before_the_folder_is_claimed(
     tokenleap: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    judged = ["--set", "evaluation.protocol=digits", "--set", "evaluation.num_images=100"]
-    result = tokenleap("run", "var-d16", "--tiny-random", "--out", out, "--workers", 0, *judged)
+    protocol = ["--set", "evaluation.protocol=digits", "--set", "evaluation.num_images=100"]
+    result = tokenleap("run", "var-d16", "--tiny-random", "--out", out, "--workers", 0, *protocol)
     assert result.exit_code == 2
-    assert "digits judges images of 1 x 8 x 8, and this teacher's are of 3 x 32 x 32" in result.stderr
+    assert "digits scores images of 1 x 8 x 8, and this teacher's are of 3 x 32 x 32" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Presets, overrides, and what a person is told about a setting that cannot be."""
+"""Presets, overrides, and the messages about invalid settings."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from shards.core.errors import Refused
         ("", ""),
     ],
 )
-def test_a_value_is_toml_or_a_list_or_bare_text(text: str, value: object) -> None:
+def test_a_value_is_toml_or_a_list_or_plain_text(text: str, value: object) -> None:
     assert parse_value(text) == value
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-64", "digits-var"])
-def test_shipped_presets_are_whole_and_say_what_they_are_for(name: str) -> None:
+def test_shipped_presets_are_valid_and_have_a_description(name: str) -> None:
     config = compose(name)
     assert config.teacher.name == name
     assert config.description
@@ -52,14 +52,14 @@ def test_a_whole_number_is_a_number() -> None:
     assert compose("digits", ["teacher.guidance_scale=3"]).teacher.guidance_scale == 3.0
 
 
-def test_one_number_is_a_list_where_a_list_is_wanted() -> None:
+def test_one_number_becomes_a_list_if_the_key_holds_a_list() -> None:
     assert compose("digits", ["student.timesteps=0"]).student.timesteps == (0,)
     assert compose("digits", ["train.timestep_weights=2"]).train.timestep_weights == (2.0,)
     assert compose("digits", ["student.noise_weight=2"]).student.noise_weight == 2.0
     assert compose("digits", ["student.noise_weight=2,0.5"]).student.noise_weight == (2.0, 0.5)
 
 
-def test_toml_holds_the_whole_configuration() -> None:
+def test_toml_contains_the_whole_configuration() -> None:
     config = compose("digits", ["pairs.seed=7"])
     text = to_toml(config)
     assert RunConfig.model_validate(tomllib.loads(text)) == config
@@ -67,7 +67,7 @@ def test_toml_holds_the_whole_configuration() -> None:
     assert "solver_steps" not in text
 
 
-def test_a_preset_may_be_a_file_with_defaults_for_what_it_leaves_out(tmp_path: Path) -> None:
+def test_a_preset_may_be_a_file_and_missing_keys_have_defaults(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('[teacher]\nname = "digits"\n[train]\nnum_steps = 5\n')
     config = compose(str(file))
@@ -96,7 +96,7 @@ def test_a_preset_may_be_a_file_with_defaults_for_what_it_leaves_out(tmp_path: P
             'student.noise_weight=1,"much"',
             "student.noise_weight cannot be 'much': it is a number or numbers separated by commas",
         ),
-        ("student.noise_weight=1,-1", "one for all, at least 0; got 1, -1"),
+        ("student.noise_weight=1,-1", "one for each, at least 0; got 1, -1"),
         ("teacher.guidance_scale=inf", "teacher.guidance_scale cannot be inf: it is a number, at least 0"),
         ("train.learning_rate=nan", "train.learning_rate cannot be nan: it is a number, above 0"),
         ("train.betas=0.9,inf", "train.betas cannot be inf: it is 2 numbers separated by commas"),
@@ -132,12 +132,12 @@ def test_a_wrong_setting_is_refused_with_its_key_type_and_range(override: str, m
     assert message in str(refused.value)
 
 
-def test_several_wrong_settings_are_told_at_once() -> None:
+def test_several_wrong_settings_are_reported_together() -> None:
     with pytest.raises(Refused, match=r"pairs\.seed .*; train\.seed "):
         compose("digits", ["train.seed=-1", "pairs.seed=-1"])
 
 
-def test_an_unknown_preset_is_answered_with_all_and_the_nearest() -> None:
+def test_an_unknown_preset_is_refused_with_all_names_and_the_nearest() -> None:
     with pytest.raises(Refused) as refused:
         compose("digit-var")
     assert "presets are digits, digits-64, digits-text, digits-var, llamagen-b, " in str(refused.value)
@@ -152,7 +152,7 @@ def test_an_unknown_preset_is_answered_with_all_and_the_nearest() -> None:
         ('[teacher]\nname = "digits"\ncolour = 1\n', "there is no key teacher.colour"),
     ],
 )
-def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
+def test_an_invalid_file_is_refused_with_its_name(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text(content)
     with pytest.raises(Refused) as refused:
@@ -161,17 +161,17 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, message: 
     assert message in str(refused.value)
 
 
-def test_a_missing_file_is_refused_by_name() -> None:
-    with pytest.raises(Refused, match=r"there is no preset file nowhere\.toml"):
+def test_a_missing_file_is_refused_with_its_name() -> None:
+    with pytest.raises(Refused, match=r"preset file nowhere\.toml does not exist"):
         compose("nowhere.toml")
 
 
-def test_a_folder_in_a_presets_place_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_a_preset_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "folder.toml"
     folder.mkdir()
     with pytest.raises(Refused, match=r"cannot read the preset file .*folder\.toml: Is a directory"):
         compose(str(folder))
 
 
-def test_nothing_is_nearest_to_nonsense() -> None:
+def test_an_unrelated_name_has_no_nearest_key() -> None:
     assert nearest("qqqq", [key for key, _ in leaves(RunConfig)]) is None

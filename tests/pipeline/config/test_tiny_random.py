@@ -1,4 +1,4 @@
-"""`--tiny-random`: the paper's presets from the first pair to the last image, on teachers made small."""
+"""`--tiny-random`: the paper's presets from the first pair to the last image, with small teachers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from distill.student.sampler import sample_sequence
 from distill.student.student import Student
 from distill.training.checkpoint import newest_checkpoint
 from distill.training.distributed import World
+from distill.training.preflight import checked_manifest
 from distill.training.state import Training
 from pipeline.cli.main import main
 from pipeline.config.run_config import RunConfig, compose, to_toml
@@ -44,25 +45,25 @@ PRESETS = {
 CAPTIONS = ('a "quoted" caption', "an emoji 🦘", "قطة على سجادة", "long " * 2_000, "", "a cat", "a cat")
 
 
-def arguments(preset: str, out: Path, told: Sequence[str]) -> list[str]:
+def arguments(preset: str, out: Path, text_options: Sequence[str]) -> list[str]:
     settings = [word for setting in EVEN_SMALLER for word in ("--set", setting)]
-    return ["run", preset, "--tiny-random", "--out", str(out), "--workers", "0", *told, *settings]
+    return ["run", preset, "--tiny-random", "--out", str(out), "--workers", "0", *text_options, *settings]
 
 
-def run_to_the_end(preset: str, out: Path, told: Sequence[str]) -> Result:
-    """A run in this process; what slow methods take is not measured."""
+def run_to_the_end(preset: str, out: Path, text_options: Sequence[str]) -> Result:
+    """Run in this process, without the timing of methods."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25)
         )
-        return CliRunner().invoke(main, arguments(preset, out, told))
+        return CliRunner().invoke(main, arguments(preset, out, text_options))
 
 
-def run_and_kill(preset: str, out: Path, told: Sequence[str], moment: Callable[[], bool]) -> None:
-    """A run in a process of its own, killed as soon as the moment has come."""
+def run_and_kill(preset: str, out: Path, text_options: Sequence[str], moment: Callable[[], bool]) -> None:
+    """Run in another process and kill it as soon as `moment` returns True."""
     with (out.parent / "killed.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", *arguments(preset, out, told)],
+            [sys.executable, "-m", "pipeline.cli", *arguments(preset, out, text_options)],
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
             stdout=log,
             stderr=log,
@@ -93,10 +94,10 @@ def preset(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def told(
+def text_options(
     preset: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, ...]:
-    """What the command is told besides: of a teacher of captions these, and a T5 with random weights."""
+    """Further options: for a text-conditional teacher, captions and a T5 with random weights."""
     if "t2i" not in preset:
         return ()
     folder = tmp_path_factory.mktemp("text")
@@ -106,30 +107,32 @@ def told(
 
 
 @pytest.fixture(scope="module")
-def whole(preset: str, told: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbed."""
-    out = tmp_path_factory.mktemp("whole") / preset
-    result = run_to_the_end(preset, out, told)
+def uninterrupted(
+    preset: str, text_options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("uninterrupted") / preset
+    result = run_to_the_end(preset, out, text_options)
     assert result.exit_code == 0, result.output
     assert "method     token match  ms/image  speed-up" in result.stdout
     return out
 
 
-def test_both_stages_and_the_evaluation_are_made(whole: Path, preset: str) -> None:
+def test_both_stages_and_the_evaluation_run(uninterrupted: Path, preset: str) -> None:
     family, num_tokens, timesteps = PRESETS[preset]
-    assert len(results(whole)) == 3 + 3 + (2 if "t2i" in preset else 0)
-    exported = json.loads((whole / "student" / "config.json").read_text())
+    assert len(results(uninterrupted)) == 3 + 3 + (2 if "t2i" in preset else 0)
+    exported = json.loads((uninterrupted / "student" / "config.json").read_text())
     assert exported["family"] == family
     assert sum(exported["tokens_per_step"]) == num_tokens
     assert tuple(exported["timesteps"]) == timesteps
-    evaluation = json.loads((whole / "evaluation.json").read_text())
+    evaluation = json.loads((uninterrupted / "evaluation.json").read_text())
     assert (evaluation["protocol"], evaluation["num_images"]) == ("samples", 2)
     rows = {row["method"]: row for row in evaluation["rows"]}
     assert rows["teacher-flow"]["token_match"] == 1.0
     assert rows["student-2"]["num_steps"] == 2
     assert {row["frechet_distance"] for row in rows.values()} == {None}
     for name in ("report.html", "metrics.parquet", "samples/comparison.png"):
-        assert (whole / name).is_file()
+        assert (uninterrupted / name).is_file()
 
 
 @pytest.mark.parametrize(
@@ -138,27 +141,43 @@ def test_both_stages_and_the_evaluation_are_made(whole: Path, preset: str) -> No
     indirect=True,
     scope="module",
 )
-def test_killed_in_the_middle_a_run_ends_with_the_same_bytes(
-    whole: Path, preset: str, told: tuple[str, ...], tmp_path: Path
+def test_a_killed_run_resumes_to_the_same_bytes(
+    uninterrupted: Path, preset: str, text_options: tuple[str, ...], tmp_path: Path
 ) -> None:
     killed = tmp_path / "killed"
     checkpoints = killed / "student" / "checkpoints"
-    if told:
-        run_and_kill(preset, killed, told, lambda: any((killed / "pairs" / "shards").glob("*.tar")))
+    if text_options:
+        run_and_kill(preset, killed, text_options, lambda: any((killed / "pairs" / "shards").glob("*.tar")))
         assert not checkpoints.exists()
-    run_and_kill(preset, killed, told, lambda: any(checkpoints.glob("step-*.json")))
+    run_and_kill(preset, killed, text_options, lambda: any(checkpoints.glob("step-*.json")))
     assert not (killed / "student" / "config.json").exists()
-    assert run_to_the_end(preset, killed, told).exit_code == 0
-    assert results(killed) == results(whole)
+    assert run_to_the_end(preset, killed, text_options).exit_code == 0
+    assert results(killed) == results(uninterrupted)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_the_student_draws_in_one_step_and_in_two(
-    tokenleap: Command, whole: Path, told: tuple[str, ...], home: Path, tmp_path: Path, steps: int
+def test_the_student_generates_in_one_step_and_in_two(
+    tokenleap: Command,
+    uninterrupted: Path,
+    text_options: tuple[str, ...],
+    home: Path,
+    tmp_path: Path,
+    steps: int,
 ) -> None:
-    out, captions = tmp_path / "grid.png", told[:2]
+    out, captions = tmp_path / "grid.png", text_options[:2]
     drawn = tokenleap(
-        *("sample", whole / "student", "--steps", steps, "--labels", "1,2", "--num-images", 4, "--out", out),
+        *(
+            "sample",
+            uninterrupted / "student",
+            "--steps",
+            steps,
+            "--labels",
+            "1,2",
+            "--num-images",
+            4,
+            "--out",
+            out,
+        ),
         *captions,
     )
     assert drawn.exit_code == 0, drawn.stderr
@@ -166,16 +185,26 @@ def test_the_student_draws_in_one_step_and_in_two(
         assert (grid.mode, grid.size) == ("RGB", (2 * 32 + 4,) * 2)
 
 
-def test_the_export_makes_the_tokens_of_the_student_that_was_trained(whole: Path, preset: str) -> None:
+def test_the_export_makes_the_tokens_of_the_student_that_was_trained(
+    uninterrupted: Path, preset: str
+) -> None:
     _, num_tokens, timesteps = PRESETS[preset]
     config = compose(preset, EVEN_SMALLER, tiny_random=True)
-    training = Training(config.distill, config.teacher.name, whole / "pairs", config.pairs.num_pairs, World())
-    newest = newest_checkpoint(whole / "student" / "checkpoints", training.identity, config.train.num_steps)
+    training = Training(
+        config.distill,
+        config.teacher.name,
+        checked_manifest(config.distill, uninterrupted / "pairs"),
+        config.pairs.num_pairs,
+        World(),
+    )
+    newest = newest_checkpoint(
+        uninterrupted / "student" / "checkpoints", training.identity, config.train.num_steps
+    )
     assert newest is not None
     training.restore(newest.checkpoint)
     for parameter, average in zip(training.parameters, training.averages, strict=True):
         parameter.data.copy_(average)
-    trained, loaded = training.student.eval(), Student.from_pretrained(whole / "student")
+    trained, loaded = training.student.eval(), Student.from_pretrained(uninterrupted / "student")
     shape = (num_tokens, training.codebook_VC.shape[1])
     noise_BLC = torch.from_numpy(gaussian_noise(7, 0, 3, shape)).float()
     loaded.texts = trained.texts
@@ -199,7 +228,7 @@ def test_only_the_teacher_and_sizes_change() -> None:
         assert getattr(trial, section).model_dump() == expected
 
 
-def test_what_is_set_wins_over_the_trials_sizes(tokenleap: Command, tmp_path: Path) -> None:
+def test_options_override_the_sizes_of_the_trial(tokenleap: Command, tmp_path: Path) -> None:
     flags = ["--num-pairs", 96, "--num-steps", 7, "--set", "pairs.batch_size=4", "--set", "train.num_steps=8"]
     result = tokenleap("run", "llamagen-b", "--tiny-random", "--out", tmp_path / "run", *flags, "--dry-run")
     assert result.exit_code == 0, result.stderr
@@ -217,24 +246,34 @@ def test_its_folder_is_named_after_the_preset(
     assert "pairs into runs/var-d20-tiny-random/pairs:" in planned.stdout
 
 
-def test_stage_by_stage_it_is_the_same_trial(
-    tokenleap: Command, whole: Path, preset: str, told: tuple[str, ...], tmp_path: Path
+def test_separate_commands_give_the_same_trial(
+    tokenleap: Command, uninterrupted: Path, preset: str, text_options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Captions that were told once are those of the pairs; later commands may leave them out."""
+    """The data set stores its captions, so later commands may omit them."""
     settings = [word for setting in EVEN_SMALLER for word in ("--set", setting)]
-    settings += told[2:]
-    planned = tokenleap("generate", preset, "--tiny-random", "--out", whole / "pairs", *settings, "--dry-run")
+    settings += text_options[2:]
+    planned = tokenleap(
+        "generate", preset, "--tiny-random", "--out", uninterrupted / "pairs", *settings, "--dry-run"
+    )
     assert "3 shards are done, 0 to make" in planned.stdout, planned.output
     trained = tokenleap(
-        *("distill", preset, "--tiny-random", "--pairs", whole / "pairs", "--out", tmp_path / "student"),
+        *(
+            "distill",
+            preset,
+            "--tiny-random",
+            "--pairs",
+            uninterrupted / "pairs",
+            "--out",
+            tmp_path / "student",
+        ),
         *settings,
     )
     assert trained.exit_code == 0, trained.stderr
     exported = tmp_path / "student" / "student.safetensors"
-    assert exported.read_bytes() == (whole / "student" / "student.safetensors").read_bytes()
+    assert exported.read_bytes() == (uninterrupted / "student" / "student.safetensors").read_bytes()
 
 
-def test_a_preset_of_ones_own_can_be_tried_too(tmp_path: Path) -> None:
+def test_a_preset_file_can_be_shrunk(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('[teacher]\nname = "llamagen-t2i-256"\n[train]\nseed = 5\n')
     trial = compose(str(file), tiny_random=True)
@@ -242,19 +281,19 @@ def test_a_preset_of_ones_own_can_be_tried_too(tmp_path: Path) -> None:
     assert (trial.train.seed, trial.train.num_steps) == (5, SIZES["train"]["num_steps"])
 
 
-def test_a_teacher_that_is_small_already_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="and digits, the teacher of preset digits, is none: give the command"):
+def test_a_small_teacher_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="and digits, the teacher of preset digits, is not one: leave the"):
         compose("digits", tiny_random=True)
     file = tmp_path / "config.toml"
     file.write_text(to_toml(compose("var-d16", tiny_random=True)))
     with pytest.raises(
-        Refused, match=r"and tiny-random/var-d16, the teacher of preset .*config\.toml, is none"
+        Refused, match=r"and tiny-random/var-d16, the teacher of preset .*config\.toml, is not one"
     ):
         compose(str(file), tiny_random=True)
     assert isinstance(compose(str(file)), RunConfig)
 
 
-def test_a_wrong_preset_is_refused_as_without_it(tmp_path: Path) -> None:
+def test_an_invalid_preset_is_refused_as_without_the_option(tmp_path: Path) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text('pairs = 3\n[teacher]\nname = "var-d16"\n')
     with pytest.raises(Refused, match="pairs is a section, not a value"):

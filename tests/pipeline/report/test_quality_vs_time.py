@@ -1,4 +1,4 @@
-"""Quality against time: which methods are drawn, where, and that every name can be read."""
+"""Quality against time: the drawn methods, their positions, and names without overlaps."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ ROWS = [
 
 
 def test_methods_with_both_numbers_are_drawn_at_the_largest_batch() -> None:
-    found = {point.name: (point.milliseconds, point.distance) for point in points(ROWS)}
-    assert found["student-1"] == (pytest.approx(0.14), 0.101)
-    assert len(found) == 8
-    assert {"real", "skip-4"}.isdisjoint(found)
+    drawn = {point.name: (point.milliseconds, point.distance) for point in points(ROWS)}
+    assert drawn["student-1"] == (pytest.approx(0.14), 0.101)
+    assert len(drawn) == 8
+    assert {"real", "skip-4"}.isdisjoint(drawn)
     assert points([row("student-1", None, 0.1), row("teacher", 1.0, None)]) == []
 
 
-def test_both_axes_are_logarithmic_and_say_what_they_are() -> None:
+def test_both_axes_are_logarithmic_and_have_labels() -> None:
     (axes,) = quality_against_time(ROWS, "digits").axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert axes.get_xlabel() == "milliseconds an image, in batches of 64"
     assert axes.get_ylabel() == "Fréchet distance (digits features)"
 
 
-def test_every_name_stands_in_the_figure_and_none_on_another() -> None:
+def test_every_name_is_drawn_without_overlaps() -> None:
     figure = quality_against_time(ROWS, "digits")
     figure.draw_without_rendering()
     (axes,) = figure.axes
     assert {text.get_text() for text in axes.texts} == {point.name for point in points(ROWS)}
-    # Of the words alone, without the lines to their points.
+    # The extent of the text without the line to its point.
     boxes = [Text.get_window_extent(text) for text in axes.texts]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
-def test_what_the_paper_prints_is_hollow_and_the_later_method_is_left_out() -> None:
+def test_published_points_are_hollow_without_the_later_method() -> None:
     figure = quality_against_time(ROWS, "adm", published_rows("var-d16"))
     (axes,) = figure.axes
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
@@ -74,6 +74,6 @@ def test_the_same_rows_give_the_same_bytes() -> None:
     assert ElementTree.fromstring(first).tag.endswith("svg")
 
 
-def test_a_lone_method_and_a_distance_of_nothing_can_be_drawn() -> None:
+def test_a_single_method_and_a_negative_distance_are_drawn() -> None:
     draw(quality_against_time([row("student-1", 3.0, 0.1)], "folder"))
     draw(quality_against_time([row("student-1", -1e-9, 0.1), row("teacher", 2.0, 0.3)], "folder"))

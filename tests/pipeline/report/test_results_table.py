@@ -1,4 +1,4 @@
-"""benchmarks/results_table.py on made-up runs: means and standard errors by hand, commands, and what is no one table."""
+"""benchmarks/results_table.py on fabricated runs: means and standard errors, commands, and refusals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from results_table import Judged, main, page, table, with_error
+from results_table import EvaluatedRun, main, page, table, with_error
 
 from pipeline.config.run_config import compose
 from pipeline.run_folder.run_dir import claim
@@ -20,7 +20,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """Founds a run of the preset digits and says how it was judged."""
+    """Creates a run of the preset digits with an evaluation."""
 
     def make(name: str, seed: int, distance: float, *overrides: str, **evaluation: Any) -> Path:
         run_dir = claim(tmp_path / name, compose("digits", [f"train.seed={seed}", *overrides]))
@@ -44,8 +44,8 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "seconds_per_image": {"1": 0.008, "64": 0.001 * (1 + seed)},
             },
         ]
-        judged = {"student_sha256": name, "protocol": "digits", "num_images": 2000, "seed": 0, "rows": rows}
-        run_dir.evaluation.write_text(json.dumps({**judged, **evaluation}))
+        result = {"student_sha256": name, "protocol": "digits", "num_images": 2000, "seed": 0, "rows": rows}
+        run_dir.evaluation.write_text(json.dumps({**result, **evaluation}))
         return run_dir.root
 
     return make
@@ -57,19 +57,20 @@ def script(*arguments: object) -> Result:
 
 def test_the_table_has_means_and_standard_errors(make_run: MakeRun) -> None:
     runs = [
-        Judged.read(make_run(f"run-{seed}", seed, distance)) for seed, distance in enumerate((0.2, 0.4, 0.6))
+        EvaluatedRun.read(make_run(f"run-{seed}", seed, distance))
+        for seed, distance in enumerate((0.2, 0.4, 0.6))
     ]
-    header, rows = table(runs)
-    assert header == [
+    results = table(runs)
+    assert results.header == (
         *("method", "steps", "parameters", "Fréchet distance", "token match"),
         *("ms/image, batch 1", "ms/image, batch 64", "speed-up, batch 64"),
-    ]
+    )
     # Of 0.2, 0.4, 0.6: standard deviation 0.2, over the root of three 0.115. Speed-ups 4, 2 and 4/3.
-    assert rows[2] == [
-        *("student-1", "1", "1.1M", "0.400 ± 0.115", "0.200 ± 0.058", "8", "2 ± 0.577", "2.44 ± 0.801"),
-    ]
-    assert rows[1] == ["teacher", "16", "1M", "0.090", "", "80", "4", "1"]
-    assert rows[0] == ["real", "", "", "0.100", "", "", "", ""]
+    assert results.rows == (
+        ("real", "", "", "0.100", "", "", "", ""),
+        ("teacher", "16", "1M", "0.090", "", "80", "4", "1"),
+        ("student-1", "1", "1.1M", "0.400 ± 0.115", "0.200 ± 0.058", "8", "2 ± 0.577", "2.44 ± 0.801"),
+    )
 
 
 def test_the_page_names_the_commands_and_the_protocol(make_run: MakeRun) -> None:
@@ -89,9 +90,9 @@ def test_the_page_names_the_commands_and_the_protocol(make_run: MakeRun) -> None
     assert sum(line.startswith("| ") for line in lines) == 2 + 3
 
 
-def test_a_run_that_was_judged_again_has_that_command_too(make_run: MakeRun) -> None:
+def test_a_run_that_was_evaluated_again_has_that_command_too(make_run: MakeRun) -> None:
     run = make_run("run", 0, 0.2, repeats=3, num_images=500)
-    lines = page("digits", [Judged.read(run)])
+    lines = page("digits", [EvaluatedRun.read(run)])
     assert lines[1:3] == [
         f"tokenleap run digits --out {run}",
         f"tokenleap evaluate {run} --num-images 500 --repeats 3",
@@ -99,35 +100,40 @@ def test_a_run_that_was_judged_again_has_that_command_too(make_run: MakeRun) -> 
     assert any(line.startswith("Protocol digits, 500 images, noise seeds 0 to 2;") for line in lines)
 
 
-def test_of_one_run_there_is_no_error(make_run: MakeRun) -> None:
-    lines = page("digits", [Judged.read(make_run("run", 0, 0.2))])
+def test_one_run_has_no_standard_error(make_run: MakeRun) -> None:
+    lines = page("digits", [EvaluatedRun.read(make_run("run", 0, 0.2))])
     assert "±" not in "\n".join(lines)
     assert any("; one training seed." in line for line in lines)
 
 
-def test_values_that_a_run_lacks_are_left_out() -> None:
-    assert with_error([1.0, None], str) == ""
-    assert with_error([None], str) == ""
-    assert with_error([1.0, 1.0], str) == "1.0"
+def test_missing_values_give_an_empty_cell() -> None:
+    assert with_error([1.0, None], ".1f") == ""
+    assert with_error([None], ".1f") == ""
+    assert with_error([1.0, 1.0], ".1f") == "1.0"
 
 
 @pytest.mark.parametrize(
-    ("seed", "overrides", "judged", "message"),
+    ("seed", "overrides", "evaluation", "message"),
     [
-        (0, [], {}, "train.seed: 0, 0: each run of a table needs its own"),
+        (0, [], {}, "train.seed: 0, 0: each run of a table must have a different seed"),
         (1, ["train.learning_rate=1e-3"], {}, "differs from .* in train.learning_rate"),
-        (1, [], {"num_images": 500}, "was judged by digits, 500 images, noise seed 0, .* by digits, 2,000"),
-        (1, [], {"student_sha256": "another"}, "its student is not judged; `tokenleap evaluate"),
-        (1, [], {"teacher_images": 50}, "was held against 50 images of the teacher, .* against None"),
-        (1, [], {"rows": [{"method": "real"}]}, "were judged with different methods"),
+        (
+            1,
+            [],
+            {"num_images": 500},
+            "was evaluated by digits, 500 images, noise seed 0, .* by digits, 2,000",
+        ),
+        (1, [], {"student_sha256": "another"}, "its student is not evaluated; run `tokenleap evaluate"),
+        (1, [], {"teacher_images": 50}, "was compared with 50 images of the teacher, .* with None"),
+        (1, [], {"rows": [{"method": "real"}]}, "were evaluated with different methods"),
     ],
 )
-def test_runs_that_are_no_one_table_are_refused(
-    make_run: MakeRun, seed: int, overrides: list[str], judged: dict[str, Any], message: str
+def test_runs_that_differ_are_refused(
+    make_run: MakeRun, seed: int, overrides: list[str], evaluation: dict[str, Any], message: str
 ) -> None:
-    folders = [make_run("first", 0, 0.2), make_run("second", seed, 0.3, *overrides, **judged)]
+    folders = [make_run("first", 0, 0.2), make_run("second", seed, 0.3, *overrides, **evaluation)]
     with pytest.raises(Refused, match=message):
-        page("digits", [Judged.read(folder) for folder in folders])
+        page("digits", [EvaluatedRun.read(folder) for folder in folders])
     result = script("digits", *folders)
     assert result.exit_code == 2
     assert result.output.startswith("Error: ")

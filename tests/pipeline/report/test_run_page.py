@@ -1,4 +1,4 @@
-"""The report: one file that holds everything, says what evaluation.json says, and makes no request."""
+"""The report: one file that contains everything, agrees with evaluation.json, and makes no request."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.config.run_config import compose
+from pipeline.report.figure_style import draw
 from pipeline.report.run_page import evaluation_table, headlines, pictures, render, write_report
 from pipeline.report.terminal_summary import table_lines
-from pipeline.report.training_charts import MAX_POINTS, line_chart, training_curves
+from pipeline.report.training_charts import MAX_POINTS, line_chart, training_charts
 from pipeline.run_folder.results import read_results
 from pipeline.run_folder.run_dir import RunDir, claim
 
@@ -55,8 +56,8 @@ class Page(HTMLParser):
 @pytest.fixture
 def finished(tmp_path: Path) -> RunDir:
     run_dir = claim(tmp_path / "wide & <bold>", compose("digits"))
-    judged = {"protocol": "digits", "num_images": 2000, "seed": 0, "rows": ROWS}
-    run_dir.evaluation.write_text(json.dumps(judged))
+    evaluation = {"protocol": "digits", "num_images": 2000, "seed": 0, "rows": ROWS}
+    run_dir.evaluation.write_text(json.dumps(evaluation))
     run_dir.seconds.write_text(json.dumps({"pairs": 60.0, "student": 125.0}))
     run_dir.samples.mkdir()
     (run_dir.samples / "same-noise.png").write_bytes(PNG)
@@ -65,15 +66,17 @@ def finished(tmp_path: Path) -> RunDir:
     return run_dir
 
 
-def test_the_page_holds_its_images_and_asks_for_nothing(finished: RunDir) -> None:
+def test_the_page_contains_its_images_and_makes_no_request(finished: RunDir) -> None:
     write_report(finished)
     html = finished.report.read_text()
     page = Page(html)
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert sources[0] == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
-    quality = base64.b64decode(str(sources[1]).removeprefix("data:image/svg+xml;base64,"))
-    assert ElementTree.fromstring(quality).tag.endswith("svg")
-    assert len(sources) == 2
+    # Quality against time, and the chart of the loss.
+    for source in sources[1:]:
+        svg = base64.b64decode(str(source).removeprefix("data:image/svg+xml;base64,"))
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert len(sources) == 3
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?://|url\(|@import", html)
 
@@ -84,22 +87,22 @@ def test_the_page_names_the_run_and_escapes_it(finished: RunDir) -> None:
     assert compose("digits").description in Page(html).text
 
 
-def test_the_page_says_what_evaluation_json_says(finished: RunDir) -> None:
+def test_the_page_agrees_with_evaluation_json(finished: RunDir) -> None:
     page = Page(render(read_results(finished)))
     assert page.cells == [
         *("teacher", "16", "1.250 ± 0.050", "–", "80.00", "4.00", "1.0×"),
         *("student-1", "1", "3.500", "0.625", "8.00", "1.00", "10.0×"),
     ]
     assert "10.0×" in page.text
-    assert "Judged by protocol digits, 2,000 images, noise seed 0." in page.text
+    assert "Evaluated by protocol digits, 2,000 images, noise seed 0." in page.text
     assert "pairs 1 min 00 s, student 2 min 05 s, 3 min 05 s in all" in page.text
     assert f"guidance_scale = {compose('digits').teacher.guidance_scale}" in page.text
 
 
-def test_without_scores_the_token_match_is_told_in_their_place(finished: RunDir) -> None:
+def test_without_scores_the_token_match_is_shown_instead(finished: RunDir) -> None:
     rows = [{**row, "frechet_distance": None, "frechet_distance_std": None} for row in ROWS]
-    judged = {"protocol": "samples", "num_images": 64, "seed": 0, "rows": rows}
-    finished.evaluation.write_text(json.dumps(judged))
+    evaluation = {"protocol": "samples", "num_images": 64, "seed": 0, "rows": rows}
+    finished.evaluation.write_text(json.dumps(evaluation))
     results = read_results(finished)
     page = Page(render(results))
     assert page.cells == [
@@ -112,8 +115,10 @@ def test_without_scores_the_token_match_is_told_in_their_place(finished: RunDir)
     ]
     assert "Fréchet" not in page.text
     assert "Protocol samples, 64 images, noise seed 0." in page.text
-    assert [tag for tag, _ in page.tags if tag == "img"] == ["img"]
-    assert "nothing is scored against them" in page.text
+    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [
+        *("same-noise", "loss by training step")
+    ]
+    assert "it has no scores against real images" in page.text
     assert table_lines(results.rows) == [
         "method     token match  ms/image  speed-up",
         "teacher              -     80.00       1.0",
@@ -122,16 +127,16 @@ def test_without_scores_the_token_match_is_told_in_their_place(finished: RunDir)
 
 
 def test_evaluations_by_other_protocols_follow_if_they_are_of_the_same_student(finished: RunDir) -> None:
-    judged = {"protocol": "adm", "num_images": 50_000, "seed": 0, "repeats": 2, "rows": ROWS}
-    (finished.root / "evaluation-adm.json").write_text(json.dumps(judged))
-    (finished.root / "evaluation-dd.json").write_text(json.dumps({**judged, "student_sha256": "another"}))
+    evaluation = {"protocol": "adm", "num_images": 50_000, "seed": 0, "repeats": 2, "rows": ROWS}
+    (finished.root / "evaluation-adm.json").write_text(json.dumps(evaluation))
+    (finished.root / "evaluation-dd.json").write_text(json.dumps({**evaluation, "student_sha256": "another"}))
     page = Page(render(read_results(finished)))
     assert "Protocol adm, 50,000 images, noise seeds 0 to 1; mean ± sample standard deviation" in page.text
     assert page.cells.count("teacher") == 2
     assert "another" not in page.text
 
 
-def test_scores_where_there_are_any_leave_the_token_match_to_the_table(finished: RunDir) -> None:
+def test_with_scores_the_token_match_is_only_in_the_table(finished: RunDir) -> None:
     assert [name for _, name in headlines(read_results(finished))] == [
         "one step against the teacher, an image at a time",
         *("Fréchet distance, one step", "Fréchet distance, teacher"),
@@ -139,25 +144,25 @@ def test_scores_where_there_are_any_leave_the_token_match_to_the_table(finished:
     ]
 
 
-def test_columns_that_no_method_fills_are_left_out() -> None:
+def test_empty_columns_are_left_out() -> None:
     assert evaluation_table(ROWS).header == (
         *("method", "steps", "Fréchet distance", "token match"),
         *("ms/image, batch 1", "ms/image, batch 64", "speed-up"),
     )
 
 
-def test_only_what_moves_is_drawn_and_holes_are_left_out(finished: RunDir) -> None:
+def test_constant_columns_are_not_drawn_and_missing_values_are_left_out(finished: RunDir) -> None:
     results = read_results(finished)
     assert results.metrics["loss"][:2] == [4.0, 2.0]
     assert math.isnan(results.metrics["loss"][2])
-    curves = training_curves(results.metrics)
-    assert len(curves) == 1
-    assert curves[0] in render(results)
+    (chart,) = training_charts(results.metrics)
+    assert chart.title == "loss"
+    assert chart.url in render(results)
 
 
-def test_a_run_that_has_just_begun_has_a_report_too(tmp_path: Path) -> None:
+def test_a_run_without_results_has_a_report(tmp_path: Path) -> None:
     html = render(read_results(claim(tmp_path / "run", compose("digits"))))
-    assert "has not been judged yet" in html
+    assert "has not been evaluated yet" in html
     assert "<img" not in html
 
 
@@ -166,34 +171,38 @@ def test_the_same_run_gives_the_same_page(finished: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [[3.0, 1.0, 2.0], [1e-6, 10.0, 1e-3], [-1.0, 0.0, 5e3], [1.0, 1.0001, 1.0], [3.44, 2.6, 3.0]]
+    ("values", "scale"),
+    [
+        ([3.0, 1.0, 2.0], "linear"),
+        ([1e-6, 10.0, 1e-3], "log"),
+        ([-1.0, 0.0, 5e3], "linear"),
+        ([1.0, 1.0001, 1.0], "linear"),
+        ([3.44, 2.6, 3.0], "linear"),
+    ],
 )
-def test_a_chart_is_well_formed_and_stays_inside(values: list[float]) -> None:
-    chart = ElementTree.fromstring(line_chart("a < b", list(zip([0, 50, 100], values, strict=True))))
-    width, height = (float(number) for number in chart.attrib["viewBox"].split()[2:])
-    line = chart.find("polyline")
-    assert line is not None
-    points = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
-    assert len(points) == 3
-    assert all(0 <= x <= width and 0 <= y <= height for x, y in points)
-    lowest = max(range(3), key=lambda index: points[index][1])
-    assert values[lowest] == min(values)
-    for rule in chart.iter("line"):
-        assert 0 <= float(rule.attrib["y1"]) <= height
-    assert len(list(chart.iter("line"))) >= 2
+def test_a_chart_shows_all_values(values: list[float], scale: str) -> None:
+    figure = line_chart("a < $b$", list(zip([0, 50, 100], values, strict=True)))
+    (axes,), (legend,) = figure.axes, figure.legends
+    (line,) = axes.lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 50, 100], values)
+    assert axes.get_xlabel() == "training step"
+    assert axes.get_yscale() == scale
+    assert legend.get_title().get_text() == "a < $b$" + (" (log)" if scale == "log" else "")
+    low, high = axes.get_ylim()
+    assert low < min(values)
+    assert max(values) < high
+    assert len([tick for tick in axes.get_yticks() if low <= tick <= high]) >= 2
+    assert ElementTree.fromstring(draw(figure).svg).tag.endswith("svg")
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
     points = [(float(step), float(step % 7)) for step in range(10_001)]
-    chart = ElementTree.fromstring(line_chart("loss", points))
-    line = chart.find("polyline")
-    assert line is not None
-    drawn = line.attrib["points"].split()
-    assert MAX_POINTS / 2 < len(drawn) <= MAX_POINTS
-    assert drawn[-1].startswith("350.0,")
+    (line,) = line_chart("loss", points).axes[0].lines
+    assert MAX_POINTS / 2 < len(line.get_xdata()) <= MAX_POINTS
+    assert (line.get_xdata()[-1], line.get_ydata()[-1]) == points[-1]
 
 
-def test_pictures_come_in_the_order_of_the_table(finished: RunDir) -> None:
+def test_pictures_are_in_the_order_of_the_table(finished: RunDir) -> None:
     for name in ("student-1", "comparison", "teacher"):
         (finished.samples / f"{name}.png").write_bytes(PNG)
     shown = [picture.name for picture in pictures(read_results(finished))]

@@ -1,4 +1,4 @@
-"""A run's folder goes on only with the settings it was begun with."""
+"""A run continues only with the settings it started with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_first_use_writes_configuration_and_environment(tmp_path: Path) -> N
     assert recorded["packages"]["torch"]
 
 
-def test_the_same_settings_go_on_without_a_write(tmp_path: Path) -> None:
+def test_equal_settings_continue_without_a_write(tmp_path: Path) -> None:
     run_dir = claim(tmp_path, compose("digits"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     claim(tmp_path, compose("digits"))
@@ -33,7 +33,7 @@ def test_the_same_settings_go_on_without_a_write(tmp_path: Path) -> None:
     assert sorted(before) == [run_dir.config, run_dir.environment]
 
 
-def test_of_two_runs_that_begin_at_once_the_first_settings_stand(
+def test_of_two_concurrent_starts_the_settings_written_first_are_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = compose("digits"), compose("digits", ["train.seed=1"])
@@ -42,18 +42,18 @@ def test_of_two_runs_that_begin_at_once_the_first_settings_stand(
     def slow_check(out: Path, config: RunConfig) -> RunDir:
         found = check(out, config)
         if not checked_by_second:
-            # The other process founds the folder between this one's check and its write.
+            # The other process claims the folder between the check and the write of this one.
             checked_by_second.append(out)
             commit_bytes(found.config, to_toml(first).encode())
         return found
 
     monkeypatch.setattr("pipeline.run_folder.run_dir.check", slow_check)
-    with pytest.raises(Refused, match=r"train\.seed: there 0, asked 1"):
+    with pytest.raises(Refused, match=r"train\.seed: found 0, requested 1"):
         claim(tmp_path, second)
     assert RunDir(tmp_path).read_config() == first
 
 
-def test_a_damaged_log_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_damaged_log_is_refused_with_its_name(tmp_path: Path) -> None:
     log = tmp_path / "metrics.parquet"
     log.write_bytes(b"PAR1 and no more")
     with pytest.raises(Refused, match=r"metrics\.parquet is damaged: delete it"):
@@ -76,7 +76,7 @@ def test_free_settings_may_change_and_upward_ones_grow(tmp_path: Path, override:
     assert claim(tmp_path, changed).read_config() == changed
 
 
-def test_other_changes_are_refused_each_by_name(tmp_path: Path) -> None:
+def test_each_other_change_is_refused_with_its_key(tmp_path: Path) -> None:
     run_dir = claim(tmp_path, compose("digits", [*SIZES, "teacher.guidance_scale=1.5"]))
     overrides = [
         "pairs.num_pairs=20000",
@@ -89,22 +89,22 @@ def test_other_changes_are_refused_each_by_name(tmp_path: Path) -> None:
         claim(tmp_path, compose("digits", overrides))
     message = str(refused.value)
     assert str(tmp_path) in message
-    assert "teacher.guidance_scale: there 1.5, asked 3.0" in message
-    assert "train.num_steps: there 2000, asked 10 (it may only grow)" in message
-    assert "student.timesteps: there 0,8, asked 0" in message
-    assert "pairs.solver_steps: there the default, asked 9" in message
-    assert "Give the original values to go on with it, or another --out" in message
+    assert "teacher.guidance_scale: found 1.5, requested 3.0" in message
+    assert "train.num_steps: found 2000, requested 10 (it may only grow)" in message
+    assert "student.timesteps: found 0,8, requested 0" in message
+    assert "pairs.solver_steps: found no value, requested 9" in message
+    assert "Give the stored values to continue it, or another --out" in message
     assert "train.seed" not in message
     assert run_dir.read_config() == compose("digits", [*SIZES, "teacher.guidance_scale=1.5"])
 
 
-def test_a_folder_with_other_things_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(Refused, match=r"holds thesis\.tex: give another --out"):
+    with pytest.raises(Refused, match=r"contains thesis\.tex: give another --out"):
         check(tmp_path, compose("digits"))
 
 
-def test_pairs_made_beforehand_and_leftovers_of_a_killed_writer_are_welcome(tmp_path: Path) -> None:
+def test_existing_pairs_and_files_of_a_killed_writer_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "pairs").mkdir()
     (tmp_path / ".config.toml.1.abc.tmp").touch()
     claim(tmp_path, compose("digits"))
@@ -115,6 +115,6 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_environment_holds_no_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recorded_environment_contains_no_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENLEAP_SECRET", "hush-hush")
     assert "hush-hush" not in json.dumps(environment())

@@ -1,4 +1,4 @@
-"""Progress in a log file: few lines, honest rates."""
+"""Progress in a log file: few lines with correct rates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.runtime.progress import duration, progress
 
 
 class Clock:
-    """Seconds that pass when told."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -25,7 +25,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_short_phase_says_nothing() -> None:
+def test_a_short_phase_prints_nothing() -> None:
     stream, clock = io.StringIO(), Clock()
     with progress("pairs", "pairs", stream, clock) as report:
         for done in range(5):
@@ -34,7 +34,7 @@ def test_a_short_phase_says_nothing() -> None:
     assert stream.getvalue() == ""
 
 
-def test_a_line_tells_done_total_rate_and_time_left() -> None:
+def test_a_line_contains_done_total_rate_and_time_left() -> None:
     stream, clock = io.StringIO(), Clock()
     with progress("pairs", "pairs", stream, clock) as report:
         report(0, 10_000, "")
@@ -43,7 +43,7 @@ def test_a_line_tells_done_total_rate_and_time_left() -> None:
     assert stream.getvalue() == "pairs: 2,000/10,000 pairs, 400.0 pairs/s, 20 s left, 1 failed\n"
 
 
-def test_what_an_earlier_run_did_is_not_speed() -> None:
+def test_units_of_an_earlier_run_do_not_count_for_the_rate() -> None:
     stream, clock = io.StringIO(), Clock()
     with progress("student", "steps", stream, clock) as report:
         report(900, 1_000, "")
@@ -52,7 +52,7 @@ def test_what_an_earlier_run_did_is_not_speed() -> None:
     assert "1.0 steps/s, 1 min 30 s left" in stream.getvalue()
 
 
-def test_lines_keep_ten_seconds_apart() -> None:
+def test_lines_are_ten_seconds_apart() -> None:
     stream, clock = io.StringIO(), Clock()
     with progress("pairs", "pairs", stream, clock) as report:
         for done in range(61):
@@ -73,8 +73,8 @@ def test_a_terminal_gets_a_bar() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [(0.44, "0.4 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7_620, "2 h 07 min")],
 )
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+def test_durations_are_formatted(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,4 +1,4 @@
-"""The joined table: written beside writers at work, and read where nothing can be listed."""
+"""The joined table: written while other processes write rows, and read from servers that cannot list files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import pytest
 from shards import Manifest, Refused, View, commit_shard, create_dataset, verify
 from shards.dataset import manifest
 from shards.dataset.manifest import join
-from shards.dataset.manifest_row import forget, read_joined, replace_row
+from shards.dataset.manifest_row import read_joined, remove_row, replace_row
 from shards.streaming.stream import PairStream
 
 
 class Files(SimpleHTTPRequestHandler):
-    """Files by name, no listings."""
+    """Serves files by name, without listings."""
 
     def list_directory(self, path: object) -> None:
         self.send_error(404)
@@ -43,15 +43,15 @@ def served(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def during_the_write(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Lets something happen once, between the first reading of the rows and the writing of the joined table."""
+    """Calls a function once, between the first reading of the rows and the writing of the joined table."""
     real = manifest.write_joined
 
-    def arrange(happens: Callable[[], object]) -> None:
-        waiting = [happens]
+    def arrange(change: Callable[[], object]) -> None:
+        pending = [change]
 
         def write_joined(root, rows):
-            if waiting:
-                waiting.pop()()
+            if pending:
+                pending.pop()()
             return real(root, rows)
 
         monkeypatch.setattr(manifest, "write_joined", write_joined)
@@ -67,28 +67,28 @@ def test_joining_reads_the_rows_and_not_the_table(make_spec, make_dataset) -> No
     assert verify(made.root) == []
 
 
-@pytest.mark.parametrize("what", ["forgotten", "replaced", "added"])
-def test_what_happens_while_rows_are_joined_is_in_the_table(
-    make_spec, make_pairs, make_dataset, row_extras, during_the_write, what: str
+@pytest.mark.parametrize("change", ["removed", "replaced", "added"])
+def test_a_change_while_rows_are_joined_is_in_the_table(
+    make_spec, make_pairs, make_dataset, row_extras, during_the_write, change: str
 ) -> None:
     made = make_dataset(make_spec(), 3)
     root, spec = made.root, made.spec
-    happen = {
-        "forgotten": lambda: forget(root, "pairs-000002"),
+    changes = {
+        "removed": lambda: remove_row(root, "pairs-000002"),
         "replaced": lambda: replace_row(root, replace(made.rows[1], host="elsewhere")),
         "added": lambda: commit_shard(root, spec, 3, make_pairs(spec, 3), row_extras),
     }
-    during_the_write(happen[what])
+    during_the_write(changes[change])
     assert join(root) == Manifest.open(root)
     assert tuple(read_joined(root).values()) == join(root).rows
-    assert len(read_joined(root)) == {"forgotten": 2, "replaced": 3, "added": 4}[what]
+    assert len(read_joined(root)) == {"removed": 2, "replaced": 3, "added": 4}[change]
 
 
-@pytest.mark.parametrize("what", ["forgotten", "replaced"])
+@pytest.mark.parametrize("change", ["removed", "replaced"])
 def test_a_table_of_old_rows_does_not_outlive_a_change(
-    make_spec, make_dataset, monkeypatch: pytest.MonkeyPatch, what: str
+    make_spec, make_dataset, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """Somebody who read the rows before the change writes them in the middle of it."""
+    """Another process that read the rows before the change writes the table during the change."""
     from shards.dataset import manifest_row as rows
 
     made = make_dataset(make_spec(), 3)
@@ -96,15 +96,15 @@ def test_a_table_of_old_rows_does_not_outlive_a_change(
     removed: list[str] = []
 
     def remove(path: Path) -> bool:
-        gone = real(path)
+        existed = real(path)
         if not removed:
             made.write_joined()
         removed.append(path.name)
-        return gone
+        return existed
 
     monkeypatch.setattr(rows, "remove", remove)
-    if what == "forgotten":
-        forget(made.root, "pairs-000001")
+    if change == "removed":
+        remove_row(made.root, "pairs-000001")
         assert Manifest.open(made.root).rows == (made.rows[0], made.rows[2])
     else:
         other = replace(made.rows[1], host="elsewhere")
@@ -128,24 +128,24 @@ def test_a_url_is_joined(make_spec, make_pairs, row_extras) -> None:
     made = Manifest.open(url)
     assert join(url) == made
     assert verify(url) == []
-    forget(url, "pairs-000000")
+    remove_row(url, "pairs-000000")
     assert Manifest.open(url).missing(2) == (0,)
 
 
-def test_over_the_web_the_table_is_the_whole_truth(make_spec, make_dataset) -> None:
+def test_over_the_web_the_table_alone_lists_the_shards(make_spec, make_dataset) -> None:
     made = make_dataset(make_spec(), 4)
     replace(made, rows=made.rows[:3]).write_joined()
     with served(made.root) as url:
-        there = Manifest.open(url)
-        assert (there.spec, there.rows) == (made.spec, made.rows[:3])
+        remote = Manifest.open(url)
+        assert (remote.spec, remote.rows) == (made.spec, made.rows[:3])
         assert verify(url) == []
-        views: list[tuple[Any, View]] = [(url, there.view()), (made.root, made.view(16))]
+        views: list[tuple[Any, View]] = [(url, remote.view()), (made.root, made.view(16))]
         streams = [PairStream(root, view, batch_size=4, seed=1) for root, view in views]
         for _ in range(6):
-            here, local = (next(stream) for stream in streams)
-            assert here.index_B.tolist() == local.index_B.tolist()
-            assert here.noise_BLC.equal(local.noise_BLC)
-            assert here.tokens_BL.equal(local.tokens_BL)
+            served_batch, local_batch = (next(stream) for stream in streams)
+            assert served_batch.index_B.tolist() == local_batch.index_B.tolist()
+            assert served_batch.noise_BLC.equal(local_batch.noise_BLC)
+            assert served_batch.tokens_BL.equal(local_batch.tokens_BL)
 
 
 def test_damage_behind_a_web_server_is_found(make_spec, make_dataset) -> None:
@@ -159,9 +159,11 @@ def test_damage_behind_a_web_server_is_found(make_spec, make_dataset) -> None:
         assert found == [("broken", f"{url}/shards/pairs-00000{index}.tar") for index in (1, 2)]
 
 
-def test_the_web_without_a_table_is_refused_with_the_way_to_one(make_spec, make_dataset) -> None:
+def test_the_web_without_a_table_is_refused_with_a_remedy(make_spec, make_dataset) -> None:
     with served(make_dataset(make_spec(), 2).root) as url:
-        with pytest.raises(Refused, match=r"has no manifest\.parquet .*`tokenleap shards join` makes one"):
+        with pytest.raises(
+            Refused, match=r"has no manifest\.parquet .*create one with `tokenleap shards join`"
+        ):
             Manifest.open(url)
         assert [finding.kind for finding in verify(url)] == ["joined"]
 
@@ -181,8 +183,8 @@ def test_nothing_is_written_over_the_web(make_spec, make_pairs, make_dataset, ro
             lambda: create_dataset(url, made.spec),
             lambda: commit_shard(url, made.spec, 2, make_pairs(made.spec, 2), row_extras),
             lambda: join(url),
-            lambda: forget(url, "pairs-000000"),
+            lambda: remove_row(url, "pairs-000000"),
         ]
         for call in calls:
-            with pytest.raises(Refused, match="over http pairs are only read"):
+            with pytest.raises(Refused, match="pairs can only be read over http"):
                 call()

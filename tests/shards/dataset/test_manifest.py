@@ -1,4 +1,4 @@
-"""Founding a data set, its table of shards, and the views cut out of it."""
+"""Creation of a data set, its manifest, and views of its pairs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from shards import Failed, Manifest, Refused, create_dataset, shard_name
 from shards.dataset.manifest import dataset_exists, read_spec, refuse_other_spec
-from shards.dataset.manifest_row import forget, row_path, write_row
+from shards.dataset.manifest_row import remove_row, row_path, write_row
 
 
 def test_shard_name() -> None:
     assert shard_name(42) == "pairs-000042"
 
 
-def test_founding_twice_is_the_same(tmp_path, make_spec) -> None:
+def test_creating_twice_changes_nothing(tmp_path, make_spec) -> None:
     create_dataset(tmp_path, make_spec())
     before = (tmp_path / "dataset.json").read_bytes()
     create_dataset(tmp_path, make_spec())
@@ -24,20 +24,20 @@ def test_founding_twice_is_the_same(tmp_path, make_spec) -> None:
     assert read_spec(tmp_path) == make_spec()
 
 
-def test_founding_other_pairs_names_every_difference(tmp_path, make_spec) -> None:
+def test_creating_with_another_spec_names_every_difference(tmp_path, make_spec) -> None:
     create_dataset(tmp_path, make_spec())
     lineage = {"teacher": {"name": "small", "top_k": 9}, "dtype": "float32", "solver_steps": 32}
     with pytest.raises(Refused) as caught:
         create_dataset(tmp_path, make_spec(lineage=lineage, num_heldout=16))
     message = str(caught.value)
-    assert "lineage.teacher.top_k: 5 -> 9" in message
-    assert "lineage.solver_steps: 'nothing' -> 32" in message
-    assert "num_heldout: 8 -> 16" in message
-    assert message.count(" -> ") == 4  # the legend and three keys
+    assert "lineage.teacher.top_k: found 5, requested 9" in message
+    assert "lineage.solver_steps: found nothing, requested 32" in message
+    assert "num_heldout: found 8, requested 16" in message
+    assert message.count(": found ") == 3
     assert read_spec(tmp_path) == make_spec()
 
 
-def test_a_data_set_keeps_the_name_it_was_founded_with(tmp_path, make_spec) -> None:
+def test_a_data_set_keeps_its_original_names(tmp_path, make_spec) -> None:
     create_dataset(tmp_path, make_spec())
     create_dataset(
         tmp_path, make_spec(lineage={"teacher": {"name": "renamed", "top_k": 5}, "dtype": "float32"})
@@ -45,18 +45,18 @@ def test_a_data_set_keeps_the_name_it_was_founded_with(tmp_path, make_spec) -> N
     assert read_spec(tmp_path) == make_spec()
 
 
-def test_asking_whether_a_data_set_is_there_writes_nothing(tmp_path, make_spec) -> None:
+def test_checking_for_a_data_set_writes_nothing(tmp_path, make_spec) -> None:
     root = tmp_path / "pairs"
     assert not dataset_exists(root)
     assert not root.exists()
     create_dataset(root, make_spec())
     assert dataset_exists(root)
     refuse_other_spec(root, make_spec())
-    with pytest.raises(Refused, match="seed: 7 -> 8"):
+    with pytest.raises(Refused, match="seed: found 7, requested 8"):
         refuse_other_spec(root, make_spec(seed=8))
 
 
-def test_a_lineage_of_tuples_is_the_lineage_of_lists_that_is_read_back(tmp_path, make_spec) -> None:
+def test_tuples_in_a_lineage_equal_the_lists_that_are_read_back(tmp_path, make_spec) -> None:
     spec = make_spec(lineage={"scales": (1, 2, 4)})
     create_dataset(tmp_path, spec)
     create_dataset(tmp_path, spec)
@@ -77,34 +77,34 @@ def test_a_folder_without_a_data_set_is_refused(tmp_path) -> None:
         Manifest.open(tmp_path)
 
 
-def test_rows_come_sorted_and_gaps_are_known(make_spec, make_dataset) -> None:
+def test_rows_are_sorted_and_gaps_are_found(make_spec, make_dataset) -> None:
     root = make_dataset(make_spec(), 4).root
-    forget(root, "pairs-000002")
+    remove_row(root, "pairs-000002")
     manifest = Manifest.open(root)
     assert [row.first_pair for row in manifest.rows] == [0, 8, 24]
     assert manifest.num_pairs == 24
     assert manifest.missing(6) == (2, 4, 5)
 
 
-def test_the_joined_table_says_the_same(make_spec, make_dataset) -> None:
+def test_the_joined_table_gives_the_same_manifest(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(), 3)
     assert manifest.write_joined() == manifest.root / "manifest.parquet"
     assert Manifest.open(manifest.root) == manifest
 
 
-def test_rows_later_than_the_joined_table_count(make_spec, make_dataset) -> None:
+def test_rows_committed_after_joining_count(make_spec, make_dataset) -> None:
     make_dataset(make_spec(), 2).write_joined()
     assert [row.first_pair for row in make_dataset(make_spec(), 3).rows] == [0, 8, 16]
 
 
-def test_forgetting_a_shard_outlives_the_joined_table(make_spec, make_dataset) -> None:
+def test_removing_a_row_removes_it_from_the_joined_table(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(), 3)
     manifest.write_joined()
-    forget(manifest.root, "pairs-000001")
+    remove_row(manifest.root, "pairs-000001")
     assert Manifest.open(manifest.root).missing(3) == (1,)
 
 
-def test_a_row_without_a_file_of_its_own_does_not_count(make_spec, make_dataset) -> None:
+def test_a_row_in_the_joined_table_alone_does_not_count(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(), 3)
     manifest.write_joined()
     row_path(manifest.root, "pairs-000001").unlink()
@@ -120,7 +120,7 @@ def test_the_first_row_wins(make_spec, make_dataset) -> None:
 def test_a_foreign_row_is_refused_by_name(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(), 2)
     row = manifest.rows[1]
-    forget(manifest.root, row.shard)
+    remove_row(manifest.root, row.shard)
     write_row(manifest.root, replace(row, fingerprint="0" * 64))
     with pytest.raises(Refused, match=r"pairs-000001\.parquet: its shard belongs to other pairs"):
         Manifest.open(manifest.root)
@@ -132,7 +132,7 @@ def test_a_foreign_row_is_refused_by_name(make_spec, make_dataset) -> None:
 def test_an_inconsistent_row_fails_by_name(make_spec, make_dataset, change, message) -> None:
     manifest = make_dataset(make_spec(), 2)
     row = manifest.rows[1]
-    forget(manifest.root, row.shard)
+    remove_row(manifest.root, row.shard)
     write_row(manifest.root, replace(row, **change))
     with pytest.raises(Failed, match=message):
         Manifest.open(manifest.root)
@@ -149,14 +149,14 @@ def test_an_unreadable_row_fails_by_name(make_spec, make_dataset) -> None:
 def test_a_row_under_another_name_fails(make_spec, make_dataset) -> None:
     root = make_dataset(make_spec(), 2).root
     row_path(root, "pairs-000000").replace(row_path(root, "pairs-000001"))
-    with pytest.raises(Failed, match="does not hold the one row of pairs-000001"):
+    with pytest.raises(Failed, match="does not contain exactly the row of pairs-000001"):
         Manifest.open(root)
 
 
 def test_training_views_begin_after_the_held_out_pairs(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(), 4)
-    whole = manifest.view()
-    assert (whole.first, whole.size, whole.sizes) == (8, 24, (8, 8, 8))
+    view = manifest.view()
+    assert (view.first, view.size, view.sizes) == (8, 24, (8, 8, 8))
     part = manifest.view(11)
     assert (part.first, part.size, part.sizes) == (8, 11, (8, 3))
     assert part.rows == manifest.rows[1:3]
@@ -183,34 +183,34 @@ def test_held_out_pairs_need_not_fill_their_shard(make_spec, make_dataset) -> No
 
 def test_a_view_larger_than_the_data_is_refused(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(), 3)
-    with pytest.raises(Refused, match=r"holds 16 of them.*--num-pairs 17"):
+    with pytest.raises(Refused, match=r"has 16 training pairs, but 17 are needed.*--num-pairs 17"):
         manifest.view(17)
-    with pytest.raises(Refused, match="holds 16"):
+    with pytest.raises(Refused, match="has 16 training pairs, but at least 1"):
         manifest.view(0)
     assert manifest.view(16).size == 16
 
 
 def test_a_view_over_a_gap_is_refused(make_spec, make_dataset) -> None:
     root = make_dataset(make_spec(), 4).root
-    forget(root, "pairs-000002")
+    remove_row(root, "pairs-000002")
     manifest = Manifest.open(root)
     assert manifest.view(8).size == 8
-    with pytest.raises(Refused, match="holds 8 of them"):
+    with pytest.raises(Refused, match="has 8 training pairs"):
         manifest.view(9)
-    with pytest.raises(Refused, match="pairs-000002 is not there"):
+    with pytest.raises(Refused, match="pairs-000002 is missing"):
         manifest.view()
 
 
 def test_an_unfinished_data_set_has_no_views(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(), 0)
     assert manifest.rows == ()
-    with pytest.raises(Refused, match="holds 0 of them"):
+    with pytest.raises(Refused, match="has 0 training pairs"):
         manifest.view()
-    with pytest.raises(Refused, match="held out"):
+    with pytest.raises(Refused, match="held-out"):
         manifest.heldout()
 
 
-def test_dataset_file_is_readable_by_people(tmp_path, make_spec) -> None:
+def test_dataset_file_is_indented_json(tmp_path, make_spec) -> None:
     create_dataset(tmp_path, make_spec())
     text = (tmp_path / "dataset.json").read_text()
     assert json.loads(text) == json.loads(json.dumps(make_spec().to_json()))

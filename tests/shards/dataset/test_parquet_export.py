@@ -1,4 +1,4 @@
-"""The Parquet file of a data set's training pairs: the same pairs, one row group a shard, whole or not there."""
+"""The Parquet export of training pairs: the same pairs, one row group per shard, written atomically."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def test_it_holds_the_training_pairs(
     spec = make_spec(noise=noise, vocab_size=vocab_size)
     manifest = make_dataset(spec, 4)
     out = tmp_path / "pairs.parquet"
-    told = []
-    view = export_parquet(manifest, out, size, lambda *progress: told.append(progress))
+    reported = []
+    view = export_parquet(manifest, out, size, lambda *progress: reported.append(progress))
     file = pyarrow.parquet.ParquetFile(out)
     count = sum(groups)
     assert view.size == count
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == groups
-    assert told == [(done, len(groups), "") for done in range(1, len(groups) + 1)]
+    assert reported == [(done, len(groups), "") for done in range(1, len(groups) + 1)]
     assert json.loads(file.schema_arrow.metadata[SPEC_KEY.encode()]) == json.loads(json.dumps(spec.to_json()))
     table = file.read()
     wanted = [make_pairs(spec, index) for index in (1, 2, 3)]
@@ -49,5 +49,5 @@ def test_a_broken_shard_leaves_nothing(make_spec, make_dataset, tmp_path) -> Non
     with pytest.raises(Failed, match="pairs-000002"):
         export_parquet(manifest, tmp_path / "out" / "pairs.parquet")
     assert os.listdir(tmp_path / "out") == []
-    with pytest.raises(Refused, match="holds 16 of them"):
+    with pytest.raises(Refused, match="has 16 training pairs"):
         export_parquet(manifest, tmp_path / "out" / "pairs.parquet", 17)

@@ -1,4 +1,4 @@
-"""A shard read back is what was written, or it is an error: never something else."""
+"""Reading a shard returns what was written, or raises an error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def row_of(spec, pairs: Pairs) -> ManifestRow:
     ],
 )
 def test_round_trip(make_spec, make_pairs, columns_equal, noise, shape) -> None:
-    """Among the shapes: payloads that fill their blocks exactly, and labels of one to seven digits."""
+    """The shapes include payloads that fill their blocks exactly, and labels of one to seven digits."""
     spec = make_spec(noise=noise, num_classes=2_000_000, **shape)
     for shard_index in (0, 1, 12, 124, 1_249, 1_250, 9_999, 10_000, 125_000):
         pairs = make_pairs(spec, shard_index)
@@ -87,7 +87,7 @@ def test_the_first_misplaced_pair_is_named(make_spec, make_pairs) -> None:
     spec = make_spec()
     data, stride = bytearray(shard_bytes(spec, make_pairs(spec, 1))), layout_of(spec).stride
     data[2 * stride : 4 * stride] = data[3 * stride : 4 * stride] + data[2 * stride : 3 * stride]
-    with pytest.raises(Failed, match="the sample of pair 10 is not laid out"):
+    with pytest.raises(Failed, match="the sample of pair 10 does not have the layout"):
         decode_shard(spec, row_of(spec, make_pairs(spec, 1)), bytes(data))
 
 
@@ -137,7 +137,7 @@ def test_random_damage_is_found_every_time(manifest, damage) -> None:
         if damage == "flip":
             data[place] ^= 1 << draw.randrange(8)
         elif damage == "truncate":
-            # At sample boundaries too, where a tar reader sees nothing wrong.
+            # Also at sample boundaries, where a tar reader detects nothing.
             del data[place if draw.random() < 0.5 else place // 3072 * 3072 :]
         elif damage == "zero":
             first = draw.randrange(8)
@@ -158,7 +158,7 @@ def test_swapped_shards_are_found(manifest) -> None:
         paths[one].write_bytes(contents[other])
         paths[other].write_bytes(contents[one])
         assert_damage_is_found(manifest, {manifest.rows[one].shard, manifest.rows[other].shard})
-        with pytest.raises(Failed, match="is not laid out"):
+        with pytest.raises(Failed, match="does not have the layout"):
             read_shard(manifest.root, manifest.spec, manifest.rows[one], verify=False)
         for path, content in zip(paths, contents, strict=True):
             path.write_bytes(content)

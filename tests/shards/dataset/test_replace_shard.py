@@ -1,4 +1,4 @@
-"""A shard made again: proved equal, or compared with what is left; killed anywhere, found or whole."""
+"""Replacing a shard: equal bytes, a comparison with the remaining tokens, and kills at every moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import shards.dataset.manifest_row
 import shards.dataset.replace_shard
 from shards import Manifest, read_shard, verify
-from shards.dataset.manifest_row import forget, replace_row, row_path, shard_path
+from shards.dataset.manifest_row import remove_row, replace_row, row_path, shard_path
 from shards.dataset.replace_shard import replace_shard
 
 LATER = {"seconds": 9.0, "host": "elsewhere", "device": "gpu", "batch_size": 4, "versions": "numpy 3"}
@@ -55,7 +55,7 @@ def test_equal_bytes_keep_the_row(make_spec, make_dataset, make_pairs, noise, ki
     assert (path.read_bytes(), row.read_bytes()) == (data, row_data)
 
 
-def test_a_row_whose_sums_disagree_is_replaced(make_spec, make_dataset, make_pairs) -> None:
+def test_a_row_whose_hashes_disagree_is_replaced(make_spec, make_dataset, make_pairs) -> None:
     manifest = make_dataset(make_spec(), 2)
     wrong = replace(manifest.rows[1], xxh3_128="0" * 32)
     replace_row(manifest.root, wrong)
@@ -66,7 +66,7 @@ def test_a_row_whose_sums_disagree_is_replaced(make_spec, make_dataset, make_pai
     assert verify(manifest.root) == []
 
 
-def test_a_row_without_the_later_sum_stands(make_spec, make_dataset, make_pairs) -> None:
+def test_a_row_without_xxh3_128_is_kept(make_spec, make_dataset, make_pairs) -> None:
     manifest = make_dataset(make_spec(), 2)
     older = replace(manifest.rows[1], xxh3_128=None)
     replace_row(manifest.root, older)
@@ -97,7 +97,7 @@ def test_other_bytes_are_compared_and_get_a_row(
 def test_a_lost_shard_leaves_nothing_to_compare(make_spec, make_dataset, elsewhere) -> None:
     manifest = make_dataset(make_spec(), 2)
     shard_path(manifest.root, "pairs-000001").unlink()
-    forget(manifest.root, "pairs-000001")
+    remove_row(manifest.root, "pairs-000001")
     replaced = replace_shard(manifest.root, manifest.spec, 1, elsewhere, LATER, None)
     assert (replaced.is_equal, replaced.num_compared) == (False, 0)
     assert verify(manifest.root) == []
@@ -118,14 +118,14 @@ def test_a_lost_row_comes_back_from_the_joined_table(make_spec, make_dataset, ma
 
 
 class Killed(BaseException):
-    """In the place of SIGKILL."""
+    """Simulates SIGKILL."""
 
 
-class Deadly:
-    """Counts the moments before and after every file that is put somewhere or removed, and kills at one."""
+class Killer:
+    """Counts the moments before and after each write or removal of a file, and raises `Killed` at one of them."""
 
-    def __init__(self, deadly: int) -> None:
-        self.deadly, self.moments = deadly, 0
+    def __init__(self, fatal_moment: int) -> None:
+        self.fatal_moment, self.moments = fatal_moment, 0
 
     def around(self, change):
         def changed(*arguments, **options):
@@ -138,13 +138,13 @@ class Deadly:
 
     def pass_moment(self) -> None:
         self.moments += 1
-        if self.moments == self.deadly:
+        if self.moments == self.fatal_moment:
             raise Killed
 
 
 @pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize(("same_platform", "num_moments"), [(True, 2), (False, 6)])
-def test_killed_anywhere_the_damage_is_found_or_mended(
+def test_killed_anywhere_the_damage_is_found_or_repaired(
     make_spec, make_dataset, make_pairs, elsewhere, monkeypatch, same_platform, num_moments, joined
 ) -> None:
     spec = make_spec()
@@ -153,22 +153,22 @@ def test_killed_anywhere_the_damage_is_found_or_mended(
         manifest.write_joined()
     path = shard_path(manifest.root, "pairs-000001")
     path.write_bytes(damage(path.read_bytes(), "noise bit"))
-    begun = {file: file.read_bytes() for file in manifest.root.rglob("*") if file.is_file()}
+    initial = {file: file.read_bytes() for file in manifest.root.rglob("*") if file.is_file()}
     pairs = make_pairs(spec, 1) if same_platform else elsewhere
     found = []
     for moment in range(1, num_moments + 1):
-        for file, data in begun.items():
+        for file, data in initial.items():
             file.write_bytes(data)
         with monkeypatch.context() as patched, pytest.raises(Killed):
-            deadly = Deadly(moment)
+            killer = Killer(moment)
             for module, name in (
                 (shards.dataset.replace_shard, "commit_bytes"),
                 (shards.dataset.manifest_row, "commit_bytes"),
                 (shards.dataset.manifest_row, "remove"),
             ):
-                patched.setattr(module, name, deadly.around(getattr(module, name)))
+                patched.setattr(module, name, killer.around(getattr(module, name)))
             replace_shard(manifest.root, spec, 1, pairs, LATER, manifest.rows[1])
         found.append([finding.kind for finding in verify(manifest.root)])
     assert found == [["broken"]] * (num_moments - 1) + [[]]
-    whole = read_shard(manifest.root, spec, Manifest.open(manifest.root).rows[1])
-    assert np.array_equal(whole.tokens_BL, pairs.tokens_BL)
+    repaired = read_shard(manifest.root, spec, Manifest.open(manifest.root).rows[1])
+    assert np.array_equal(repaired.tokens_BL, pairs.tokens_BL)

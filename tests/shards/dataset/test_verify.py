@@ -1,4 +1,4 @@
-"""Each kind of finding, alone, and nothing changed by looking."""
+"""Each kind of finding by itself; verification changes nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import shards.dataset.reader
 import shards.dataset.writer
 from shards import Failed, Manifest, Refused, commit_shard, gaussian_noise, verify
 from shards.dataset.manifest_row import (
-    forget,
     read_row,
+    remove_row,
     replace_row,
     row_path,
     shard_path,
@@ -30,13 +30,13 @@ def kinds(root: Path) -> list[tuple[str, str]]:
 
 
 def recommit(root, spec, pairs, row_extras) -> None:
-    """Replaces shard 1 by one that is whole in itself but holds these pairs."""
-    forget(root, "pairs-000001")
+    """Replaces shard 1 by one with these pairs and a matching row."""
+    remove_row(root, "pairs-000001")
     commit_shard(root, spec, 1, pairs, row_extras)
 
 
 @pytest.mark.parametrize("noise", ["stored", "counter"])
-def test_nothing_to_find_and_nothing_changed(make_spec, make_dataset, noise) -> None:
+def test_a_sound_data_set_has_no_findings_and_does_not_change(make_spec, make_dataset, noise) -> None:
     manifest = make_dataset(make_spec(noise=noise), 3)
     manifest.write_joined()
     before = {path: path.stat().st_mtime_ns for path in manifest.root.rglob("*")}
@@ -47,9 +47,9 @@ def test_nothing_to_find_and_nothing_changed(make_spec, make_dataset, noise) -> 
 def test_it_reports_shard_by_shard(make_spec, make_dataset) -> None:
     root = make_dataset(make_spec(), 3).root
     shard_path(root, "pairs-000001").unlink()
-    told = []
-    verify(root, lambda *progress: told.append(progress))
-    assert told == [(1, 3, ""), (2, 3, "1 found"), (3, 3, "1 found")]
+    reported = []
+    verify(root, lambda *progress: reported.append(progress))
+    assert reported == [(1, 3, ""), (2, 3, "1 found"), (3, 3, "1 found")]
 
 
 def test_no_data_set(tmp_path) -> None:
@@ -66,16 +66,16 @@ def test_an_edited_dataset_file(make_spec, make_dataset) -> None:
 
 def test_a_gap_in_the_sequence(make_spec, make_dataset) -> None:
     root = make_dataset(make_spec(), 3).root
-    forget(root, "pairs-000001")
+    remove_row(root, "pairs-000001")
     shard_path(root, "pairs-000001").unlink()
     assert kinds(root) == [("missing", "pairs-000001.parquet")]
 
 
 def test_a_tar_without_a_row(make_spec, make_dataset) -> None:
     root = make_dataset(make_spec(), 3).root
-    forget(root, "pairs-000002")
+    remove_row(root, "pairs-000002")
     assert kinds(root) == [("uncommitted", "pairs-000002.tar")]
-    forget(root, "pairs-000000")
+    remove_row(root, "pairs-000000")
     assert kinds(root) == [
         ("missing", "pairs-000000.parquet"),
         ("uncommitted", "pairs-000000.tar"),
@@ -100,7 +100,7 @@ def test_a_row_that_reads_the_same_from_other_bytes(make_spec, make_dataset) -> 
     root = make_dataset(make_spec(), 2).root
     path = row_path(root, "pairs-000001")
     row, data = read_row(root, "pairs-000001"), path.read_bytes()
-    # The name of the footer's copy of the schema: nobody reads rows by it.
+    # The name of the footer's copy of the schema, which is not used to read rows.
     path.write_bytes(data.replace(b"ARROW:schema", b"ARROW:schemb"))
     assert read_row(root, "pairs-000001") == row
     assert kinds(root) == [("row", "pairs-000001.parquet")]
@@ -115,8 +115,8 @@ def test_a_row_that_another_version_of_the_library_wrote(make_spec, make_dataset
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_rows_without_the_later_sum_are_whole(make_spec, make_dataset, monkeypatch, joined) -> None:
-    """As earlier versions wrote them; their shards are held against sha256."""
+def test_rows_without_xxh3_128_are_sound(make_spec, make_dataset, monkeypatch, joined) -> None:
+    """Rows as earlier versions wrote them; their shards are checked with sha256."""
     root = make_dataset(make_spec(), 3).root
     for row in Manifest.open(root).rows:
         replace_row(root, replace(row, xxh3_128=None))
@@ -135,7 +135,7 @@ def test_rows_without_the_later_sum_are_whole(make_spec, make_dataset, monkeypat
 
 
 @pytest.mark.parametrize("column", ["sha256", "xxh3_128"])
-def test_both_sums_are_looked_at(make_spec, make_dataset, column) -> None:
+def test_both_hashes_are_checked(make_spec, make_dataset, column) -> None:
     root = make_dataset(make_spec(), 2).root
     rows = Manifest.open(root).rows
     replace_row(root, replace(rows[1], **{column: "0" * len(getattr(rows[1], column))}))
@@ -150,12 +150,12 @@ def test_both_sums_are_looked_at(make_spec, make_dataset, column) -> None:
 )
 def test_a_row_that_does_not_belong(make_spec, make_dataset, change, kind) -> None:
     manifest = make_dataset(make_spec(), 2)
-    forget(manifest.root, "pairs-000001")
+    remove_row(manifest.root, "pairs-000001")
     write_row(manifest.root, replace(manifest.rows[1], **change))
     assert kinds(manifest.root) == [(kind, "pairs-000001.parquet")]
 
 
-def test_a_joined_table_that_says_otherwise(make_spec, make_dataset) -> None:
+def test_a_joined_table_that_differs_from_the_rows(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(), 2)
     replace(manifest, rows=(manifest.rows[0], replace(manifest.rows[1], host="elsewhere"))).write_joined()
     assert kinds(manifest.root) == [("joined", "manifest.parquet")]
@@ -223,7 +223,7 @@ def test_a_joined_table_with_two_rows_of_one_shard(make_spec, make_dataset) -> N
     write_joined(manifest.root, [*manifest.rows, manifest.rows[1]])
     (finding,) = verify(manifest.root)
     assert finding.kind == "joined"
-    assert "holds two rows of one shard" in finding.message
+    assert "contains two rows of one shard" in finding.message
 
 
 def test_the_noise_of_another_pair(make_spec, make_dataset, make_pairs, row_extras) -> None:
@@ -238,7 +238,7 @@ def test_the_noise_of_another_pair(make_spec, make_dataset, make_pairs, row_extr
 
 
 def test_equal_noise_that_both_counters_give_is_chance(make_spec, make_dataset) -> None:
-    """Among 320 pairs of one number each, some have the same."""
+    """Among 320 pairs of one number each, some have equal numbers."""
     manifest = make_dataset(make_spec(tokens_per_step=(1,), codebook_dim=1), 40)
     assert len(np.unique(gaussian_noise(7, 0, 320, (1, 1)))) < 320
     assert verify(manifest.root) == []
@@ -254,9 +254,9 @@ def test_the_findings_are_the_same_in_any_number_of_processes(
     shard_path(root, "pairs-000003").unlink()
     row_path(root, "pairs-000005").unlink()
     shard_path(root, "pairs-000008").write_bytes(b"")
-    told: list[tuple[int, int, str]] = []
+    reported: list[tuple[int, int, str]] = []
     alone = verify(root)
-    together = verify(root, lambda *progress: told.append(progress), workers=2)
+    together = verify(root, lambda *progress: reported.append(progress), workers=2)
     assert [finding.kind for finding in alone] == [
         "noise",
         "broken",
@@ -266,7 +266,7 @@ def test_the_findings_are_the_same_in_any_number_of_processes(
         "duplicate",
     ]
     assert together == alone
-    assert [done for done, _, _ in told] == list(range(1, 10))
+    assert [done for done, _, _ in reported] == list(range(1, 10))
 
 
 def test_a_sample_reads_a_few_shards_and_every_row(make_spec, make_dataset) -> None:
@@ -286,7 +286,7 @@ def test_a_sample_reads_a_few_shards_and_every_row(make_spec, make_dataset) -> N
 
 
 def test_noise_from_another_arithmetic_is_found(make_spec, make_dataset, monkeypatch) -> None:
-    """A platform whose logarithm rounds one number of one pair to the next float16."""
+    """On another platform, the logarithm rounds one number of one pair to the next float16."""
     root = make_dataset(make_spec(noise="counter"), 3).root
 
     def elsewhere(seed, first, count, shape):
@@ -298,4 +298,4 @@ def test_noise_from_another_arithmetic_is_found(make_spec, make_dataset, monkeyp
     monkeypatch.setattr(shards.dataset.reader, "gaussian_noise", elsewhere)
     (finding,) = verify(root)
     assert (finding.kind, Path(finding.where).name) == ("broken", "pairs-000001.tar")
-    assert "the noise of pair 11 regenerated from its counter has another checksum" in finding.message
+    assert "the noise of pair 11 regenerated from its counter does not match the checksum" in finding.message

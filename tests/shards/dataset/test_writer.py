@@ -1,4 +1,4 @@
-"""A shard's bytes, and committing them: once, whole, by one of several writers, whoever is killed when."""
+"""A shard's bytes and their commit: once, atomically, by one of several writers, with kills at every moment."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_rival_that_commits_its_row_first_wins(
     assert columns_equal(read_shard(tmp_path, spec, rival_row), rival_pairs)
 
 
-@pytest.mark.parametrize("moment", ["take_away", "write_row"])
+@pytest.mark.parametrize("moment", ["pop_bytes", "write_row"])
 def test_two_rivals_that_both_find_a_leftover(
     tmp_path, monkeypatch, make_spec, make_pairs, row_extras, columns_equal, moment
 ) -> None:
@@ -141,7 +141,7 @@ def test_a_winner_whose_tar_was_displaced_puts_it_back(
 
 def test_pairs_of_another_shard_are_not_committed(tmp_path, make_spec, make_pairs, row_extras) -> None:
     spec = make_spec()
-    with pytest.raises(Failed, match=r"pairs-000001 must hold the pairs 8 \.\. 15 in order"):
+    with pytest.raises(Failed, match=r"pairs-000001 must contain the pairs 8 \.\. 15 in order"):
         commit_shard(tmp_path, spec, 1, make_pairs(spec, 0), row_extras)
     assert os.listdir(tmp_path) == []
 
@@ -161,18 +161,18 @@ import webdataset  # once, before there are children
 from shards import Pairs, commit_shard, gaussian_noise, label
 from shards.dataset.manifest import read_spec
 
-def write(root, deadly_call, moment):
+def write(root, fatal_call, moment):
     link, calls = os.link, []
 
-    def deadly_link(*names):
+    def killing_link(*names):
         calls.append(names)
-        if len(calls) == deadly_call and moment == "before":
+        if len(calls) == fatal_call and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         link(*names)
-        if len(calls) == deadly_call:
+        if len(calls) == fatal_call:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    os.link = deadly_link
+    os.link = killing_link
     spec = read_spec(root)
     index_B = np.arange(8)
     tokens_BL = (31 * index_B[:, None] + 7 * np.arange(spec.num_tokens)) % spec.vocab_size
@@ -184,8 +184,8 @@ def write(root, deadly_call, moment):
 for root in sorted(Path(sys.argv[1]).iterdir()):
     child = os.fork()
     if child == 0:
-        deadly_call, moment = root.name.split("-")
-        write(root, int(deadly_call), moment)
+        fatal_call, moment = root.name.split("-")
+        write(root, int(fatal_call), moment)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
@@ -195,7 +195,7 @@ for root in sorted(Path(sys.argv[1]).iterdir()):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, make_spec) -> Path:
-    """Data sets, each named after the place where SIGKILL fell upon the writer of its first shard."""
+    """Data sets, each named after the moment at which the writer of its first shard was killed."""
     folder = tmp_path_factory.mktemp("killed")
     for name in ("1-before", "1-after", "2-before", "2-after"):
         create_dataset(folder / name, make_spec())
@@ -215,7 +215,7 @@ def killed(tmp_path_factory, make_spec) -> Path:
 def test_killed_anywhere_the_same_call_completes_it(
     killed, make_spec, make_pairs, row_extras, place, has_tar, has_row
 ) -> None:
-    """The first name that a writer links is its tar's, the second its row's: SIGKILL falls around each."""
+    """A writer links first its tar, then its row: SIGKILL comes before and after each of the two calls."""
     root, spec = killed / place, make_spec()
     tar, row = shard_path(root, "pairs-000000"), row_path(root, "pairs-000000")
     assert (tar.exists(), row.exists()) == (has_tar, has_row)
@@ -227,7 +227,7 @@ def test_killed_anywhere_the_same_call_completes_it(
     assert read_row(root, "pairs-000000") == committed
     assert Manifest.open(root).rows == (committed,)
     assert verify(root) == []
-    # The temporary name under which the killed writer had its last file.
+    # The temporary file of the killed writer.
     assert sum(remove_stale_temporaries(folder, -1) for folder in (tar.parent, row.parent)) == 1
     assert os.listdir(tar.parent) == ["pairs-000000.tar"]
     assert os.listdir(row.parent) == ["pairs-000000.parquet"]

@@ -1,4 +1,4 @@
-"""Captions in the store: exactly as they were given, framed as strictly as all else, and never those of another list."""
+"""Captions in shards: stored exactly, checked like all other members, and never mixed with another list."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ ODD = (
 EXTRAS = {"seconds": 1.5, "host": "here", "device": "cpu", "batch_size": 4, "versions": "numpy 2"}
 
 
-def told(spec: PairSpec, captions: Sequence[str] = ODD) -> PairSpec:
-    about = {"sha256": captions_sha256(captions), "name": "odd.txt"}
-    return replace(spec, num_classes=len(captions), captions=about)
+def with_captions(spec: PairSpec, captions: Sequence[str] = ODD) -> PairSpec:
+    settings = {"sha256": captions_sha256(captions), "name": "odd.txt"}
+    return replace(spec, num_classes=len(captions), captions=settings)
 
 
 @pytest.fixture
 def spec(make_spec) -> PairSpec:
-    return told(make_spec())
+    return with_captions(make_spec())
 
 
 @pytest.fixture
 def texts(make_pairs):
-    """Pairs of a shard, with the captions of their labels."""
+    """Makes the pairs of a shard with the captions of their labels."""
 
     def make(spec: PairSpec, shard_index: int, captions: Sequence[str] = ODD) -> Pairs:
         pairs = make_pairs(spec, shard_index)
-        text_B = np.array([captions[one] for one in label(pairs.index_B, len(captions))], dtype=object)
+        text_B = np.array([captions[index] for index in label(pairs.index_B, len(captions))], dtype=object)
         return replace(pairs, text_B=text_B)
 
     return make
@@ -142,7 +142,7 @@ def test_streams_the_same_pairs(spec, dataset, noise) -> None:
 
 
 def test_every_damaged_byte_is_found(spec, texts) -> None:
-    """By what frames it or, within a payload, by the hash alone: then it is told apart by what changed."""
+    """Decoding detects it, except within a payload: there exactly one column changes, which the hash detects."""
     pairs = texts(spec, 0)
     data, row = shard_and_row(spec, 0, pairs, EXTRAS)
     choice, stride = random.Random(5), layout_of(spec).stride
@@ -165,7 +165,7 @@ def test_every_damaged_byte_is_found(spec, texts) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 100, 512, 3_000, 5_000, 10_240, -10_240, -512, -1])
-def test_a_file_that_was_cut_short_is_told(spec, texts, keep) -> None:
+def test_a_truncated_file_is_refused(spec, texts, keep) -> None:
     data, row = shard_and_row(spec, 0, texts(spec, 0), EXTRAS)
     with pytest.raises(Failed):
         decode_shard(spec, row, data[:keep])
@@ -174,33 +174,33 @@ def test_a_file_that_was_cut_short_is_told(spec, texts, keep) -> None:
 @pytest.mark.parametrize(
     "size", [b"77777777777", b"0000000000x", b"\x80\0\0\0\0\0\0\0\0\0\0", b"           "]
 )
-def test_a_size_that_is_none_is_told(spec, texts, size) -> None:
+def test_an_invalid_size_is_refused(spec, texts, size) -> None:
     data, row = shard_and_row(spec, 0, texts(spec, 0), EXTRAS)
     at = layout_of(spec).stride + 124
     with pytest.raises(Failed):
         decode_shard(spec, row, data[:at] + size + data[at + 11 :])
 
 
-def test_text_that_is_no_utf8_is_told(spec, texts) -> None:
+def test_text_that_is_not_utf8_is_refused(spec, texts) -> None:
     data, row = shard_and_row(spec, 0, texts(spec, 0), EXTRAS)
     at = layout_of(spec).stride + 512
-    with pytest.raises(Failed, match="the caption of pair 0 is no UTF-8"):
+    with pytest.raises(Failed, match="the caption of pair 0 is not UTF-8"):
         decode_shard(spec, row, data[:at] + b"\xff" + data[at + 1 :])
 
 
-def test_captions_are_there_exactly_where_they_belong(spec, make_spec, texts, make_pairs) -> None:
-    with pytest.raises(Failed, match="text_B is missing: the data set holds captions"):
+def test_captions_must_be_present_exactly_if_the_spec_has_them(spec, make_spec, texts, make_pairs) -> None:
+    with pytest.raises(Failed, match="text_B is missing: the data set contains captions"):
         shard_bytes(spec, make_pairs(spec, 0))
-    with pytest.raises(Failed, match="text_B is there: the data set holds classes"):
+    with pytest.raises(Failed, match="text_B is present: the data set contains classes"):
         shard_bytes(make_spec(), texts(spec, 0))
 
 
-def test_pairs_keep_their_captions_when_they_are_taken_and_joined(spec, texts) -> None:
+def test_take_and_concatenate_keep_captions(spec, texts) -> None:
     joined = Pairs.concatenate([texts(spec, 0), texts(spec, 1)])
     assert joined.take(np.array([15, 3])).text_B.tolist() == [ODD[5], ODD[3]]
 
 
-def test_the_list_comes_back(tmp_path, spec) -> None:
+def test_the_list_of_captions_round_trips(tmp_path, spec) -> None:
     assert commit_captions(tmp_path, ODD)
     assert load_captions(tmp_path, spec) == list(ODD)
     first = (tmp_path / CAPTIONS_FILE).read_bytes()
@@ -208,9 +208,9 @@ def test_the_list_comes_back(tmp_path, spec) -> None:
     assert (tmp_path / CAPTIONS_FILE).read_bytes() == first
 
 
-def test_a_list_that_is_missing_damaged_or_anothers_is_told(tmp_path, spec) -> None:
+def test_a_list_that_is_missing_damaged_or_different_is_refused(tmp_path, spec) -> None:
     with pytest.raises(
-        Failed, match=r"captions\.parquet is missing; `tokenleap generate` with the same captions"
+        Failed, match=r"captions\.parquet is missing; run `tokenleap generate` with the same captions"
     ):
         load_captions(tmp_path, spec)
     commit_captions(tmp_path, ODD)
@@ -220,27 +220,27 @@ def test_a_list_that_is_missing_damaged_or_anothers_is_told(tmp_path, spec) -> N
         damaged = bytearray(whole)
         damaged[place] ^= 0x20
         (tmp_path / CAPTIONS_FILE).write_bytes(damaged)
-        # What no checksum covers, as the writer's name, changes no caption.
+        # A change that no checksum covers, as in the writer's name, changes no caption.
         try:
-            found = load_captions(tmp_path, spec)
+            loaded, message = load_captions(tmp_path, spec), ""
         except Failed as error:
-            found, told_by = None, str(error)
-        assert found == list(ODD) if found is not None else "delete it" in told_by
+            loaded, message = None, str(error)
+        assert loaded == list(ODD) or "delete it" in message
     (tmp_path / CAPTIONS_FILE).write_bytes(whole)
-    with pytest.raises(Failed, match="and the pairs were made for"):
-        load_captions(tmp_path, told(spec, ("a dog",)))
+    with pytest.raises(Failed, match="but the pairs were generated for"):
+        load_captions(tmp_path, with_captions(spec, ("a dog",)))
 
 
 def test_a_million_captions_are_written_and_read_in_seconds(tmp_path, spec) -> None:
     captions = [f"a photograph of thing number {number} on a table" for number in range(1_000_000)]
     began = time.monotonic()
     commit_captions(tmp_path, captions)
-    assert load_captions(tmp_path, told(spec, captions)) == captions
+    assert load_captions(tmp_path, with_captions(spec, captions)) == captions
     assert time.monotonic() - began < 60
 
 
 def test_captions_are_part_of_the_fingerprint_and_their_name_is_not(make_spec) -> None:
-    plain, odd = make_spec(), told(make_spec())
+    plain, odd = make_spec(), with_captions(make_spec())
     assert PairSpec.from_json(odd.to_json()) == odd
     assert "captions" not in plain.to_json()
     renamed = replace(odd, captions={**odd.captions, "name": "another.txt"})
@@ -248,18 +248,18 @@ def test_captions_are_part_of_the_fingerprint_and_their_name_is_not(make_spec) -
     fingerprints = [spec.fingerprint for spec in (plain, odd, renamed, other)]
     assert fingerprints[1] == fingerprints[2]
     assert len(set(fingerprints)) == 3
-    # Lengths are part of the sum: other cuts of one text are other lists.
-    assert len({captions_sha256(cut) for cut in (["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""])}) == 4
-    with pytest.raises(Refused, match="captions holds no sha256"):
+    # Lengths are part of the hash: one text split differently gives different lists.
+    assert len({captions_sha256(split) for split in (["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""])}) == 4
+    with pytest.raises(Refused, match=r"captions\.sha256 is missing"):
         replace(odd, captions={"name": "odd.txt"})
 
 
 def test_two_lists_never_mix(spec, dataset, texts) -> None:
     manifest = dataset(spec, 1)
-    other = told(spec, [*ODD[:-1], "another"])
-    with pytest.raises(Refused, match=r"captions\.sha256: '.*' -> '.*'"):
+    other = with_captions(spec, [*ODD[:-1], "another"])
+    with pytest.raises(Refused, match=r"captions\.sha256: found \w+, requested \w+"):
         refuse_other_spec(manifest.root, other)
-    with pytest.raises(Refused, match="already holds pairs-000000"):
+    with pytest.raises(Refused, match="already contains pairs-000000"):
         commit_shard(manifest.root, other, 0, texts(other, 0), EXTRAS)
 
 
@@ -276,21 +276,21 @@ def test_verify_reads_captions_too(spec, dataset, texts) -> None:
     assert (finding.kind, finding.where) == ("captions", str(manifest.root / CAPTIONS_FILE))
 
 
-def test_mending_compares_what_is_left(spec, dataset, texts) -> None:
+def test_replacing_a_shard_compares_the_remaining_tokens(spec, dataset, texts) -> None:
     manifest = dataset(spec, 1)
     path, pairs = shard_path(manifest.root, "pairs-000000"), texts(spec, 0)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    mended = replace_shard(manifest.root, spec, 0, pairs, EXTRAS, manifest.rows[0])
-    assert mended.is_equal
+    replaced = replace_shard(manifest.root, spec, 0, pairs, EXTRAS, manifest.rows[0])
+    assert replaced.is_equal
     assert path.read_bytes() == whole
     tokens_BL = pairs.tokens_BL.copy()
     tokens_BL[2, 0] ^= 1
-    mended = replace_shard(manifest.root, spec, 0, replace(pairs, tokens_BL=tokens_BL), EXTRAS, None)
-    assert (mended.is_equal, mended.num_compared, mended.num_differing) == (False, 48, 1)
+    replaced = replace_shard(manifest.root, spec, 0, replace(pairs, tokens_BL=tokens_BL), EXTRAS, None)
+    assert (replaced.is_equal, replaced.num_compared, replaced.num_differing) == (False, 48, 1)
 
 
-def test_a_table_holds_the_captions(spec, dataset, tmp_path) -> None:
+def test_a_parquet_export_contains_the_captions(spec, dataset, tmp_path) -> None:
     manifest = dataset(spec, 3)
     export_parquet(manifest, tmp_path / "pairs.parquet", 10)
     table = pyarrow.parquet.read_table(tmp_path / "pairs.parquet")

@@ -1,4 +1,4 @@
-"""Noise: its exact values, its independence of the batch, and its distribution."""
+"""Noise: exact values, independence of the batch, and distribution."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from scipy import stats
 
 from shards import gaussian_noise
-from shards.format.noise import noise_beginnings, philox_words, uniform_numbers
+from shards.format.noise import noise_prefixes, philox_words, uniform_numbers
 
 MASK = 2**64 - 1
 
 
 def philox(counter: int, key: tuple[int, int]) -> list[int]:
-    """Philox4x64-10 as published (Salmon et al., SC 2011), in whole numbers."""
+    """Philox4x64-10 as published (Salmon et al., SC 2011), with Python integers."""
     words = [(counter >> (64 * place)) & MASK for place in range(4)]
     first_key, second_key = key
     for _ in range(10):
@@ -36,11 +36,11 @@ def philox(counter: int, key: tuple[int, int]) -> list[int]:
 @pytest.mark.parametrize("seed", [5, 2**64 - 1])
 @pytest.mark.parametrize("first", [0, 1000, 10**9 - 7])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (6, 3), (40, 32), (680, 32)])
-def test_beginnings_are_those_of_the_noise(seed: int, first: int, shape: tuple[int, int]) -> None:
+def test_prefixes_are_those_of_the_noise(seed: int, first: int, shape: tuple[int, int]) -> None:
     noise = gaussian_noise(seed, first, count=7, shape=shape).reshape(7, -1)[:, :4]
-    beginnings = noise_beginnings(seed, first, count=7, shape=shape)
-    assert (beginnings.dtype, beginnings.shape) == (noise.dtype, noise.shape)
-    assert beginnings.tobytes() == noise.tobytes()
+    prefixes = noise_prefixes(seed, first, count=7, shape=shape)
+    assert (prefixes.dtype, prefixes.shape) == (noise.dtype, noise.shape)
+    assert prefixes.tobytes() == noise.tobytes()
 
 
 @pytest.mark.parametrize("seed", [0, 11, 2**63, 2**64 - 1])
@@ -52,7 +52,7 @@ def test_words_of_many_counters_are_those_of_each(seed: int) -> None:
 
 
 def test_golden_values() -> None:
-    """NOISE: another value here means that every pair made before came from other noise."""
+    """NOISE: another value means that all existing pairs were made from other noise."""
     noise = gaussian_noise(seed=0, first=0, count=2, shape=(2, 3))
     assert noise.ravel().tolist() == [
         0.1585693359375,
@@ -100,7 +100,7 @@ def test_a_pair_does_not_depend_on_its_neighbours_or_the_batch(shape) -> None:
         assert np.array_equal(gaussian_noise(5, 100 + start, stop - start, shape), whole[start:stop])
 
 
-def test_long_batches_are_cut_without_a_seam() -> None:
+def test_a_long_batch_equals_its_parts() -> None:
     whole = gaussian_noise(5, 0, 3000, (16, 3))
     assert np.array_equal(whole[1300:1400], gaussian_noise(5, 1300, 100, (16, 3)))
 
@@ -114,7 +114,7 @@ def test_distribution_is_standard_normal() -> None:
     assert abs(noise.var() - 1) < 5 * math.sqrt(2 / count)
     assert abs((noise**4).mean() - 3) < 5 * math.sqrt(96 / count)
     assert abs(np.corrcoef(noise.reshape(count // 2, 2).T)[0, 1]) < 5 / math.sqrt(count // 2)
-    # float16 makes steps of 2**-11 of a value's size: small against the test's resolution of this many.
+    # The relative step of float16, 2**-11, is small compared with the test's resolution at this sample size.
     assert stats.kstest(noise.ravel()[:200_000], "norm").pvalue > 1e-3
     for place in range(0, 48, 7):
         assert stats.kstest(noise.reshape(-1, 48)[:, place], "norm").pvalue > 1e-3
@@ -156,7 +156,7 @@ def test_uniform_numbers_do_not_depend_on_the_batch(size: int) -> None:
         assert np.array_equal(uniform_numbers(5, 100 + start, stop - start, size, 3), whole[start:stop])
 
 
-def test_uniform_numbers_are_uniform_and_of_every_stream_others() -> None:
+def test_uniform_numbers_are_uniform_and_differ_between_streams() -> None:
     numbers = uniform_numbers(3, 0, 20_000, 10, 2)
     assert numbers.min() > 0
     assert numbers.max() < 1

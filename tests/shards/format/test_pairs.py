@@ -1,4 +1,4 @@
-"""The spec, its fingerprint and its JSON; pairs by columns; one pair as a sample."""
+"""The spec with its fingerprint and JSON, pairs in columns, and one pair as a sample."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_derived_sizes(make_spec) -> None:
 
 
 def test_fingerprint_is_a_constant_of_the_content(make_spec) -> None:
-    """PAIR: another value here means that no data set made before can be extended."""
+    """PAIR: another value means that no existing data set can be extended."""
     assert make_spec().fingerprint == "0a2db3cde642c49f13f60827a87796b31149ca74e57a254f45499df1a786646b"
 
 
@@ -46,12 +46,12 @@ def test_what_determines_a_pair_changes_the_fingerprint(make_spec, change) -> No
 
 
 @pytest.mark.parametrize("change", [{"num_heldout": 16}, {"pairs_per_shard": 4}, {"noise": "counter"}])
-def test_how_pairs_are_kept_does_not(make_spec, change) -> None:
+def test_how_pairs_are_stored_does_not(make_spec, change) -> None:
     assert make_spec(**change).fingerprint == make_spec().fingerprint
 
 
-def test_a_name_determines_no_pair(make_spec) -> None:
-    """The same weights in a file of another name make the same pairs."""
+def test_a_name_does_not_change_the_fingerprint(make_spec) -> None:
+    """The same weights in a file with another name give the same pairs."""
     renamed = make_spec(lineage={"teacher": {"name": "other", "top_k": 5}, "dtype": "float32"})
     nameless = make_spec(lineage={"teacher": {"top_k": 5}, "dtype": "float32"})
     assert renamed.fingerprint == nameless.fingerprint == make_spec().fingerprint
@@ -71,17 +71,17 @@ def test_json_of_another_schema_is_refused(make_spec) -> None:
 
 
 def test_json_that_was_edited_is_refused(make_spec) -> None:
-    with pytest.raises(Refused, match="it was edited"):
+    with pytest.raises(Refused, match="the file was edited"):
         PairSpec.from_json(make_spec().to_json() | {"seed": 8})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heldout": 0}, "sha256 is .* it was edited"),
-        ({"pairs_per_shard": 16}, "sha256 is .* it was edited"),
+        ({"num_heldout": 0}, "sha256 is .* the file was edited"),
+        ({"pairs_per_shard": 16}, "sha256 is .* the file was edited"),
         ({"lineage": {"teacher": {"name": "smaII", "top_k": 5}, "dtype": "float32"}}, "sha256 is"),
-        ({"sha257": ""}, "the key 'sha257' is none"),
+        ({"sha257": ""}, "the key 'sha257' is unknown"),
     ],
 )
 def test_an_edit_that_no_fingerprint_covers_is_refused(make_spec, change, message) -> None:
@@ -89,7 +89,7 @@ def test_an_edit_that_no_fingerprint_covers_is_refused(make_spec, change, messag
         PairSpec.from_json(make_spec().to_json() | change)
 
 
-def test_json_of_a_set_founded_before_it_had_a_hash_is_read(make_spec) -> None:
+def test_json_of_an_older_data_set_without_a_hash_is_read(make_spec) -> None:
     content = make_spec().to_json()
     del content["sha256"]
     assert PairSpec.from_json(content) == make_spec()
@@ -106,8 +106,8 @@ def test_json_without_a_key_is_refused_by_its_name(make_spec) -> None:
     ("change", "message"),
     [
         ({"noise": "none"}, "noise is 'none'"),
-        ({"pairs_per_shard": 0}, "pairs_per_shard holds 0"),
-        ({"tokens_per_step": (1, 0)}, "tokens_per_step holds 0"),
+        ({"pairs_per_shard": 0}, "pairs_per_shard contains 0"),
+        ({"tokens_per_step": (1, 0)}, "tokens_per_step contains 0"),
         ({"tokens_per_step": ()}, "tokens_per_step is empty"),
         ({"seed": -1}, "seed is -1"),
         ({"num_heldout": -8}, "num_heldout is -8"),
@@ -150,8 +150,8 @@ def test_counter_sample_holds_the_checksum_of_the_noise(make_spec, make_pairs) -
         ("noise_BLC", lambda noise: noise.astype(np.float32), "noise_BLC is float32"),
         ("noise_BLC", lambda noise: noise * np.float16(np.inf), "not finite"),
         ("tokens_BL", lambda tokens: tokens[:, 1:], r"tokens_BL is uint16 \(8, 5\)"),
-        ("tokens_BL", lambda tokens: tokens + np.uint16(64), "tokens_BL runs over"),
-        ("label_B", lambda labels: labels - 8, "label_B runs over -8"),
+        ("tokens_BL", lambda tokens: tokens + np.uint16(64), "tokens_BL ranges over"),
+        ("label_B", lambda labels: labels - 8, "label_B ranges over -8"),
     ],
 )
 def test_pairs_that_break_the_spec_are_not_written(make_spec, make_pairs, column, change, message) -> None:

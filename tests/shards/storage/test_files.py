@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and leave nothing behind."""
+"""Files are written atomically, and no temporary files remain."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from shards import Failed, Refused
 from shards.storage.files import (
     commit_bytes,
     commit_file,
-    holds,
+    has_sha256,
     list_names,
+    pop_bytes,
     read_bytes,
     remove,
     remove_stale_temporaries,
     sha256_bytes,
     sha256_file,
-    take_away,
 )
 
 
-def test_commit_makes_the_folder_and_replaces(tmp_path) -> None:
+def test_commit_creates_the_folder_and_replaces(tmp_path) -> None:
     path = tmp_path / "deep" / "file"
     assert commit_bytes(path, b"one")
     assert commit_bytes(path, b"two")
@@ -36,7 +36,7 @@ def test_commit_makes_the_folder_and_replaces(tmp_path) -> None:
     assert os.listdir(path.parent) == ["file"]
 
 
-def test_exclusive_commit_leaves_what_is_there(tmp_path) -> None:
+def test_exclusive_commit_keeps_an_existing_file(tmp_path) -> None:
     path = tmp_path / "file"
     assert commit_bytes(path, b"one", exclusive=True)
     assert not commit_bytes(path, b"two", exclusive=True)
@@ -44,15 +44,15 @@ def test_exclusive_commit_leaves_what_is_there(tmp_path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_what_is_taken_away_is_handed_over_once(tmp_path) -> None:
+def test_pop_returns_the_content_to_one_caller(tmp_path) -> None:
     path = tmp_path / "file"
     commit_bytes(path, b"one")
-    assert holds(path, sha256_bytes(b"one"))
-    assert not holds(path, sha256_bytes(b"two"))
+    assert has_sha256(path, sha256_bytes(b"one"))
+    assert not has_sha256(path, sha256_bytes(b"two"))
     with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(lambda _: take_away(path), range(40)))
-    assert sorted(taken, key=lambda data: data is None)[:2] == [b"one", None]
-    assert not holds(path, sha256_bytes(b"one"))
+        popped = list(pool.map(lambda _: pop_bytes(path), range(40)))
+    assert sorted(popped, key=lambda data: data is None)[:2] == [b"one", None]
+    assert not has_sha256(path, sha256_bytes(b"one"))
     assert os.listdir(tmp_path) == []
 
 
@@ -102,7 +102,7 @@ def test_interrupting_a_commit_leaves_no_temporary(tmp_path, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
-def test_a_file_that_something_else_writes_is_as_readable_as_any_new_one(
+def test_a_file_from_a_callback_has_the_permissions_of_a_new_file(
     tmp_path: Path, umask: int, expected: int
 ) -> None:
     def write(temporary: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path) -> None:
         commit_bytes(tmp_path / "file" / "inside", b"")
 
 
-def test_what_is_missing_is_named(tmp_path) -> None:
+def test_a_missing_file_is_named(tmp_path) -> None:
     for read in (read_bytes, sha256_file):
         with pytest.raises(Failed, match=r"nothing: it is missing"):
             read(tmp_path / "nothing")

@@ -1,4 +1,4 @@
-"""Objects appear whole or not at all, on S3, in memory, and where uploads break."""
+"""Objects are written atomically on S3, in memory, and with failing uploads."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import pytest
 from shards import Failed, Manifest, Refused, commit_shard, create_dataset, verify
 from shards.storage.files import (
     commit_bytes,
-    holds,
+    has_sha256,
     is_file,
     is_folder,
     list_names,
+    pop_bytes,
     read_bytes,
     read_each,
     remove,
     remove_stale_temporaries,
     sha256_bytes,
     sha256_file,
-    take_away,
 )
 from shards.storage.paths import Location, location
 
-MISHAPS = ["breaks before", "breaks half-way", "truncates silently", "breaks after"]
+FAULTS = ["breaks before", "breaks half-way", "truncates silently", "breaks after"]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def place(request: pytest.FixtureRequest) -> Location:
 
 @pytest.fixture
 def faulty() -> Any:
-    """The class FaultyFileSystem of the file beside this one, registered."""
+    """The class FaultyFileSystem in faulty.py, registered."""
     path = Path(__file__).with_name("faulty.py")
     spec = importlib.util.spec_from_file_location("faulty", path)
     module = importlib.util.module_from_spec(spec)
@@ -54,7 +54,7 @@ def faulty() -> Any:
 
 
 def everything(place: Location) -> list[str]:
-    """Names of all objects below a place, temporary ones too."""
+    """Names of all objects below a location, including temporary ones."""
     return sorted(name.rpartition("/")[2] for name in fsspec.filesystem(place.protocol).find(place.path))
 
 
@@ -67,7 +67,7 @@ def test_commit_replaces_and_leaves_no_temporary(place: Location) -> None:
     assert everything(place) == ["file"]
 
 
-def test_exclusive_commit_leaves_what_is_there(place: Location) -> None:
+def test_exclusive_commit_keeps_an_existing_object(place: Location) -> None:
     path = place / "file"
     assert commit_bytes(path, b"one", exclusive=True)
     assert not commit_bytes(path, b"two", exclusive=True)
@@ -75,7 +75,7 @@ def test_exclusive_commit_leaves_what_is_there(place: Location) -> None:
     assert everything(place) == ["file"]
 
 
-def test_what_another_process_did_is_seen_at_once(place: Location) -> None:
+def test_changes_by_another_process_are_visible_at_once(place: Location) -> None:
     other = fsspec.filesystem(place.protocol, use_listings_cache=False, skip_instance_cache=True)
     commit_bytes(place / "a.tar", b"one")
     assert list_names(place, ".tar") == ["a.tar"]
@@ -100,7 +100,7 @@ def test_a_name_that_is_taken_meanwhile_on_s3_stays(bucket: str, monkeypatch: py
 
     path = location(bucket) / "file"
     commit_bytes(path, b"theirs")
-    # As if it had not been there yet when it was looked for.
+    # As if the object did not exist yet at the time of the check.
     monkeypatch.setattr(object_storage, "_is_file", lambda path: False)
     assert not commit_bytes(path, b"ours", exclusive=True)
     assert read_bytes(path) == b"theirs"
@@ -108,7 +108,7 @@ def test_a_name_that_is_taken_meanwhile_on_s3_stays(bucket: str, monkeypatch: py
     assert system.list_multipart_uploads(bucket.removeprefix("s3://")) == []
 
 
-def test_looking_listing_and_taking_away(place: Location) -> None:
+def test_existence_listing_and_removal(place: Location) -> None:
     assert not is_folder(place / "a")
     assert list_names(place / "a", ".tar") == []
     for name in ("b.tar", "a.tar", "d.txt", "below/c.tar"):
@@ -119,17 +119,17 @@ def test_looking_listing_and_taking_away(place: Location) -> None:
     assert list_names(place / "a", ".tar") == ["a.tar", "b.tar"]
     paths = [place / "a" / name for name in ("b.tar", "nothing", "a.tar")]
     assert list(read_each(paths)) == [b"b.tar", None, b"a.tar"]
-    assert holds(paths[0], sha256_bytes(b"b.tar"))
-    assert not holds(paths[0], sha256_bytes(b"other"))
-    assert not holds(paths[1], sha256_bytes(b"b.tar"))
-    assert take_away(paths[0]) == b"b.tar"
-    assert take_away(paths[0]) is None
+    assert has_sha256(paths[0], sha256_bytes(b"b.tar"))
+    assert not has_sha256(paths[0], sha256_bytes(b"other"))
+    assert not has_sha256(paths[1], sha256_bytes(b"b.tar"))
+    assert pop_bytes(paths[0]) == b"b.tar"
+    assert pop_bytes(paths[0]) is None
     assert remove(paths[2])
     assert not remove(paths[2])
     assert list_names(place / "a", ".tar") == []
 
 
-def test_what_is_missing_is_named(place: Location) -> None:
+def test_a_missing_object_is_named(place: Location) -> None:
     for read in (read_bytes, sha256_file):
         with pytest.raises(Failed, match=r"nothing: it is missing"):
             read(place / "nothing")
@@ -145,12 +145,12 @@ def test_only_old_temporaries_are_stale(place: Location) -> None:
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
-@pytest.mark.parametrize("mishap", MISHAPS)
-def test_a_broken_upload_publishes_nothing(faulty: Any, mishap: str, exclusive: bool) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_upload_publishes_nothing(faulty: Any, fault: str, exclusive: bool) -> None:
     place = location("faulty://pairs")
-    path = place / f"{mishap} {exclusive}"
-    faulty.mishaps[:] = [mishap]
-    with pytest.raises(Failed, match=r"the line broke|is not what was sent") as caught:
+    path = place / f"{fault} {exclusive}"
+    faulty.faults[:] = [fault]
+    with pytest.raises(Failed, match=r"the line broke|differs from the data") as caught:
         commit_bytes(path, b"a whole content", exclusive=exclusive)
     assert str(path) in str(caught.value)
     assert faulty.store == {}
@@ -160,14 +160,14 @@ def test_a_broken_upload_publishes_nothing(faulty: Any, mishap: str, exclusive: 
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
-def test_a_broken_upload_keeps_what_was_there(faulty: Any, exclusive: bool) -> None:
+def test_a_broken_upload_keeps_the_existing_object(faulty: Any, exclusive: bool) -> None:
     path = location("faulty://pairs/file")
     commit_bytes(path, b"old")
-    faulty.mishaps[:] = ["truncates silently"]
+    faulty.faults[:] = ["truncates silently"]
     if exclusive:
         assert not commit_bytes(path, b"a whole content", exclusive=True)
     else:
-        with pytest.raises(Failed, match="is not what was sent"):
+        with pytest.raises(Failed, match="differs from the data"):
             commit_bytes(path, b"a whole content")
     assert read_bytes(path) == b"old"
     assert len(faulty.store) == 1
@@ -180,18 +180,18 @@ def test_a_truncated_upload_to_s3_publishes_nothing(
     from s3fs import S3FileSystem
 
     system = fsspec.filesystem("s3", use_listings_cache=False)
-    whole = system.pipe_file
-    monkeypatch.setattr(system, "pipe_file", lambda name, data: whole(name, data[:-1]))
+    real = system.pipe_file
+    monkeypatch.setattr(system, "pipe_file", lambda name, data: real(name, data[:-1]))
     monkeypatch.setattr(S3FileSystem, "_cache", {system._fs_token: system})
-    with pytest.raises(Failed, match="is not what was sent"):
+    with pytest.raises(Failed, match="differs from the data"):
         commit_bytes(location(bucket) / "file", b"a whole content", exclusive=exclusive)
     assert everything(location(bucket)) == []
 
 
-@pytest.mark.parametrize("mishap", MISHAPS)
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("upload", range(5))
 def test_a_data_set_is_completed_by_the_same_calls(
-    faulty: Any, make_spec, make_pairs, make_dataset, row_extras, upload: int, mishap: str
+    faulty: Any, make_spec, make_pairs, make_dataset, row_extras, upload: int, fault: str
 ) -> None:
     """The n-th upload breaks: dataset.json, a tar, its row, the second tar, or its row."""
     spec, root = make_spec(), location("faulty://pairs")
@@ -201,7 +201,7 @@ def test_a_data_set_is_completed_by_the_same_calls(
         for index in range(2):
             commit_shard(root, spec, index, make_pairs(spec, index), row_extras)
 
-    faulty.mishaps[:] = [""] * upload + [mishap]
+    faulty.faults[:] = [""] * upload + [fault]
     with pytest.raises(Failed):
         make()
     if is_folder(root):
@@ -223,7 +223,7 @@ CALLS: dict[str, Callable[[Location], object]] = {
     "is_folder": is_folder,
     "read": read_bytes,
     "remove": remove,
-    "take_away": take_away,
+    "pop_bytes": pop_bytes,
     "list": lambda path: list_names(path, ""),
     "commit": lambda path: commit_bytes(path, b""),
 }
@@ -245,7 +245,7 @@ def test_a_missing_bucket_is_refused(s3_server: str, call: str) -> None:
         (ValueError(), Failed, "ValueError: ValueError"),
     ],
 )
-def test_what_stores_raise_becomes_one_message(
+def test_errors_of_stores_become_one_message(
     memory: Location, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:

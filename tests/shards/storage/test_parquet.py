@@ -1,4 +1,4 @@
-"""Parquet tables are read without pyarrow's threads: one that is still at work when a process ends aborts it."""
+"""Parquet tables are read without pyarrow's threads: one that still runs at process exit aborts the process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shards.storage.parquet import read_parquet
 
 def num_threads():
     names = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-    # The allocator's, which touches nothing of Python's.
+    # The allocator's thread does not touch Python objects.
     return len(names) - names.count("jemalloc_bg_thd")
 
 before = num_threads()
@@ -35,7 +35,7 @@ print(num_threads() - before)
 
 
 def written(**more: bool) -> bytes:
-    """A table of several groups of rows."""
+    """A Parquet file with several row groups."""
     buffer = io.BytesIO()
     table = pyarrow.table({"step": list(range(1000)), "loss": [step / 3 for step in range(1000)]})
     pyarrow.parquet.write_table(table, buffer, row_group_size=100, **more)
@@ -59,7 +59,7 @@ def test_checksums_find_a_changed_number() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
-def test_reading_starts_no_thread_as_pyarrow_itself_would(tmp_path: Path) -> None:
+def test_reading_starts_no_thread_unlike_pyarrow_itself(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     path.write_bytes(written())
     counted = subprocess.run(

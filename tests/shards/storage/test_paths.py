@@ -1,4 +1,4 @@
-"""Places as people write them: paths stay paths, URLs are opened by fsspec, the rest is refused in words."""
+"""Parsing of locations: paths stay paths, fsspec opens URLs, and other text is refused with a message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_path_is_a_path(text: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["s3://bucket/pairs", "memory://pairs", "http://host/pairs"])
-def test_a_url_keeps_its_text_and_goes_to_workers(text: str) -> None:
+def test_a_url_keeps_its_text_and_can_be_pickled(text: str) -> None:
     place = location(text)
     assert isinstance(place, UPath)
     assert not isinstance(place, Path)
@@ -32,7 +32,7 @@ def test_a_url_keeps_its_text_and_goes_to_workers(text: str) -> None:
     assert is_web(place) == text.startswith("http")
 
 
-def test_a_location_is_one_already() -> None:
+def test_a_location_is_returned_unchanged() -> None:
     for place in (Path("pairs"), location("memory://pairs")):
         assert location(place) is place
 
@@ -40,13 +40,13 @@ def test_a_location_is_one_already() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nope://bucket/pairs", "nope:// is no kind of address"),
-        ("s3:///pairs", "names no bucket: write it after s3://"),
-        ("http://", "names no host"),
+        ("nope://bucket/pairs", "fsspec does not support nope://"),
+        ("s3:///pairs", "has no bucket: write it after s3://"),
+        ("http://", "has no host"),
         ("simplecache::s3://bucket/pairs", "chains several URLs"),
     ],
 )
-def test_what_cannot_be_opened_is_refused(text: str, message: str) -> None:
+def test_an_unsupported_url_is_refused(text: str, message: str) -> None:
     with pytest.raises(Refused, match=message) as caught:
         location(text)
     assert text in str(caught.value)

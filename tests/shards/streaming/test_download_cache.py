@@ -44,10 +44,10 @@ class Remote:
         return sum(map(int, self.log.read_text().split())) if self.log.exists() else 0
 
 
-def held(folder: Path) -> int:
+def stored_bytes(folder: Path) -> int:
     total = 0
     for path in folder.iterdir():
-        # What is temporary may be gone by now.
+        # Temporary files may be gone by now.
         with suppress(FileNotFoundError):
             total += path.stat().st_size if path.is_file() else 0
     return total
@@ -55,7 +55,7 @@ def held(folder: Path) -> int:
 
 @pytest.fixture(autouse=True)
 def remote_is_read(monkeypatch) -> None:
-    """What reads a URL needs a real one; a `Remote` reads for itself."""
+    """`read_bytes` needs a real URL; a `Remote` reads its own file."""
     monkeypatch.setattr(shards.streaming.shard_source, "read_bytes", lambda path: path.read_bytes())
 
 
@@ -96,7 +96,7 @@ def test_a_host_fetches_each_shard_about_once_an_epoch(
         for batches in islice(zip(*ranks, local, strict=False), epochs * view.size // 16):
             found = [index for batch in batches[:2] for index in batch.index_B.tolist()]
             assert found == batches[2].index_B.tolist()
-            assert held(tmp_path / "cache") <= share * size
+            assert stored_bytes(tmp_path / "cache") <= share * size
     assert root.bytes_read <= (1.2 * epochs if share < 1 else 1) * size
     assert root.bytes_read >= size
 
@@ -121,7 +121,7 @@ def test_what_is_open_is_read_to_its_end(tmp_path) -> None:
     with cache.open(sha256_bytes(one), lambda: one) as file:
         cache.open(sha256_bytes(other), lambda: other).close()
         assert file.read() == one
-    assert held(tmp_path) == 10
+    assert stored_bytes(tmp_path) == 10
 
 
 def test_other_bytes_than_were_committed_get_no_name(data_set, tmp_path) -> None:
@@ -201,7 +201,7 @@ def test_one_process_fetches_and_the_others_wait(tmp_path) -> None:
     assert (said, [process.returncode for process in processes]) == (b"f", [0, 0, 0])
 
 
-def test_a_killed_fetcher_keeps_nobody_waiting(tmp_path) -> None:
+def test_a_killed_download_does_not_block_other_processes(tmp_path) -> None:
     hanging = start(tmp_path, "hang")
     assert os.read(hanging.stdout.fileno(), 1) == b"f"
     waiting = start(tmp_path, "work")

@@ -105,9 +105,9 @@ def test_ranks_share_each_global_batch() -> None:
     for world_size in (1, 2, 3, 6):
         shares = [rank_slice(5, 12, rank, world_size) for rank in range(world_size)]
         assert [place for start, stop in shares for place in range(start, stop)] == list(range(60, 72))
-    with pytest.raises(ValueError, match="no equal share"):
+    with pytest.raises(ValueError, match="no equal part"):
         rank_slice(0, 12, 0, 5)
-    with pytest.raises(ValueError, match="no equal share"):
+    with pytest.raises(ValueError, match="no equal part"):
         rank_slice(0, 12, 2, 2)
 
 

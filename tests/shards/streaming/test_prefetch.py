@@ -1,4 +1,4 @@
-"""Batches through real worker processes: the same in the same order, resumed anywhere, failing in the same words."""
+"""Batches through real worker processes: the same in the same order, resumed anywhere, failing with the same message."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def assert_same(found, expected) -> None:
 
 
 @pytest.mark.parametrize("cases", [range(12), pytest.param(range(12, 50), marks=pytest.mark.slow)], ids=str)
-def test_resumed_by_any_number_of_workers_and_ranks_it_goes_on_exactly(manifest, cases) -> None:
+def test_resuming_is_exact_for_any_number_of_workers_and_ranks(manifest, cases) -> None:
     """Cases drawn at random: where a run stops, with how many workers and ranks it began and goes on."""
     whole = taken(stream_of(manifest), 26)
     for case in cases:
@@ -74,7 +74,7 @@ def test_workers_leave_the_generator_of_the_training_alone(manifest) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_a_broken_shard_is_told_in_the_same_words(manifest, num_workers) -> None:
+def test_a_broken_shard_gives_the_same_message(manifest, num_workers) -> None:
     path = shard_path(manifest.root, "pairs-000005")
     intact = path.read_bytes()
     path.write_bytes(intact[:-1])
@@ -84,7 +84,7 @@ def test_a_broken_shard_is_told_in_the_same_words(manifest, num_workers) -> None
             for _ in stream:
                 handed += 1
         assert str(failure.value) == (
-            f"{path}: holds {len(intact) - 1} bytes where {len(intact)} were committed; "
+            f"{path}: it has {len(intact) - 1} bytes, but {len(intact)} were committed; "
             f"run `tokenleap shards repair {manifest.root}`"
         )
         assert stream.position == 8 * handed
@@ -96,7 +96,7 @@ def children() -> list[int]:
     return sorted(child.pid for child in torch.multiprocessing.active_children())
 
 
-def test_signals_to_everybody_leave_the_workers_to_their_parent(manifest) -> None:
+def test_signals_to_all_processes_stop_no_worker(manifest) -> None:
     with closing(stream_of(manifest, num_workers=2, prefetch=1)) as stream:
         found = taken(stream, 2)
         workers = children()
@@ -110,7 +110,7 @@ def test_signals_to_everybody_leave_the_workers_to_their_parent(manifest) -> Non
     assert_same(found, taken(stream_of(manifest), 10))
 
 
-def test_a_killed_worker_is_told(manifest) -> None:
+def test_a_killed_worker_is_reported(manifest) -> None:
     with closing(stream_of(manifest, num_workers=1)) as stream:
         next(stream)
         os.kill(children()[0], signal.SIGKILL)
@@ -137,7 +137,7 @@ if sys.argv[2] == "killed":
 
 
 @pytest.mark.parametrize("end", ["at its end", "killed"])
-def test_workers_end_with_their_process_and_without_a_word(manifest, end) -> None:
+def test_workers_end_silently_with_their_process(manifest, end) -> None:
     finished = subprocess.run(
         [sys.executable, "-c", ABANDONED, str(manifest.root), end], capture_output=True, text=True, timeout=60
     )
@@ -159,7 +159,7 @@ def late(worker):
 shards.streaming.prefetch._obey_parent_alone = late
 manifest = Manifest.open(sys.argv[1])
 stream = PairStream(manifest.root, manifest.view(), 8, seed=0)
-ahead = shards.streaming.prefetch.LoadedAhead(stream._batches, 0, 2, 2, False)
+ahead = shards.streaming.prefetch.PrefetchedBatches(stream._batches, 0, 2, 2, False)
 from torch.multiprocessing import active_children
 print(*[child.pid for child in active_children()], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -167,7 +167,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_workers_end_whose_process_died_before_they_began(manifest) -> None:
-    """torch's own watch looks who the parent is once the worker has begun, and takes the next one for it."""
+    """torch's own check reads the parent's id after the worker has started, and then sees another parent."""
     finished = subprocess.run(
         [sys.executable, "-c", KILLED_EARLY, str(manifest.root)], capture_output=True, text=True, timeout=60
     )

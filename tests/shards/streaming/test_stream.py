@@ -10,7 +10,7 @@ import pytest
 import torch
 import webdataset
 
-import shards.streaming.shard_source
+import shards.streaming.shard_window
 from shards import Failed, Order, Refused
 from shards.dataset.manifest_row import shard_path
 from shards.streaming.shard_source import ShardSource
@@ -57,7 +57,7 @@ def test_a_batch_may_be_larger_than_the_view(make_spec, make_dataset) -> None:
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 4, 13])
-def test_resuming_goes_on_exactly(make_spec, make_dataset, consumed) -> None:
+def test_resuming_is_exact(make_spec, make_dataset, consumed) -> None:
     manifest = make_dataset(make_spec(), 4)
     whole = list(islice(PairStream(manifest.root, manifest.view(), 6, seed=1, window=2), 20))
     first = PairStream(manifest.root, manifest.view(), 6, seed=1, window=2)
@@ -99,15 +99,15 @@ def test_a_view_keeps_its_order_when_the_data_set_grows(make_spec, make_dataset)
 def test_shards_are_read_once_a_window_and_hashed_once(make_spec, make_dataset, monkeypatch) -> None:
     manifest = make_dataset(make_spec(), 13)
     reads, hashed = [], []
-    read, check = ShardSource.map, shards.streaming.shard_source.check_digest
+    read, check = ShardSource.load, shards.streaming.shard_window.check_digest
 
     def counted(self, row, *rest) -> bool:
         reads.append(row.shard)
         return read(self, row, *rest)
 
-    monkeypatch.setattr(ShardSource, "map", counted)
+    monkeypatch.setattr(ShardSource, "load", counted)
     monkeypatch.setattr(
-        shards.streaming.shard_source,
+        shards.streaming.shard_window,
         "check_digest",
         lambda row, digest: (hashed.append(row.shard), check(row, digest)),
     )
@@ -131,14 +131,14 @@ def test_damage_stops_the_stream(make_spec, make_dataset) -> None:
     ("change", "message"),
     [
         ({"version": 2}, "version 2"),
-        ({"seed": 5}, "seed: 5 -> 0"),
-        ({"size": 9}, "size: 9 -> 8"),
-        ({"first": 16}, "first: 16 -> 8"),
+        ({"seed": 5}, "seed: found 5, requested 0"),
+        ({"size": 9}, "size: found 9, requested 8"),
+        ({"first": 16}, "first: found 16, requested 8"),
         ({"version": None}, "version None"),
-        ({"batch_size": 8}, "batch_size: 8 -> 4"),
-        ({"fingerprint": "f"}, "fingerprint: 'f' -> "),
-        ({"window": 2}, "window: 2 -> 16"),
-        ({"pairs_per_shard": 4}, "pairs_per_shard: 4 -> 8"),
+        ({"batch_size": 8}, "batch_size: found 8, requested 4"),
+        ({"fingerprint": "f"}, "fingerprint: found f, requested "),
+        ({"window": 2}, "window: found 2, requested 16"),
+        ({"pairs_per_shard": 4}, "pairs_per_shard: found 4, requested 8"),
         ({"position": 3}, "position is 3"),
         ({"position": -4}, "position is -4"),
         ({"position": None}, "position is None"),

@@ -1,1 +1,1 @@
-"""Commands that look at pair data sets, teachers and students."""
+"""Commands for pair data sets, teachers and students."""

@@ -1,32 +1,45 @@
-"""`tokenleap shards`: look at a pair data set, check it, mend it, enlarge it, take pairs out of it."""
+"""`tokenleap shards`: show, verify, repair, extend and export a pair data set."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.options import MAX_SEED, comma_separated, number_of_workers, pairs_argument, workers_option
+from pipeline.cli.options import (
+    MAX_SEED,
+    comma_separated,
+    echo_generated,
+    number_of_workers,
+    output_option,
+    pairs_argument,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shards.dataset.manifest import Manifest
+    from shards.dataset.verify import Finding, Sample
+    from shards.storage.paths import Location
 
 DEFAULT_CLASSES = 10
 
 teacher_option = click.option(
-    "--teacher", metavar="NAME-OR-FILE", help="Where the teacher is now.  [default: the name it had then]"
+    "--teacher",
+    metavar="NAME-OR-FILE",
+    help="The teacher's current name or file.  [default: its recorded name]",
 )
-
-if TYPE_CHECKING:
-    from shards.storage.paths import Location
 
 
 @click.group("shards")
 def command() -> None:
-    """Look at a pair data set, check it, mend it, enlarge it, take pairs out of it.
+    """Show, verify, repair, extend and export a pair data set.
 
     \b
     Examples:
       tokenleap shards info runs/digits/pairs
-      tokenleap shards verify runs/digits/pairs && echo sound
+      tokenleap shards verify runs/digits/pairs && echo intact
       tokenleap shards repair runs/digits/pairs
       tokenleap shards join s3://bucket/pairs
       tokenleap shards extend runs/digits/pairs --num-pairs 100000
@@ -38,28 +51,39 @@ def command() -> None:
 @pairs_argument
 def info(pairs: Location) -> None:
     """Show totals, classes, bytes, rate and lineage of the data set PAIRS."""
+    from shards.dataset.manifest import Manifest
+
+    facts = _facts(pairs, Manifest.open(pairs))
+    width = max(map(len, facts))
+    click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
+
+
+def _facts(pairs: Location, manifest: Manifest) -> dict[str, object]:
+    """The lines of `info`, by name."""
     from pipeline.report.terminal_summary import pairs_line
     from pipeline.run_folder.results import PairStatistics
     from shards.core.mismatch import flat
-    from shards.dataset.manifest import Manifest
     from shards.format.tar_layout import bytes_per_pair
 
-    manifest = Manifest.open(pairs)
     spec, totals = manifest.spec, PairStatistics.of(manifest)
     fewest, most = totals.pairs_per_class
-    each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    labels: dict[str, object] = {"classes": spec.num_classes, "pairs/class": each}
+    per_label = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    labels: dict[str, object] = {"classes": spec.num_classes, "pairs/class": per_label}
     if spec.captions is not None:
-        from generate_pairs.text.encoders import texts_of_pairs
+        from generate_pairs.text.encoders import dataset_caption_features
 
-        sha256 = spec.captions["sha256"][:12]
-        cut, most = texts_of_pairs(pairs, spec).num_cut(), spec.lineage["text_encoder"]["max_tokens"]
+        name, sha256 = spec.captions.get("name"), spec.captions["sha256"][:12]
+        num_cut, max_tokens = (
+            dataset_caption_features(pairs, spec).num_cut(),
+            spec.lineage["text_encoder"]["max_tokens"],
+        )
+        count = "not counted at a URL" if num_cut is None else f"{num_cut:,} of the captions encoded so far"
         labels = {
-            "captions": f"{spec.num_classes:,} from {spec.captions.get('name')} ({sha256})",
-            "pairs/caption": each,
-            "cut": f"to {most} tokens: {'not counted at a URL' if cut is None else f'{cut:,} of those encoded so far'}",
+            "captions": f"{spec.num_classes:,} from {name} ({sha256})",
+            "pairs/caption": per_label,
+            "cut": f"to {max_tokens} tokens: {count}",
         }
-    facts = {
+    return {
         "pairs": pairs_line(totals),
         "fingerprint": spec.fingerprint,
         **labels,
@@ -71,8 +95,6 @@ def info(pairs: Location) -> None:
         "made on": ", ".join([*totals.hosts, *totals.devices]) or "nothing yet",
         **flat(spec.lineage),
     }
-    width = max(map(len, facts))
-    click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
 
 
 @command.command("verify")
@@ -82,58 +104,62 @@ def info(pairs: Location) -> None:
     "num_sampled",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Read N shards instead of all; rows are all looked at.",
+    help="Read N random shards instead of all; every manifest row is still checked.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, MAX_SEED),
     metavar="S",
-    help="Which shards --sample reads.  [default: others every time; it is printed]",
+    help="Seed of the choice of --sample.  [default: random; it is printed]",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Processes that read; 0 reads in this one.  [default: one for every core]",
+    help="Processes that read; 0 reads in this process.  [default: one for each core]",
 )
 def verify(pairs: Location, num_sampled: int | None, seed: int | None, workers: int | None) -> None:
-    """Read every byte and name what is wrong.
+    """Read every byte of PAIRS and report damage.
 
-    Exit code 1 if anything in PAIRS is. A shard whose writer was stopped before it was committed is told,
-    too, but is no damage.
+    The exit code is 1 if PAIRS is damaged. A shard that was written but not committed is reported, but is no damage.
     """
     import secrets
 
-    from pipeline.runtime.progress import progress
     from shards.core.errors import Failed
-    from shards.core.host import available_cores
     from shards.dataset.verify import Sample
-    from shards.dataset.verify import verify as findings_of
 
     if seed is not None and num_sampled is None:
-        raise click.UsageError("--seed says which shards --sample reads: give both, or neither")
+        raise click.UsageError("--seed chooses the shards of --sample: give both options or none")
     sample = None
     if num_sampled is not None:
         sample = Sample(num_sampled, secrets.randbelow(2**32) if seed is None else seed)
-    with progress("verify", "shards") as report:
-        findings = findings_of(
-            pairs, report, workers=available_cores() if workers is None else workers, sample=sample
-        )
+    findings = _findings(pairs, workers, sample)
     for finding in findings:
-        told = finding.message if finding.where in finding.message else f"{finding.where}: {finding.message}"
-        click.echo(f"{finding.kind}: {told}")
-    read = "every shard" if sample is None else f"every row, and every shard of a sample of {num_sampled},"
-    seeded = "" if sample is None else f" (--sample {num_sampled} --seed {sample.seed})"
+        prefix = "" if finding.where in finding.message else f"{finding.where}: "
+        click.echo(f"{finding.kind}: {prefix}{finding.message}")
+    checked = "every shard" if sample is None else f"every row, and every shard of a sample of {num_sampled},"
+    options = "" if sample is None else f" (--sample {num_sampled} --seed {sample.seed})"
     damage = [finding for finding in findings if finding.kind != "uncommitted"]
     if damage:
-        first = (
-            ", once what every pair is made from is back" if any(x.is_of_every_pair for x in damage) else ""
-        )
+        first = ""
+        if any(finding.affects_all_pairs for finding in damage):
+            first = "restore the common files of all pairs, then "
         raise Failed(
-            f"{pairs} is damaged ({len(damage)} of the findings above){seeded}; `tokenleap shards repair {pairs}` "
-            f"mends it{first}"
+            f"{pairs} is damaged ({len(damage)} of the findings above){options}: {first}run "
+            f"`tokenleap shards repair {pairs}`"
         )
-    click.echo(f"{pairs}: {read} is whole{seeded}")
+    click.echo(f"{pairs}: {checked} is intact{options}")
+
+
+def _findings(pairs: Location, workers: int | None, sample: Sample | None = None) -> list[Finding]:
+    """Verify a data set, by default with one process for each core."""
+    from pipeline.runtime.progress import progress
+    from shards.core.host import available_cores
+    from shards.dataset.verify import verify
+
+    processes = available_cores() if workers is None else workers
+    with progress("verify", "shards") as report:
+        return verify(pairs, report, workers=processes, sample=sample)
 
 
 @command.command("repair")
@@ -141,23 +167,20 @@ def verify(pairs: Location, num_sampled: int | None, seed: int | None, workers: 
 @teacher_option
 @workers_option
 def repair(pairs: Location, teacher: str | None, workers: int | None) -> None:
-    """Make missing and broken shards again.
+    """Generate missing and damaged shards again.
 
-    They are made from the settings that PAIRS was made with. The teacher must be the same one; on the same
-    software and kind of device every byte comes out as it was, which the manifest's hash proves. Elsewhere it is
-    told how many tokens differ from those that can still be read, and the new shard gets a row of its own.
+    They are generated with the recorded settings of PAIRS and must have the same teacher. With the same software and
+    kind of device every byte is equal, which the hash in the manifest proves. Otherwise the number of tokens that differ
+    from the readable old ones is printed, and the new shard gets its own manifest row.
     """
-    from generate_pairs.generation.repair import repair as make_again
+    from generate_pairs.generation.repair import repair as repair_shards
     from pipeline.report.terminal_summary import replacement_lines
     from pipeline.runtime.progress import progress
     from pipeline.runtime.signals import stopping
-    from shards.core.host import available_cores
-    from shards.dataset.verify import verify as findings_of
 
-    with progress("verify", "shards") as report:
-        findings = findings_of(pairs, report, workers=available_cores() if workers is None else workers)
+    findings = _findings(pairs, workers)
     with stopping() as should_stop, progress("repair", "pairs") as report:
-        made = make_again(
+        summary = repair_shards(
             pairs,
             teacher,
             findings=findings,
@@ -165,18 +188,18 @@ def repair(pairs: Location, teacher: str | None, workers: int | None) -> None:
             report=report,
             should_stop=should_stop,
         )
-    for line in replacement_lines(made.replaced):
+    for line in replacement_lines(summary.replaced):
         click.echo(line)
-    click.echo(f"{pairs}: {made.num_shards:,} shards made again")
+    click.echo(f"{pairs}: {summary.num_shards:,} shards repaired")
 
 
 @command.command("join")
 @pairs_argument
 def join(pairs: Location) -> None:
-    """Write all manifest rows of PAIRS into one file beside dataset.json.
+    """Write all manifest rows of PAIRS into one file next to dataset.json.
 
-    That file opens a large data set faster, and is what a web server, which lists no folder, needs to serve one.
-    `generate` and `repair` write it when every shard is there.
+    With this file a large data set opens faster. A web server, which cannot list a folder, needs it to serve a data set.
+    `generate` and `repair` write it when the data set is complete.
     """
     from shards.dataset.manifest import join as join_rows
     from shards.dataset.manifest_row import JOINED_FILE
@@ -192,24 +215,21 @@ def join(pairs: Location) -> None:
     type=click.IntRange(min=1),
     required=True,
     metavar="N",
-    help="Training pairs that there shall be, rounded up to full shards.",
+    help="Training pairs in total, rounded up to full shards.",
 )
 @teacher_option
 @workers_option
 def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | None) -> None:
-    """Make more pairs, with the settings that PAIRS was made with.
+    """Generate more pairs with the recorded settings of PAIRS.
 
     The bytes are those of `tokenleap generate` with this number of pairs.
     """
-    from generate_pairs.generation.repair import extend as make_more
-    from pipeline.report.terminal_summary import pairs_line
-    from pipeline.run_folder.results import PairStatistics
+    from generate_pairs.generation.repair import extend as extend_pairs
     from pipeline.runtime.progress import progress
     from pipeline.runtime.signals import stopping
-    from shards.dataset.manifest import Manifest
 
     with stopping() as should_stop, progress("pairs", "pairs") as report:
-        made = make_more(
+        summary = extend_pairs(
             pairs,
             num_pairs,
             teacher,
@@ -217,20 +237,12 @@ def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | 
             report=report,
             should_stop=should_stop,
         )
-    click.echo(f"made {made.num_pairs:,} pairs, {made.pairs_per_second:,.1f} pairs/s")
-    click.echo(f"{pairs}: {pairs_line(PairStatistics.of(Manifest.open(pairs)))}")
+    echo_generated(summary, pairs)
 
 
 @command.command("export")
 @pairs_argument
-@click.option(
-    "--to",
-    "out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="A name that ends in .parquet.",
-)
+@output_option(".parquet", "--to")
 @click.option(
     "--size",
     type=click.IntRange(min=1),
@@ -238,14 +250,11 @@ def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | 
     help="The first N training pairs.  [default: all of them]",
 )
 def export(pairs: Location, out: Path, size: int | None) -> None:
-    """Write training pairs into one Parquet file, a row a pair.
+    """Write training pairs into one Parquet file, one row for each pair.
 
-    Columns: pair_index, label, noise (float16 numbers as bytes), tokens (a list), and caption where there are captions.
-    The held-out pairs stay out.
-    What dataset.json says stands in the file's metadata, under onestep.dataset.
+    Columns: pair_index, label, noise (float16 numbers as bytes), tokens (a list), and caption if the data set has
+    captions. Held-out pairs are omitted. The file's metadata contains dataset.json, under onestep.dataset.
     """
-    if out.suffix != ".parquet":
-        raise click.BadParameter(f"{out} must end in .parquet", param_hint="--to")
     from pipeline.runtime.progress import progress
     from pipeline.runtime.signals import all_or_nothing
     from shards.dataset.manifest import Manifest
@@ -258,13 +267,7 @@ def export(pairs: Location, out: Path, size: int | None) -> None:
 
 @command.command("preview")
 @pairs_argument
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="A name that ends in .png.",
-)
+@output_option(".png")
 @click.option(
     "--labels",
     callback=comma_separated,
@@ -283,9 +286,7 @@ def export(pairs: Location, out: Path, size: int | None) -> None:
 def preview(
     pairs: Location, out: Path, labels: tuple[int, ...] | None, columns: int, teacher: str | None
 ) -> None:
-    """Draw the images that pairs stand for: the first ones of each class, one class a row."""
-    if out.suffix != ".png":
-        raise click.BadParameter(f"{out} must end in .png", param_hint="--out")
+    """Draw the images of the first pairs of each class, one class a row."""
     from distill.images import save_png
     from generate_pairs.generation.repair import recorded_teacher
     from pipeline.pair_preview import preview_grid

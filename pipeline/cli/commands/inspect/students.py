@@ -1,4 +1,4 @@
-"""`tokenleap students`: which students are published, and bringing them in."""
+"""`tokenleap students`: list and import the published students."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.cli.options import FolderPath
 
 @click.group("students")
 def command() -> None:
-    """Show the published students, or bring one in.
+    """List the published students, or import one.
 
     \b
     Examples:
@@ -36,18 +36,16 @@ def list_students() -> None:
 @command.command("import")
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option(
-    "--as", "name", required=True, metavar="NAME", help="Which published student it is: see `list`."
+    "--as", "name", required=True, metavar="NAME", help="Name of the published student, from `list`."
 )
-@click.option(
-    "--out", type=FolderPath, required=True, metavar="STUDENT", help="Folder of the student; a new one."
-)
+@click.option("--out", type=FolderPath, required=True, metavar="STUDENT", help="New folder for the student.")
 def import_student(files: tuple[str, ...], name: str, out: Path) -> None:
-    """Bring a published student in: its own file and its tokenizer's, in any order.
+    """Import a published student from its own file and its tokenizer's file, in any order.
 
-    FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub; without any, both are taken from there
-    (pip install '.[hub]'). The folder is what `tokenleap distill` makes, and `tokenleap sample` draws from it.
+    FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub. Without FILE, both are downloaded from there
+    (pip install '.[hub]'). The result is a student folder as `tokenleap distill` writes it, for `tokenleap sample`.
     """
-    from distill.student.published import import_student as bring_in
+    from distill.student.published import import_student as import_files
 
-    bring_in(files, name, out)
-    click.echo(f"{out}: draw from it with `tokenleap sample {out} --steps 1 --out FILE`")
+    import_files(files, name, out)
+    click.echo(f"{out}: generate images with `tokenleap sample {out} --steps 1 --out FILE`")

@@ -1,4 +1,4 @@
-"""`tokenleap teachers`: which teachers there are, bringing published ones in, and making the small ones anew."""
+"""`tokenleap teachers`: list, import and inspect teachers, and train the embedded ones."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import MAX_SEED
+from pipeline.cli.options import MAX_SEED, output_option
 
 EMBEDDED = ("digits", "digits-64", "digits-var")
 
 
 @click.group("teachers")
 def command() -> None:
-    """Show the teachers, bring published ones in, or train an embedded one from nothing.
+    """List the teachers, import or inspect published ones, or train an embedded one from scratch.
 
     \b
     Examples:
@@ -26,7 +26,7 @@ def command() -> None:
 
 @command.command("list")
 def list_teachers() -> None:
-    """List every teacher there is a name for, and whether it is here."""
+    """List every known teacher, and whether it is imported."""
     from generate_pairs.teachers.checkpoints import (
         embedded_names,
         imported_folder,
@@ -36,7 +36,7 @@ def list_teachers() -> None:
     from generate_pairs.teachers.importing.inspect import num_parameters, published_transformer
     from generate_pairs.teachers.published import TEACHERS
 
-    here = imported_names()
+    imported = imported_names()
     for name in embedded_names():
         loaded = load_teacher(name)
         layout, count = loaded.teacher.layout, num_parameters(loaded.teacher.transformer)
@@ -47,28 +47,28 @@ def list_teachers() -> None:
     for name, published in TEACHERS.items():
         config = published.transformer.config
         layout, count = config.layout, num_parameters(published_transformer(name))
-        state = "imported" if name in here else "not here"
+        state = "imported" if name in imported else "missing"
         click.echo(
             f"{name:<18} {published.family:<9} {count / 1e6:7.1f}M  {layout.num_tokens:>5} "
             f"tokens in {layout.num_steps:>4} AR steps  {state:<8}  {published.licence}  "
             f"{published.transformer.file}, {published.tokenizer.file}"
         )
-    for name in sorted(set(here) - set(TEACHERS)):
+    for name in sorted(set(imported) - set(TEACHERS)):
         click.echo(f"{name:<18} in {imported_folder()}")
 
 
 @command.command("import")
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option(
-    "--as", "name", required=True, metavar="NAME", help="Which published teacher it is: see `list`."
+    "--as", "name", required=True, metavar="NAME", help="Name of the published teacher, from `list`."
 )
 def import_teacher(files: tuple[str, ...], name: str) -> None:
-    """Bring a published teacher in: its transformer's file and its tokenizer's, in any order.
+    """Import a published teacher from its transformer's file and its tokenizer's file, in any order.
 
-    FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub; without any, both are taken from there
-    (pip install '.[hub]'). Every name, shape and kind of number has to be the table's. The result is one
-    safetensors file in ${TOKENLEAP_HOME:-~/.cache/tokenleap}/teachers, with the configuration and the sha256 of
-    both files inside.
+    FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub. Without FILE, both are downloaded from there
+    (pip install '.[hub]'). Every tensor must have the expected name, shape and dtype. The result is one safetensors
+    file in ${TOKENLEAP_HOME:-~/.cache/tokenleap}/teachers. It also contains the configuration and the sha256 of both
+    files.
 
     \b
     Examples:
@@ -76,15 +76,15 @@ def import_teacher(files: tuple[str, ...], name: str) -> None:
       tokenleap teachers import --as llamagen-b-256
     """
     from generate_pairs.teachers.checkpoints import read_about
-    from generate_pairs.teachers.importing.import_teacher import import_teacher as bring_in
+    from generate_pairs.teachers.importing.import_teacher import import_teacher as import_files
 
-    path = bring_in(files, name)
+    path = import_files(files, name)
     about = read_about(path)
     for role in ("transformer", "tokenizer"):
         click.echo(f"{role}: sha256 {about['files'][role]}")
     if repeated := about["codebook_rows_repeated"]:
         click.echo(
-            f"note: {repeated} codebook rows equal another; of equal rows the flow map takes the likelier"
+            f"note: {repeated} codebook rows equal another; of equal rows the flow map uses the likelier one"
         )
     click.echo(f"{path}: use it as --set teacher.name={name}")
 
@@ -92,44 +92,36 @@ def import_teacher(files: tuple[str, ...], name: str) -> None:
 @command.command("inspect")
 @click.argument("file", metavar="FILE")
 def inspect_file(file: str) -> None:
-    """Say which published network a checkpoint file holds, or what keeps it from being the nearest one.
+    """Identify the published network in a checkpoint file, or list how the file differs from the nearest one.
 
-    Exit code 1 where it fits none.
+    The exit code is 1 if the file matches no published network.
     """
-    from distill.student.published import networks
+    from distill.student.published import published_networks
     from generate_pairs.teachers.importing.checkpoint_file import local_file
     from generate_pairs.teachers.importing.inspect import describe, inspect
 
-    fits = inspect(local_file(file), networks())
+    fits = inspect(local_file(file), published_networks())
     click.echo("\n".join(f"{file} {line}" if "fits" in line else line for line in describe(fits)))
-    if any(fit.wrong for fit in fits):
+    if any(fit.problems for fit in fits):
         raise click.exceptions.Exit(1)
 
 
 @command.command("train")
 @click.argument("name", type=click.Choice(EMBEDDED))
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="A .safetensors file.",
-)
+@output_option(".safetensors")
 @click.option(
     "--seed",
     type=click.IntRange(0, MAX_SEED),
     default=0,
     show_default=True,
     metavar="S",
-    help="Of everything.",
+    help="Seed of the training.",
 )
 def train_teacher(name: str, out: Path, seed: int) -> None:
-    """Train an embedded teacher on handwritten digits, tokenizer and all, in minutes on one core.
+    """Train an embedded teacher and its tokenizer on handwritten digits, in minutes on one core.
 
-    FILE is written at the end: a training that was stopped begins again.
+    FILE is written only at the end: a stopped training starts again.
     """
-    if out.suffix != ".safetensors":
-        raise click.BadParameter(f"{out} must end in .safetensors", param_hint="--out")
     from generate_pairs.digits.train_teachers import train_teacher as train
     from pipeline.runtime.progress import progress
     from pipeline.runtime.signals import all_or_nothing

@@ -1,6 +1,6 @@
-"""CLIPScore: the numbers of transformers' own processor and model, and of torchmetrics, and folders of something else.
+"""CLIPScore against transformers' own processor and model and against torchmetrics, and the refusal of wrong folders.
 
-No published weights are here: the CLIP is a small random one.
+The CLIP is a small random one: published weights are not available here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CAPTIONS = [
     "cat",
 ]
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
-"""How far scores of 0 to 100 may be from transformers', which is what rounding in float32 does; 2e-5 was seen."""
+"""Tolerance of scores from 0 to 100 for float32 rounding; differences of 2e-5 were measured."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def clip(folder: Path) -> ClipScore:
 
 
 def made_images(channels: int, height: int, width: int) -> Tensor:
-    """As many images as captions, coarse and fine, none of whose pixels are whole bytes."""
+    """One image for each caption, with coarse and fine structure; pixels are not whole bytes."""
     generator = torch.Generator().manual_seed(2)
     tints = torch.rand(len(CAPTIONS), channels, 1, 1, generator=generator)
     coarse = torch.rand(len(CAPTIONS), channels, 3, 4, generator=generator)
@@ -78,7 +78,7 @@ def pil_images(images: Tensor) -> list[Image.Image]:
 
 
 def peer_of(folder: Path) -> tuple[Any, Any]:
-    """transformers' processor, resizing with PIL whether torchvision is here or not, and its model."""
+    """transformers' processor, which resizes with PIL even if torchvision is installed, and its model."""
     by_pil = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     processor = transformers.CLIPProcessor(
         by_pil.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
@@ -101,7 +101,7 @@ def peer_cosines(folder: Path, images: Sequence[Image.Image]) -> Tensor:
 def test_scores_are_those_of_transformers(
     clip: ClipScore, folder: Path, channels: int, height: int, width: int
 ) -> None:
-    """Enlarged, made smaller, cut at either side or left as they are."""
+    """Images that are enlarged, reduced, cropped at either side, or left unchanged."""
     images = made_images(channels, height, width)
     expected = peer_cosines(folder, pil_images(images))
     for turn in range(len(CAPTIONS)):
@@ -109,13 +109,13 @@ def test_scores_are_those_of_transformers(
         assert found.shape == (len(CAPTIONS),)
         assert found.dtype == torch.float64
         torch.testing.assert_close(found, expected.roll(-turn, 1).diagonal().clamp(min=0.0), **CLOSE)
-    # Both sides of zero were met, and no two images or captions look alike.
+    # Cosines have both signs, and no two images or captions have equal scores.
     assert expected.min() < -10
     assert expected.max() > 10
     assert min(expected.std(dim).min() for dim in (0, 1)) > 1
 
 
-def test_the_published_formula(clip: ClipScore, folder: Path) -> None:
+def test_scores_follow_the_published_formula(clip: ClipScore, folder: Path) -> None:
     """2.5 max(cos, 0) of Hessel et al., bounded for each pair: 40 times it is the score."""
     images = made_images(3, 24, 40)
     processor, model = peer_of(folder)
@@ -129,7 +129,7 @@ def test_the_published_formula(clip: ClipScore, folder: Path) -> None:
     )
 
 
-def test_a_pair_has_the_same_score_in_any_company_and_order(clip: ClipScore) -> None:
+def test_a_pair_has_the_same_score_in_any_batch_and_order(clip: ClipScore) -> None:
     images = made_images(3, 24, 40)
     together = clip.scores(images, CAPTIONS)
     assert (together > 1).sum() > 3
@@ -151,7 +151,7 @@ def test_permuted_captions_permute_the_scores_of_one_image(clip: ClipScore) -> N
     torch.testing.assert_close(clip.scores(image, CAPTIONS[::-1]), scores.flip(0), **CLOSE)
 
 
-def test_images_are_rounded_as_files_hold_them(clip: ClipScore) -> None:
+def test_images_are_rounded_as_files_store_them(clip: ClipScore) -> None:
     images = made_images(3, 24, 40)
     scores = clip.scores(images, CAPTIONS)
     assert torch.equal(clip.scores(images.mul(255.0).round().div(255.0), CAPTIONS), scores)
@@ -161,7 +161,7 @@ def test_images_are_rounded_as_files_hold_them(clip: ClipScore) -> None:
     assert torch.equal(clip.scores(outside, CAPTIONS), clip.scores((images > 0.5).float(), CAPTIONS))
 
 
-def test_grey_images_are_those_of_three_equal_channels(clip: ClipScore, folder: Path, tmp_path: Path) -> None:
+def test_grey_images_score_like_three_equal_channels(clip: ClipScore, folder: Path, tmp_path: Path) -> None:
     images = made_images(1, 24, 40)
     scores = clip.scores(images, CAPTIONS)
     assert torch.equal(clip.scores(images.expand(-1, 3, -1, -1), CAPTIONS), scores)
@@ -179,8 +179,8 @@ def test_an_image_with_a_nan_has_no_score(clip: ClipScore) -> None:
     torch.testing.assert_close(clip.scores(images, CAPTIONS), scores, equal_nan=True, **CLOSE)
 
 
-def test_long_captions_are_cut_and_keep_their_end(clip: ClipScore) -> None:
-    """75 words and the two tokens around them; what comes after is not read, what stands before is."""
+def test_long_captions_are_truncated_and_keep_their_end_token(clip: ClipScore) -> None:
+    """75 words fit between the start and end tokens: the 75th changes the score, later words do not."""
     image = made_images(3, 24, 40)
     words = ["cat" if place % 3 else "dog" for place in range(200)]
     captions = [" ".join(words[:count]) for count in (74, 75, 76, 200)]
@@ -194,7 +194,7 @@ def test_long_captions_are_cut_and_keep_their_end(clip: ClipScore) -> None:
         pytest.fail("no image has a score with this caption")
 
 
-def test_a_model_of_fewer_tokens_cuts_earlier(write_clip: WriteClip, tmp_path: Path) -> None:
+def test_a_model_of_fewer_tokens_truncates_earlier(write_clip: WriteClip, tmp_path: Path) -> None:
     clip = ClipScore.load(str(write_clip(tmp_path, max_position_embeddings=8)))
     images = made_images(3, 24, 40)
     scores = clip.scores(images, ["cat dog cat dog cat dog"] * len(images))
@@ -207,8 +207,8 @@ def tensor_of(found: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("kept_in", ["tensor", "output"])
-def test_reads_the_features_of_either_transformers(clip: ClipScore, kept_in: str) -> None:
-    """transformers 4 returns features, transformers 5 an output that holds them."""
+def test_features_of_both_transformers_versions_are_read(clip: ClipScore, kept_in: str) -> None:
+    """transformers 4 returns features, transformers 5 an output that contains them."""
     inner = clip._model
 
     def features(found: Any) -> Any:
@@ -220,17 +220,17 @@ def test_reads_the_features_of_either_transformers(clip: ClipScore, kept_in: str
         get_image_features=lambda **given: features(inner.get_image_features(**given)),
         get_text_features=lambda **given: features(inner.get_text_features(**given)),
     )
-    other = ClipScore("other", "", model, clip._tokenizer, clip._processor)
+    other = ClipScore("", model, clip._tokenizer, clip._processor)
     images = made_images(3, 24, 40)
     assert torch.equal(other.scores(images, CAPTIONS), clip.scores(images, CAPTIONS))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mean_is_torchmetrics(clip: ClipScore, folder: Path) -> None:
-    """Of captions that fit: it cuts the end off longer ones. And of scores above zero: it bounds their mean."""
+def test_the_mean_equals_that_of_torchmetrics(clip: ClipScore, folder: Path) -> None:
+    """Only short captions, as it cuts off the end of long ones; only positive scores, as it bounds their mean."""
     multimodal = pytest.importorskip("torchmetrics.multimodal.clip_score")
     processor, model = peer_of(folder)
-    # Its version 1.9 takes what transformers 4 returned.
+    # torchmetrics 1.9 expects what transformers 4 returned.
     of_images, of_captions = model.get_image_features, model.get_text_features
     model.get_image_features = lambda *given, **more: tensor_of(of_images(*given, **more))
     model.get_text_features = lambda *given, **more: tensor_of(of_captions(*given, **more))
@@ -250,12 +250,12 @@ def test_mean_is_torchmetrics(clip: ClipScore, folder: Path) -> None:
     torch.testing.assert_close(theirs.compute().double(), ours.mean(), **CLOSE)
 
 
-def test_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_scoring_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ClipScore.load(str(folder)).scores(made_images(3, 24, 40), CAPTIONS)
     assert capfd.readouterr() == ("", "")
 
 
-def test_counts_in_older_files_are_left_alone(folder: Path, clip: ClipScore, tmp_path: Path) -> None:
+def test_position_ids_in_older_files_are_ignored(folder: Path, clip: ClipScore, tmp_path: Path) -> None:
     older = changed(folder, tmp_path / "older")
     weights = load_file(older / "model.safetensors")
     for part, count in (("text", 77), ("vision", 17)):
@@ -265,8 +265,8 @@ def test_counts_in_older_files_are_left_alone(folder: Path, clip: ClipScore, tmp
     assert torch.equal(ClipScore.load(str(older)).scores(images, CAPTIONS), clip.scores(images, CAPTIONS))
 
 
-def test_newer_settings_say_the_same(folder: Path, clip: ClipScore, tmp_path: Path) -> None:
-    """Sizes by name, and the end of the text by its own number."""
+def test_newer_settings_give_the_same_scores(folder: Path, clip: ClipScore, tmp_path: Path) -> None:
+    """Named sizes, and the end-of-text token by its index."""
     newer = changed(
         folder,
         tmp_path / "newer",
@@ -282,11 +282,11 @@ def test_newer_settings_say_the_same(folder: Path, clip: ClipScore, tmp_path: Pa
     assert found.sha256 != clip.sha256
 
 
-def test_has_its_name_and_sha256(clip: ClipScore, folder: Path) -> None:
-    assert (clip.name, clip.sha256) == (str(folder), folder_sha256(folder))
+def test_a_clip_has_its_sha256(clip: ClipScore, folder: Path) -> None:
+    assert clip.sha256 == folder_sha256(folder)
 
 
-def test_refuses_other_numbers_and_shapes(clip: ClipScore) -> None:
+def test_wrong_numbers_and_shapes_are_refused(clip: ClipScore) -> None:
     images = made_images(3, 24, 40)
     with pytest.raises(ValueError, match="8 images need as many captions, got 7"):
         clip.scores(images, CAPTIONS[:-1])
@@ -299,7 +299,7 @@ def test_refuses_other_numbers_and_shapes(clip: ClipScore) -> None:
 
 
 def changed(folder: Path, to: Path, preprocessing: dict[str, object] | None = None) -> Path:
-    """A copy of a folder, with other settings for images."""
+    """A copy of a folder with other preprocessing settings."""
     shutil.copytree(folder, to)
     path = to / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | (preprocessing or {})))
@@ -311,9 +311,10 @@ def refused(name: Path | str, message: str) -> None:
         ClipScore.load(str(name))
 
 
-def test_refuses_folders_of_something_else(folder: Path, tmp_path: Path) -> None:
+def test_folders_without_a_clip_are_refused(folder: Path, tmp_path: Path) -> None:
     refused(
-        tmp_path / "nowhere", r"evaluation\.clip: there is no folder .*nowhere; a repository is written hf://"
+        tmp_path / "nowhere",
+        r"evaluation\.clip: there is no folder .*nowhere; a repository needs the form hf://",
     )
     refused(tmp_path, "holds no model: it has no config.json")
     other = changed(folder, tmp_path / "other")
@@ -328,7 +329,7 @@ def test_refuses_folders_of_something_else(folder: Path, tmp_path: Path) -> None
     refused(cut, "no weights as safetensors, only pickled ones")
 
 
-def test_refuses_weights_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
     less = changed(folder, tmp_path / "less")
     weights = load_file(less / "model.safetensors")
     projection = weights.pop("text_projection.weight")
@@ -345,7 +346,7 @@ def test_refuses_weights_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["merges.txt", "preprocessor_config.json"])
-def test_what_is_missing_is_told_before_any_work(folder: Path, tmp_path: Path, name: str) -> None:
+def test_missing_files_are_refused_before_any_work(folder: Path, tmp_path: Path, name: str) -> None:
     refuse_missing(str(folder))
     part = changed(folder, tmp_path / "part")
     (part / name).unlink()
@@ -353,8 +354,8 @@ def test_what_is_missing_is_told_before_any_work(folder: Path, tmp_path: Path, n
         refuse_missing(str(part))
 
 
-def test_refuses_a_tokenizer_of_another_model(folder: Path, tmp_path: Path) -> None:
-    """transformers would make an empty one where there is none, which reads every caption alike."""
+def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    """transformers creates an empty tokenizer if there is none, which gives all captions the same tokens."""
     without = changed(folder, tmp_path / "without")
     (without / "merges.txt").unlink()
     refused(without, "holds no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt")
@@ -367,13 +368,13 @@ def test_refuses_a_tokenizer_of_another_model(folder: Path, tmp_path: Path) -> N
     config["text_config"]["eos_token_id"] = 7
     elsewhere = changed(folder, tmp_path / "elsewhere")
     (elsewhere / "config.json").write_text(json.dumps(config))
-    refused(elsewhere, f"texts end with token {ends} by the tokenizer of .*, with 7 by its config.json")
+    refused(elsewhere, f"texts end with token {ends} in the tokenizer of .*, but with 7 in its config.json")
 
 
-def test_refuses_images_of_another_model(folder: Path, tmp_path: Path) -> None:
+def test_preprocessing_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     refused(
         changed(folder, tmp_path / "smaller", {"crop_size": 12}),
-        r"an image becomes \(3, 12, 12\), and its model sees \(3, 16, 16\)",
+        r"an image becomes \(3, 12, 12\), but its model takes \(3, 16, 16\)",
     )
     refused(changed(folder, tmp_path / "whole", {"do_center_crop": False}), r"an image becomes \(3, 24, 16\)")
     refused(
@@ -386,10 +387,10 @@ def test_refuses_images_of_another_model(folder: Path, tmp_path: Path) -> None:
     (damaged / "preprocessor_config.json").write_text("[]")
     refused(damaged, r"preprocessor_config\.json holds no settings")
     (damaged / "preprocessor_config.json").unlink()
-    refused(damaged, "does not say how images are made ready: it has no preprocessor_config.json")
+    refused(damaged, "does not define how images are preprocessed: it has no preprocessor_config.json")
 
 
-def test_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_extra_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(Refused, match=r"pip install '\.\[text\]'"):
         ClipScore.load(str(folder))

@@ -1,4 +1,4 @@
-"""The digits classifier: the shipped weights, their accuracy, and that they can be made again."""
+"""The digits classifier: the shipped weights, their accuracy, and reproducible training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def classifier():
     return load_digits_classifier()
 
 
-def test_shipped_weights_are_small_and_say_how_good_they_are(classifier, split):
+def test_shipped_weights_are_small_and_record_their_accuracy(classifier, split):
     assert WEIGHTS.stat().st_size < 300_000
     with safe_open(WEIGHTS, framework="pt") as file:
         stated = file.metadata()["test_accuracy"]
@@ -77,7 +77,7 @@ def test_unseen_digits_have_nearly_the_highest_inception_score(classifier, split
 
 
 def test_distance_orders_unseen_digits_before_mosaics_of_digits(classifier, split):
-    """The floor of the metric, and what positions drawn independently of each other score."""
+    """The lowest distance, and that of images whose parts are drawn independently."""
     train, test = to_unit_range(split.train_images), to_unit_range(split.test_images)
     generator = torch.Generator().manual_seed(0)
     mosaics = train.clone()
@@ -94,17 +94,17 @@ def test_distance_orders_unseen_digits_before_mosaics_of_digits(classifier, spli
     assert frechet_distance(mosaic, real) > 10.0 * floor
 
 
-def test_a_file_that_is_not_the_classifier_is_refused(tmp_path):
+def test_a_file_of_something_else_is_refused(tmp_path):
     tensors = load_file(WEIGHTS)
     del tensors["head.bias"]
     save_file(tensors, tmp_path / "short.safetensors")
     (tmp_path / "noise.safetensors").write_bytes(b"no tensors here")
     for name in ("short", "noise", "missing"):
-        with pytest.raises(Failed, match=f"{name}.safetensors does not hold the digits classifier"):
+        with pytest.raises(Failed, match=f"{name}.safetensors does not contain the digits classifier"):
             load_digits_classifier(tmp_path / f"{name}.safetensors")
 
 
-def test_training_learns_and_repeats_itself():
+def test_training_learns_and_is_reproducible():
     before = torch.get_rng_state()
     first, first_accuracy = train_digits_classifier(seed=3, epochs=1, copies=0)
     again, again_accuracy = train_digits_classifier(seed=3, epochs=1, copies=0)

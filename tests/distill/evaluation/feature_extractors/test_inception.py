@@ -1,6 +1,6 @@
 """The Inception network: torch-fidelity's and pytorch-fid's numbers from the same random weights, and strict loading.
 
-No published weights are here. What needs an optional package is skipped where that is not installed.
+Published weights are not available here. Tests of an optional package are skipped if it is not installed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.evaluation.feature_extractors import inception
-from distill.evaluation.feature_extractors.inception import DIM, load_inception, local_weights, prepared
+from distill.evaluation.feature_extractors.inception import DIM, load_inception, local_weights, preprocess
 from shards.core.errors import Refused
 
 OPTIONAL = "not installed: pip install '.[evaluation]'"
@@ -23,7 +23,7 @@ OPTIONAL = "not installed: pip install '.[evaluation]'"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in a file like torch-fidelity's, of the size that keeps activations about one."""
+    """Random weights in a file like torch-fidelity's, scaled so that activations are about one."""
     pytest.importorskip("torch_fidelity", reason=OPTIONAL)
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save(random_state(), path)
@@ -33,7 +33,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def random_state() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     state = {}
-    for name, like in inception._blank_network().state_dict().items():
+    for name, like in inception._network_on_meta_device().state_dict().items():
         values = torch.randn(like.shape, generator=generator)
         if name.endswith("num_batches_tracked"):
             continue
@@ -86,11 +86,11 @@ def test_features_are_pytorch_fids(weights: Path, images: Tensor, monkeypatch: p
         other = load_inception("tensorflow", str(weights))(images)
     torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-5)
     assert ours.probabilities(found) is None
-    # Not a detail: on small images the two resizes are features apart.
+    # On small images the two resizes give clearly different features.
     assert (found - other).abs().max() > 100 * (found - features).abs().max()
 
 
-def test_images_are_seen_as_files_hold_them(weights: Path, images: Tensor) -> None:
+def test_images_are_rounded_as_files_store_them(weights: Path, images: Tensor) -> None:
     ours = load_inception("tensorflow", str(weights))
     grey = images[:, :1]
     with torch.inference_mode():
@@ -106,8 +106,8 @@ def test_loading_draws_no_random_numbers(weights: Path) -> None:
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-class Mischief:
-    """Would run code if a pickle were trusted."""
+class RunsCode:
+    """Runs code if a pickle is trusted."""
 
     def __reduce__(self) -> Any:
         return print, ("loaded",)
@@ -120,7 +120,7 @@ class Mischief:
         (lambda state: state.pop("fc.bias"), "missing fc.bias"),
         (lambda state: state.update(more=torch.zeros(1)), "unknown more"),
         (lambda state: state.update({"fc.weight": torch.zeros(1000, DIM)}), r"fc.weight is \[1000, 2048\]"),
-        (lambda state: state.update(code=Mischief()), "may run code"),
+        (lambda state: state.update(code=RunsCode()), "may run code"),
     ],
 )
 def test_other_weights_are_refused(change: Any, message: str, tmp_path: Path) -> None:
@@ -131,13 +131,15 @@ def test_other_weights_are_refused(change: Any, message: str, tmp_path: Path) ->
         load_inception("tensorflow", str(tmp_path / "wrong.pth"))
 
 
-def test_without_the_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_refused_with_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inception, "find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"not installed: pip install '\.\[evaluation\]'"):
         load_inception("tensorflow", "anything")
 
 
-def test_without_weights_the_way_to_them_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_weights_are_refused_with_instructions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("torch_fidelity", reason=OPTIONAL)
 
     def offline(url: str, *_: object, **__: object) -> None:
@@ -145,11 +147,12 @@ def test_without_weights_the_way_to_them_is_told(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    way = r"get https://github\.com/.*6726825d\.pth and name it with --set evaluation\.inception_weights=FILE"
-    with pytest.raises(Refused, match=rf"cannot be downloaded .*no network.*{way}"):
+    url = r"https://github\.com/.*6726825d\.pth"
+    instructions = rf"download {url} and name it with --set evaluation\.inception_weights=FILE"
+    with pytest.raises(Refused, match=rf"cannot be downloaded .*no network.*{instructions}"):
         load_inception("tensorflow")
     assert local_weights(None) is None
-    with pytest.raises(Refused, match=rf"there is no file .*nowhere\.pth; {way}"):
+    with pytest.raises(Refused, match=rf"there is no file .*nowhere\.pth; {instructions}"):
         load_inception("tensorflow", str(tmp_path / "nowhere.pth"))
     cached = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -157,19 +160,19 @@ def test_without_weights_the_way_to_them_is_told(monkeypatch: pytest.MonkeyPatch
     assert local_weights(None) == cached
 
 
-def test_pixels_are_made_ready_for_torch() -> None:
+def test_preprocessing_for_torch() -> None:
     black, white = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 255.0)
     for pixels, value in ((black, -1.0), (white, 1.0)):
-        ready = prepared(pixels, "torch")
+        ready = preprocess(pixels, "torch")
         assert ready.shape == (1, 3, 299, 299)
         torch.testing.assert_close(ready, torch.full_like(ready, value))
 
 
-def test_pixels_are_made_ready_for_tensorflow() -> None:
+def test_preprocessing_for_tensorflow() -> None:
     """Its old resize: output pixel i takes input position i * 2 / 299, so the second half is beyond the last centre."""
     pytest.importorskip("torch_fidelity", reason=OPTIONAL)
     pixels = torch.tensor([0.0, 128.0]).expand(1, 3, 2, 2)
-    ready = prepared(pixels, "tensorflow")
+    ready = preprocess(pixels, "tensorflow")
     position = torch.arange(299) * (2 / 299)
     expected = 128.0 * position.clamp(max=1.0) / 128.0 - 1.0
     torch.testing.assert_close(ready[0, 0, 0], expected, rtol=0, atol=1e-5)

@@ -1,7 +1,7 @@
-"""Python imports this first where its folder is on the path: SABOTAGE, a JSON object, says what then goes wrong.
+"""Injects faults: Python imports this module at start-up if its folder is on the path. SABOTAGE is a JSON object:
 
-`slow`: seconds that every batch takes longer. `kills`: the shard that ends the process which makes it.
-`full_after`: once this many shards lie in a folder, nothing more can be written beside them.
+`slow`: seconds added to every batch. `kills`: index of the shard that ends its process. `full_after`: number of shards
+in a folder after which writing a shard fails with a full disk.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-ORDERS = json.loads(os.environ.get("SABOTAGE", "{}"))
+FAULTS = json.loads(os.environ.get("SABOTAGE", "{}"))
 
 
-def spoil_batches(worker: ModuleType) -> None:
+def sabotage_batches(worker: ModuleType) -> None:
     make = worker.PairMaker.make
 
-    def spoiled(maker, spec, indices):
-        time.sleep(ORDERS.get("slow", 0))
-        if indices.start // spec.pairs_per_shard == ORDERS.get("kills"):
+    def sabotaged(maker, spec, indices):
+        time.sleep(FAULTS.get("slow", 0))
+        if indices.start // spec.pairs_per_shard == FAULTS.get("kills"):
             os._exit(1)
         return make(maker, spec, indices)
 
-    worker.PairMaker.make = spoiled
+    worker.PairMaker.make = sabotaged
 
 
-def spoil_disk(sync: Callable[[int], None]) -> Callable[[int], None]:
-    def spoiled(descriptor: int) -> None:
+def sabotage_disk(sync: Callable[[int], None]) -> Callable[[int], None]:
+    def sabotaged(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        if ".tar." in path.name and len(list(path.parent.glob("[!.]*.tar"))) >= ORDERS["full_after"]:
+        if ".tar." in path.name and len(list(path.parent.glob("[!.]*.tar"))) >= FAULTS["full_after"]:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
-    return spoiled
+    return sabotaged
 
 
 class Saboteur(importlib.abc.MetaPathFinder):
-    """Spoils the worker's module as it is imported."""
+    """Patches the worker module when it is imported."""
 
     def find_spec(self, name, path, target=None):
         if name != "generate_pairs.generation.worker":
@@ -54,12 +54,12 @@ class Saboteur(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            spoil_batches(module)
+            sabotage_batches(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-if "full_after" in ORDERS:
-    os.fsync = spoil_disk(os.fsync)
+if "full_after" in FAULTS:
+    os.fsync = sabotage_disk(os.fsync)
 sys.meta_path.insert(0, Saboteur())

@@ -1,4 +1,4 @@
-"""Published teachers brought in: from files of every container, here or on the Hub, to the same numbers."""
+"""Import of published teachers: from every container, local or on the Hub, to the same weights."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ TRANSFORMER_PLACES = [
     ("llamagen", ("module",)),
     ("llamagen", ("state_dict",)),
 ]
-SOME = {"var": "blocks.0.attn.proj.weight", "llamagen": "layers.0.attention.wo.weight"}
+SQUARE = {"var": "blocks.0.attn.proj.weight", "llamagen": "layers.0.attention.wo.weight"}
 """A square matrix of each family."""
 
 
 def loads_as(published: Any, name: str = "") -> LoadedTeacher:
-    """The imported teacher, whose tensors are those of the files to the bit."""
+    """Load the imported teacher and check that its tensors equal those of the files, bit for bit."""
     loaded = load_teacher(name or published.teacher)
     for role in ("transformer", "tokenizer"):
         wanted = getattr(published.weights, role)
@@ -83,21 +83,19 @@ def test_weights_are_found_in_every_container(
     loads_as(published)
 
 
-def test_a_whole_training_checkpoint_will_do(published: Any, published_files: ModuleType) -> None:
+def test_a_training_checkpoint_is_accepted(published: Any, published_files: ModuleType) -> None:
     weights = published.weights
     content = published_files.training_checkpoint(
         published.family, weights.official("transformer"), weights.official("tokenizer")
     )
     file = published_files.written(published.folder / "ar-ckpt-best.pth", content)
-    # VAR's holds the tokenizer as well.
+    # VAR's contains the tokenizer, too.
     tokenizer = file if published.family == "var" else published.write("tokenizer")
     import_teacher([file, tokenizer], published.teacher)
     loads_as(published)
 
 
-def test_files_that_somebody_converted_to_safetensors_will_do(
-    published: Any, published_files: ModuleType
-) -> None:
+def test_files_converted_to_safetensors_are_accepted(published: Any, published_files: ModuleType) -> None:
     files = [
         published_files.written(published.folder / f"{role}.safetensors", published.weights.official(role))
         for role in ("transformer", "tokenizer")
@@ -106,7 +104,7 @@ def test_files_that_somebody_converted_to_safetensors_will_do(
     loads_as(published)
 
 
-def test_half_precision_is_kept_as_the_same_numbers_in_float32(published: Any) -> None:
+def test_half_precision_becomes_the_same_numbers_in_float32(published: Any) -> None:
     half = {name: tensor.bfloat16() for name, tensor in published.weights.transformer.items()}
     import_teacher([published.write("transformer", half), published.write("tokenizer")], published.teacher)
     ours = load_teacher(published.teacher).teacher.transformer.state_dict()
@@ -116,7 +114,7 @@ def test_half_precision_is_kept_as_the_same_numbers_in_float32(published: Any) -
 
 def test_one_tensor_under_two_names_becomes_two(published: Any) -> None:
     state = dict(published.weights.transformer)
-    one, other = SOME[published.family], SOME[published.family].replace(".0.", ".1.")
+    one, other = SQUARE[published.family], SQUARE[published.family].replace(".0.", ".1.")
     state[other] = state[one]
     import_teacher([published.write("transformer", state), published.write("tokenizer")], published.teacher)
     ours = load_teacher(published.teacher).teacher.transformer.state_dict()
@@ -140,7 +138,7 @@ def test_the_same_command_again_keeps_the_file(published: Any, published_files: 
     loads_as(published)
 
 
-def test_what_the_files_are_called_changes_nothing(published: Any, tmp_path: Path) -> None:
+def test_names_of_files_change_nothing(published: Any, tmp_path: Path) -> None:
     path = import_teacher(published.write_both(), published.teacher)
     before = path.read_bytes()
     path.unlink()
@@ -161,22 +159,24 @@ def test_repeated_rows_of_the_codebook_are_counted(published: Any) -> None:
     assert load_teacher(published.teacher).about["codebook_rows_repeated"] == 2
 
 
-def test_a_square_matrix_that_was_transposed_goes_unnoticed(published: Any) -> None:
-    """Names and shapes cannot tell: the sha256 of the file, which is kept, can."""
+def test_a_transposed_square_matrix_is_not_detected(published: Any) -> None:
+    """Names and shapes do not differ; only the recorded sha256 of the file does."""
     state = dict(published.weights.transformer)
-    state[SOME[published.family]] = state[SOME[published.family]].T.contiguous()
+    state[SQUARE[published.family]] = state[SQUARE[published.family]].T.contiguous()
     import_teacher([published.write("transformer", state), published.write("tokenizer")], published.teacher)
     ours = load_teacher(published.teacher).teacher.transformer.state_dict()
-    assert torch.equal(ours[SOME[published.family]].T, published.weights.transformer[SOME[published.family]])
+    assert torch.equal(
+        ours[SQUARE[published.family]].T, published.weights.transformer[SQUARE[published.family]]
+    )
 
 
-def test_what_a_training_program_was_called_with_is_no_danger(tmp_path: Path) -> None:
+def test_the_command_line_of_a_training_program_is_accepted(tmp_path: Path) -> None:
     content = {"model": {"a": torch.ones(2)}, "args": Namespace(lr=0.1, model="GPT-B")}
     torch.save(content, tmp_path / "file.pt")
     assert read_checkpoint(tmp_path / "file.pt").content["args"] == content["args"]
 
 
-def test_a_teacher_that_is_not_here_says_what_to_get(published: Any, home: Path) -> None:
+def test_the_message_for_a_missing_teacher_names_its_files(published: Any, home: Path) -> None:
     entry = TEACHERS[published.teacher]
     with pytest.raises(Refused, match="tokenleap teachers import .* --as " + published.teacher) as refused:
         load_teacher(published.teacher)
@@ -184,7 +184,7 @@ def test_a_teacher_that_is_not_here_says_what_to_get(published: Any, home: Path)
     assert str(entry.tokenizer.file) in str(refused.value)
 
 
-def test_without_the_hubs_client_its_files_are_refused(
+def test_without_the_hubs_client_files_of_the_hub_are_refused(
     published: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -195,36 +195,40 @@ def test_without_the_hubs_client_its_files_are_refused(
 
 
 def test_without_files_both_come_from_the_hub(published: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str]] = []
+    requested: list[tuple[str, str]] = []
     roles = iter(("transformer", "tokenizer"))
 
     def hf_hub_download(repository: str, file: str) -> str:
-        asked.append((repository, file))
+        requested.append((repository, file))
         return published.write(next(roles))
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=hf_hub_download))
     import_teacher([], published.teacher)
     loads_as(published)
     entry = TEACHERS[published.teacher]
-    assert asked == [(file.repository, file.name) for file in (entry.transformer.file, entry.tokenizer.file)]
+    assert requested == [
+        (file.repository, file.name) for file in (entry.transformer.file, entry.tokenizer.file)
+    ]
 
 
-def test_a_file_in_a_folder_of_the_hub_has_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[tuple[str, str]] = []
+def test_a_file_in_a_folder_of_a_repository_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    requested: list[tuple[str, str]] = []
 
     def hf_hub_download(repository: str, file: str) -> str:
-        asked.append((repository, file))
+        requested.append((repository, file))
         return str(tmp_path)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=hf_hub_download))
     assert local_file("hf://microsoft/distilled_decoding/VAR-DD/var-d16.pth") == tmp_path
-    assert asked == [("microsoft/distilled_decoding", "VAR-DD/var-d16.pth")]
+    assert requested == [("microsoft/distilled_decoding", "VAR-DD/var-d16.pth")]
     for name in ("hf://", "hf://microsoft", "hf://microsoft/distilled_decoding", "hf://a/b/"):
         with pytest.raises(Refused, match=f"^{name}: a file on the Hub is named hf://OWNER/REPOSITORY/FILE$"):
             local_file(name)
 
 
-def test_a_download_that_fails_is_a_failure_not_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_raises_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     def hf_hub_download(repository: str, file: str) -> str:
         raise TimeoutError("no answer")
 
@@ -234,7 +238,7 @@ def test_a_download_that_fails_is_a_failure_not_a_refusal(monkeypatch: pytest.Mo
 
 
 def forced(teacher: Any, labels: Tensor, tokens: Tensor, guidance_scale: float) -> Tensor:
-    """Guided logits (B, L, V) of a decoding that is made to take these tokens."""
+    """Guided logits (B, L, V) of a decoding with these tokens."""
     decoding, steps = teacher.start(labels, guidance_scale), []
     for step in range(teacher.layout.num_steps):
         steps.append(decoding.logits())
@@ -244,7 +248,7 @@ def forced(teacher: Any, labels: Tensor, tokens: Tensor, guidance_scale: float) 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["var"])
-def test_an_imported_var_answers_as_the_official_one(
+def test_an_imported_var_gives_the_official_outputs(
     published: Any,
     published_files: ModuleType,
     golden: Callable[[str], Any],
@@ -271,14 +275,14 @@ def test_an_imported_var_answers_as_the_official_one(
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llamagen"])
-def test_an_imported_llamagen_answers_as_the_official_one(
+def test_an_imported_llamagen_gives_the_official_outputs(
     published: Any,
     published_files: ModuleType,
     golden: Callable[[str], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = golden("lg_c2i_a")
-    # Its logits need no tokenizer: any will do that has as many rows.
+    # Logits do not depend on the tokenizer; it only needs the same number of rows.
     tokenizer = replace(TEACHERS[published.teacher].tokenizer.config, vocab_size=64)
     entry = published_files.resized_teacher(published.teacher, case.config("gpt"), tokenizer)
     monkeypatch.setitem(TEACHERS, "golden", entry)

@@ -1,4 +1,4 @@
-"""What a checkpoint file is, told from its names and shapes."""
+"""Checkpoint files are recognised by names and shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_networks_of_one_shape_are_both_named(published: Any, monkeypatch: pytes
     monkeypatch.setitem(TEACHERS, "small-twin", TEACHERS[published.teacher])
     lines = describe(inspect(Path(published.write("transformer")), teacher_networks()))
     assert [line.rpartition(" ")[2] for line in lines[:-1]] == [published.teacher, "small-twin"]
-    assert lines[-1] == "these have the same names and shapes: only you can tell which it is"
+    assert lines[-1] == "these have the same names and shapes, so the file alone cannot distinguish them"
 
 
 @pytest.mark.parametrize("family", ["var"])
@@ -46,16 +46,16 @@ def test_a_checkpoint_with_two_networks_names_both_and_where(
     ]
 
 
-def test_what_fits_nothing_is_held_against_the_nearest(published: Any) -> None:
+def test_a_file_that_fits_nothing_is_compared_with_the_nearest_network(published: Any) -> None:
     state = published.weights.official("transformer")
     name = next(iter(published.weights.transformer))
     del state[name]
     (line,) = describe(inspect(Path(published.write("transformer", state)), teacher_networks()))
     nearest = f"the transformer of {published.teacher}: missing {name}"
-    assert line == f"fits nothing that is published; nearest is {nearest}"
+    assert line == f"fits no published network; the nearest is {nearest}"
 
 
 def test_a_file_without_tensors_fits_nothing_at_all(published: Any, published_files: ModuleType) -> None:
     file = published_files.written(published.folder / "file.pth", {"step": 3, "lr": 0.1})
-    with pytest.raises(Refused, match=f"^{file} holds no tensors by name .*; it holds step; lr$"):
+    with pytest.raises(Refused, match=f"^{file} contains no named tensors .*; it contains step; lr$"):
         inspect(Path(file), teacher_networks())

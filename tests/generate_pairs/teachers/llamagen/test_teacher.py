@@ -1,4 +1,4 @@
-"""LlamaGen as a teacher: the official numbers, and decoding with a cache against one forced pass."""
+"""LlamaGen as a teacher: official outputs, and decoding with a cache against one forced pass."""
 
 from __future__ import annotations
 
@@ -21,13 +21,8 @@ SMALL = LlamaGenConfig(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def make_teacher(config: LlamaGenConfig, dtype: torch.dtype = torch.float32) -> LlamaGenTeacher:
-    """A teacher with weights large enough that every part shows in the logits."""
+    """A teacher with weights large enough that every part affects the logits."""
     torch.manual_seed(0)
     tokenizer_config = LlamaGenTokenizerConfig(
         config.vocab_size, 4, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=8
@@ -43,7 +38,7 @@ def random_tokens(batch_size: int) -> Tensor:
 
 
 def forced(decoding: LlamaGenDecoding, tokens: Tensor) -> Tensor:
-    """Logits (B, L, V) of a decoding that is made to take these tokens."""
+    """Logits (B, L, V) of a decoding with these tokens."""
     steps = []
     for token in tokens.split(1, dim=1):
         steps.append(decoding.logits())
@@ -79,7 +74,7 @@ def test_logits_are_the_official_ones(golden: Callable[[str], Any], name: str) -
     case.check_all(results)
 
 
-def test_a_transformer_on_the_meta_device_knows_its_positions() -> None:
+def test_a_transformer_on_the_meta_device_has_its_rotation() -> None:
     with torch.device("meta"):
         transformer = LlamaGenTransformer(SMALL)
     assert transformer.output.weight.is_meta
@@ -120,7 +115,7 @@ def test_rows_do_not_depend_on_the_rest_of_the_batch() -> None:
 
 
 @torch.no_grad()
-def test_padding_of_a_caption_is_never_seen() -> None:
+def test_padding_of_a_caption_has_no_effect() -> None:
     config = replace(SMALL, condition="text", num_condition_tokens=6, caption_dim=8)
     teacher = make_teacher(config, torch.float64)
     features = torch.randn(1, 6, 8, dtype=torch.float64)
@@ -174,7 +169,7 @@ def test_a_token_changes_only_later_logits_and_gradients_flow() -> None:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in teacher.transformer.parameters())
 
 
-def test_rotation_turns_by_row_and_column_and_silences_the_condition() -> None:
+def test_rotation_encodes_row_and_column_and_zeroes_the_condition() -> None:
     config = replace(SMALL, width=16, num_heads=1)
     rotation = rotary_2d(config)
     assert rotation.shape == (17, 3, 1, 8)
@@ -196,7 +191,7 @@ def test_filters_by_the_family_convention() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_answers_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_returns_float32(dtype: torch.dtype) -> None:
     labels, tokens = torch.tensor([3, 0]), random_tokens(2)
     exact = forced(make_teacher(SMALL).start(labels, 2.0), tokens)
     teacher = make_teacher(SMALL, dtype)
@@ -222,12 +217,12 @@ def test_a_new_model_starts_from_uniform_logits() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, 4], [-1, 0]])
-def test_refuses_labels_that_are_no_classes(labels: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.3"):
+def test_refuses_labels_out_of_range(labels: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.3"):
         make_teacher(SMALL).start(torch.tensor(labels), 1.0)
 
 
-def test_refuses_to_be_asked_twice_for_one_step() -> None:
+def test_refuses_two_calls_of_logits_in_one_step() -> None:
     decoding = make_teacher(SMALL).start(torch.tensor([0]), 1.0)
     decoding.logits()
     with pytest.raises(RuntimeError, match="append"):
@@ -248,7 +243,7 @@ def test_refuses_a_configuration_that_cannot_be_built(change: Callable[[], objec
         change()
 
 
-def test_refuses_the_wrong_kind_of_condition_and_a_foreign_tokenizer() -> None:
+def test_refuses_the_wrong_kind_of_condition_and_another_tokenizer() -> None:
     by_class = make_teacher(SMALL)
     by_text = make_teacher(replace(SMALL, condition="text", num_condition_tokens=6, caption_dim=8))
     condition, tokens = TextCondition(torch.zeros(1, 6, 8), torch.ones(1, 6).bool()), random_tokens(1)

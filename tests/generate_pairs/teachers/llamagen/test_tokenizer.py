@@ -1,4 +1,4 @@
-"""LlamaGen's tokenizer against the official numbers, at the official sizes and at small ones."""
+"""LlamaGen's tokenizer: official outputs, and a small configuration."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ DIGITS = LlamaGenTokenizerConfig(
     image_channels=1,
     image_size=8,
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -55,7 +50,7 @@ def test_encodes_and_decodes_as_the_official_model(golden: Callable[[str], Any])
     torch.testing.assert_close(tokenizer.encode(images), encoded, rtol=0, atol=0)
 
 
-def test_a_digits_tokenizer_turns_images_to_a_grid_of_tokens_and_back(digits: LlamaGenTokenizer) -> None:
+def test_a_small_tokenizer_converts_images_to_a_grid_of_tokens_and_back(digits: LlamaGenTokenizer) -> None:
     images = torch.rand(5, 1, 8, 8) * 2 - 1
     tokens = digits.encode(images)
     assert digits.image_shape == (1, 8, 8)
@@ -73,19 +68,19 @@ def test_tokens_are_the_nearest_rows_in_row_major_order(digits: LlamaGenTokenize
     assert torch.equal(rows[1, :, 2, 3], digits.codebook_VC[tokens[1, 2 * 4 + 3]])
 
 
-def test_rows_are_normalised_only_where_the_configuration_says_so(digits: LlamaGenTokenizer) -> None:
+def test_rows_are_normalised_only_if_configured(digits: LlamaGenTokenizer) -> None:
     raw = digits.quantize.embedding.weight
     assert torch.equal(digits.codebook_VC, raw)
     digits.quantize.l2_normalised = True
     torch.testing.assert_close(digits.codebook_VC, raw / raw.norm(dim=1, keepdim=True))
-    # On the sphere only the direction of the encoder's output decides.
+    # On the sphere only the direction of the encoder's output matters.
     h = torch.randn(2, 3, 4, 4)
     assert torch.equal(digits.quantize(h)[0], digits.quantize(7 * h)[0])
     embeddings = digits.embed(torch.arange(16)[None])
     assert not torch.equal(digits.decode(embeddings), digits.decode(2 * embeddings))
 
 
-def test_the_codebook_learns_through_the_rows(digits: LlamaGenTokenizer) -> None:
+def test_the_rows_are_differentiable_in_the_codebook(digits: LlamaGenTokenizer) -> None:
     tokens, rows = digits.quantize(torch.randn(2, 3, 4, 4))
     rows.sum().backward()
     used = torch.zeros(32, dtype=torch.bool)

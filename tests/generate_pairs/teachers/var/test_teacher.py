@@ -1,4 +1,4 @@
-"""VAR as a teacher: the official numbers, and decoding with a cache against forced passes."""
+"""VAR as a teacher: official outputs, and decoding with a cache against forced passes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,8 @@ SMALL = VarConfig(
 LAYOUT = SMALL.layout
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def make_teacher(config: VarConfig = SMALL, dtype: torch.dtype = torch.float64) -> VarTeacher:
-    """A teacher with weights large enough that every part shows in the logits."""
+    """A teacher with weights large enough that every part affects the logits."""
     torch.manual_seed(0)
     tokenizer_config = VarTokenizerConfig(
         config.vocab_size,
@@ -49,7 +44,7 @@ def random_tokens(batch_size: int) -> Tensor:
 
 
 def forced(teacher: VarTeacher, labels: Tensor, tokens: Tensor, guidance_scale: float) -> Tensor:
-    """Guided logits (B, L, V) of a decoding that is made to take these tokens."""
+    """Guided logits (B, L, V) of a decoding with these tokens."""
     decoding, steps = teacher.start(labels, guidance_scale), []
     for step in range(teacher.layout.num_steps):
         steps.append(decoding.logits())
@@ -105,7 +100,7 @@ def test_a_single_scale_is_not_guided() -> None:
 
 
 @torch.no_grad()
-def test_logits_see_the_scales_before_theirs_and_nothing_else() -> None:
+def test_logits_depend_only_on_earlier_scales() -> None:
     teacher, labels, tokens = make_teacher(), torch.tensor([3]), random_tokens(1)
     logits = teacher.forced_logits(labels, tokens)
     for token in range(LAYOUT.num_tokens):
@@ -118,14 +113,14 @@ def test_logits_see_the_scales_before_theirs_and_nothing_else() -> None:
 
 
 @torch.no_grad()
-def test_rows_of_a_batch_do_not_touch_each_other() -> None:
+def test_rows_of_a_batch_are_independent() -> None:
     teacher, labels, tokens = make_teacher(), torch.tensor([4, 0, 2]), random_tokens(3)
     together = forced(teacher, labels, tokens, 2.0)
     alone = forced(teacher, labels[1:2], tokens[1:2], 2.0)
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-12)
 
 
-def test_every_parameter_of_the_transformer_learns_and_none_of_the_tokenizer() -> None:
+def test_only_parameters_of_the_transformer_get_gradients() -> None:
     teacher = make_teacher()
     logits = teacher.forced_logits(torch.tensor([4, SMALL.num_classes]), random_tokens(2))
     logits.logsumexp(-1).sum().backward()
@@ -163,7 +158,7 @@ def test_half_precision_gives_float32_logits_near_the_exact_ones(dtype: torch.dt
 
 
 @torch.no_grad()
-def test_a_new_teacher_predicts_nothing_much() -> None:
+def test_a_new_teacher_has_nearly_uniform_logits() -> None:
     torch.manual_seed(0)
     transformer = VarTransformer(SMALL)
     logits = transformer(torch.tensor([0, 4]), torch.randn(2, LAYOUT.num_tokens - 1, 4))
@@ -180,7 +175,7 @@ def test_filters_as_var_does() -> None:
 
 @pytest.mark.parametrize("label", [-1, 5])
 def test_refuses_a_label_out_of_range(label: int) -> None:
-    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.4"):
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.4"):
         make_teacher().start(torch.tensor([0, label]), 2.0)
 
 
@@ -192,8 +187,8 @@ def test_refuses_another_tokenizer() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"num_heads": 3}, "must be a multiple of num_heads 3"), ({"scales": (2, 4)}, "must begin with 1")],
+    [({"num_heads": 3}, "must be a multiple of num_heads 3"), ({"scales": (2, 4)}, "must start with 1")],
 )
-def test_refuses_a_shape_that_cannot_be(changes: dict, reason: str) -> None:
+def test_refuses_an_impossible_shape(changes: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         replace(SMALL, **changes)

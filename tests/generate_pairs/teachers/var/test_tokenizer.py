@@ -1,4 +1,4 @@
-"""VAR's tokenizer: the official numbers, and what its scales may and may not see."""
+"""VAR's tokenizer: official outputs, and which scales its maps depend on."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ DIGITS = VarTokenizerConfig(
     image_channels=1,
     image_size=8,
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -84,7 +79,7 @@ def test_images_become_tokens_and_tokens_images(digits: VarTokenizer) -> None:
 
 
 @torch.no_grad()
-def test_rows_of_a_batch_do_not_touch_each_other(digits: VarTokenizer) -> None:
+def test_rows_of_a_batch_are_independent(digits: VarTokenizer) -> None:
     images, tokens = torch.rand(3, 1, 8, 8).double(), random_tokens(3)
     assert torch.equal(digits.encode(images)[1:2], digits.encode(images[1:2]))
     for function in (digits.next_inputs, lambda tokens: digits.decode(digits.embed(tokens))):
@@ -92,18 +87,20 @@ def test_rows_of_a_batch_do_not_touch_each_other(digits: VarTokenizer) -> None:
 
 
 @torch.no_grad()
-def test_each_scale_takes_the_nearest_rows_to_what_is_left(digits: VarTokenizer) -> None:
+def test_each_scale_quantises_the_residual_to_the_nearest_rows(digits: VarTokenizer) -> None:
     f = torch.randn(2, 4, 4, 4).double()
     tokens, f_hat = digits.quantize(f)
     torch.testing.assert_close(f_hat, digits.f_hat(digits.embed(tokens)), rtol=0, atol=1e-12)
     before = [torch.zeros_like(f), *digits.quantize.accumulate(digits.embed(tokens))]
     for scale, side in enumerate(DIGITS.scales):
-        left = torch.nn.functional.interpolate(f - before[scale], size=(side, side), mode="area")
-        distances = torch.cdist(left.flatten(2).transpose(1, 2), digits.codebook_VC)
+        residual = torch.nn.functional.interpolate(f - before[scale], size=(side, side), mode="area")
+        distances = torch.cdist(residual.flatten(2).transpose(1, 2), digits.codebook_VC)
         assert torch.equal(tokens[:, DIGITS.layout.span(scale)], distances.argmin(-1))
 
 
-def test_quantisation_teaches_the_codebook_and_phi_but_not_the_encoder(digits: VarTokenizer) -> None:
+def test_quantisation_has_gradients_for_codebook_and_phi_but_not_for_the_encoder(
+    digits: VarTokenizer,
+) -> None:
     f = torch.randn(2, 4, 4, 4).double().requires_grad_()
     _, f_hat = digits.quantize(f)
     (f_hat - f.detach()).square().mean().backward()
@@ -112,7 +109,7 @@ def test_quantisation_teaches_the_codebook_and_phi_but_not_the_encoder(digits: V
 
 
 @torch.no_grad()
-def test_a_scales_input_knows_only_the_scales_before_it(digits: VarTokenizer) -> None:
+def test_the_input_of_a_scale_depends_only_on_earlier_scales(digits: VarTokenizer) -> None:
     layout, tokens = DIGITS.layout, random_tokens(1)
     inputs = digits.next_inputs(tokens)
     assert inputs.shape == (1, layout.num_tokens - 1, DIGITS.codebook_dim)
@@ -126,7 +123,7 @@ def test_a_scales_input_knows_only_the_scales_before_it(digits: VarTokenizer) ->
 
 
 @torch.no_grad()
-def test_the_first_scales_alone_make_a_latent_map(digits: VarTokenizer) -> None:
+def test_the_first_scales_alone_give_a_latent_map(digits: VarTokenizer) -> None:
     embeddings = digits.embed(random_tokens(2))
     after_each = list(digits.quantize.accumulate(embeddings))
     for scale, f_hat in enumerate(after_each):
@@ -141,7 +138,7 @@ def test_refuses_embeddings_that_end_inside_a_scale(digits: VarTokenizer, length
 
 
 @torch.no_grad()
-def test_decodes_without_what_only_encodes(digits: VarTokenizer) -> None:
+def test_decodes_without_the_encoding_modules(digits: VarTokenizer) -> None:
     embeddings = torch.randn(1, 30, 4).double()
     images, state = digits.decode(embeddings), digits.decoder_state()
     bare = VarTokenizer(DIGITS).double().decoder_only()

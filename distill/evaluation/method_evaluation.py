@@ -1,0 +1,245 @@
+"""Evaluates methods one after the other: generates their images, scores them batch by batch, and returns table rows.
+
+Only features are kept of each batch, and as many images as the grids show.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.config import EvaluationConfig
+from distill.evaluation.feature_extractors.clip_score import ClipScore
+from distill.evaluation.partial_results import MethodResult, PartialResults
+from distill.evaluation.scorer import CLIP_SCORE, SCORES, Scorer, requested_classes
+from distill.evaluation.timing import BATCH_SIZES, time_methods
+from distill.images import grid_size
+from distill.sampling.baselines import skip_n_fill
+from distill.sampling.method_spec import (
+    TEACHER,
+    TEACHER_FLOW,
+    Method,
+    OnestepStar,
+    PreTrained,
+    SkipN,
+    StudentAlone,
+)
+from distill.sampling.methods import Methods, generate_batches
+from distill.student.sampler import max_batch_size
+from generate_pairs.digits.dataset import DigitsSplit, load_digits_split
+from generate_pairs.teachers.base import Tokenizer, to_unit_range
+from shards.core.callbacks import Report, ShouldStop
+from shards.core.errors import Stopped
+
+REFERENCE_ROWS = ("real", "reconstruction")
+REUSED_METHODS = (TEACHER, TEACHER_FLOW)
+"""Methods whose tokens other methods start with, or are compared with."""
+ROW_KEYS = (
+    *("num_steps", "num_parameters", "fill", "token_match", "seconds_per_image", "decode_seconds_per_image"),
+    *(CLIP_SCORE, *(f"{score}_std" for score in (*SCORES, CLIP_SCORE))),
+)
+"""Keys that every row has; null if they do not apply."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The parts of one evaluation.
+
+    Attributes:
+        config: protocol, number of images, seeds, device.
+        methods: generates the images.
+        scorer: of the protocol; None if the protocol compares images with nothing.
+        clip: scores how well images fit captions; None for no such score.
+        partial: the finished results.
+        report: called with (done, total, the next method); one method with one noise seed counts as one.
+        should_stop: called between batches of images.
+    """
+
+    config: EvaluationConfig
+    methods: Methods
+    scorer: Scorer | None
+    clip: ClipScore | None
+    partial: PartialResults
+    report: Report
+    should_stop: ShouldStop
+
+    @property
+    def has_reference_rows(self) -> bool:
+        return self.scorer is not None and self.config.protocol == "digits"
+
+    @property
+    def num_method_results(self) -> int:
+        return len(self.methods.compared) * self.config.repeats
+
+    @property
+    def total(self) -> int:
+        """Units of progress: results of methods, and the rows of real images."""
+        return self.num_method_results + len(REFERENCE_ROWS) * self.has_reference_rows
+
+
+def evaluate_methods(evaluation: Evaluation) -> tuple[list[Row], dict[Method, Tensor]]:
+    """A row for each method, after the rows of the real images if there are any, and the methods' first images.
+
+    Returns:
+        Rows of means over noise seeds, and images in [0, 1] by method, of the first seed.
+
+    Raises:
+        Stopped: `should_stop` returned True; finished methods are saved.
+    """
+    methods, report = evaluation.methods, evaluation.report
+    rows = _reference_rows(evaluation)
+    seconds = _seconds(evaluation)
+    results: dict[Method, list[MethodResult]] = {method: [] for method in methods.compared}
+    num_done = 0
+    for seed in evaluation.config.seeds:
+        tokens: dict[Method, Tensor] = {}
+        for method in methods.compared:
+            report(len(rows) + num_done, evaluation.total, method.name)
+            try:
+                result = _saved_result(evaluation, method, seed, tokens)
+            except Stopped as stopped:
+                raise Stopped(
+                    f"{num_done} of {evaluation.num_method_results} methods are done and kept"
+                ) from stopped
+            if result.tokens_NL is not None:
+                tokens[method] = result.tokens_NL
+            results[method].append(replace(result, tokens_NL=None))
+            num_done += 1
+    for method, repeats in results.items():
+        facts = {
+            "num_steps": method.num_steps(methods.teacher.layout),
+            "num_parameters": num_parameters(methods, method),
+            "fill": skip_n_fill(methods.teacher) if isinstance(method, SkipN) else None,
+            "seconds_per_image": seconds.get(method.name),
+            "decode_seconds_per_image": seconds["decode"],
+        }
+        rows.append(_row(method.name, mean_over_seeds([result.numbers for result in repeats]), **facts))
+    report(evaluation.total, evaluation.total, "")
+    return rows, {method: repeats[0].images_BIHW for method, repeats in results.items()}
+
+
+def _reference_rows(evaluation: Evaluation) -> list[Row]:
+    rows: list[Row] = []
+    if evaluation.scorer and evaluation.has_reference_rows:
+        images_by_row = reference_images(load_digits_split(), evaluation.methods.teacher.tokenizer)
+        for name, images, labels in images_by_row:
+            evaluation.report(len(rows), evaluation.total, name)
+            rows.append(_row(name, evaluation.scorer.scores(images, labels)))
+    return rows
+
+
+def _seconds(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    """Seconds per image of each method and of the decoder, by batch size, measured once per evaluation."""
+    image_shape = evaluation.methods.teacher.tokenizer.image_shape
+    # Larger batches than the evaluation generates might not fit into memory.
+    largest = min(evaluation.config.num_images, max_batch_size(image_shape))
+    sizes = [size for size in BATCH_SIZES if size <= largest]
+    return evaluation.partial.times(lambda: time_methods(evaluation.methods, sizes))
+
+
+def _saved_result(
+    evaluation: Evaluation, method: Method, seed: int, tokens: Mapping[Method, Tensor]
+) -> MethodResult:
+    """The saved result of a method and seed; evaluates the method and saves the result if there is none."""
+    result = evaluation.partial.result(method.name, seed)
+    if result is None:
+        result = evaluate_method(evaluation, method, seed, tokens)
+        evaluation.partial.save(method.name, seed, result)
+    return result
+
+
+def evaluate_method(
+    evaluation: Evaluation, method: Method, seed: int, tokens: Mapping[Method, Tensor]
+) -> MethodResult:
+    """Generate all images of a method with one noise seed and score them batch by batch.
+
+    Args:
+        evaluation: its number of images have the labels 0, 1, 2 ... in turn.
+        method: the method.
+        seed: of noise and draws.
+        tokens: tokens (N, L) of the methods in `REUSED_METHODS` that come before this one.
+
+    Raises:
+        Stopped: `should_stop` returned True.
+    """
+    methods, scorer, clip = replace(evaluation.methods, seed=seed), evaluation.scorer, evaluation.clip
+    num_images, texts = evaluation.config.num_images, methods.student.texts
+    labels = torch.arange(num_images) % methods.student.num_classes
+    features = scorer.new_accumulator() if scorer else None
+    columns, rows = grid_size(methods.teacher.tokenizer.image_shape[-1])
+    shown: list[Tensor] = []
+    token_batches: list[Tensor] = []
+    clip_scores: list[Tensor] = []
+    num_matches = 0
+    for span, batch in generate_batches(methods, method, labels, tokens.get(TEACHER)):
+        if evaluation.should_stop():
+            raise Stopped("in the middle of a method")
+        if features:
+            features.add(batch.images_BIHW)
+        if clip and texts is not None:
+            captions = [texts.captions[label] for label in labels[span].tolist()]
+            clip_scores.append(clip.scores(batch.images_BIHW, captions))
+        # Cloned, because a view would keep the whole batch in memory.
+        shown.append(batch.images_BIHW[: max(0, columns * rows - span.start)].cpu().clone())
+        tokens_BL = batch.tokens_BL.int().cpu()
+        if method in REUSED_METHODS:
+            token_batches.append(tokens_BL)
+        if shares_noise_with_teacher(method):
+            target_BL = tokens_BL if method == TEACHER_FLOW else tokens[TEACHER_FLOW][span]
+            num_matches += int((tokens_BL == target_BL).sum())
+    numbers = dict.fromkeys((*SCORES, CLIP_SCORE, "token_match"))
+    if scorer and features:
+        numbers |= scorer.scores_of_features(features, requested_classes(texts, labels))
+    if clip_scores:
+        numbers[CLIP_SCORE] = torch.cat(clip_scores).mean().item()
+    if shares_noise_with_teacher(method):
+        numbers["token_match"] = num_matches / (num_images * methods.teacher.layout.num_tokens)
+    return MethodResult(numbers, torch.cat(shown), torch.cat(token_batches) if token_batches else None)
+
+
+def mean_over_seeds(numbers: Sequence[Mapping[str, float | None]]) -> Row:
+    """Means over noise seeds, and as `NAME_std` the sample standard deviation of each score; None for one seed."""
+    means: Row = {}
+    deviations: Row = {}
+    for key in numbers[0]:
+        values = [value for each in numbers if (value := each[key]) is not None]
+        means[key] = statistics.fmean(values) if values else None
+        if key in (*SCORES, CLIP_SCORE):
+            deviations[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return {**means, **deviations}
+
+
+def reference_images(split: DigitsSplit, tokenizer: Tokenizer) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, images and labels of `REFERENCE_ROWS`: unseen real digits, and training digits through the tokenizer."""
+    real, reconstruction = REFERENCE_ROWS
+    device = tokenizer.codebook_VC.device
+    yield real, to_unit_range(split.test_images).to(device), split.test_labels
+    with torch.inference_mode():
+        decoded = tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images.to(device))))
+    yield reconstruction, to_unit_range(decoded), split.train_labels
+
+
+def shares_noise_with_teacher(method: Method) -> bool:
+    """Whether a method computes tokens from the same noise as the teacher's flow map, so that they can be compared."""
+    return method == TEACHER_FLOW or isinstance(method, StudentAlone)
+
+
+def num_parameters(methods: Methods, method: Method) -> int | None:
+    """Parameters of the network that generates a method's tokens, without the tokenizer."""
+    if isinstance(method, OnestepStar):
+        return None
+    # The paper counts the student alone for methods that use both networks.
+    is_student = isinstance(method, (StudentAlone, PreTrained))
+    network = methods.student.network if is_student else methods.teacher.transformer
+    return sum(p.numel() for p in network.parameters())
+
+
+def _row(method: str, scores: Row, **facts: Any) -> Row:
+    return {"method": method, **dict.fromkeys(ROW_KEYS), **facts, **scores}
