@@ -210,9 +210,7 @@ def case_names(ctx: click.Context, parameter: click.Parameter, text: str) -> tup
     return names
 
 
-def positive_numbers(
-    ctx: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[int, ...] | None:
+def positive_numbers(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     """A click callback: positive integers, separated by commas."""
     numbers = comma_separated(ctx, parameter, text)
     if numbers and min(numbers) < 1:
@@ -235,9 +233,7 @@ def positive_numbers(
     metavar="A,B",
     help=f"Some of {', '.join(CASES)}.  [default: all]",
 )
-@click.option(
-    "--batches", callback=positive_numbers, metavar="1,8", help="Batch sizes.  [default: each case's own]"
-)
+@click.option("--batches", callback=positive_numbers, metavar="1,8", help="Batch sizes.  [default: each case's own]")
 @click.option(
     "--threads",
     callback=positive_numbers,
@@ -259,9 +255,7 @@ def positive_numbers(
     metavar="N",
     help="End teachers' sequences after N tokens (VAR: after the scale that reaches N); the table marks this.",
 )
-@click.option(
-    "--filters", is_flag=True, help="The official filters: LlamaGen top-k 8000, VAR top-k 900 and top-p 0.95."
-)
+@click.option("--filters", is_flag=True, help="The official filters: LlamaGen top-k 8000, VAR top-k 900 and top-p 0.95.")
 @click.option("--small", is_flag=True, help="Small shapes that take milliseconds, to try the program.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, or cuda (untested).")
 def main(

@@ -106,9 +106,7 @@ class ChaosRun:
             Failed: the try ended with an unexpected exit code, or did not end.
         """
         began, disturbed = time.monotonic(), number <= TRIES_WITH_CHAOS
-        victims = (
-            choice.choices(("none", "driver", "workers", "both"), (2, 3, 3, 2))[0] if disturbed else "none"
-        )
+        victims = choice.choices(("none", "driver", "workers", "both"), (2, 3, 3, 2))[0] if disturbed else "none"
         length = self.seconds[driver.workers]
         if victims == "workers":
             for moment in sorted(choice.uniform(0.0, length) for _ in range(choice.randint(1, 4))):
@@ -218,9 +216,7 @@ def chaotic(
     return cells, ""
 
 
-def outcomes(
-    runs: int, jobs: int, one: Callable[[int], tuple[list[str], str]]
-) -> Iterator[tuple[list[str], str]]:
+def outcomes(runs: int, jobs: int, one: Callable[[int], tuple[list[str], str]]) -> Iterator[tuple[list[str], str]]:
     """The results of all runs in order, with `jobs` runs at a time."""
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as executor:
         yield from executor.map(one, range(runs))
@@ -239,9 +235,7 @@ def main(runs: int, seed: int, work: Path, jobs: int) -> None:
     work.mkdir(parents=True)
     warm_up()
     expected, seconds = undisturbed(work)
-    click.echo(
-        f"undisturbed, by workers: {', '.join(f'{length:.1f} s' for length in seconds.values())}", err=True
-    )
+    click.echo(f"undisturbed, by workers: {', '.join(f'{length:.1f} s' for length in seconds.values())}", err=True)
     table, failures = list[list[str]](), list[str]()
     one = partial(chaotic, seed=seed, work=work, seconds=seconds, expected=expected)
     for cells, failure in outcomes(runs, jobs, one):
@@ -251,9 +245,7 @@ def main(runs: int, seed: int, work: Path, jobs: int) -> None:
     click.echo(markdown(HEADER, [*table, ["all", *totals]]))
     if failures:
         raise Failed(f"{len(failures)} of {runs} runs failed; first: {failures[0]}")
-    click.echo(
-        f"\nall {runs} runs of seed {seed} have the bytes of an undisturbed run, and verify reports nothing"
-    )
+    click.echo(f"\nall {runs} runs of seed {seed} have the bytes of an undisturbed run, and verify reports nothing")
 
 
 if __name__ == "__main__":

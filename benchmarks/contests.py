@@ -92,9 +92,7 @@ def map_comparison(
     noise_BLC = _noise((len(labels_B), teacher.layout.num_tokens, teacher.codebook_dim), labels_B)
     flow_map = FlowMap(teacher.codebook_VC.detach(), solver_steps)
     walk_by = partial(_walk, teacher, settings, labels_B, num_steps)
-    return Comparison(
-        partial(walk_by, _draws(teacher, labels_B)), partial(walk_by, MapNoise(flow_map, noise_BLC))
-    )
+    return Comparison(partial(walk_by, _draws(teacher, labels_B)), partial(walk_by, MapNoise(flow_map, noise_BLC)))
 
 
 def _noise(shape_BLC: tuple[int, int, int], like: Tensor) -> Tensor:
@@ -106,9 +104,7 @@ def _draws(teacher: Teacher, labels_B: Tensor) -> Draw:
     return Draw(torch.rand(shape, dtype=torch.float64, generator=generator).to(labels_B.device))
 
 
-def _walk(
-    teacher: Teacher, settings: SamplingSettings, labels_B: Tensor, num_steps: int, choose: Choice
-) -> None:
+def _walk(teacher: Teacher, settings: SamplingSettings, labels_B: Tensor, num_steps: int, choose: Choice) -> None:
     """`generate_tokens` up to the choice of the last of `num_steps` AR steps, where the official loop ends too."""
     end = teacher.layout.starts[num_steps]
 

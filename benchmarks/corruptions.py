@@ -89,9 +89,7 @@ def missed_by_verify(root: Path, damaged: set[str]) -> str | None:
 
 
 @click.command(cls=Script)
-@click.option(
-    "--count", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of corruptions."
-)
+@click.option("--count", type=click.IntRange(min=1), default=1000, show_default=True, help="Number of corruptions.")
 @click.option("--seed", default=0, show_default=True, help="Seed of their places.")
 def main(count: int, seed: int) -> None:
     """Plant corruptions of all kinds in turn, half of them for each noise mode; exit with 1 if one is missed."""

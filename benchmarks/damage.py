@@ -127,9 +127,7 @@ def _(copy: Copy) -> set[str]:
 
 
 CUTS: dict[str, Callable[[Copy], int]] = {
-    "inside a header": lambda copy: (
-        copy.sample_offset() + copy.member().offset + copy.choice.randrange(1, 512)
-    ),
+    "inside a header": lambda copy: copy.sample_offset() + copy.member().offset + copy.choice.randrange(1, 512),
     "inside a payload": lambda copy: copy.sample_offset() + copy.inside(copy.member()),
     "at a member": lambda copy: copy.sample_offset() + copy.member().offset,
     "at a sample": lambda copy: copy.sample_offset(),
@@ -202,9 +200,7 @@ def _(copy: Copy) -> set[str]:
 def _(copy: Copy) -> set[str]:
     """The row of `other` gets the hashes of `one`."""
     one, other = copy.two_shards()
-    replace_row(
-        copy.root, replace(copy.row(other), sha256=copy.row(one).sha256, xxh3_128=copy.row(one).xxh3_128)
-    )
+    replace_row(copy.root, replace(copy.row(other), sha256=copy.row(one).sha256, xxh3_128=copy.row(one).xxh3_128))
     return put(shard_path(copy.root, one), shard_path(copy.root, other))
 
 

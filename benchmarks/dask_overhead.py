@@ -34,9 +34,7 @@ ALLOWED = {1: 1.05, 2: 1.10}
 
 @click.command(cls=Script)
 @click.argument("preset")
-@click.option(
-    "--shards", default=5, show_default=True, help="Shards that each worker makes in one measurement."
-)
+@click.option("--shards", default=5, show_default=True, help="Shards that each worker makes in one measurement.")
 @click.option(
     "--repeats",
     default=5,

@@ -53,9 +53,7 @@ def sample(root: psutil.Process) -> Sample:
 def main(command: tuple[str, ...]) -> None:
     """Run COMMAND; print its peak memory and its time; exit with its exit code."""
     if not Path("/proc/self/smaps_rollup").is_file():
-        raise click.ClickException(
-            "/proc/PID/smaps_rollup does not exist: this program needs Linux 4.14 or newer"
-        )
+        raise click.ClickException("/proc/PID/smaps_rollup does not exist: this program needs Linux 4.14 or newer")
     began = time.monotonic()
     try:
         process = subprocess.Popen(command)
@@ -66,9 +64,7 @@ def main(command: tuple[str, ...]) -> None:
         peak = max(peak, sample(root))
         time.sleep(INTERVAL_SECONDS)
     seconds = time.monotonic() - began
-    click.echo(
-        f"peak PSS {peak.pss_bytes / 1e9:.2f} GB (with {peak.num_processes} processes), wall time {seconds:.1f} s"
-    )
+    click.echo(f"peak PSS {peak.pss_bytes / 1e9:.2f} GB (with {peak.num_processes} processes), wall time {seconds:.1f} s")
     # The convention of shells for a process that was ended by a signal.
     sys.exit(process.returncode if process.returncode >= 0 else 128 - process.returncode)
 

@@ -62,8 +62,7 @@ class Place:
         ]
         rows = Manifest.open(self.root).rows
         return {name: sha256_file(self.root / name) for name in names} | {
-            row.shard: (row.first_pair, row.num_pairs, row.num_bytes, row.sha256, row.fingerprint)
-            for row in rows
+            row.shard: (row.first_pair, row.num_pairs, row.num_bytes, row.sha256, row.fingerprint) for row in rows
         }
 
     def temporaries(self) -> list[Path]:

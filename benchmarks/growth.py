@@ -170,9 +170,7 @@ def measured(measure: Callable[[Path, int], float], root: Path, num_shards: int)
     return seconds, int(peak[1]) * 1024 / 1e6
 
 
-def in_a_fresh_process(
-    measure: Callable[[Path, int], float], root: Path, num_shards: int
-) -> tuple[float, float]:
+def in_a_fresh_process(measure: Callable[[Path, int], float], root: Path, num_shards: int) -> tuple[float, float]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         return executor.submit(measured, measure, root, num_shards).result()
 
@@ -196,9 +194,7 @@ def prepare(goal: Goal, root: Path) -> None:
     show_default=True,
     help="Number of shards.",
 )
-@click.option(
-    "--work", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the data set."
-)
+@click.option("--work", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the data set.")
 def main(num_shards: int, work: Path) -> None:
     """Simulate a data set of many shards and measure; exit with 1 if a measurement exceeds its limit."""
     if work.exists():

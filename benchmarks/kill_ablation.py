@@ -96,9 +96,7 @@ def main(
         workers = WORKERS[number % len(WORKERS)]
         target, delay = int((number + chosen.random()) / kills * total), chosen.uniform(0, LONGEST_SECONDS)
         kill(arguments, killed, workers, target, delay)
-        table.append(
-            [str(number + 1), str(workers), str(target), f"{delay:.2f}", str(num_evaluations(killed))]
-        )
+        table.append([str(number + 1), str(workers), str(target), f"{delay:.2f}", str(num_evaluations(killed))])
         click.echo(f"kill {', '.join(table[-1])}", err=True)
     finish(arguments, killed, WORKERS[0])
     click.echo(markdown(("kill", "workers", "after evaluation", "seconds later", "evaluations kept"), table))

@@ -86,9 +86,7 @@ def differences(whole: KillableRun, killed: KillableRun) -> list[str]:
     """Names of the results that differ."""
     expected, found = whole.results(), killed.results()
     names = [name for name in expected | found if expected.get(name) != found.get(name)]
-    logs = [
-        pyarrow.parquet.read_table(run.run_dir.metrics).drop_columns(CLOCK_COLUMNS) for run in (whole, killed)
-    ]
+    logs = [pyarrow.parquet.read_table(run.run_dir.metrics).drop_columns(CLOCK_COLUMNS) for run in (whole, killed)]
     return names if logs[0].equals(logs[1]) else [*names, whole.run_dir.metrics.name]
 
 

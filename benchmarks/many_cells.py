@@ -54,9 +54,7 @@ def write_finished(ablation: Ablation) -> None:
 
 @click.command(cls=Script)
 @preset_argument
-@click.option(
-    "--pairs", type=FolderPath, required=True, help="The preset's pair data set, at least 2,000 pairs."
-)
+@click.option("--pairs", type=FolderPath, required=True, help="The preset's pair data set, at least 2,000 pairs.")
 @click.option("--cells", default=200, show_default=True, help="Number of cells; the seeds vary.")
 def main(preset: str, pairs: Path, cells: int) -> None:
     """Plan a finished grid and collect it; exit with 1 if this takes more than five seconds."""

@@ -92,9 +92,7 @@ def _module(name: str, **content: Any) -> ModuleType:
 
 
 @contextmanager
-def importing_from(
-    folder: Path, packages: Sequence[str], stubs: dict[str, ModuleType] | None = None
-) -> Iterator[None]:
+def importing_from(folder: Path, packages: Sequence[str], stubs: dict[str, ModuleType] | None = None) -> Iterator[None]:
     """Import from a folder; afterwards the names of its packages, which are common words, are removed again."""
     stubs = stubs or {}
     names = {*packages, *(name.split(".")[0] for name in stubs)}
@@ -271,9 +269,7 @@ def _llamagen_arguments(config: LlamaGenConfig) -> dict[str, Any]:
 def _var_networks(code: OfficialCode, network_class: Any, config: VarConfig) -> tuple[Any, Any]:
     """Tokenizer and network over it; their constructors print."""
     with redirect_stdout(StringIO()):
-        tokenizer = code.tokenizer.VQVAE(
-            config.vocab_size, config.codebook_dim, TOKENIZER_CH, v_patch_nums=config.scales
-        )
+        tokenizer = code.tokenizer.VQVAE(config.vocab_size, config.codebook_dim, TOKENIZER_CH, v_patch_nums=config.scales)
         network = network_class(
             tokenizer,
             num_classes=config.num_classes,

@@ -215,9 +215,7 @@ def training_table(bench: Bench, batch: int, num_steps: int) -> Table:
         pace = f"{batch * num_steps / seconds:.1f}", f"{100 * waited / seconds:.1f} %"
         estimate = need.total(training.gradients.device_batch_size)
         memory = f"{clock.peak() / 1e9:.1f} GB", f"{estimate / 1e9:.1f} GB"
-        rows.append(
-            report_row([bench.name, way, str(batch), *pace, *memory, f"{first:.4f}", f"{last.item():.4f}"])
-        )
+        rows.append(report_row([bench.name, way, str(batch), *pace, *memory, f"{first:.4f}", f"{last.item():.4f}"]))
         del training
     header = "preset", "training", "batch", "images/s", "waits", "peak", "estimate", "first loss", "last loss"
     return header, rows
@@ -244,14 +242,11 @@ def sampling_table(bench: Bench, sizes: Sequence[int]) -> Table:
         walking = partial(generate_tokens, loaded.teacher, labels_B, bench.settings, bench.draws(size, L))
         teacher = clock.median(walking, bench.repeats) / size
         one, two = (
-            clock.median(partial(sample_sequence, student, noise_BLC, labels_B, passes), 10 * bench.repeats)
-            / size
+            clock.median(partial(sample_sequence, student, noise_BLC, labels_B, passes), 10 * bench.repeats) / size
             for passes in (settings.timesteps[:1], settings.timesteps[:2])
         )
         with torch.inference_mode():
-            decoding = clock.median(
-                partial(loaded.teacher.tokenizer.decode, noise_BLC[:at_once]), bench.repeats
-            )
+            decoding = clock.median(partial(loaded.teacher.tokenizer.decode, noise_BLC[:at_once]), bench.repeats)
         decoding /= at_once
         cells = [f"{1000 * seconds:.3g}" for seconds in (teacher, one, two, decoding)]
         steps = loaded.teacher.layout.num_steps
@@ -264,12 +259,8 @@ def sampling_table(bench: Bench, sizes: Sequence[int]) -> Table:
 @click.command(cls=Script)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder of teachers and pairs.")
 @click.option("--presets", default="var-d16,llamagen-b", show_default=True, metavar="A,B", help="Presets.")
-@click.option(
-    "--parts", default="map,pairs,training,sampling", show_default=True, metavar="A,B", help="Measurements."
-)
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Training batch size."
-)
+@click.option("--parts", default="map,pairs,training,sampling", show_default=True, metavar="A,B", help="Measurements.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Training batch size.")
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Training steps.")
 @click.option(
     "--repeats",
@@ -286,12 +277,8 @@ def sampling_table(bench: Bench, sizes: Sequence[int]) -> Table:
     metavar="1,64",
     help="Batch sizes of sampling.",
 )
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of the presets."
-)
-@click.option(
-    "--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Device."
-)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting of the presets.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Device.")
 def main(
     work: Path,
     presets: str,
@@ -321,9 +308,7 @@ def main(
             "sampling": partial(sampling_table, bench, sizes),
         }
         if unknown := set(parts.split(",")) - made.keys():
-            raise Refused(
-                f"--parts {parts}: unknown: {', '.join(sorted(unknown))}; known parts: {', '.join(made)}"
-            )
+            raise Refused(f"--parts {parts}: unknown: {', '.join(sorted(unknown))}; known parts: {', '.join(made)}")
         for part in parts.split(","):
             tables.setdefault(part, []).append(made[part]())
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"

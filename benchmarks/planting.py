@@ -125,9 +125,7 @@ def make_originals(folder: Path, noise: str) -> Originals:
         "sound": spec,
         "older": spec,
         "other_seed": replace(spec, seed=8),
-        "other_teacher": replace(
-            spec, lineage={"teacher": {"name": "small", "top_k": 6}, "dtype": "float32"}
-        ),
+        "other_teacher": replace(spec, lineage={"teacher": {"name": "small", "top_k": 6}, "dtype": "float32"}),
     }
     shifts = {"older": 1, "other_teacher": 2}
     for name, of_it in specs.items():

@@ -85,9 +85,7 @@ def refuse_other_runs(runs: Sequence[EvaluatedRun]) -> None:
             raise Refused(f"{root} was evaluated by {protocols[0]}, {first_root} by {protocols[1]}")
         counts = [each.evaluation.get("teacher_images") for each in (run, first)]
         if counts[0] != counts[1]:
-            raise Refused(
-                f"{root} was compared with {counts[0]} images of the teacher, {first_root} with {counts[1]}"
-            )
+            raise Refused(f"{root} was compared with {counts[0]} images of the teacher, {first_root} with {counts[1]}")
         methods = [[row["method"] for row in each.rows] for each in (run, first)]
         if methods[0] != methods[1]:
             raise Refused(f"{root} and {first_root} were evaluated with different methods")
@@ -135,10 +133,7 @@ def table(runs: Sequence[EvaluatedRun]) -> Table:
             row["method"],
             format_number(row.get("num_steps"), "d", missing=EMPTY),
             EMPTY if row.get("num_parameters") is None else short_parameters(row["num_parameters"]),
-            *(
-                with_error([number(run, run.row(row["method"])) for run in runs], spec)
-                for _, number, spec in columns
-            ),
+            *(with_error([number(run, run.row(row["method"])) for run in runs], spec) for _, number, spec in columns),
         )
         for row in runs[0].rows
     )

@@ -41,9 +41,7 @@ def our_teacher(config: Config) -> Teacher:
             image_size=16 * config.scales[-1],
         )
         return VarTeacher(VarTransformer(config), VarTokenizer(var)).eval()
-    llamagen = LlamaGenTokenizerConfig(
-        config.vocab_size, z_channels=32, ch=32, ch_mult=(1,), num_res_blocks=1
-    )
+    llamagen = LlamaGenTokenizerConfig(config.vocab_size, z_channels=32, ch=32, ch_mult=(1,), num_res_blocks=1)
     return LlamaGenTeacher(LlamaGenTransformer(config), LlamaGenTokenizer(llamagen)).eval()
 
 

@@ -73,10 +73,7 @@ class SampledTeacher:
         starts = range(0, len(self.labels_N), BATCH_SIZE)
         parts = [(first, self.labels_N[first : first + BATCH_SIZE]) for first in starts]
         return torch.cat(
-            [
-                generate_tokens(self.teacher, labels, self.settings, choice(first, len(labels)))
-                for first, labels in parts
-            ]
+            [generate_tokens(self.teacher, labels, self.settings, choice(first, len(labels))) for first, labels in parts]
         )
 
 

@@ -80,9 +80,7 @@ def run(python: str, name: str, folder: Path, *, with_tokenleap: bool) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if with_tokenleap:
         environment["PYTHONPATH"] = str(PROGRAM.parents[1])
-    finished = subprocess.run(
-        [python, str(PROGRAM), name, str(folder)], capture_output=True, text=True, env=environment
-    )
+    finished = subprocess.run([python, str(PROGRAM), name, str(folder)], capture_output=True, text=True, env=environment)
     if finished.returncode:
         raise Failed(f"{name} under {python} failed:\n{finished.stderr.strip()}")
     return finished.stdout.strip().rpartition("\n")[2]

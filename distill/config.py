@@ -67,9 +67,7 @@ class StudentConfig(Settings):
     @classmethod
     def _ascending_from_zero(cls, timesteps: tuple[int, ...]) -> tuple[int, ...]:
         if not timesteps or timesteps[0] != 0 or list(timesteps) != sorted(set(timesteps)):
-            raise ValueError(
-                f"timesteps must ascend from 0 without repeats, as in 0,5; got {list(timesteps)}"
-            )
+            raise ValueError(f"timesteps must ascend from 0 without repeats, as in 0,5; got {list(timesteps)}")
         return timesteps
 
 
@@ -84,16 +82,12 @@ class TrainConfig(Settings):
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of Muon")
     warmup_steps: int = Field(100, ge=0, description="steps of linear warmup from zero")
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="after the warmup; cosine decays to zero"
-    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warmup; cosine decays to zero")
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW, each in [0, 1)")
     max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="upper limit of the decay (i + 1) / (i + 10)")
-    timestep_weights: tuple[float, ...] | None = Field(
-        None, description="relative frequencies of timesteps; None: equal"
-    )
+    timestep_weights: tuple[float, ...] | None = Field(None, description="relative frequencies of timesteps; None: equal")
     token_weight: float = Field(1.0, ge=0, description="weight of the token head's cross-entropy")
     embedding_weight: float = Field(0.0, ge=0, description="weight of the embedding distance")
     image_weight: float = Field(0.0, ge=0, description="weight of the distance of decoded images")
@@ -101,9 +95,7 @@ class TrainConfig(Settings):
         "squared", description="lpips: VGG16 features; an extra that downloads weights"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of pair order, timesteps and initialisation")
-    threads: int = Field(
-        1, ge=1, le=1024, description="CPU threads, each with a share of the batch; affects rounding"
-    )
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads, each with a share of the batch; affects rounding")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: one GPU for each process, if any", json_schema_extra=FREE
     )
@@ -164,16 +156,10 @@ class EvaluationConfig(Settings):
     protocol: Literal["digits", "samples", "adm", "dd", "folder"] = Field(
         "digits", description="features and reference images; samples: no scores"
     )
-    num_images: int = Field(
-        DEFAULT_IMAGES["digits"], ge=2, description="images of each method; scores need at least 100"
-    )
-    curve_images: int = Field(
-        DEFAULT_IMAGES["digits"], ge=2, description="images of each evaluation in an ablation"
-    )
+    num_images: int = Field(DEFAULT_IMAGES["digits"], ge=2, description="images of each method; scores need at least 100")
+    curve_images: int = Field(DEFAULT_IMAGES["digits"], ge=2, description="images of each evaluation in an ablation")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the evaluation noise, independent of the pairs")
-    repeats: int = Field(
-        1, ge=1, le=100, description="noise seeds to average scores over: seed, seed + 1, ..."
-    )
+    repeats: int = Field(1, ge=1, le=100, description="noise seeds to average scores over: seed, seed + 1, ...")
     # Paths may change: a run can move to another machine.
     reference: str | None = Field(
         None, description="reference file or folder, for adm, dd and folder", json_schema_extra=FREE

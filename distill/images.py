@@ -87,9 +87,7 @@ def captioned_grid(rows: Mapping[str, Tensor], scale: int | None = None, gap: in
     for index, (name, strip) in enumerate(strips.items()):
         top = index * (row_height + gap)
         ink = INK if sheet.mode == "L" else (INK,) * 3
-        draw.text(
-            (caption_width - CAPTION_MARGIN, top + row_height // 2), name, fill=ink, font=font, anchor="rm"
-        )
+        draw.text((caption_width - CAPTION_MARGIN, top + row_height // 2), name, fill=ink, font=font, anchor="rm")
         sheet.paste(strip, (caption_width, top))
     return sheet
 
@@ -110,9 +108,7 @@ def save_images(folder: Path, images_BIHW: Tensor, first: int = 0) -> None:
 def byte_images(images_BIHW: Tensor) -> Tensor:
     """Convert images in [0, 1] to uint8: (B, H, W) for one channel, (B, H, W, 3) for three."""
     if images_BIHW.ndim != 4 or images_BIHW.shape[1] not in (1, 3) or len(images_BIHW) == 0:
-        raise ValueError(
-            f"images must be (B, 1 or 3, height, width) with B > 0, got {tuple(images_BIHW.shape)}"
-        )
+        raise ValueError(f"images must be (B, 1 or 3, height, width) with B > 0, got {tuple(images_BIHW.shape)}")
     scaled = images_BIHW.detach().cpu().to(torch.float32).clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
     return scaled.squeeze(1) if scaled.shape[1] == 1 else scaled.permute(0, 2, 3, 1).contiguous()
 

@@ -31,19 +31,11 @@ class TeacherConfig(Settings):
     """The teacher and its sampling settings."""
 
     name: str = Field(description="an embedded teacher's name, an imported one's, or a .safetensors file")
-    guidance_scale: float = Field(
-        1.0, ge=0, description="classifier-free guidance, in the family's own convention"
-    )
+    guidance_scale: float = Field(1.0, ge=0, description="classifier-free guidance, in the family's own convention")
     top_k: int = Field(0, ge=0, description="keep the k most probable tokens; 0 is off")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="keep the smallest set of tokens with this mass; 1 is off"
-    )
-    temperature: float = Field(
-        1.0, gt=0, description="divides the logits; only for LlamaGen, VAR's sampler has none"
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="dtype of the teacher's arithmetic"
-    )
+    top_p: float = Field(1.0, gt=0, le=1, description="keep the smallest set of tokens with this mass; 1 is off")
+    temperature: float = Field(1.0, gt=0, description="divides the logits; only for LlamaGen, VAR's sampler has none")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the teacher's arithmetic")
 
     def with_absolute_path(self) -> TeacherConfig:
         """The same settings; if the name is a path, it is absolute."""
@@ -100,19 +92,11 @@ class PairsConfig(Settings):
         20_000, gt=0, description="training pairs, rounded up to full shards", json_schema_extra=UPWARD
     )
     num_heldout: int | None = Field(None, ge=0, description="pairs that no training uses; default: one shard")
-    pairs_per_shard: int = Field(
-        1_000, gt=0, description="pairs in one tar file, the unit of work and of retry"
-    )
-    batch_size: int = Field(
-        250, gt=0, description="sequences in one batch of the teacher", json_schema_extra=FREE
-    )
+    pairs_per_shard: int = Field(1_000, gt=0, description="pairs in one tar file, the unit of work and of retry")
+    batch_size: int = Field(250, gt=0, description="sequences in one batch of the teacher", json_schema_extra=FREE)
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the noise")
-    solver_steps: int | None = Field(
-        None, ge=1, description="steps of the flow map; default by codebook dimension"
-    )
-    noise: Literal["stored", "counter"] = Field(
-        "stored", description="store float16 noise, or generate it when reading"
-    )
+    solver_steps: int | None = Field(None, ge=1, description="steps of the flow map; default by codebook dimension")
+    noise: Literal["stored", "counter"] = Field("stored", description="store float16 noise, or generate it when reading")
 
     @property
     def heldout(self) -> int:
@@ -148,21 +132,15 @@ class ClusterConfig(Settings):
     jobs: int = Field(1, gt=0, description="slurm: number of jobs, one worker each", json_schema_extra=FREE)
     queue: str | None = Field(None, description="slurm: the partition", json_schema_extra=FREE)
     account: str | None = Field(None, description="slurm: the account to charge", json_schema_extra=FREE)
-    walltime: str = Field(
-        "4:00:00", pattern=WALLTIME, description="slurm: time limit of one job", json_schema_extra=FREE
-    )
-    cores: int = Field(
-        1, gt=0, description="slurm: cores of one job; generating pairs uses one", json_schema_extra=FREE
-    )
+    walltime: str = Field("4:00:00", pattern=WALLTIME, description="slurm: time limit of one job", json_schema_extra=FREE)
+    cores: int = Field(1, gt=0, description="slurm: cores of one job; generating pairs uses one", json_schema_extra=FREE)
     memory: str = Field(
         "16GB",
         pattern=r"^\d+(\.\d+)?\s?[kMGT]?i?B$",
         description="slurm: memory of one job",
         json_schema_extra=FREE,
     )
-    gpus: int = Field(
-        0, ge=0, le=1, description="slurm: GPUs of one job; a worker uses one", json_schema_extra=FREE
-    )
+    gpus: int = Field(0, ge=0, le=1, description="slurm: GPUs of one job; a worker uses one", json_schema_extra=FREE)
     prologue: tuple[str, ...] = Field(
         (), description="slurm: shell lines to run before the worker starts", json_schema_extra=FREE
     )
@@ -177,9 +155,7 @@ class ClusterConfig(Settings):
         description="slurm: network interface of scheduler and workers, such as ib0",
         json_schema_extra=FREE,
     )
-    host: str | None = Field(
-        None, description="slurm: address of the scheduler for the workers", json_schema_extra=FREE
-    )
+    host: str | None = Field(None, description="slurm: address of the scheduler for the workers", json_schema_extra=FREE)
 
     def with_log_folder(self, root: Location) -> ClusterConfig:
         """These settings with an absolute path of the workers' log folder.

@@ -114,9 +114,7 @@ def generate_tokens(
     if prefix_BP is not None:
         length = prefix_BP.shape[1]
         if length not in layout.starts[:num_steps]:
-            raise ValueError(
-                f"a prefix of {length} tokens does not end before one of the AR steps to generate"
-            )
+            raise ValueError(f"a prefix of {length} tokens does not end before one of the AR steps to generate")
         first = layout.starts.index(length)
         tokens_BL[:, :length] = prefix_BP
         decoding.prefill([tokens_BL[:, layout.span(step)] for step in range(first)])

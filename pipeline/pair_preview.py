@@ -20,9 +20,7 @@ CAPTION_CHARACTERS = 40
 """Longer captions are cut in the grid."""
 
 
-def preview_grid(
-    manifest: Manifest, tokenizer: Tokenizer, labels: Sequence[int], columns: int
-) -> Image.Image:
+def preview_grid(manifest: Manifest, tokenizer: Tokenizer, labels: Sequence[int], columns: int) -> Image.Image:
     """The first pairs of each class as a grid of decoded images: a row for each class or caption, with its label.
 
     Args:
@@ -43,9 +41,7 @@ def preview_grid(
     if absent:
         raise Refused(f"{manifest.root} contains no pair of label {absent[0]} yet")
     captions = None if manifest.spec.captions is None else load_captions(manifest.root, manifest.spec)
-    names = {
-        label: str(label) if captions is None else f"{label}: {_short(captions[label])}" for label in tokens
-    }
+    names = {label: str(label) if captions is None else f"{label}: {_short(captions[label])}" for label in tokens}
     return captioned_grid({names[label]: _decoded(tokenizer, rows) for label, rows in tokens.items()})
 
 

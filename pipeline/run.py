@@ -38,9 +38,7 @@ def plan(config: RunConfig, out: Path) -> list[str]:
     """
     run_dir, generation = _check_run(config, out)
     evaluation = (
-        "is done"
-        if evaluation_is_current(run_dir, config)
-        else f"{config.evaluation.num_images:,} images of each method"
+        "is done" if evaluation_is_current(run_dir, config) else f"{config.evaluation.num_images:,} images of each method"
     )
     sections = {
         f"pairs into {run_dir.pairs}:": generation.lines(),
@@ -121,9 +119,7 @@ def evaluation_is_current(run_dir: RunDir, config: RunConfig) -> bool:
     """Whether evaluation.json scores the current student with the settings of `config`."""
     evaluation = run_dir.read_json(run_dir.evaluation)
     exported = run_dir.read_json(run_dir.student / "config.json")
-    has_settings = all(
-        evaluation.get(key) == value for key, value in config.evaluation.result_settings.items()
-    )
+    has_settings = all(evaluation.get(key) == value for key, value in config.evaluation.result_settings.items())
     return "student_sha256" in exported and same_student(evaluation, exported) and has_settings
 
 

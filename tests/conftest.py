@@ -247,9 +247,7 @@ def pairs_root(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     root = tmp_path_factory.mktemp("made") / "pairs"
-    generate(
-        generate_config(teacher_path), root, workers=0, report=lambda *_: None, should_stop=lambda: False
-    )
+    generate(generate_config(teacher_path), root, workers=0, report=lambda *_: None, should_stop=lambda: False)
     return root
 
 

@@ -143,10 +143,7 @@ def load_case(name: str, ratios: dict[str, float]) -> Case:
     return Case(
         name,
         spec,
-        {
-            key: {name: torch.from_numpy(array) for name, array in tensors.items()}
-            for key, tensors in models.items()
-        },
+        {key: {name: torch.from_numpy(array) for name, array in tensors.items()} for key, tensors in models.items()},
         {key: torch.from_numpy(array) for key, array in inputs.items()},
         expected,
         ratios,

@@ -52,9 +52,7 @@ class PretendedTexts:
 
     def __call__(self, labels_B: Tensor) -> TextCondition:
         features_BTE = torch.rand(len(labels_B), 3, self.width, device=self.device)
-        return TextCondition(
-            features_BTE, torch.ones(len(labels_B), 3, dtype=torch.int64, device=self.device) > 0
-        )
+        return TextCondition(features_BTE, torch.ones(len(labels_B), 3, dtype=torch.int64, device=self.device) > 0)
 
 
 def moved(module: Any, device: torch.device) -> Any:
@@ -79,9 +77,7 @@ def computations(loaded: LoadedTeacher, device: torch.device) -> dict[str, Calla
     layout, C = loaded.teacher.layout, loaded.teacher.codebook_dim
     L = layout.num_tokens
     # Created first: it copies the teacher's tokenizer, and tensors of the pretended device cannot be copied.
-    student = Student.from_teacher(
-        loaded, TIMESTEPS, layout.num_steps, "f" * 8, 10, initialise=False, noise_weight=0.5
-    )
+    student = Student.from_teacher(loaded, TIMESTEPS, layout.num_steps, "f" * 8, 10, initialise=False, noise_weight=0.5)
     teacher, student = moved(loaded.teacher, device), moved(student, device)
     # Normally computed from the codebook, which has no values here.
     student.codebook_spread = 1.0
@@ -106,9 +102,7 @@ def computations(loaded: LoadedTeacher, device: torch.device) -> dict[str, Calla
             layout,
         )
         # Called directly, because only this thread simulates the device.
-        _, gradient = gradients._gradient(
-            MicroBatch(targets, tokens_BL, labels_B), BatchTargets.of(timestep_B, layout)
-        )
+        _, gradient = gradients._gradient(MicroBatch(targets, tokens_BL, labels_B), BatchTargets.of(timestep_B, layout))
         gradients._accumulate(gradient)
         averages = [parameter.detach().clone() for parameter in gradients.parameters]
         norm = nn.utils.clip_grad_norm_(gradients.parameters, 1.0)

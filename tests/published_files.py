@@ -41,9 +41,7 @@ def resized_student(name: str, teacher: str, timesteps: tuple[int, ...], split: 
 def random_state(network: nn.Module, seed: int) -> dict[str, Tensor]:
     """Random values for every tensor of a network."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(tensor.shape, generator=generator) for name, tensor in network.state_dict().items()
-    }
+    return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in network.state_dict().items()}
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,7 @@ def tar_file(name: str, content: bytes) -> bytes:
     return bytes(header) + content + bytes(-len(content) % 512)
 
 
-def shard(
-    dataset: dict[str, Any], index: int, tokens: list[list[int]], captions: Sequence[str] = ()
-) -> bytes:
+def shard(dataset: dict[str, Any], index: int, tokens: list[list[int]], captions: Sequence[str] = ()) -> bytes:
     L, C, P = sum(dataset["tokens_per_step"]), dataset["C"], dataset["pairs_per_shard"]
     descr, code = ("<u2", "H") if dataset["V"] <= 65536 else ("<i4", "i")
     tar = b""
@@ -124,9 +122,7 @@ def order(sizes: list[int], seed: int, window: int, epoch: int) -> list[int]:
     samples: list[int] = []
     for number, start in enumerate(range(0, len(sizes), window), start=1):
         listed = [
-            sum(sizes[:member]) + place
-            for member in permuted[start : start + window]
-            for place in range(sizes[member])
+            sum(sizes[:member]) + place for member in permuted[start : start + window] for place in range(sizes[member])
         ]
         samples += [listed[place] for place in permutation(seed, epoch, number, len(listed))]
     return samples
@@ -211,9 +207,7 @@ def test_the_independent_program_makes_the_same_shards_of_captions(noise: str) -
     assert shard(dataset, 2, tokens, captions) == shard_bytes(spec, pairs)
 
 
-def test_a_data_set_written_by_the_independent_program_is_sound(
-    example: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_data_set_written_by_the_independent_program_is_sound(example: dict[str, Any], tmp_path: Path) -> None:
     from shards import Manifest, verify
 
     (tmp_path / "shards").mkdir()
@@ -242,9 +236,7 @@ def test_a_data_set_written_by_the_independent_program_is_sound(
     assert Manifest.open(tmp_path).view().size == 16
 
 
-def test_the_page_names_the_columns_and_keys_that_are_written(
-    example: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_page_names_the_columns_and_keys_that_are_written(example: dict[str, Any], tmp_path: Path) -> None:
     from shards import ManifestRow, PairSpec, create_dataset
     from shards.dataset.manifest_row import row_path, write_row
 

@@ -11,9 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
-def test_the_code_of_the_golden_page_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_code_of_the_golden_page_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = (REPOSITORY / "docs" / "golden.md").read_text("utf-8")
     monkeypatch.chdir(REPOSITORY)
     # The page puts a folder on the import path.

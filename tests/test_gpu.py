@@ -80,9 +80,7 @@ def distill_config(**train_settings: object) -> DistillConfig:
     )
 
 
-def run(
-    out: Path, pairs: Path, teacher: Path, *, stop_after: int = 0, **train_settings: object
-) -> np.ndarray:
+def run(out: Path, pairs: Path, teacher: Path, *, stop_after: int = 0, **train_settings: object) -> np.ndarray:
     """Train, on the GPU by default; returns the loss of every step."""
     config, calls = distill_config(**{"device": "cuda", **train_settings}), iter(range(1, 1_000))
     train(
@@ -167,16 +165,12 @@ def test_the_flow_map_gives_the_same_tokens(name: str) -> None:
         noise_BLC = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
         choose = MapNoise(FlowMap(teacher.codebook_VC.float(), 64), noise_BLC)
         labels_B = (torch.arange(64) % 10).to(device)
-        tokens[device] = generate_tokens(
-            teacher, labels_B, SamplingSettings(guidance_scale=1.5), choose
-        ).cpu()
+        tokens[device] = generate_tokens(teacher, labels_B, SamplingSettings(guidance_scale=1.5), choose).cpu()
     assert (tokens["cpu"] == tokens["cuda"]).all(dim=1).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_training_has_the_losses_of_a_cpu(
-    teacher_path: Path, pairs_root: Path, tmp_path: Path, optimizer: str
-) -> None:
+def test_a_training_has_the_losses_of_a_cpu(teacher_path: Path, pairs_root: Path, tmp_path: Path, optimizer: str) -> None:
     losses = [
         run(tmp_path / device, pairs_root, teacher_path, device=device, optimizer=optimizer, image_weight=0.1)
         for device in ("cpu", "cuda")
@@ -265,9 +259,7 @@ def test_nccl_sums_gpu_tensors(single_process_world: World) -> None:
     assert "cuda:nccl" in str(dist.get_backend_config())
     # With size 1 nothing would be sent; with size 2 the only process receives its own values.
     world = World(0, 2, single_process_world.device)
-    tensors = [
-        torch.full((size,), float(size), device="cuda") for size in (3, BUCKET_BYTES // 4, 5, BUCKET_BYTES)
-    ]
+    tensors = [torch.full((size,), float(size), device="cuda") for size in (3, BUCKET_BYTES // 4, 5, BUCKET_BYTES)]
     expected = [tensor.clone() for tensor in tensors]
     world.all_reduce_sum(tensors)
     for tensor, same in zip(tensors, expected, strict=True):
@@ -294,18 +286,14 @@ def test_torchrun_trains_on_the_gpu_and_refuses_two_processes_on_one(
 ) -> None:
     preset = tmp_path / "preset.toml"
     train_table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in TRAIN.items())
-    pairs = (
-        "guidance_scale = 1.5\n[pairs]\nnum_pairs = 96\npairs_per_shard = 32\nseed = 3\nsolver_steps = 16\n"
-    )
+    pairs = "guidance_scale = 1.5\n[pairs]\nnum_pairs = 96\npairs_per_shard = 32\nseed = 3\nsolver_steps = 16\n"
     preset.write_text(
         f'[teacher]\nname = "{teacher_path}"\n{pairs}[student]\ntimesteps = [0, 2]\nsplit = 3\n[train]\n{train_table}\n'
     )
     arguments = ["distill", preset, "--pairs", pairs_root, "--out", tmp_path / "out"]
     count = torch.cuda.device_count() + 1
     refused = run_command(torchrun(count), *arguments)
-    assert (
-        f"torchrun started {count} processes here for {count - 1} GPUs: start one for each" in refused.stderr
-    )
+    assert f"torchrun started {count} processes here for {count - 1} GPUs: start one for each" in refused.stderr
     trained = run_command(torchrun(1), *arguments)
     assert trained.returncode == 0, trained.stderr
     memory = read_metrics(tmp_path / "out" / "metrics")["peak_memory_bytes"].drop_null().to_numpy()
@@ -318,9 +306,7 @@ def test_a_training_needs_no_more_memory_than_estimated(
     pairs_of_digits: Path, settings: dict[str, object], precision: str
 ) -> None:
     train_settings = {"batch_size": BATCH, "device": "cuda", "precision": precision, **settings}
-    config = DistillConfig.model_validate(
-        {"student": {"timesteps": [0, 8], "split": 16}, "train": train_settings}
-    )
+    config = DistillConfig.model_validate({"student": {"timesteps": [0, 8], "split": 16}, "train": train_settings})
     need = MemoryNeed.of(load_teacher("digits"), config.train)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -341,14 +327,10 @@ def pairs_of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_student_generates_the_same_images(
-    teacher_path: Path, pairs_root: Path, tmp_path: Path, steps: int
-) -> None:
+def test_a_student_generates_the_same_images(teacher_path: Path, pairs_root: Path, tmp_path: Path, steps: int) -> None:
     run(tmp_path, pairs_root, teacher_path, device="cpu")
     batches = {
-        device: next(
-            sample_images(Student.from_pretrained(tmp_path, device), np.arange(64) % 10, 0, (0, 2)[:steps])
-        )
+        device: next(sample_images(Student.from_pretrained(tmp_path, device), np.arange(64) % 10, 0, (0, 2)[:steps]))
         for device in ("cpu", "cuda")
     }
     assert batches["cuda"].images_BIHW.is_cuda
@@ -359,9 +341,7 @@ def test_a_student_generates_the_same_images(
 
 
 @pytest.mark.parametrize("preset", ["digits", "digits-var", "digits-text"])
-def test_a_run_on_the_gpu_has_scores_near_those_of_a_cpu(
-    preset: str, brief_tokenleap: list[str], tmp_path: Path
-) -> None:
+def test_a_run_on_the_gpu_has_scores_near_those_of_a_cpu(preset: str, brief_tokenleap: list[str], tmp_path: Path) -> None:
     sizes = {
         "pairs.num_pairs": 750,
         "pairs.pairs_per_shard": 250,
@@ -375,9 +355,7 @@ def test_a_run_on_the_gpu_has_scores_near_those_of_a_cpu(
     for device in ("cpu", "cuda"):
         devices = {f"{section}.device": device for section in ("cluster", "train", "evaluation")}
         flags = [f"--set={key}={value}" for key, value in (sizes | devices).items()]
-        ended = run_command(
-            brief_tokenleap, "run", preset, "--out", tmp_path / device, "--workers", 0, *flags
-        )
+        ended = run_command(brief_tokenleap, "run", preset, "--out", tmp_path / device, "--workers", 0, *flags)
         assert ended.returncode == 0, ended.stderr
         evaluation = json.loads((tmp_path / device / "evaluation.json").read_text())
         scores[device] = {row["method"]: row["frechet_distance"] for row in evaluation["rows"]}

@@ -85,12 +85,8 @@ class Place:
                     settings = [("--set", f"{key}={value}") for key, value in SMALL.items()]
                     more = ["--workers", "0", *(argument for pair in settings for argument in pair)]
             case other:
-                raise AssertionError(
-                    f"{PAGE.name} contains a command that this test does not support: {other}"
-                )
-        process = subprocess.run(
-            [*arguments, *more], cwd=folder, env=environment, capture_output=True, text=True
-        )
+                raise AssertionError(f"{PAGE.name} contains a command that this test does not support: {other}")
+        process = subprocess.run([*arguments, *more], cwd=folder, env=environment, capture_output=True, text=True)
         assert process.returncode == 0, f"{command}: {process.stderr}"
 
 
@@ -205,9 +201,7 @@ def test_the_export_loads_without_the_teacher_and_samples(place: Place, module: 
 
 
 def test_a_family_that_is_not_installed_is_refused(place: Place) -> None:
-    message = (
-        "no family of teachers is called 'grid-gru': there are llamagen, var. .* group tokenleap.teachers"
-    )
+    message = "no family of teachers is called 'grid-gru': there are llamagen, var. .* group tokenleap.teachers"
     with pytest.raises(Refused, match=message):
         load_teacher(str(place.teacher))
     with pytest.raises(Refused, match=message):
@@ -232,8 +226,6 @@ def test_a_configuration_of_another_version_is_refused(
         raise TypeError("unexpected keyword argument 'width'")
 
     monkeypatch.setattr("generate_pairs.teachers.registry.transformer_config", of_another_version)
-    message = (
-        "mine.safetensors does not describe a teacher of the family 'grid-gru' as installed here: unexpected"
-    )
+    message = "mine.safetensors does not describe a teacher of the family 'grid-gru' as installed here: unexpected"
     with pytest.raises(Refused, match=message):
         load_teacher(str(place.teacher))

@@ -29,10 +29,7 @@ DATA = {
         )
     ),
     "pipeline/report/published_figures.toml",
-    *(
-        f"pipeline/report/templates/{name}.jinja"
-        for name in ("ablation.html", "report.html", "style.css", "table.html")
-    ),
+    *(f"pipeline/report/templates/{name}.jinja" for name in ("ablation.html", "report.html", "style.css", "table.html")),
 }
 
 
@@ -41,9 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Built from a copy: a build leaves a folder in the tree, and the next build would pack files that have been moved.
     folder = tmp_path_factory.mktemp("wheel")
     for package in PACKAGES:
-        shutil.copytree(
-            ROOT / package, folder / "tree" / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / package, folder / "tree" / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "tree")
     options = ["--no-deps", "--no-build-isolation", "-q", "-w", str(folder)]

@@ -73,9 +73,7 @@ def evaluate(
         scorer, teacher_images = open_scorer(config, image_shape), None
         if scorer:
             manifest = Manifest.open(pairs_root)
-            teacher_images = TeacherImages.of_first_pairs(
-                manifest, methods.teacher.tokenizer, config.num_images
-            )
+            teacher_images = TeacherImages.of_first_pairs(manifest, methods.teacher.tokenizer, config.num_images)
         clip = None if config.clip is None else ClipScore.load(config.clip, config.device)
         facts = _facts(config, student_folder, student, scorer, teacher_images, clip)
         identity = _identity(facts, student_folder, student, teacher_images)
@@ -112,9 +110,7 @@ def _facts(
     }
 
 
-def _identity(
-    facts: Row, student_folder: Path, student: Student, teacher_images: TeacherImages | None
-) -> Row:
+def _identity(facts: Row, student_folder: Path, student: Student, teacher_images: TeacherImages | None) -> Row:
     """Everything that the scores depend on: partial results of another identity are discarded."""
     return {
         **facts,

@@ -32,9 +32,7 @@ class Moments:
         """
         features = features_NF.detach().cpu().to(torch.float64).numpy()
         if features.ndim != 2 or len(features) < 2:
-            raise ValueError(
-                f"moments need features (N, F) of at least two images, got shape {features.shape}"
-            )
+            raise ValueError(f"moments need features (N, F) of at least two images, got shape {features.shape}")
         if not np.isfinite(features).all():
             raise ValueError("features contain NaN or infinite numbers")
         mean = features.mean(axis=0)

@@ -105,9 +105,7 @@ def evaluate_methods(evaluation: Evaluation) -> tuple[list[Row], dict[Method, Te
             try:
                 result = _saved_result(evaluation, method, seed, tokens)
             except Stopped as stopped:
-                raise Stopped(
-                    f"{num_done} of {evaluation.num_method_results} methods are done and kept"
-                ) from stopped
+                raise Stopped(f"{num_done} of {evaluation.num_method_results} methods are done and kept") from stopped
             if result.tokens_NL is not None:
                 tokens[method] = result.tokens_NL
             results[method].append(replace(result, tokens_NL=None))
@@ -144,9 +142,7 @@ def _seconds(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     return evaluation.partial.times(lambda: time_methods(evaluation.methods, sizes))
 
 
-def _saved_result(
-    evaluation: Evaluation, method: Method, seed: int, tokens: Mapping[Method, Tensor]
-) -> MethodResult:
+def _saved_result(evaluation: Evaluation, method: Method, seed: int, tokens: Mapping[Method, Tensor]) -> MethodResult:
     """The saved result of a method and seed; evaluates the method and saves the result if there is none."""
     result = evaluation.partial.result(method.name, seed)
     if result is None:
@@ -155,9 +151,7 @@ def _saved_result(
     return result
 
 
-def evaluate_method(
-    evaluation: Evaluation, method: Method, seed: int, tokens: Mapping[Method, Tensor]
-) -> MethodResult:
+def evaluate_method(evaluation: Evaluation, method: Method, seed: int, tokens: Mapping[Method, Tensor]) -> MethodResult:
     """Generate all images of a method with one noise seed and score them batch by batch.
 
     Args:

@@ -138,9 +138,7 @@ class PartialResults:
         try:
             yield
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
-            raise Refused(
-                f"{file} is damaged: delete {self.folder} to start this evaluation again"
-            ) from error
+            raise Refused(f"{file} is damaged: delete {self.folder} to start this evaluation again") from error
 
 
 def _file_name(method: str, seed: int) -> str:

@@ -62,9 +62,7 @@ class ReferenceBatch:
             raise Refused(f"{path} holds {shape[0]} images, and at least {MIN_REFERENCES} are needed")
         moments = {key: headers[key][0] for key in ("mu", "sigma") if key in headers}
         if moments and moments != {"mu": (dim,), "sigma": (dim, dim)}:
-            raise Refused(
-                f"{path}: its moments are {moments}, and should be mu ({dim},) and sigma ({dim}, {dim})"
-            )
+            raise Refused(f"{path}: its moments are {moments}, and should be mu ({dim},) and sigma ({dim}, {dim})")
         return cls(path, shape, bool(moments))
 
     @property
@@ -104,9 +102,7 @@ class ReferenceFolder:
             raise Refused(f"evaluation.reference: {path} is no folder of images")
         files = tuple(sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES))
         if len(files) < MIN_REFERENCES:
-            raise Refused(
-                f"{path} holds {len(files)} PNG and JPEG images, and at least {MIN_REFERENCES} are needed"
-            )
+            raise Refused(f"{path} holds {len(files)} PNG and JPEG images, and at least {MIN_REFERENCES} are needed")
         folder = cls(path, files)
         folder.read(files[0], image_shape)
         return folder
@@ -118,9 +114,7 @@ class ReferenceFolder:
             Refused: one has another size, more than 8 bits a channel or transparency, or cannot be read.
         """
         for first in range(0, len(self.files), batch_size):
-            yield torch.stack(
-                [self.read(file, image_shape) for file in self.files[first : first + batch_size]]
-            )
+            yield torch.stack([self.read(file, image_shape) for file in self.files[first : first + batch_size]])
 
     def read(self, file: Path, image_shape: tuple[int, int, int]) -> Tensor:
         """One image (channels, height, width) in [0, 1], neither resized nor cropped: that would change the distance.
@@ -142,9 +136,7 @@ class ReferenceFolder:
                 "are not resized, because that would change the distance; give a folder of images of that size"
             )
         if mode not in PLAIN_MODES:
-            raise Refused(
-                f"{file} has mode {mode}: give images of 8 bits a channel without transparency, grey or RGB"
-            )
+            raise Refused(f"{file} has mode {mode}: give images of 8 bits a channel without transparency, grey or RGB")
         return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1) / 255.0
 
     def sha256(self) -> str:

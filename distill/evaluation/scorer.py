@@ -90,17 +90,13 @@ class Scorer:
     def new_accumulator(self) -> FeatureAccumulator:
         """An empty accumulator of what `scores_of_features` needs."""
         keep_pixels = self.points == "pixels" and self.real is not None
-        return FeatureAccumulator(
-            self.extractor, self.batch_size, rounded=self.rounded, keep_pixels=keep_pixels
-        )
+        return FeatureAccumulator(self.extractor, self.batch_size, rounded=self.rounded, keep_pixels=keep_pixels)
 
     def scores(self, images: Tensor, classes: Tensor | None) -> dict[str, float | None]:
         """`scores_of_features` of images in [0, 1]."""
         return self.scores_of_features(self.new_accumulator().add(images), classes)
 
-    def scores_of_features(
-        self, features: FeatureAccumulator, classes: Tensor | None
-    ) -> dict[str, float | None]:
+    def scores_of_features(self, features: FeatureAccumulator, classes: Tensor | None) -> dict[str, float | None]:
         """The `SCORES`, None for those that do not apply; `teacher_distance` is the Frechet distance to `teacher`.
 
         `classes` are the requested classes (N,), None if they are unknown.

@@ -32,9 +32,7 @@ class TeacherImages:
     tokenizer: Tokenizer
 
     @classmethod
-    def of_first_pairs(
-        cls, manifest: Manifest, tokenizer: Tokenizer, num_images: int
-    ) -> TeacherImages | None:
+    def of_first_pairs(cls, manifest: Manifest, tokenizer: Tokenizer, num_images: int) -> TeacherImages | None:
         """The teacher's images for methods with `num_images` images each; None if there are fewer than two pairs.
 
         These are the first of all training pairs, so they are the same for every student of a data set, whatever the

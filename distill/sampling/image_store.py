@@ -265,8 +265,7 @@ def refuse_other_request(path: Path, stored: Request, requested: Request) -> Non
     ]
     if differing:
         raise Refused(
-            f"{path} holds other images: {'; '.join(differing)}. "
-            "Request the same images, or choose another path"
+            f"{path} holds other images: {'; '.join(differing)}. Request the same images, or choose another path"
         )
     if stored["num_images"] > requested["num_images"]:
         raise Refused(
@@ -305,9 +304,7 @@ def _reading_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, EOFError) as error:
-        raise Refused(
-            f"{path} is no complete npz file ({error}): delete it, or choose another path"
-        ) from error
+        raise Refused(f"{path} is no complete npz file ({error}): delete it, or choose another path") from error
 
 
 def _rows_in(path: Path) -> Iterator[Bytes]:
@@ -331,9 +328,7 @@ def _load_part(path: Path) -> Bytes:
 
 
 @contextmanager
-def _array_entry(
-    archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int, ...]
-) -> Iterator[IO[bytes]]:
+def _array_entry(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
     """An open entry of an npz file, its header written; the caller writes the numbers."""
     # The entry may exceed 4 GiB, and zipfile cannot derive this from the header.
     with archive.open(zipfile.ZipInfo(f"{name}.npy", ZIP_DATE), "w", force_zip64=True) as entry:

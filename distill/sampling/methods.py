@@ -140,9 +140,7 @@ class Methods:
             tokens_BL = self.sequence(TEACHER, first, labels_B).tokens_BL
         uniform_BL = self._uniform(SKIP_STREAM + method.n, first, len(labels_B))
         rows_B = self._frequency_rows(labels_B)
-        images_BIHW = sample_skip_n(
-            self.teacher, tokens_BL, method.n, self.frequencies_KLV, rows_B, uniform_BL
-        )
+        images_BIHW = sample_skip_n(self.teacher, tokens_BL, method.n, self.frequencies_KLV, rows_B, uniform_BL)
         return GeneratedImages(to_unit_range(images_BIHW), tokens_BL)
 
     def noise(self, first: int, count: int) -> Tensor:
@@ -201,9 +199,7 @@ def open_methods(
     """
     manifest = Manifest.open(pairs_root)
     if student.fingerprint is None:
-        raise Refused(
-            f"this student records no training pairs, so it cannot be compared with the pairs in {pairs_root}"
-        )
+        raise Refused(f"this student records no training pairs, so it cannot be compared with the pairs in {pairs_root}")
     if student.fingerprint != manifest.spec.fingerprint:
         raise Refused(
             f"the student was trained on pairs {student.fingerprint[:12]}, but {pairs_root} contains pairs "

@@ -72,9 +72,7 @@ def resolve_captions(student: Student, options: SampleOptions) -> tuple[str, ...
             raise Refused("--prompt and --captions: this student draws images for classes, give --labels")
         return None
     if bool(prompts) == (file is not None):
-        raise Refused(
-            'this student draws images for captions: give --prompt "TEXT", once or more, or --captions FILE'
-        )
+        raise Refused('this student draws images for captions: give --prompt "TEXT", once or more, or --captions FILE')
     if file is None:
         if column is not None:
             raise Refused(f"--column {column}: this option needs --captions FILE")

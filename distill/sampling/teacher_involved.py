@@ -46,9 +46,7 @@ def sample_teacher_involved(
     if method.first > 1:
         first_pass = student.finish(noise_BLC, 0, labels_B)
         prefix_BP = first_pass.tokens_BL[:, : student.layout.starts[method.first - 1]]
-    tokens_BP = generate_tokens(
-        teacher, labels_B, settings, choose, prefix_BP=prefix_BP, num_steps=method.last - 1
-    )
+    tokens_BP = generate_tokens(teacher, labels_B, settings, choose, prefix_BP=prefix_BP, num_steps=method.last - 1)
     rows_BPC = student.tokenizer.embed(tokens_BP)
     if method.last - 1 == student.layout.num_steps:
         return TokenSequence(rows_BPC, tokens_BP)

@@ -48,9 +48,7 @@ class LlamaGenStudent(nn.Module):
         self.rotation = rotary_2d(config)
         initialise(self, self.output)
 
-    def forward(
-        self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition) -> tuple[Tensor, Tensor]:
         """Compute `Network.__call__`; outputs are at least float32, and class `num_classes` is the null class."""
         h_BLD, pooled_B1D = self._hidden(x_BLC, data_tokens_B, condition)
         return self._logits(h_BLD), at_least_float32(self.final_layer_conti(h_BLD, pooled_B1D))
@@ -62,9 +60,7 @@ class LlamaGenStudent(nn.Module):
     def _logits(self, h_BLD: Tensor) -> Tensor:
         return at_least_float32(self.output(self.norm(h_BLD)))
 
-    def _hidden(
-        self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition
-    ) -> tuple[Tensor, Tensor]:
+    def _hidden(self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition) -> tuple[Tensor, Tensor]:
         """Hidden states of the tokens (B, L, D), and the mean of the condition's tokens (B, 1, D)."""
         if isinstance(condition, TextCondition):
             condition_BTD = self.cls_embedding.of(condition)

@@ -104,15 +104,11 @@ class StudentModel(nn.Module):
         the others, AR steps below the split take the codebook row that the token head chooses, and later AR steps
         take the output of the continuous head.
         """
-        start, split, end = (
-            self.layout.starts[step] for step in (timestep, self.split, self.layout.num_steps)
-        )
+        start, split, end = (self.layout.starts[step] for step in (timestep, self.split, self.layout.num_steps))
         data_tokens_B = torch.full((len(states_BLC),), start, dtype=torch.int64, device=states_BLC.device)
         inputs = states_BLC, data_tokens_B, self._condition(labels_B)
         if start == 0 and split == end:
-            logits_BLV = (
-                self.network.logits(*inputs) if hasattr(self.network, "logits") else self.network(*inputs)[0]
-            )
+            logits_BLV = self.network.logits(*inputs) if hasattr(self.network, "logits") else self.network(*inputs)[0]
             tokens_BL = self.choose_tokens(logits_BLV, states_BLC, timestep)
             return TokenSequence(self.tokenizer.embed(tokens_BL), tokens_BL)
         logits_BLV, embeddings_BLC = self.network(*inputs)

@@ -25,9 +25,7 @@ class Network(Protocol):
     config: Any
     """The frozen dataclass that configures the teacher's transformer; has `num_classes`."""
 
-    def __call__(
-        self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, x_BLC: Tensor, data_tokens_B: Tensor, condition: Tensor | TextCondition) -> tuple[Tensor, Tensor]:
         """Predict logits (B, L, V) and embeddings (B, L, C).
 
         Args:

@@ -85,9 +85,7 @@ def import_student(files: Sequence[str], name: str, out: Path) -> None:
     # The meta device allocates nothing, so memory holds the weights only once.
     with on_meta_device():
         tokenizer = family_of(teacher.family).tokenizer(teacher.tokenizer.config)
-        network = build_network(
-            teacher.family, published.network.config, teacher.tokenizer.config.codebook_dim
-        )
+        network = build_network(teacher.family, published.network.config, teacher.tokenizer.config.codebook_dim)
     load_parts(given, [(published.network, network), (teacher.tokenizer, tokenizer)])
     student = Student(
         teacher.family,

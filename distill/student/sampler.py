@@ -84,9 +84,7 @@ def sample_images(
 
 
 @torch.inference_mode()
-def sample_batch(
-    student: StudentModel, first: int, labels_B: Tensor, seed: int, timesteps: Sequence[int]
-) -> ImageBatch:
+def sample_batch(student: StudentModel, first: int, labels_B: Tensor, seed: int, timesteps: Sequence[int]) -> ImageBatch:
     """Generate the images from index `first` in one batch; labels and timesteps must be valid."""
     codebook_VC = student.tokenizer.codebook_VC
     shape = (student.layout.num_tokens, codebook_VC.shape[1])
@@ -100,9 +98,7 @@ def first_timesteps(timesteps: tuple[int, ...], steps: int) -> tuple[int, ...]:
     """The first `steps` of a student's timesteps; raises Refused if there are not as many."""
     if not 1 <= steps <= len(timesteps):
         trained = ",".join(map(str, timesteps))
-        raise Refused(
-            f"{steps} steps: this student was trained at timesteps {trained}, {len(timesteps)} in all"
-        )
+        raise Refused(f"{steps} steps: this student was trained at timesteps {trained}, {len(timesteps)} in all")
     return timesteps[:steps]
 
 

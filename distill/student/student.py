@@ -149,9 +149,7 @@ class Student(StudentModel):
             student = self.with_captions([str(label) for label in requested], device=self.starts.device)
             requested = list(range(len(requested)))
         elif requested and self.is_text_conditional and self.texts is None:
-            raise Refused(
-                "this student draws images for captions: give captions, or call `with_captions` first"
-            )
+            raise Refused("this student draws images for captions: give captions, or call `with_captions` first")
         passes = first_timesteps(self.timesteps, steps) if timesteps is None else timesteps
         labels_N, batch_size = np.array(requested, np.int64), max_batch_size(self.tokenizer.image_shape)
         images = [batch.images_BIHW for batch in sample_images(student, labels_N, seed, passes, batch_size)]
@@ -225,8 +223,5 @@ class Student(StudentModel):
 def _serialise(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> bytes:
     """Safetensors bytes; `dtype` converts floating-point tensors."""
     if dtype is not None:
-        tensors = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in tensors.items()
-        }
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     return save({name: tensor.contiguous() for name, tensor in tensors.items()})

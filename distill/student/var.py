@@ -38,9 +38,7 @@ class VarStudent(VarBackbone):
         self.n_d_embed = nn.Embedding(2, config.width)
         nn.init.trunc_normal_(self.n_d_embed.weight, std=config.initial_std)
         num_maps = config.depth + 1 if layerwise_embedding else 0
-        self.layerwise_n_d_embed = nn.ModuleList(
-            linear(config, config.width, config.width) for _ in range(num_maps)
-        )
+        self.layerwise_n_d_embed = nn.ModuleList(linear(config, config.width, config.width) for _ in range(num_maps))
         self.final_layer_conti = EmbeddingHead(config.width, config.codebook_dim)
         diagonal_LL = torch.eye(len(self.level_L), dtype=torch.bool, device="cpu")
         mask_LL = (self.level_L[:, None] > self.level_L) | diagonal_LL
@@ -73,9 +71,7 @@ class VarStudent(VarBackbone):
 
         x_BPD = torch.cat([condition_B1D + self.pos_start, self.word_embed(x_BLC)], dim=1) + self.positions()
         x_BPD = x_BPD + F.embedding(is_data_BP, self.n_d_embed.weight)
-        for block, modulation, table_2D in zip(
-            self.blocks, self.modulations(condition_BD), block_tables, strict=True
-        ):
+        for block, modulation, table_2D in zip(self.blocks, self.modulations(condition_BD), block_tables, strict=True):
             data_embedding_BPD = F.embedding(is_data_BP, table_2D)
             x_BPD = block(x_BPD, modulation, self.mask_LL, between_BLD=data_embedding_BPD)
         return (x_BPD + F.embedding(is_data_BP, last_table_2D))[:, 1:], condition_BD

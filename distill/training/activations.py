@@ -107,9 +107,7 @@ class _FusedAttention(TorchFunctionMode):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(ctx: Any, q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor, mask: Tensor | None = None) -> Tensor:
         out_BHLK = q_BHLK.new_empty(*q_BHLK.shape[:-1], v_BHLK.shape[-1])
         ctx.save_for_backward(q_BHLK, k_BHLK, v_BHLK, mask, out_BHLK, q_BHLK.new_empty(q_BHLK.shape[:-1]))
         return out_BHLK

@@ -58,9 +58,7 @@ class Resumed:
     damaged: tuple[str, ...]
 
 
-def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, kept: int = 2, keep_interval: int | None = None
-) -> None:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, kept: int = 2, keep_interval: int | None = None) -> None:
     """Commit a checkpoint, then delete damaged newer ones, and older ones except the `kept` newest and multiples.
 
     Raises:
@@ -75,9 +73,7 @@ def save_checkpoint(
         "state": checkpoint.state,
         "identity": checkpoint.identity,
     }
-    commit_bytes(
-        _path(folder, checkpoint.step, "json"), (json.dumps(mark, indent=2, sort_keys=True) + "\n").encode()
-    )
+    commit_bytes(_path(folder, checkpoint.step, "json"), (json.dumps(mark, indent=2, sort_keys=True) + "\n").encode())
     steps = _steps(folder)
     # Newer checkpoints are damaged, or this training would have resumed from them. They must not be taken as the newest.
     newer = [step for step in steps if step > checkpoint.step]
@@ -157,9 +153,7 @@ def _newest(folder: Path, read: Callable[[Path, int], _T]) -> tuple[_T, tuple[st
         except DamagedCheckpoint as error:
             damaged.append(str(error))
     if damaged:
-        raise Refused(
-            f"all checkpoints in {folder} are damaged: {'; '.join(damaged)}. Delete that folder to start again"
-        )
+        raise Refused(f"all checkpoints in {folder} are damaged: {'; '.join(damaged)}. Delete that folder to start again")
     return None
 
 
@@ -170,9 +164,7 @@ def _read_mark(folder: Path, step: int) -> dict[str, Any]:
     except ValueError as error:
         raise DamagedCheckpoint(f"{path} is damaged") from error
     if isinstance(mark, dict) and mark.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
-        raise Refused(
-            f"{path} has schema_version {mark['schema_version']}, this version reads {SCHEMA_VERSION}"
-        )
+        raise Refused(f"{path} has schema_version {mark['schema_version']}, this version reads {SCHEMA_VERSION}")
     if not isinstance(mark, dict) or not mark.keys() >= MARK_KEYS or mark["step"] != step:
         raise DamagedCheckpoint(f"{path} is damaged, it is not what tokenleap wrote")
     return mark
@@ -192,8 +184,6 @@ def training_identity(config: DistillConfig, view: View) -> dict[str, Any]:
     """Everything that a training depends on, except its length."""
     # The noise weight affects only sampling.
     student = config.student.model_dump(mode="json", exclude={"noise_weight"})
-    may_change = {
-        name for name, field in TrainConfig.model_fields.items() if field.json_schema_extra in (FREE, UPWARD)
-    }
+    may_change = {name for name, field in TrainConfig.model_fields.items() if field.json_schema_extra in (FREE, UPWARD)}
     train = config.train.model_dump(mode="json", exclude=may_change)
     return {**student, **train, "pairs": view.size, "fingerprint": view.spec.fingerprint}

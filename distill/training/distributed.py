@@ -52,9 +52,7 @@ class World:
         if self.size == 1:
             return
         with _connection_errors():
-            flat_buckets = [
-                (bucket, torch.cat([tensor.flatten() for tensor in bucket])) for bucket in buckets(tensors)
-            ]
+            flat_buckets = [(bucket, torch.cat([tensor.flatten() for tensor in bucket])) for bucket in buckets(tensors)]
             pending = [dist.all_reduce(flat, async_op=True) for _, flat in flat_buckets]
             for work, (bucket, flat) in zip(pending, flat_buckets, strict=True):
                 work.wait()

@@ -63,13 +63,9 @@ class Gradients:
         self.world.all_reduce_sum([p.grad for p in self.parameters if p.grad is not None])
         return total
 
-    def _gradient(
-        self, micro_batch: MicroBatch, batch_targets: BatchTargets
-    ) -> tuple[Losses, list[Tensor | None]]:
+    def _gradient(self, micro_batch: MicroBatch, batch_targets: BatchTargets) -> tuple[Losses, list[Tensor | None]]:
         with autocast_for(self.student.starts.device, self.config.precision):
-            losses = student_losses(
-                self.student, micro_batch, batch_targets, self.config, self.image_distance
-            )
+            losses = student_losses(self.student, micro_batch, batch_targets, self.config, self.image_distance)
         gradient = torch.autograd.grad(losses.total, self.parameters, allow_unused=True)
         parts = {name: value.detach() for name, value in losses.parts.items()}
         return Losses(losses.total.detach(), parts), list(gradient)

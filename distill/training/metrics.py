@@ -81,9 +81,7 @@ def read_metrics(folder: Path) -> pyarrow.Table:
 def newest_values(folder: Path) -> dict[str, float]:
     """The last committed value of each column; raises as `read_metrics`."""
     rows = read_metrics(folder).to_pylist()
-    return {
-        name: value for row in rows for name, value in row.items() if name != "step" and value is not None
-    }
+    return {name: value for row in rows for name, value in row.items() if name != "step" and value is not None}
 
 
 def join_metrics(folder: Path, path: Path) -> None:
@@ -96,9 +94,7 @@ def _read_part(path: Path) -> pyarrow.Table:
         table = read_parquet(read_bytes(path))
         return table.cast(_schema(table.column_names))
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, ValueError, OSError) as error:
-        raise Refused(
-            f"{path} is damaged ({error}): delete it to continue without the metrics of its steps"
-        ) from error
+        raise Refused(f"{path} is damaged ({error}): delete it to continue without the metrics of its steps") from error
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
@@ -110,9 +106,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
 
 
 def _schema(names: Sequence[str]) -> pyarrow.Schema:
-    return pyarrow.schema(
-        [(name, pyarrow.int64() if name == "step" else pyarrow.float64()) for name in names]
-    )
+    return pyarrow.schema([(name, pyarrow.int64() if name == "step" else pyarrow.float64()) for name in names])
 
 
 def _to_bytes(table: pyarrow.Table) -> bytes:

@@ -20,9 +20,7 @@ class Optimizer:
         """Create the optimizers without state; raises as `build_optimizers`."""
         self.config = config
         self.parts = build_optimizers(network, config)
-        self._part = {
-            id(p): part for part in self.parts for group in part.param_groups for p in group["params"]
-        }
+        self._part = {id(p): part for part in self.parts for group in part.param_groups for p in group["params"]}
 
     def step(self, number: int) -> None:
         """Apply update `number` (0-based) from the current gradients."""
@@ -145,7 +143,5 @@ def orthogonal(matrices_NAB: Tensor) -> Tensor:
     x_NAB = x_NAB / torch.linalg.matrix_norm(x_NAB, keepdim=True).clamp(min=MIN_NORM)
     for _ in range(NUM_ITERATIONS):
         gram_NAA = x_NAB @ x_NAB.mT
-        x_NAB = torch.baddbmm(
-            x_NAB, torch.baddbmm(gram_NAA, gram_NAA, gram_NAA, beta=b, alpha=c), x_NAB, beta=a
-        )
+        x_NAB = torch.baddbmm(x_NAB, torch.baddbmm(gram_NAA, gram_NAA, gram_NAA, beta=b, alpha=c), x_NAB, beta=a)
     return x_NAB.mT if is_tall else x_NAB

@@ -24,9 +24,7 @@ def check_distillation(config: DistillConfig, layout: TokenLayout, heldout: int)
     """
     student, train, num_steps = config.student, config.train, layout.num_steps
     if student.timesteps[-1] >= num_steps:
-        raise Refused(
-            f"student.timesteps: {student.timesteps[-1]} is not below {num_steps}, the teacher's AR steps"
-        )
+        raise Refused(f"student.timesteps: {student.timesteps[-1]} is not below {num_steps}, the teacher's AR steps")
     weights = train.timestep_weights
     if weights is not None and len(weights) != len(student.timesteps):
         raise Refused(
@@ -48,9 +46,7 @@ def check_distillation(config: DistillConfig, layout: TokenLayout, heldout: int)
             f"but it learns nothing: set student.split to {num_steps}, or train.embedding_weight above 0"
         )
     if heldout < 1:
-        raise Refused(
-            "pairs.num_heldout is 0, but a training is evaluated on held-out pairs: hold out at least 1"
-        )
+        raise Refused("pairs.num_heldout is 0, but a training is evaluated on held-out pairs: hold out at least 1")
 
 
 def checked_manifest(config: DistillConfig, pairs_root: Location) -> Manifest:

@@ -153,9 +153,7 @@ class Training:
         """
         train, started = self.config.train, time.perf_counter()
         index_B, epoch_B = self.stream.upcoming()
-        timestep_B = draw_timesteps(
-            self.config.student.timesteps, train.timestep_weights, train.seed, epoch_B, index_B
-        )
+        timestep_B = draw_timesteps(self.config.student.timesteps, train.timestep_weights, train.seed, epoch_B, index_B)
         wait_started = time.perf_counter()
         batch = next(self.stream)
         self.waited_seconds += time.perf_counter() - wait_started

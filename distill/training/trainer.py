@@ -155,9 +155,7 @@ def _training_loop(
             log.add(step, **training.eval_metrics())
         if (checkpoint_due or evaluate or stop) and world.is_main:
             log.commit(step)
-            save_checkpoint(
-                checkpoints, training.checkpoint(), settings.kept_checkpoints, settings.keep_interval
-            )
+            save_checkpoint(checkpoints, training.checkpoint(), settings.kept_checkpoints, settings.keep_interval)
 
         if stop and not is_last:
             # Wait for rank 0 to finish writing: if any rank exits earlier, torchrun kills the others.

@@ -16,9 +16,7 @@ class WorkersDied(Exception):
 class Pool(Protocol):
     """Runs the units of a queue and yields each unit as it ends."""
 
-    def run(
-        self, work: Callable[[Unit], Any], queue: WorkQueue[Unit]
-    ) -> Iterator[tuple[Unit, Future[Any]]]: ...
+    def run(self, work: Callable[[Unit], Any], queue: WorkQueue[Unit]) -> Iterator[tuple[Unit, Future[Any]]]: ...
 
 
 class InProcessPool:

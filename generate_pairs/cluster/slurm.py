@@ -40,9 +40,7 @@ def slurm_cluster(config: ClusterConfig, jobs: int) -> Iterator[Any]:
         Refused: as `job_script`; or this machine has no Slurm, or Slurm rejects the job.
     """
     if shutil.which("sbatch") is None:
-        raise Refused(
-            "cluster.scheduler is slurm, but sbatch was not found: run the command on a Slurm login node"
-        )
+        raise Refused("cluster.scheduler is slurm, but sbatch was not found: run the command on a Slurm login node")
     with _cluster(config) as cluster:
         _test_submission(str(cluster.job_script()))
         Path(str(config.log_folder)).mkdir(parents=True, exist_ok=True)
@@ -101,9 +99,7 @@ def _test_submission(script: str) -> None:
     Raises:
         Refused: Slurm rejects it; the message contains Slurm's reason.
     """
-    result = subprocess.run(
-        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
     if result.returncode:
         raise Refused(
             f"Slurm rejects the job: {result.stderr.strip()}. Change the keys of [cluster]; --print-job-script "

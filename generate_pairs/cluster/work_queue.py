@@ -54,9 +54,7 @@ class WorkQueue(Generic[Unit]):
         """Whether `pop` returns no further unit."""
         if self._num_left and not (self.is_stopped or self.past_deadline):
             self.is_stopped = self._should_stop()
-            self.past_deadline = (
-                self._deadline is not None and self._clock() + self._longest_seconds >= self._deadline
-            )
+            self.past_deadline = self._deadline is not None and self._clock() + self._longest_seconds >= self._deadline
         return not self._num_left or self.is_stopped or self.past_deadline
 
     @property

@@ -105,8 +105,7 @@ def batch_seconds(steps: Sequence[StepWork], device: Device, dtype: str) -> floa
     """The time of a batch; the flow map always computes in float32."""
     flops = device.single_flops if dtype == "float32" else device.half_flops
     return sum(
-        device.seconds(step.transformer, flops) + device.seconds(step.flow_map, device.single_flops)
-        for step in steps
+        device.seconds(step.transformer, flops) + device.seconds(step.flow_map, device.single_flops) for step in steps
     )
 
 

@@ -109,16 +109,12 @@ def var_work(config: VarConfig, guidance_scale: float, batch_size: int, item_byt
         last_norm = 2 * rows * 2 * width**2
         products = 2 * rows * num_tokens * block_weights * depth + embedding + last_norm
         steps.append(
-            _step(
-                config, rows, batch_size * num_tokens, products, block_weights, num_tokens, length, item_bytes
-            )
+            _step(config, rows, batch_size * num_tokens, products, block_weights, num_tokens, length, item_bytes)
         )
     return steps
 
 
-def llamagen_work(
-    config: LlamaGenConfig, guidance_scale: float, batch_size: int, item_bytes: int
-) -> list[Work]:
+def llamagen_work(config: LlamaGenConfig, guidance_scale: float, batch_size: int, item_bytes: int) -> list[Work]:
     """LlamaGen's transformer for each token; the first step includes the condition tokens."""
     rows = batch_size * (1 if guidance_scale == 1 else 2)
     layer_weights = 4 * config.width**2 + 3 * config.width * config.ffn_width

@@ -95,9 +95,7 @@ RECIPES: Mapping[str, Recipe] = {
         },
         tokenizer_phase=_TOKENIZER_PHASE,
         transformer_phase=_TRANSFORMER_PHASE,
-        encoder=SmallT5Config(
-            width=64, depth=2, num_heads=4, head_dim=16, ffn_width=128, words=caption_words()
-        ),
+        encoder=SmallT5Config(width=64, depth=2, num_heads=4, head_dim=16, ffn_width=128, words=caption_words()),
     ),
     "digits-var": Recipe(
         family="var",

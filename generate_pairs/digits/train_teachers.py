@@ -65,9 +65,7 @@ def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
         teacher = build_teacher(recipe.family, recipe.transformer, recipe.tokenizer)
         tokenizer = teacher.tokenizer
         assert isinstance(tokenizer, LlamaGenTokenizer | VarTokenizer)
-        train_tokenizer(
-            tokenizer, images, recipe.tokenizer_phase, lambda done, _, note: report(done, total, note)
-        )
+        train_tokenizer(tokenizer, images, recipe.tokenizer_phase, lambda done, _, note: report(done, total, note))
         encoder = None if recipe.encoder is None else SmallT5(recipe.encoder)
         if encoder is not None and isinstance(teacher, LlamaGenTeacher):
             forcing = text_forcing(teacher, encoder)

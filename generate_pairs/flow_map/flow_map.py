@@ -161,9 +161,7 @@ class FlowMap:
                 num_evaluations_N[rows_M] = mapped.num_evaluations_N
         return MappedTokens(tokens_N, num_evaluations_N)
 
-    def _by_checked_kernel(
-        self, noise_NC: Tensor, log_probs_NV: Tensor, peak_N1: Tensor, stop: bool
-    ) -> MappedTokens:
+    def _by_checked_kernel(self, noise_NC: Tensor, log_probs_NV: Tensor, peak_N1: Tensor, stop: bool) -> MappedTokens:
         """Map rows by the kernel; check the first `CHECKED_ROWS` against `_by_steps`, as compilers have bugs.
 
         Raises:

@@ -176,9 +176,7 @@ def _row(support_K, k, codebook_VC, c, C: tl.constexpr):
 
 
 @triton.jit
-def _scored(
-    support_K, packed_K, k, K, codebook_VC, origin_C, guess_C, rate, C: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def _scored(support_K, packed_K, k, K, codebook_VC, origin_C, guess_C, rate, C: tl.constexpr, BLOCK_C: tl.constexpr):
     """log p + u <w, c> - u^2 |c|^2 / 2 of the candidates `k`, -inf past the last one; and c and |c|^2."""
     c, is_valid = tl.arange(0, BLOCK_C), k < K
     token = tl.load(support_K + k, mask=is_valid, other=0)
@@ -233,18 +231,14 @@ def _others(
     """Sums over all candidates except `top`, whose weight is 1: of weights, their squares, weighted c and |c|^2."""
     lane = tl.arange(0, BLOCK_K)
     # The same arithmetic as below.
-    top_score, _, _ = _scored(
-        support_K, packed_K, top + 0 * lane, K, codebook_VC, origin_C, guess_C, rate, C, BLOCK_C
-    )
+    top_score, _, _ = _scored(support_K, packed_K, top + 0 * lane, K, codebook_VC, origin_C, guess_C, rate, C, BLOCK_C)
     best = tl.max(top_score, 0)
     total = tl.zeros([BLOCK_K], tl.float32)
     squares, second = total, total
     first_KC = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
     for first in range(0, K, BLOCK_K):
         k = first + lane
-        score_K, rows_KC, square_K = _scored(
-            support_K, packed_K, k, K, codebook_VC, origin_C, guess_C, rate, C, BLOCK_C
-        )
+        score_K, rows_KC, square_K = _scored(support_K, packed_K, k, K, codebook_VC, origin_C, guess_C, rate, C, BLOCK_C)
         weight_K = tl.exp(score_K - best)
         weight_K = tl.where((weight_K > least_weight) & (k != top), weight_K, 0.0)
         total += weight_K

@@ -144,14 +144,10 @@ def generate_shards(
             ) from error
     _raise_if_incomplete(progress, queue, len(units), root)
     replaced = sorted(progress.replaced, key=lambda replacement: replacement.row.first_pair)
-    return GenerationSummary(
-        progress.num_made, progress.num_made * size, time.monotonic() - began, tuple(replaced)
-    )
+    return GenerationSummary(progress.num_made, progress.num_made * size, time.monotonic() - began, tuple(replaced))
 
 
-def _record(
-    progress: _Progress, queue: WorkQueue[WorkUnit], job: Job, unit: WorkUnit, future: Future[Outcome]
-) -> None:
+def _record(progress: _Progress, queue: WorkQueue[WorkUnit], job: Job, unit: WorkUnit, future: Future[Outcome]) -> None:
     """Count a unit that has ended. Raises as `_failure`."""
     if (failure := _failure(unit, future, job)) is not None:
         progress.failures.append(failure)
@@ -163,9 +159,7 @@ def _record(
         progress.replaced.append(outcome.replacement)
 
 
-def _raise_if_incomplete(
-    progress: _Progress, queue: WorkQueue[WorkUnit], num_units: int, root: Location
-) -> None:
+def _raise_if_incomplete(progress: _Progress, queue: WorkQueue[WorkUnit], num_units: int, root: Location) -> None:
     """End a generation that did not generate all units.
 
     Raises:

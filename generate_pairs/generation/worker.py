@@ -49,19 +49,13 @@ class PairMaker:
     def make(self, spec: PairSpec, indices: range) -> Pairs:
         """The pairs of consecutive indices: noise and label depend only on the index; the teacher gives the tokens."""
         index_B = np.arange(indices.start, indices.stop, dtype=np.int64)
-        noise_BLC = gaussian_noise(
-            spec.seed, indices.start, len(indices), (spec.num_tokens, spec.codebook_dim)
-        )
+        noise_BLC = gaussian_noise(spec.seed, indices.start, len(indices), (spec.num_tokens, spec.codebook_dim))
         label_B = np.asarray(label(index_B, spec.num_classes))
         texts = self.teacher.texts
-        text_B = (
-            None if texts is None else np.array([texts.captions[label] for label in label_B], dtype=object)
-        )
+        text_B = None if texts is None else np.array([texts.captions[label] for label in label_B], dtype=object)
         device = self.teacher.codebook_VC.device
         choose = MapNoise(self.flow_map, torch.from_numpy(noise_BLC).to(device).float())
-        sampled_BL = generate_tokens(
-            self.teacher, torch.from_numpy(label_B).to(device), self.settings, choose
-        )
+        sampled_BL = generate_tokens(self.teacher, torch.from_numpy(label_B).to(device), self.settings, choose)
         tokens_BL = sampled_BL.cpu().numpy().astype(spec.token_dtype)
         return Pairs(index_B, noise_BLC, tokens_BL, label_B, text_B)
 
@@ -122,9 +116,7 @@ def generate_shard(
         return row
     with computing_threads(NUM_THREADS):
         began = time.monotonic()
-        maker = pair_maker(
-            config, spec.lineage["flow_map"]["solver_steps"], spec.lineage["teacher"]["sha256"], device
-        )
+        maker = pair_maker(config, spec.lineage["flow_map"]["solver_steps"], spec.lineage["teacher"]["sha256"], device)
         if spec.captions is not None:
             texts = dataset_texts(root, spec.fingerprint, recorded_encoder(spec.lineage), device)
             maker = maker.with_texts(texts)

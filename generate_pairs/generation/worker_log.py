@@ -72,9 +72,7 @@ def _log(folder: Path) -> TextIO:
     except OSError as error:
         problem = f"{socket.gethostname()} cannot write its log into {folder}: {error.strerror}"
         if is_forbidden(error):
-            raise Refused(
-                f"{problem}; set cluster.log_folder to a folder that every worker may write to"
-            ) from error
+            raise Refused(f"{problem}; set cluster.log_folder to a folder that every worker may write to") from error
         raise Failed(f"{problem}; run the same command again when this is fixed") from error
     faulthandler.enable(log)
     return log

@@ -115,9 +115,7 @@ def resolve(name: str) -> Path:
     )
 
 
-def save_teacher(
-    teacher: Teacher, family: str, path: Path, about: Mapping[str, Any], dtype: torch.dtype | None
-) -> None:
+def save_teacher(teacher: Teacher, family: str, path: Path, about: Mapping[str, Any], dtype: torch.dtype | None) -> None:
     """Write a teacher to one file.
 
     Args:
@@ -138,9 +136,7 @@ def save_teacher(
     commit_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def load_teacher(
-    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> LoadedTeacher:
+def load_teacher(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedTeacher:
     """Load a teacher by name or file, strictly, in eval mode; `dtype` is that of the transformer.
 
     Raises:

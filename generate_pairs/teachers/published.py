@@ -124,10 +124,7 @@ TEACHERS: Mapping[str, PublishedTeacher] = {
     **{f"var-d{depth}": _var(depth) for depth in (16, 20, 24, 30)},
     "var-d36-512": _var(36, SCALES_512, shared_adaln=True),
     **{f"llamagen-{size.lower()}-256": _class_conditional(size, 256) for size in ("B", "L")},
-    **{
-        f"llamagen-{size.lower()}-384": _class_conditional(size, 384)
-        for size in ("B", "L", "XL", "XXL", "3B")
-    },
+    **{f"llamagen-{size.lower()}-384": _class_conditional(size, 384) for size in ("B", "L", "XL", "XXL", "3B")},
     "llamagen-t2i-256": _text_conditional(256, stage=1),
     "llamagen-t2i-512": _text_conditional(512, stage=2),
 }

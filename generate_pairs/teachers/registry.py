@@ -43,9 +43,7 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llamagen": Family(
-        LlamaGenTeacher, LlamaGenTransformer, LlamaGenConfig, LlamaGenTokenizer, LlamaGenTokenizerConfig
-    ),
+    "llamagen": Family(LlamaGenTeacher, LlamaGenTransformer, LlamaGenConfig, LlamaGenTokenizer, LlamaGenTokenizerConfig),
     "var": Family(VarTeacher, VarTransformer, VarConfig, VarTokenizer, VarTokenizerConfig),
 }
 """The built-in families."""

@@ -161,9 +161,7 @@ def _from_parquet(file: str, data: bytes, column: str) -> Iterator[tuple[str, bo
             raise Refused(f"captions.file: the column {column!r} of {file} holds {kind}, not strings")
         texts: Any = table.read(columns=[column], use_threads=False)[column].cast(pyarrow.large_binary())
     except (pyarrow.ArrowException, OSError) as error:
-        raise Refused(
-            f"captions.file: {file} is not a Parquet file with strings under {column!r}: {error}"
-        ) from error
+        raise Refused(f"captions.file: {file} is not a Parquet file with strings under {column!r}: {error}") from error
     if texts.null_count:
         row = texts.is_null().to_pylist().index(True)
         raise Refused(f"captions.file: row {row + 1} of {file} has no caption")

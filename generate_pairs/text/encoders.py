@@ -24,9 +24,7 @@ ENCODER_KEY = "text_encoder"
 """Key of a lineage: the record of the encoder."""
 
 
-def requested_encoder(
-    config: CaptionsConfig, teacher: Teacher, recorded: EncoderSpec | None = None
-) -> EncoderSpec:
+def requested_encoder(config: CaptionsConfig, teacher: Teacher, recorded: EncoderSpec | None = None) -> EncoderSpec:
     """The encoder that the settings name, for a text-conditional teacher; loads no weights.
 
     Args:
@@ -73,9 +71,7 @@ def open_encoder(spec: EncoderSpec, device: torch.device | str = "cpu") -> TextE
         Refused: it is missing, or has another sha256.
     """
     loader = small_encoder.SmallEncoder if _is_small(spec.name) else t5.T5Encoder
-    encoder = loader.load(
-        spec.name, max_tokens=spec.max_tokens, dtype=getattr(torch, spec.dtype), device=device
-    )
+    encoder = loader.load(spec.name, max_tokens=spec.max_tokens, dtype=getattr(torch, spec.dtype), device=device)
     if encoder.sha256 != spec.sha256:
         raise Refused(
             f"the text encoder {spec.name} has sha256 {encoder.sha256[:12]}, but the captions were encoded by "
@@ -89,9 +85,7 @@ def recorded_encoder(lineage: Mapping[str, Any]) -> EncoderSpec:
     return EncoderSpec(**lineage[ENCODER_KEY])
 
 
-def dataset_caption_features(
-    root: Location, spec: PairSpec, device: torch.device | str = "cpu"
-) -> TextFeatures:
+def dataset_caption_features(root: Location, spec: PairSpec, device: torch.device | str = "cpu") -> TextFeatures:
     """The features of a data set's captions, cached in its folder; `device` computes missing ones.
 
     Raises:

@@ -132,10 +132,7 @@ class TextFeatures(Texts):
     def _padded_features(self, distinct_B: np.ndarray) -> TextCondition:
         """The features of distinct captions, padded on the left to the longest."""
         block_B, place_B = np.divmod(distinct_B, BLOCK_SIZE)
-        features = [
-            self._block(block).of(place)
-            for block, place in zip(block_B.tolist(), place_B.tolist(), strict=True)
-        ]
+        features = [self._block(block).of(place) for block, place in zip(block_B.tolist(), place_B.tolist(), strict=True)]
         longest = max(map(len, features))
         features_BTE = torch.zeros(len(features), longest, self.spec.dim, dtype=torch.float16)
         mask_BT = torch.zeros(len(features), longest, dtype=torch.bool)
@@ -197,9 +194,7 @@ class TextFeatures(Texts):
             commit_bytes(self._copy(number), data, exclusive=True)
         block = self._read(number)
         if block is None:
-            raise Failed(
-                f"{self._path(number)} was deleted while it was being written; run the same command again"
-            )
+            raise Failed(f"{self._path(number)} was deleted while it was being written; run the same command again")
         return block
 
 

@@ -46,15 +46,11 @@ def pretrained_folder(key: str, name: str) -> Path:
     else:
         folder = expand_home(key, name)
         if not folder.is_dir():
-            raise Refused(
-                f"{key}: there is no folder {folder}; a repository needs the form {HUB}OWNER/REPOSITORY"
-            )
+            raise Refused(f"{key}: there is no folder {folder}; a repository needs the form {HUB}OWNER/REPOSITORY")
     if not (folder / CONFIG_FILE).is_file():
         raise Refused(f"{key}: {folder} holds no model: it has no {CONFIG_FILE}")
     if not _matching_files(folder, WEIGHTS):
-        pickled = (
-            ", only pickled ones, which are unsafe to load" if _matching_files(folder, UNSAFE_WEIGHTS) else ""
-        )
+        pickled = ", only pickled ones, which are unsafe to load" if _matching_files(folder, UNSAFE_WEIGHTS) else ""
         raise Refused(
             f"{key}: {folder} holds no weights as safetensors{pickled}. Write them with transformers: "
             "`T5EncoderModel.from_pretrained(...).save_pretrained(...)`, or the model's own class"
@@ -62,9 +58,7 @@ def pretrained_folder(key: str, name: str) -> Path:
     return folder
 
 
-def model_config(
-    key: str, folder: Path, model_types: Sequence[str], sizes: Sequence[str] = ()
-) -> dict[str, Any]:
+def model_config(key: str, folder: Path, model_types: Sequence[str], sizes: Sequence[str] = ()) -> dict[str, Any]:
     """The content of a folder's config.json.
 
     Raises:
@@ -82,9 +76,7 @@ def model_config(
         )
     for size in sizes:
         if not isinstance(config.get(size), int):
-            raise Refused(
-                f"{key}: {path} has {config.get(size)!r} for {size}, which should be a whole number"
-            )
+            raise Refused(f"{key}: {path} has {config.get(size)!r} for {size}, which should be a whole number")
     return dict(config)
 
 
@@ -143,9 +135,7 @@ def refuse_misfits(key: str, name: str, info: dict[str, Any], ignored: Sequence[
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise Refused(
-            f"{key}: the weights of {name} do not fit its {CONFIG_FILE}: {'; '.join(wrong[:5])}{more}"
-        )
+        raise Refused(f"{key}: the weights of {name} do not fit its {CONFIG_FILE}: {'; '.join(wrong[:5])}{more}")
 
 
 def _matching_files(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -78,10 +78,7 @@ class SelfAttention(nn.Module):
             self.relative_attention_bias = nn.Embedding(config.num_buckets, config.num_heads)
 
     def forward(self, x_BTD: Tensor, bias_BHTT: Tensor) -> Tensor:
-        q, k, v = (
-            layer(x_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.q, self.k, self.v)
-        )
+        q, k, v = (layer(x_BTD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         mixed_BHTK = F.scaled_dot_product_attention(q, k, v, bias_BHTT, scale=1.0)
         return self.o(mixed_BHTK.transpose(1, 2).flatten(2))
 

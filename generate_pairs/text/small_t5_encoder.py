@@ -79,16 +79,12 @@ def describe(name: str) -> tuple[str, int]:
 def _load(name: str) -> tuple[SmallT5, str]:
     if not name.startswith(TINY):
         path = (
-            expand_home("captions.encoder", name)
-            if name.endswith(".safetensors")
-            else ENCODERS / f"{name}.safetensors"
+            expand_home("captions.encoder", name) if name.endswith(".safetensors") else ENCODERS / f"{name}.safetensors"
         )
         return _read(path), sha256_file(path)
     width = name.removeprefix(TINY)
     if not width.isdecimal() or not int(width):
-        raise Refused(
-            f"captions.encoder: {name} should be {TINY} and the size of a feature, as in {TINY}2048"
-        )
+        raise Refused(f"captions.encoder: {name} should be {TINY} and the size of a feature, as in {TINY}2048")
     model = tiny_random(int(width))
     return model, sha256_bytes(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values()))
 

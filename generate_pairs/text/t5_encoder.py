@@ -63,14 +63,10 @@ class T5Encoder(TextEncoder):
             )
         mask_BT = tokens["attention_mask"].bool()
         device = self._model.device
-        output = self._model(
-            input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
-        )
+        output = self._model(input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device))
         features_BTE = output.last_hidden_state.half().cpu()
         encoded = []
-        for caption, features_TE, mask_T, uncut in zip(
-            captions, features_BTE, mask_BT, uncut_tokens, strict=True
-        ):
+        for caption, features_TE, mask_T, uncut in zip(captions, features_BTE, mask_BT, uncut_tokens, strict=True):
             kept_TE = features_TE[mask_T]
             if not torch.isfinite(kept_TE).all():
                 shown = caption if len(caption) < 60 else f"{caption[:60]}…"
@@ -104,14 +100,9 @@ class T5Encoder(TextEncoder):
             )
             end = tokenizer("")["input_ids"]
         refuse_misfits(KEY, name, info, DECODER)
-        if (
-            end != [config.get("eos_token_id", 1)]
-            or max(tokenizer.get_vocab().values()) >= config["vocab_size"]
-        ):
+        if end != [config.get("eos_token_id", 1)] or max(tokenizer.get_vocab().values()) >= config["vocab_size"]:
             raise Refused(f"{KEY}: the tokenizer in {folder} does not match its model")
-        return cls(
-            name, folder_sha256(folder), model.to(device).eval().requires_grad_(False), tokenizer, max_tokens
-        )
+        return cls(name, folder_sha256(folder), model.to(device).eval().requires_grad_(False), tokenizer, max_tokens)
 
 
 def _refuse_missing_tokenizer(folder: Path) -> None:

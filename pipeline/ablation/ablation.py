@@ -101,9 +101,7 @@ def refuse_ablation(ablation: Ablation, loaded: LoadedTeacher) -> None:
             raise Refused(f"{cell.name}: {refusal}") from refusal
         interval, num_steps = ablation.eval_interval(cell), cell.config.train.num_steps
         if interval > num_steps:
-            raise Refused(
-                f"--every is {interval}, and {cell.name} has {num_steps} steps: use at most {num_steps}"
-            )
+            raise Refused(f"--every is {interval}, and {cell.name} has {num_steps} steps: use at most {num_steps}")
     _refuse_other_ablation(ablation, manifest)
     for cell in ablation.cells:
         check(ablation.cell_dir(cell).root, cell.config)

@@ -122,9 +122,7 @@ def run_cell(
         size=config.pairs.num_pairs,
         report=report,
         should_stop=should_stop,
-        eval_callback=EvalCallback(
-            eval_interval, lambda training: cell.add(training.step, evaluate(training))
-        ),
+        eval_callback=EvalCallback(eval_interval, lambda training: cell.add(training.step, evaluate(training))),
         notify=notifier(root.name),
     )
     join_metrics(cell.run.student / "metrics", cell.run.metrics)

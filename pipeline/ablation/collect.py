@@ -48,9 +48,7 @@ def _finished_cells(ablation: Ablation) -> Iterator[Cell]:
             continue
         config = cell.run.read_config()
         if differing := differing_keys(ablation, config, swept=True):
-            raise Refused(
-                f"{folder} is a cell of another ablation ({'; '.join(differing)}): move it elsewhere"
-            )
+            raise Refused(f"{folder} is a cell of another ablation ({'; '.join(differing)}): move it elsewhere")
         if cell.is_finished(config):
             yield Cell(folder.name, config)
 

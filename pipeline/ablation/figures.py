@@ -101,9 +101,7 @@ def metric_against_size(
         handles.append((bars, labels(settings)[setting]))
     scale_values(axes, _values(shown, stretches), metric in LINEAR)
     sizes = sorted({final.size for final in shown})
-    scale_sizes(
-        axes, sizes, max(sizes[-1], *(extrapolated.size_N[-1] for _, extrapolated in stretches.values()), 0)
-    )
+    scale_sizes(axes, sizes, max(sizes[-1], *(extrapolated.size_N[-1] for _, extrapolated in stretches.values()), 0))
     add_header(figure, describe_method(method), handles if len(settings) > 1 else [])
     return figure
 
@@ -120,9 +118,7 @@ def gap_against_size(finals: Sequence[FinalValue], laws: Laws | None = None) -> 
 
 
 @style()
-def curves_by_size(
-    curves: Sequence[LearningCurve], metric: str, method: str | None, setting: AblationSetting
-) -> Figure:
+def curves_by_size(curves: Sequence[LearningCurve], metric: str, method: str | None, setting: AblationSetting) -> Figure:
     """A metric over epochs in one setting, with a line for each size, as in Figure 8 of arXiv 2412.17153."""
     sizes = sorted({curve.size for curve in curves})
     shades = dict(zip(sizes, _shades(len(sizes)), strict=True))
@@ -175,9 +171,7 @@ def _draw_curves(
         epochs, means = [point.epoch for point in points], np.array([point.mean for point in points])
         spreads = np.array([point.spread or 0.0 for point in points])
         (line,) = axes.plot(epochs, means, marker=marker, color=colour, markersize=3, linewidth=1.5)
-        axes.fill_between(
-            epochs, means - spreads, means + spreads, color=colour, alpha=0.18, linewidth=0, zorder=1
-        )
+        axes.fill_between(epochs, means - spreads, means + spreads, color=colour, alpha=0.18, linewidth=0, zorder=1)
         handles.append((line, label))
     scale_values(axes, _values(compared), metric in LINEAR)
     epochs = [point.epoch for curve, *_ in lines for point in curve.points if point.epoch > 0]

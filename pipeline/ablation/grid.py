@@ -109,15 +109,11 @@ def _refuse_unsweepable(key: str) -> None:
             "`tokenleap generate` and run an ablation on it"
         )
     if section == "evaluation":
-        raise Refused(
-            f"--grid {key}: all cells use the same evaluation; set it for all with --set {key}=VALUE"
-        )
+        raise Refused(f"--grid {key}: all cells use the same evaluation; set it for all with --set {key}=VALUE")
     if fields[key].json_schema_extra == FREE or section not in {"student", "train"}:
         raise Refused(f"--grid {key}: it changes nothing that is measured")
     if is_list(fields[key].annotation):
-        raise Refused(
-            f"--grid {key}: its values are lists, which commas cannot separate; run two ablations with --set"
-        )
+        raise Refused(f"--grid {key}: its values are lists, which commas cannot separate; run two ablations with --set")
 
 
 def make_cells(base: RunConfig, axes: Axes, match: Match) -> list[Cell]:
@@ -182,14 +178,10 @@ def _size(text: str, available: int) -> int:
         return int(text)
     share = re.fullmatch(r"(\d*\.\d+|\d+(?:\.\d*)?)(%?)", text)
     if share is None:
-        raise Refused(
-            f"--sizes: {text!r} is neither a number of pairs, such as 2500, nor a share, such as 0.5 or 50%"
-        )
+        raise Refused(f"--sizes: {text!r} is neither a number of pairs, such as 2500, nor a share, such as 0.5 or 50%")
     part = float(share[1]) / (100 if share[2] else 1)
     if not 0 < part <= 1:
-        raise Refused(
-            f"--sizes: {text} is not a valid share of the pairs: it must be above 0 and at most 1, or 100%"
-        )
+        raise Refused(f"--sizes: {text} is not a valid share of the pairs: it must be above 0 and at most 1, or 100%")
     size = round(part * available)
     if not size:
         raise Refused(f"--sizes: {text} of {available} pairs is less than one pair: use a larger share")

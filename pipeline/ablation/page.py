@@ -88,9 +88,7 @@ def write_report_files(folder: Path, table: pyarrow.Table, about: Mapping[str, A
     unfinished = {cell for cell, _ in about["unfinished"]}
     finals, curves = final_values(table, unfinished), learning_curves(table, unfinished)
     by_size = [
-        figure
-        for metric, title in PLOTTED_METRICS.items()
-        for figure in _figures_by_size(finals, laws, metric, title)
+        figure for metric, title in PLOTTED_METRICS.items() for figure in _figures_by_size(finals, laws, metric, title)
     ]
     gap_title = "Overfitting gap (held-out less training cross-entropy)"
     gap = list(_figures_by_size(finals, laws, GENERALISATION_GAP, gap_title))
@@ -130,9 +128,7 @@ def _write_figures(folder: Path, figures: Iterable[PageFigure]) -> None:
             remove(folder / name)
 
 
-def _figures_by_size(
-    finals: Sequence[FinalValue], laws: Laws, metric: str, title: str
-) -> Iterator[PageFigure]:
+def _figures_by_size(finals: Sequence[FinalValue], laws: Laws, metric: str, title: str) -> Iterator[PageFigure]:
     """Final values of a metric against the number of pairs, for each method."""
     for method in methods_of(finals, metric):
         if metric == GENERALISATION_GAP:

@@ -169,9 +169,7 @@ def fit_power_law(size_N: Array, value_N: Array) -> PowerLaw | NoFit:
     """
     size_N, value_N = np.asarray(size_N, dtype=np.float64), np.asarray(value_N, dtype=np.float64)
     if size_N.ndim != 1 or size_N.shape != value_N.shape:
-        raise ValueError(
-            f"sizes and values must have the same length, got shapes {size_N.shape} and {value_N.shape}"
-        )
+        raise ValueError(f"sizes and values must have the same length, got shapes {size_N.shape} and {value_N.shape}")
     if not (np.isfinite(size_N) & (size_N > 0)).all():
         raise ValueError("sizes must be positive numbers of pairs")
     num_bad = np.count_nonzero(~np.isfinite(value_N))

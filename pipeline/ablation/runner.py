@@ -92,9 +92,7 @@ class _Progress:
 
     def of(self, cell: Cell) -> Report:
         """The callback for a cell's own steps."""
-        return lambda done, _, note: self.report(
-            self.done + done, self.total, ", ".join(filter(None, [cell.name, note]))
-        )
+        return lambda done, _, note: self.report(self.done + done, self.total, ", ".join(filter(None, [cell.name, note])))
 
 
 def _cell_function(
@@ -102,9 +100,7 @@ def _cell_function(
 ) -> Callable[[Cell], None]:
     """The function that trains a cell. In this process it reports every step and can stop after each."""
     if not isinstance(pool, InProcessPool):
-        return partial(
-            train_on_worker, ablation.pairs.absolute(), ablation.cells_folder.absolute(), ablation.every
-        )
+        return partial(train_on_worker, ablation.pairs.absolute(), ablation.cells_folder.absolute(), ablation.every)
 
     def train_here(cell: Cell) -> None:
         run_cell(

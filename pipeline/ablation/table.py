@@ -150,13 +150,8 @@ def read_table(path: Path) -> pyarrow.Table:
     except (pyarrow.ArrowException, OSError) as error:
         raise Refused(f"{path} is damaged: {remedy}") from error
     if missing := [name for name in COLUMNS if name not in table.column_names]:
-        raise Refused(
-            f"{path} is not the table of an ablation, it has no column {', '.join(missing)}: {remedy}"
-        )
-    types = [
-        pyarrow.field(name, pyarrow.type_for_alias(COLUMNS.get(name, "string")))
-        for name in table.column_names
-    ]
+        raise Refused(f"{path} is not the table of an ablation, it has no column {', '.join(missing)}: {remedy}")
+    types = [pyarrow.field(name, pyarrow.type_for_alias(COLUMNS.get(name, "string"))) for name in table.column_names]
     try:
         return table.cast(pyarrow.schema(types))
     except (pyarrow.ArrowException, ValueError) as error:
@@ -247,10 +242,7 @@ def summary_table(finals: Sequence[FinalValue]) -> Table:
     for setting, size in dict.fromkeys((final.series.setting, final.size) for final in finals):
         cells = [by_series.get((Series(setting, method, metric), size)) for method, metric, _, _ in columns]
         num_seeds = max((len(final.seeds) for final in cells if final), default=0)
-        numbers = [
-            _describe(final, digits, num_seeds)
-            for final, (_, _, _, digits) in zip(cells, columns, strict=True)
-        ]
+        numbers = [_describe(final, digits, num_seeds) for final, (_, _, _, digits) in zip(cells, columns, strict=True)]
         swept = [MISSING if value is None else value for _, value in setting.swept]
         rows.append((setting.timesteps, *swept, f"{size:,}", str(num_seeds), *numbers))
         classes.append("first" if previous not in (None, setting) else "")

@@ -47,9 +47,7 @@ class Tokenleap(click.Group):
         ctx.meta["tokenleap.command"] = shlex.join(["tokenleap", *args])
         return super().parse_args(ctx, args)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         processes = os.environ.get("WORLD_SIZE", "1")
         if processes != "1" and name not in DISTRIBUTED:
@@ -88,9 +86,7 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, is_given: boo
         ctx.exit()
 
 
-@click.group(
-    cls=Tokenleap, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=Tokenleap, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--debug", is_flag=True, help="Print the traceback of a failure.")
 @click.option(
     "--version",

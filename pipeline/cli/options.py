@@ -26,9 +26,7 @@ class LocalFolder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "://" in value:
-            self.fail(
-                f"{value} is a URL; only pairs can be at a URL, this must be a local folder", param, ctx
-            )
+            self.fail(f"{value} is a URL; only pairs can be at a URL, this must be a local folder", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -72,9 +70,7 @@ class OutputFile(click.Path):
 
 def output_option(suffix: str, option: str = "--out") -> Callable[[Decorated], Decorated]:
     """The required option for an output file with this suffix; the parameter is `out`."""
-    return click.option(
-        option, "out", type=OutputFile(suffix), required=True, metavar="FILE", help=f"A {suffix} file."
-    )
+    return click.option(option, "out", type=OutputFile(suffix), required=True, metavar="FILE", help=f"A {suffix} file.")
 
 
 FolderPath = LocalFolder()
@@ -90,9 +86,7 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Override a setting, as in --set train.seed=1; repeatable, the last one wins. --dry-run shows all keys.",
 )
-dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Print the configuration and the plan; write nothing."
-)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the configuration and the plan; write nothing.")
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
@@ -155,9 +149,7 @@ def echo_generated(summary: GenerationSummary, pairs: Location) -> None:
     click.echo(f"{pairs}: {pairs_line(PairStatistics.of(Manifest.open(pairs)))}")
 
 
-def weights(
-    ctx: click.Context, parameter: click.Parameter, text: str | None
-) -> float | tuple[float, ...] | None:
+def weights(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | tuple[float, ...] | None:
     """A click callback that parses `0.6` as one number and `0.6,1` as several; each at least 0."""
     if text is None:
         return None
@@ -166,18 +158,14 @@ def weights(
     try:
         numbers = tuple(map(float, text.split(",")))
     except ValueError as error:
-        raise click.BadParameter(
-            f"{text!r} is not a number or numbers separated by commas, as in 0.6,1"
-        ) from error
+        raise click.BadParameter(f"{text!r} is not a number or numbers separated by commas, as in 0.6,1") from error
     try:
         return validate_noise_weight(numbers)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
 
-def comma_separated(
-    ctx: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[int, ...] | None:
+def comma_separated(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     """A click callback that parses `0,5` as whole numbers."""
     if text is None:
         return None

@@ -35,9 +35,7 @@ class RunConfig(Settings):
     @property
     def generate(self) -> GenerateConfig:
         """The configuration of stage one."""
-        return GenerateConfig(
-            teacher=self.teacher, captions=self.captions, pairs=self.pairs, cluster=self.cluster
-        )
+        return GenerateConfig(teacher=self.teacher, captions=self.captions, pairs=self.pairs, cluster=self.cluster)
 
     @property
     def distill(self) -> DistillConfig:
@@ -48,9 +46,7 @@ class RunConfig(Settings):
 def presets() -> dict[str, str]:
     """The shipped presets, as a mapping from name to TOML text."""
     folder = files("pipeline.config") / "presets"
-    names = sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
+    names = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     return {name: (folder / f"{name}.toml").read_text("utf-8") for name in names}
 
 

@@ -115,16 +115,12 @@ def _notes(evaluation: Mapping[str, Any], batch: int | None, published: Sequence
         yield f"to teacher: Frechet distance to {evaluation['teacher_images']:,} images of the pairs."
     if evaluation.get("repeats", 1) > 1:
         yield "Mean and sample standard deviation over the noise seeds."
-    clip_scores = [
-        f"{row['method']} {row['clip_score']:.2f}" for row in rows if row.get("clip_score") is not None
-    ]
+    clip_scores = [f"{row['method']} {row['clip_score']:.2f}" for row in rows if row.get("clip_score") is not None]
     if clip_scores:
         yield f"CLIP score by {evaluation['clip']}: {', '.join(clip_scores)}."
     if published:
         yield f"Published rows are figures of the papers ({published_source()}), not of this run."
-        yield from dict.fromkeys(
-            f"{entry.name} {entry.method}: {entry.note}." for entry in published if entry.note
-        )
+        yield from dict.fromkeys(f"{entry.name} {entry.method}: {entry.note}." for entry in published if entry.note)
 
 
 def short_parameters(count: int | None) -> str:

@@ -103,9 +103,7 @@ def _name_points(figure: Figure, axes: Axes, named: Sequence[Point], others: Seq
     """Put each name next to its point, or farther away with a line to it, where it overlaps no name and no point."""
     # The positions of points in pixels are known after the layout.
     figure.draw_without_rendering()
-    positions = axes.transData.transform(
-        [(point.milliseconds, point.distance) for point in (*named, *others)]
-    )
+    positions = axes.transData.transform([(point.milliseconds, point.distance) for point in (*named, *others)])
     occupied = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in positions]
     inside = Box(*axes.get_window_extent().extents)
     height = NAME_POINTS * LINE_HEIGHT * figure.dpi / 72
@@ -151,17 +149,7 @@ class Box(NamedTuple):
         return cls(start, y - height / 2, start + width, y + height / 2)
 
     def overlaps(self, other: Box) -> bool:
-        return (
-            self.left < other.right
-            and other.left < self.right
-            and self.low < other.high
-            and other.low < self.high
-        )
+        return self.left < other.right and other.left < self.right and self.low < other.high and other.low < self.high
 
     def is_inside(self, other: Box) -> bool:
-        return (
-            other.left <= self.left
-            and self.right <= other.right
-            and other.low <= self.low
-            and self.high <= other.high
-        )
+        return other.left <= self.left and self.right <= other.right and other.low <= self.low and self.high <= other.high

@@ -138,10 +138,7 @@ def evaluation_table(rows: Sequence[Row]) -> Table:
             row["method"],
             format_number(row.get("num_steps"), ","),
             format_number(row.get("num_parameters"), ","),
-            *(
-                format_mean(row.get(key), row.get(f"{key}_std") or None, digits)
-                for key, _, digits in MEASURES
-            ),
+            *(format_mean(row.get(key), row.get(f"{key}_std") or None, digits) for key, _, digits in MEASURES),
             *(format_number(milliseconds_per_image(row, size), ".2f") for size in batch_sizes),
             format_number(speedup(row, rows), ".1f", unit="×"),
         )
@@ -181,9 +178,7 @@ def pictures(results: Results) -> list[Picture]:
     """The comparison, then the methods' grids in the order of the table, then all others."""
     # Some file systems do not allow an asterisk in a file's name.
     order = ["comparison", *(row["method"].replace("*", "-star") for row in results.rows)]
-    listed = sorted(
-        (path for path in results.samples if path.stem in order), key=lambda path: order.index(path.stem)
-    )
+    listed = sorted((path for path in results.samples if path.stem in order), key=lambda path: order.index(path.stem))
     others = [path for path in results.samples if path.stem not in order]
     return [Picture(path.stem, data_url("image/png", path.read_bytes())) for path in (*listed, *others)]
 

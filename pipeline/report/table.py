@@ -39,8 +39,7 @@ class Table:
         """Lines of a Markdown table. Pipes are escaped, and every run of white space becomes one space."""
         rule = ["---" if column < self.num_labels else "---:" for column in range(len(self.header))]
         escaped = (
-            [" ".join(cell.replace("|", r"\|").split()) for cell in cells]
-            for cells in (self.header, rule, *self.rows)
+            [" ".join(cell.replace("|", r"\|").split()) for cell in cells] for cells in (self.header, rule, *self.rows)
         )
         return [f"| {' | '.join(cells)} |" for cells in escaped]
 
@@ -51,9 +50,7 @@ class Table:
     def without_empty_columns(self) -> Table:
         """The table without the columns that have a number in no row."""
         kept = [
-            column
-            for column in range(len(self.header))
-            if any(cells[column] not in ("", MISSING) for cells in self.rows)
+            column for column in range(len(self.header)) if any(cells[column] not in ("", MISSING) for cells in self.rows)
         ]
         rows = tuple(tuple(cells[column] for column in kept) for cells in self.rows)
         return replace(self, header=tuple(self.header[column] for column in kept), rows=rows)

@@ -44,9 +44,7 @@ def summary_lines(results: Results) -> list[str]:
         lines.append(f"protocol  {describe_evaluation(results.evaluation)}")
     lines += table_lines(results.rows, SUMMARY_METHODS)
     lines.append(f"wall time {describe_wall_time(results)}")
-    lines.append(
-        f"saved in  {run_dir.student} (student), {run_dir.samples} (images), {run_dir.report} (report)"
-    )
+    lines.append(f"saved in  {run_dir.student} (student), {run_dir.samples} (images), {run_dir.report} (report)")
     return lines
 
 

@@ -130,18 +130,13 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
     try:
         table = read_parquet(read_bytes(path))
     except (pyarrow.ArrowException, OSError) as error:
-        raise Refused(
-            f"{path} is damaged: delete it; `tokenleap run` writes it again from student/metrics"
-        ) from error
+        raise Refused(f"{path} is damaged: delete it; `tokenleap run` writes it again from student/metrics") from error
     numeric = [
         field.name
         for field in table.schema
         if pyarrow.types.is_integer(field.type) or pyarrow.types.is_floating(field.type)
     ]
-    return {
-        name: [math.nan if value is None else float(value) for value in table[name].to_pylist()]
-        for name in numeric
-    }
+    return {name: [math.nan if value is None else float(value) for value in table[name].to_pylist()] for name in numeric}
 
 
 def add_seconds(run_dir: RunDir, phase: str, seconds: float) -> None:
@@ -164,9 +159,7 @@ def seconds_per_image(row: Row, batch_size: int = 1) -> float | None:
 
 def speedup(row: Row, rows: Sequence[Row], batch_size: int = 1) -> float | None:
     """The teacher's time divided by the method's time; None if one of the two was not measured."""
-    teacher = next(
-        (seconds_per_image(other, batch_size) for other in rows if other["method"] == "teacher"), None
-    )
+    teacher = next((seconds_per_image(other, batch_size) for other in rows if other["method"] == "teacher"), None)
     own = seconds_per_image(row, batch_size)
     return teacher / own if teacher and own else None
 

@@ -38,8 +38,7 @@ def mismatches(
     before, after = flat(found), flat(requested)
     default = None if none_is_missing else _MISSING
     pairs = (
-        Mismatch(key, before.get(key, default), after.get(key, default))
-        for key in sorted(before.keys() | after.keys())
+        Mismatch(key, before.get(key, default), after.get(key, default)) for key in sorted(before.keys() | after.keys())
     )
     return [pair for pair in pairs if pair.found != pair.requested]
 

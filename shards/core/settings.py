@@ -27,7 +27,5 @@ class Settings(BaseModel):
         is_bool_field = annotation is bool or bool in get_args(annotation)
         members = value if isinstance(value, list | tuple) else [value]
         if not is_bool_field and any(isinstance(member, bool) for member in members):
-            raise ValueError(
-                f"it cannot be {str(value).lower()}: true and false are neither numbers nor text"
-            )
+            raise ValueError(f"it cannot be {str(value).lower()}: true and false are neither numbers nor text")
         return value

@@ -115,9 +115,7 @@ class View:
     def sizes(self) -> tuple[int, ...]:
         """Number of the view's pairs in each of its shards."""
         stop = self.first + self.size
-        return tuple(
-            min(row.first_pair + row.num_pairs, stop) - max(row.first_pair, self.first) for row in self.rows
-        )
+        return tuple(min(row.first_pair + row.num_pairs, stop) - max(row.first_pair, self.first) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -218,11 +216,7 @@ class Manifest:
         return position
 
     def _cut(self, first: int, size: int) -> View:
-        rows = (
-            row
-            for row in self.rows
-            if row.first_pair < first + size and row.first_pair + row.num_pairs > first
-        )
+        rows = (row for row in self.rows if row.first_pair < first + size and row.first_pair + row.num_pairs > first)
         return View(first, size, self.spec, tuple(rows))
 
 
@@ -257,9 +251,7 @@ def join(root: Location | str) -> Manifest:
         grown, rows = set(rows) <= set(now), now
 
 
-def _checked_rows(
-    root: Location, spec: PairSpec, rows: Iterable[ManifestRow | None]
-) -> tuple[ManifestRow, ...]:
+def _checked_rows(root: Location, spec: PairSpec, rows: Iterable[ManifestRow | None]) -> tuple[ManifestRow, ...]:
     """The rows that are not None, sorted by first_pair and checked against the spec. Raises as `Manifest.open`."""
     committed = sorted((row for row in rows if row is not None), key=lambda row: row.first_pair)
     for row in committed:

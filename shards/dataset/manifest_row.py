@@ -140,9 +140,7 @@ def read_rows(root: Location | str, names: Sequence[str]) -> Iterator[ManifestRo
         except Failed as error:
             raise Failed(f"{error}; run `tokenleap shards repair {root}`") from error
         if len(rows) != 1 or rows[0].shard != name:
-            raise Failed(
-                f"{path} does not contain exactly the row of {name}; run `tokenleap shards repair {root}`"
-            )
+            raise Failed(f"{path} does not contain exactly the row of {name}; run `tokenleap shards repair {root}`")
         yield rows[0]
 
 
@@ -187,9 +185,7 @@ def row_problem(spec: PairSpec, row: ManifestRow) -> str | None:
         return f"its shard belongs to other pairs (fingerprint {row.fingerprint}, here {spec.fingerprint})"
     if row.num_pairs != spec.pairs_per_shard:
         return f"num_pairs is {row.num_pairs}: every shard has {spec.pairs_per_shard} pairs"
-    if row.first_pair % spec.pairs_per_shard or row.shard != shard_name(
-        row.first_pair // spec.pairs_per_shard
-    ):
+    if row.first_pair % spec.pairs_per_shard or row.shard != shard_name(row.first_pair // spec.pairs_per_shard):
         return f"first_pair is {row.first_pair}, which is not the first pair of {row.shard}"
     return None
 

@@ -23,9 +23,7 @@ SPEC_KEY = "onestep.dataset"
 """Metadata key of the content of dataset.json. It contains the project's original name, as existing files do."""
 
 
-def export_parquet(
-    manifest: Manifest, out: Path, size: int | None = None, report: Report | None = None
-) -> View:
+def export_parquet(manifest: Manifest, out: Path, size: int | None = None, report: Report | None = None) -> View:
     """Write training pairs to one Parquet file atomically, with one shard in memory at a time.
 
     The columns are pair_index (int64), label (int64), caption (string; only with captions), noise, and tokens (a list of

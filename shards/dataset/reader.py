@@ -21,9 +21,7 @@ from shards.storage.files import read_bytes, sha256_bytes, xxh3_bytes
 from shards.storage.paths import Location
 
 
-def read_shard(
-    root: Location | str, spec: PairSpec, row: ManifestRow, verify: bool = True, rules: bool = True
-) -> Pairs:
+def read_shard(root: Location | str, spec: PairSpec, row: ManifestRow, verify: bool = True, rules: bool = True) -> Pairs:
     """Read all pairs of a shard.
 
     With `verify`, size and hashes of the file are checked against the row, and with `rules` also the content against
@@ -147,9 +145,7 @@ def framed_samples(spec: PairSpec, row: ManifestRow, data: Array) -> FramedSampl
     return FramedSamples(rows, label_B, text_B, blocks)
 
 
-def pairs_in_place(
-    spec: PairSpec, row: ManifestRow, samples: FramedSamples, noise_BLC: Array | None
-) -> Pairs:
+def pairs_in_place(spec: PairSpec, row: ManifestRow, samples: FramedSamples, noise_BLC: Array | None) -> Pairs:
     """A shard's pairs as views of its bytes, with `noise_BLC` as their noise or, if None, the stored noise."""
     rows, layout = samples.rows, layout_of(spec)
     if noise_BLC is None:
@@ -171,9 +167,7 @@ def regenerated_noise(spec: PairSpec, row: ManifestRow, rows: Array) -> Array:
     """
     noise_BLC = gaussian_noise(spec.seed, row.first_pair, row.num_pairs, spec.noise_shape)
     recorded = rows[:, layout_of(spec).noise.data].view("<u4")[:, 0]
-    computed = np.fromiter(
-        (checksum(noise_LC) for noise_LC in noise_BLC), dtype=np.uint32, count=row.num_pairs
-    )
+    computed = np.fromiter((checksum(noise_LC) for noise_LC in noise_BLC), dtype=np.uint32, count=row.num_pairs)
     wrong = np.flatnonzero(recorded != computed)
     if len(wrong):
         raise Failed(

@@ -94,10 +94,7 @@ def verify(
     expected = {shard_name(index) for index in range(last + 1)}
     names = sorted({*expected, *committed, *tars, *joined})
     read = frozenset(committed) if sample is None else sample.of(committed)
-    calls = [
-        (root, spec, name, joined.get(name), name in read, _texts_of(spec, name, captions))
-        for name in committed
-    ]
+    calls = [(root, spec, name, joined.get(name), name in read, _texts_of(spec, name, captions)) for name in committed]
     results = zip(committed, _checks(calls, workers), strict=True)
     checks: dict[str, ShardCheck] = {}
     with_row = frozenset(committed)
@@ -166,9 +163,7 @@ def _checks(
         executor.shutdown(cancel_futures=True)
 
 
-def _rowless_findings(
-    root: Location, name: str, in_joined: bool, expected: bool, has_tar: bool
-) -> Iterator[Finding]:
+def _rowless_findings(root: Location, name: str, in_joined: bool, expected: bool, has_tar: bool) -> Iterator[Finding]:
     """Findings about a shard without a row file."""
     if in_joined:
         message = f"it contains {name}, which has no row file; delete this table"

@@ -71,9 +71,7 @@ def commit_shard(
     displaced = _put_tar(root, spec, row, data)
     committed = row if write_row(root, row) else committed_row(root, spec, row.shard)
     if committed is None:
-        raise Failed(
-            f"the row of {row.shard} in {root} was removed while it was written; run the same command again"
-        )
+        raise Failed(f"the row of {row.shard} in {root} was removed while it was written; run the same command again")
     # Both the writer of the row and a writer that displaced its tar check once more: the later of them restores it.
     path = shard_path(root, row.shard)
     contents = displaced | {row.sha256: data}
@@ -93,9 +91,7 @@ def shard_and_row(
     name = shard_name(shard_index)
     first_pair = shard_index * spec.pairs_per_shard
     if not np.array_equal(pairs.index_B, np.arange(first_pair, first_pair + spec.pairs_per_shard)):
-        raise Failed(
-            f"{name} must contain the pairs {first_pair} .. {first_pair + spec.pairs_per_shard - 1} in order"
-        )
+        raise Failed(f"{name} must contain the pairs {first_pair} .. {first_pair + spec.pairs_per_shard - 1} in order")
     data = shard_bytes(spec, pairs)
     row = ManifestRow(
         shard=name,

@@ -26,9 +26,7 @@ def sample_blocks(spec: PairSpec, data: Array, num_pairs: int) -> Array:
     """
     stride = layout_of(spec).stride // BLOCK
     has_captions = spec.captions is not None
-    blocks = (
-        _blocks_with_captions(data, num_pairs, stride) if has_captions else np.arange(num_pairs + 1) * stride
-    )
+    blocks = _blocks_with_captions(data, num_pairs, stride) if has_captions else np.arange(num_pairs + 1) * stride
     expected = archive_size(int(blocks[-1]) * BLOCK)
     if len(data) != expected:
         raise Failed(f"{num_pairs} pairs take {expected} bytes, not {len(data)}")
@@ -71,9 +69,7 @@ def read_texts(layout: Layout, data: Array, blocks: Array, index_B: Array) -> Ar
     """
     texts = np.empty(len(index_B), dtype=object)
     starts, ends = blocks[:-1] * BLOCK + layout.stride, blocks[1:] * BLOCK
-    for place, (index, start, end) in enumerate(
-        zip(index_B.tolist(), starts.tolist(), ends.tolist(), strict=True)
-    ):
+    for place, (index, start, end) in enumerate(zip(index_B.tolist(), starts.tolist(), ends.tolist(), strict=True)):
         header, content = data[start : start + BLOCK].tobytes(), data[start + BLOCK : end].tobytes()
         size = int(header[_SIZE], 8)
         if header != tar_header(f"{index:0{KEY_DIGITS}d}.{_EXTENSION}", size) or any(content[size:]):

@@ -90,9 +90,7 @@ def check_pairs(spec: PairSpec, pairs: Pairs) -> None:
     ):
         column = getattr(pairs, name)
         if count and (column.min() < 0 or column.max() >= limit):
-            raise Failed(
-                f"{name} ranges over {column.min()} .. {column.max()}: it must be in 0 .. {limit - 1}"
-            )
+            raise Failed(f"{name} ranges over {column.min()} .. {column.max()}: it must be in 0 .. {limit - 1}")
 
 
 def checksum(noise_LC: Array) -> int:

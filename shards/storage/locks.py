@@ -27,7 +27,5 @@ def locked(path: Path) -> Iterator[BinaryIO]:
             file = stack.enter_context(open(path, "a+b"))
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise Refused(
-                f"cannot lock {path}: {error.strerror}; choose a writable folder on a local disk"
-            ) from error
+            raise Refused(f"cannot lock {path}: {error.strerror}; choose a writable folder on a local disk") from error
         yield file

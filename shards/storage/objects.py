@@ -119,9 +119,7 @@ def read_objects(paths: Sequence[UPath]) -> Iterator[bytes | None]:
 
 def object_has_sha256(path: UPath, sha256: str) -> bool:
     """True if the object exists and its content has this sha256 (hex)."""
-    return any(
-        data is not None and hashlib.sha256(data).hexdigest() == sha256 for data in read_objects([path])
-    )
+    return any(data is not None and hashlib.sha256(data).hexdigest() == sha256 for data in read_objects([path]))
 
 
 def is_object(path: UPath) -> bool:

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def read_parquet(
-    data: bytes, columns: Sequence[str] | None = None, verify_checksums: bool = False
-) -> pyarrow.Table:
+def read_parquet(data: bytes, columns: Sequence[str] | None = None, verify_checksums: bool = False) -> pyarrow.Table:
     """Read the table of a Parquet file.
 
     Args:
@@ -28,7 +26,5 @@ def read_parquet(
     import pyarrow
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(
-        pyarrow.BufferReader(data), page_checksum_verification=verify_checksums
-    )
+    file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), page_checksum_verification=verify_checksums)
     return file.read(columns=columns, use_threads=False)

@@ -37,9 +37,7 @@ def location(place: Location | str) -> Location:
     if protocol in _LOCAL:
         return Path(rest)
     if protocol in _WEB | _BUCKETS and not rest.partition("/")[0]:
-        raise Refused(
-            f"{place} has no {'host' if protocol in _WEB else 'bucket'}: write it after {protocol}://"
-        )
+        raise Refused(f"{place} has no {'host' if protocol in _WEB else 'bucket'}: write it after {protocol}://")
     if "::" in place:
         raise Refused(f"{place} chains several URLs: give the address of the folder itself")
     return _url(place, protocol)

@@ -63,9 +63,7 @@ class PairBatches(Dataset[PairBatch]):
     def __getitem__(self, number: int) -> PairBatch:
         start, stop = rank_slice(number, self.batch_size, self.rank, self.world_size)
         # One window at a time: however large the batch, no more shards than those of one window are needed at once.
-        parts = [
-            self._shards.gather(self.view.first + places_B) for places_B in self.order.pieces(start, stop)
-        ]
+        parts = [self._shards.gather(self.view.first + places_B) for places_B in self.order.pieces(start, stop)]
         pairs = parts[0] if len(parts) == 1 else Pairs.concatenate(parts)
         return PairBatch(
             index_B=torch.from_numpy(pairs.index_B),

@@ -28,9 +28,7 @@ class PrefetchedBatches(Iterator[PairBatch]):
     An error in a worker is raised in place of its batch, with the same type and message as without workers.
     """
 
-    def __init__(
-        self, batches: PairBatches, first: int, num_workers: int, prefetch: int, pin_memory: bool
-    ) -> None:
+    def __init__(self, batches: PairBatches, first: int, num_workers: int, prefetch: int, pin_memory: bool) -> None:
         """Start the workers.
 
         Args:

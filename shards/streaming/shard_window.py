@@ -127,9 +127,7 @@ class ShardWindow:
             # As a plain array: slices of np.memmap are several times slower.
             data = np.asarray(np.memmap(file, np.uint8, "r", shape=(row.num_bytes,)))
         except OSError as error:
-            raise Failed(
-                f"cannot be mapped into memory: {error.strerror}; copy the data set to a local disk"
-            ) from error
+            raise Failed(f"cannot be mapped into memory: {error.strerror}; copy the data set to a local disk") from error
         is_checked = state in self._checked
         if is_checked:
             blocks = sample_blocks(spec, data, row.num_pairs)

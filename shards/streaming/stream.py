@@ -118,9 +118,7 @@ class PairStream(Iterator[PairBatch]):
             Refused: a state of another sequence; names every difference.
         """
         if state.get("version") != STATE_VERSION:
-            raise Refused(
-                f"the stream's state has version {state.get('version')!r}: this reads {STATE_VERSION}"
-            )
+            raise Refused(f"the stream's state has version {state.get('version')!r}: this reads {STATE_VERSION}")
         identity = self._identity()
         differing = mismatches({name: state.get(name) for name in identity}, identity)
         if differing:
@@ -129,9 +127,7 @@ class PairStream(Iterator[PairBatch]):
             )
         position = state.get("position")
         if not isinstance(position, int) or position < 0 or position % self.batch_size:
-            raise Refused(
-                f"the stream's position is {position!r}: it must be a multiple of {self.batch_size}, a batch"
-            )
+            raise Refused(f"the stream's position is {position!r}: it must be a multiple of {self.batch_size}, a batch")
         self.close()
         self.position = position
 

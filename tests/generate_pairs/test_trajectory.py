@@ -140,9 +140,7 @@ def test_generation_continues_after_a_prefix(teacher: Teacher, guidance_scale: f
     recorded: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     for prefilled, steps_of_run in recorded.items():
 
-        def choose(
-            log_probs_BsV: torch.Tensor, span: slice, record: list[torch.Tensor] = steps_of_run
-        ) -> torch.Tensor:
+        def choose(log_probs_BsV: torch.Tensor, span: slice, record: list[torch.Tensor] = steps_of_run) -> torch.Tensor:
             record.append(log_probs_BsV)
             return tokens_BL[:, span]
 
@@ -207,9 +205,7 @@ def test_rounded_sums_never_draw_an_impossible_token(
 def test_drawn_tokens_do_not_depend_on_the_batch(teacher: Teacher) -> None:
     labels_B, uniform_BL = torch.arange(12) % 10, uniform(teacher, 12)
     together_BL = generate_tokens(teacher, labels_B, SETTINGS, Draw(uniform_BL))
-    assert not torch.equal(
-        together_BL, generate_tokens(teacher, labels_B, SETTINGS, Draw(uniform(teacher, 12, 1)))
-    )
+    assert not torch.equal(together_BL, generate_tokens(teacher, labels_B, SETTINGS, Draw(uniform(teacher, 12, 1))))
     for size in (1, 5):
         parts = zip(labels_B.split(size), uniform_BL.split(size), strict=True)
         tokens = [generate_tokens(teacher, labels, SETTINGS, Draw(numbers)) for labels, numbers in parts]

@@ -86,9 +86,7 @@ class Stages:
             lines=lambda: [f"{len(missing)} shards to make"],
         )
 
-    def generate(
-        self, config: Any, root: Path, *, workers: int, report: Any, should_stop: Any, **more: Any
-    ) -> Any:
+    def generate(self, config: Any, root: Path, *, workers: int, report: Any, should_stop: Any, **more: Any) -> Any:
         self._enter("generate", workers=workers)
         _write_pairs(root, 3)
         report(60, 60, "")
@@ -134,9 +132,7 @@ class Stages:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(json.dumps({"student_sha256": f"weights-{config.train.num_steps}"}))
         report(config.train.num_steps, config.train.num_steps, "")
-        return SimpleNamespace(
-            num_steps=config.train.num_steps, seconds=1.0, metrics={"loss": 0.25}, is_main=True
-        )
+        return SimpleNamespace(num_steps=config.train.num_steps, seconds=1.0, metrics={"loss": 0.25}, is_main=True)
 
     def evaluate(
         self,
@@ -234,9 +230,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stages]:
     _fake_module(monkeypatch, "distill.training.trainer", train=made.train)
     monkeypatch.setattr("shards.storage.files.refuse_unwritable", lambda folder: None)
     _fake_module(monkeypatch, "distill.training.metrics", join_metrics=made.join_metrics)
-    _fake_module(
-        monkeypatch, "distill.evaluation.evaluate", evaluate=made.evaluate, EVALUATION_FILE="evaluation.json"
-    )
+    _fake_module(monkeypatch, "distill.evaluation.evaluate", evaluate=made.evaluate, EVALUATION_FILE="evaluation.json")
     # Import it again, because it binds the functions of the stages at import.
     monkeypatch.delitem(sys.modules, "pipeline.run", raising=False)
     yield made

@@ -42,16 +42,11 @@ def test_a_probe_stores_its_rate_and_writes_no_pairs(
     rate = probe["num_pairs"] / probe["seconds"]
     hours = 128 / rate / 3600
     text = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-    assert (
-        f"{text} pairs/s at batch 12, {hours:.3g} device-hours, measured by a probe of 3 batches"
-        in result.stdout
-    )
+    assert f"{text} pairs/s at batch 12, {hours:.3g} device-hours, measured by a probe of 3 batches" in result.stdout
     assert not out.exists()
 
 
-def test_a_probe_counts_the_missing_pairs(
-    tokenleap: Command, preset: Path, home: Path, tmp_path: Path
-) -> None:
+def test_a_probe_counts_the_missing_pairs(tokenleap: Command, preset: Path, home: Path, tmp_path: Path) -> None:
     out = tmp_path / "pairs"
     assert tokenleap("generate", preset, "--out", out, "--workers", 0).exit_code == 0
     rows = sorted((out / "manifest").iterdir())
@@ -62,9 +57,7 @@ def test_a_probe_counts_the_missing_pairs(
     assert "3 shards are done, 1 to make" in tokenleap("generate", preset, "--out", out, "--probe").stdout
 
 
-def test_a_plan_uses_the_rate_of_a_stored_probe(
-    tokenleap: Command, preset: Path, home: Path, tmp_path: Path
-) -> None:
+def test_a_plan_uses_the_rate_of_a_stored_probe(tokenleap: Command, preset: Path, home: Path, tmp_path: Path) -> None:
     before = tokenleap("plan", preset, "--device", "h100")
     assert "no probe of these settings is stored:" in before.stdout
     tokenleap("generate", preset, "--out", tmp_path / "pairs", "--probe")
@@ -72,10 +65,7 @@ def test_a_plan_uses_the_rate_of_a_stored_probe(
     probe = json.loads(path.read_text()) | {"seconds": 32 / 50, "device": "GPU of mine"}
     path.write_text(json.dumps(probe))
     result = tokenleap("plan", preset, "--num-pairs", 1_799_968, "--device", "h100")
-    assert (
-        "GPU of mine: 50 pairs/s at batch 12, 10 device-hours, measured by a probe of 3 batches"
-        in result.stdout
-    )
+    assert "GPU of mine: 50 pairs/s at batch 12, 10 device-hours, measured by a probe of 3 batches" in result.stdout
     other = tokenleap("plan", preset, "--set", "teacher.top_k=3", "--device", "h100")
     assert "no probe of these settings is stored:" in other.stdout
     path.write_text("{}")
@@ -116,9 +106,7 @@ def test_every_preset_can_be_planned_without_its_teacher(tokenleap: Command, hom
         (["generate", "digits", "--out", "x", "--probe", "--dry-run"], "give one of them"),
     ],
 )
-def test_invalid_plans_are_refused(
-    tokenleap: Command, home: Path, arguments: list[Any], message: str
-) -> None:
+def test_invalid_plans_are_refused(tokenleap: Command, home: Path, arguments: list[Any], message: str) -> None:
     result = tokenleap(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr

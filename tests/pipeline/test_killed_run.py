@@ -93,9 +93,7 @@ def committed_rows(out: Path) -> dict[str, tuple[bytes, int]]:
 
 def results(out: Path) -> dict[str, bytes]:
     """The shards and the student's export."""
-    export = [
-        out / "student" / name for name in ("student.safetensors", "tokenizer.safetensors", "config.json")
-    ]
+    export = [out / "student" / name for name in ("student.safetensors", "tokenizer.safetensors", "config.json")]
     shards = sorted((out / "pairs" / "shards").glob("[!.]*.tar"))
     return {path.name: path.read_bytes() for path in [*shards, *export]}
 

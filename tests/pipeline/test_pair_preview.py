@@ -29,16 +29,12 @@ def test_the_first_pairs_of_each_class_are_shown(
     assert result.stdout == f"{out}: 5 pairs of each of 2 classes\n"
     manifest = Manifest.open(pairs_root)
     tokens = first_tokens(manifest, (3, 7), 5)
-    tokens_BL = np.concatenate(
-        [read_shard(pairs_root, manifest.spec, row).tokens_BL for row in manifest.rows]
-    )
+    tokens_BL = np.concatenate([read_shard(pairs_root, manifest.spec, row).tokens_BL for row in manifest.rows])
     assert np.array_equal(tokens[3], tokens_BL[[3, 13, 23, 33, 43]])
     assert np.array_equal(tokens[7], tokens_BL[[7, 17, 27, 37, 47]])
     tokenizer = load_teacher(str(teacher_path)).teacher.tokenizer
     with torch.no_grad():
-        image = to_unit_range(
-            tokenizer.decode(tokenizer.embed(torch.from_numpy(tokens_BL[[47]].astype(int))))
-        )
+        image = to_unit_range(tokenizer.decode(tokenizer.embed(torch.from_numpy(tokens_BL[[47]].astype(int)))))
     # The last image of the last row; each pixel is enlarged four times.
     shown = np.asarray(Image.open(out))[-32:, -32:]
     assert np.array_equal(shown[::4, ::4], (image[0, 0] * 255).round().numpy())

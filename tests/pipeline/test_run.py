@@ -25,9 +25,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_writes_all_results_and_prints_about_ten_lines(
-    tokenleap: Command, stages: Any, tmp_path: Path
-) -> None:
+def test_a_run_writes_all_results_and_prints_about_ten_lines(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = tokenleap("run", "digits", "--out", out, "--workers", 0, "--num-pairs", 20_000)
     assert result.exit_code == 0, result.stderr
@@ -62,9 +60,7 @@ def test_a_finished_run_is_not_evaluated_again(tokenleap: Command, stages: Any, 
     assert stages.calls.count("evaluate") == 1
 
 
-def test_a_student_trained_further_is_evaluated_again(
-    tokenleap: Command, stages: Any, tmp_path: Path
-) -> None:
+def test_a_student_trained_further_is_evaluated_again(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", 0)
     tokenleap(*arguments, "--num-steps", 2000)
     result = tokenleap(*arguments, "--num-steps", 3000)
@@ -76,9 +72,7 @@ def test_a_dry_run_shows_configuration_and_plan_and_writes_nothing(
     tokenleap: Command, stages: Any, tmp_path: Path
 ) -> None:
     sizes = ("--num-pairs", 20_000, "--num-steps", 2000)
-    result = tokenleap(
-        "run", "digits", "--out", tmp_path / "run", "--set", "train.seed=9", *sizes, "--dry-run"
-    )
+    result = tokenleap("run", "digits", "--out", tmp_path / "run", "--set", "train.seed=9", *sizes, "--dry-run")
     assert result.exit_code == 0, result.stderr
     assert "seed = 9" in result.stdout
     assert "3 shards to make" in result.stdout
@@ -103,10 +97,7 @@ def test_another_run_in_the_folder_is_refused(tokenleap: Command, stages: Any, t
     for more in ([], ["--dry-run"]):
         result = tokenleap("run", "digits", "--out", tmp_path, "--set", "train.seed=5", *more)
         assert result.exit_code == 2
-        assert (
-            f"{tmp_path} contains a run with other settings: train.seed: found 0, requested 5."
-            in result.stderr
-        )
+        assert f"{tmp_path} contains a run with other settings: train.seed: found 0, requested 5." in result.stderr
         assert "another --out" in result.stderr
     assert stages.calls == []
     assert files(tmp_path) == before
@@ -145,10 +136,7 @@ def test_a_damaged_file_is_named_before_any_work_and_may_be_deleted(
     (tmp_path / name).write_bytes(content.encode("latin-1"))
     result = tokenleap(*arguments)
     assert result.exit_code == 2
-    assert (
-        result.stderr
-        == f"tokenleap: {tmp_path / name} is damaged: delete it and run the same command again\n"
-    )
+    assert result.stderr == f"tokenleap: {tmp_path / name} is damaged: delete it and run the same command again\n"
     assert stages.calls == []
     (tmp_path / name).unlink()
     assert tokenleap(*arguments).exit_code == 0
@@ -165,14 +153,8 @@ def test_more_pairs_than_a_training_started_with_are_refused_with_the_commands(
     result = tokenleap(*arguments, 30_000)
     assert result.exit_code == 2
     assert "pairs.num_pairs: found 20000, requested 30000" in result.stderr
-    assert (
-        f"`tokenleap generate {tmp_path}/config.toml --out {tmp_path}/pairs --num-pairs 30000`"
-        in result.stderr
-    )
-    assert (
-        f"`tokenleap distill {tmp_path}/config.toml --pairs {tmp_path}/pairs --out` another folder"
-        in result.stderr
-    )
+    assert f"`tokenleap generate {tmp_path}/config.toml --out {tmp_path}/pairs --num-pairs 30000`" in result.stderr
+    assert f"`tokenleap distill {tmp_path}/config.toml --pairs {tmp_path}/pairs --out` another folder" in result.stderr
     assert stages.calls == []
     assert tokenleap(*arguments, 20_000).exit_code == 0
 
@@ -197,9 +179,7 @@ def test_the_reason_of_a_stop_is_reported_even_if_its_time_cannot_be_written(
 
 
 @pytest.mark.parametrize("phase", ["generate", "train", "evaluate"])
-def test_a_stop_prints_the_command_that_resumes(
-    tokenleap: Command, stages: Any, tmp_path: Path, phase: str
-) -> None:
+def test_a_stop_prints_the_command_that_resumes(tokenleap: Command, stages: Any, tmp_path: Path, phase: str) -> None:
     arguments = ("run", "digits", "--out", tmp_path / "run", "--workers", "0")
     stages.stop_in = phase
     stopped = tokenleap(*arguments)
@@ -255,9 +235,7 @@ main(["generate", "digits", "--out", "pairs", "--workers", "0"])
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
-)
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_a_real_signal_ends_the_process_with_its_exit_code(
     number: signal.Signals, exit_code: int, tmp_path: Path
 ) -> None:

@@ -33,9 +33,7 @@ SMALL = [
 def run_quickly(*words: object) -> Result:
     """Run a command in this process, without the timing of methods."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25)
-        )
+        patch.setattr("distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
         return CliRunner().invoke(main, [str(word) for word in words])
 
 
@@ -142,16 +140,12 @@ def test_missing_captions_are_reported_and_generate_restores_them(run: Path, tmp
         f"captions: {captions} is missing; run `tokenleap generate` with the same captions to write it again"
         in damaged.stdout
     )
-    assert (
-        f"restore the common files of all pairs, then run `tokenleap shards repair {pairs}`" in damaged.stderr
-    )
+    assert f"restore the common files of all pairs, then run `tokenleap shards repair {pairs}`" in damaged.stderr
     refused = run_quickly("shards", "repair", pairs, "--workers", 0)
     assert refused.exit_code == 2
     assert f"{captions} is missing" in refused.stderr
     assert "without it nothing can be repaired" in refused.stderr
-    again = run_quickly(
-        *("generate", "digits-text", "--captions", "digits", "--out", pairs, "--workers", 0, *SMALL)
-    )
+    again = run_quickly(*("generate", "digits-text", "--captions", "digits", "--out", pairs, "--workers", 0, *SMALL))
     assert again.exit_code == 0, again.output
     assert captions.read_bytes() == before
     assert run_quickly("shards", "verify", pairs, "--workers", 0).exit_code == 0
@@ -219,14 +213,9 @@ def test_stored_other_captions_are_reported_before_the_data_set_is_created(tmp_p
 
 def test_a_plan_prints_the_size_of_text_features(tmp_path: Path) -> None:
     planned = run_quickly("generate", "digits-text", "--out", tmp_path / "pairs", "--workers", 0, "--dry-run")
-    assert (
-        "text features: 128 bytes a token of each distinct caption, at most 0.2 MB in all" in planned.stdout
-    )
+    assert "text features: 128 bytes a token of each distinct caption, at most 0.2 MB in all" in planned.stdout
     estimated = run_quickly("plan", "llamagen-t2i", "--device", "h100")
-    assert (
-        "text features: 4,096 bytes a token of each distinct caption, at most 0.5 MB a caption"
-        in estimated.stdout
-    )
+    assert "text features: 4,096 bytes a token of each distinct caption, at most 0.5 MB a caption" in estimated.stdout
 
 
 @pytest.mark.parametrize(
@@ -242,9 +231,7 @@ def test_a_plan_prints_the_size_of_text_features(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_caption_settings_are_refused_for_classes(
-    tmp_path: Path, words: tuple[str, ...], message: str
-) -> None:
+def test_caption_settings_are_refused_for_classes(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     refused = run_quickly(*words, "--workers", 0, "--out", tmp_path / "pairs", "--dry-run")
     assert refused.exit_code == 2
     assert message in refused.stderr

@@ -81,9 +81,7 @@ def test_memory_is_given_in_a_unit_of_slurm(memory: str, processes: int, expecte
 
 def test_without_gpus_queue_and_account_none_are_requested() -> None:
     script = training_job(ClusterConfig(), "tokenleap distill digits", 1, 1)
-    assert not [
-        each for each in directives(script) if "gpu" in each or "partition" in each or "account" in each
-    ]
+    assert not [each for each in directives(script) if "gpu" in each or "partition" in each or "account" in each]
     assert "--output=./tokenleap-distill-%j.log" in directives(script)
 
 

@@ -57,9 +57,7 @@ def make_pairs() -> Callable[[PairSpec, int], Pairs]:
 
 
 @pytest.fixture
-def make_dataset(
-    tmp_path: Path, make_pairs: Callable[[PairSpec, int], Pairs]
-) -> Callable[[PairSpec, int], Manifest]:
+def make_dataset(tmp_path: Path, make_pairs: Callable[[PairSpec, int], Pairs]) -> Callable[[PairSpec, int], Manifest]:
     def make(spec: PairSpec, num_shards: int) -> Manifest:
         root = tmp_path / "pairs"
         create_dataset(root, spec)

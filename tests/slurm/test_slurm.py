@@ -127,9 +127,7 @@ def test_jobs_do_not_outlive_a_killed_driver(folder: Path, slurm: dict[str, str]
     assert shards(root) == shards(pairs_root)
 
 
-def ablate(
-    folder: Path, slurm: dict[str, str], pairs: Path, out: str, *options: str
-) -> subprocess.Popen[str]:
+def ablate(folder: Path, slurm: dict[str, str], pairs: Path, out: str, *options: str) -> subprocess.Popen[str]:
     command = [*TOKENLEAP, "ablate", "preset.toml", "--pairs", str(pairs), "--out", out]
     settings = ["student.split=16", "train.num_steps=12", "train.batch_size=16", "train.warmup_steps=4"]
     command += ["--sizes", "32,64", "--every", "4", *options]
@@ -151,9 +149,7 @@ def test_a_cancelled_job_does_not_change_an_ablations_bytes(
     wait_until(lambda: jobs(slurm) == [], "the end of the jobs")
 
 
-def test_a_job_array_with_a_cancelled_task_resumes(
-    folder: Path, slurm: dict[str, str], pairs_root: Path
-) -> None:
+def test_a_job_array_with_a_cancelled_task_resumes(folder: Path, slurm: dict[str, str], pairs_root: Path) -> None:
     root = folder / "pairs"
     (folder / "array.sh").write_text(
         "#!/bin/sh\n#SBATCH --array=0-1 --mem=1G --output=task-%a.log\n"
@@ -193,9 +189,7 @@ def job_field(slurm: dict[str, str], job: str, name: str) -> str:
     return word.removeprefix(f"{name}=")
 
 
-def test_a_requeued_training_ends_in_the_same_bytes(
-    folder: Path, slurm: dict[str, str], pairs_root: Path
-) -> None:
+def test_a_requeued_training_ends_in_the_same_bytes(folder: Path, slurm: dict[str, str], pairs_root: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     here = distill(folder, slurm, pairs_root, "here")
     subprocess.run([*torchrun, "-m", "pipeline.cli", *here], cwd=folder, env=slurm, check=True)
@@ -212,9 +206,7 @@ def test_a_requeued_training_ends_in_the_same_bytes(
     wait_until(lambda: job_field(slurm, job, "JobState") == "PENDING", "the end of the first half")
     # By default Slurm waits for two minutes.
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=slurm, check=True)
-    wait_until(
-        lambda: (out / "student.safetensors").exists() and jobs(slurm) == [], "the end of the training"
-    )
+    wait_until(lambda: (out / "student.safetensors").exists() and jobs(slurm) == [], "the end of the training")
     assert job_field(slurm, job, "Restarts") == "1"
     for name in ("student.safetensors", "config.json", "checkpoints/step-000600.safetensors"):
         assert (out / name).read_bytes() == (folder / "here" / name).read_bytes(), name

@@ -53,9 +53,7 @@ def refuse_missing(name: str) -> Path:
     model_config(KEY, folder, MODEL_TYPES)
     _preprocessing(folder)
     if not any(all((folder / file).is_file() for file in files) for files in TOKENIZERS):
-        raise Refused(
-            f"{KEY}: {folder} holds no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt"
-        )
+        raise Refused(f"{KEY}: {folder} holds no tokenizer: neither tokenizer.json, nor vocab.json and merges.txt")
     if find_spec("transformers") is None:
         raise Refused(f"{KEY}: {name} needs transformers: pip install '.[text]'")
     return folder
@@ -144,9 +142,7 @@ class ClipScore:
             return_attention_mask=True,
             return_tensors="pt",
         )
-        of_images = self._model.get_image_features(
-            pixel_values=_preprocess(self._processor, pictures).to(device)
-        )
+        of_images = self._model.get_image_features(pixel_values=_preprocess(self._processor, pictures).to(device))
         of_captions = self._model.get_text_features(
             input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
         )
@@ -182,9 +178,7 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     """
     path = folder / PREPROCESSING_FILE
     if not path.is_file():
-        raise Refused(
-            f"{KEY}: {folder} does not define how images are preprocessed: it has no {PREPROCESSING_FILE}"
-        )
+        raise Refused(f"{KEY}: {folder} does not define how images are preprocessed: it has no {PREPROCESSING_FILE}")
     try:
         content = json.loads(read_bytes(path))
     except ValueError as error:
@@ -213,9 +207,7 @@ def _refuse_other_parts(name: str, config: Any, tokenizer: Any, pixels_B3HW: Ten
     text, side = config.text_config, config.vision_config.image_size
     last = max(tokenizer.get_vocab().values())
     if last >= text.vocab_size:
-        raise Refused(
-            f"{KEY}: the tokenizer of {name} has token {last}, its text model {text.vocab_size} tokens"
-        )
+        raise Refused(f"{KEY}: the tokenizer of {name} has token {last}, its text model {text.vocab_size} tokens")
     end = last if text.eos_token_id == LAST_TOKEN else text.eos_token_id
     if tokenizer.eos_token_id != end:
         raise Refused(

@@ -122,9 +122,7 @@ def train_digits_classifier(seed: int, epochs: int = 16, copies: int = 12) -> tu
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
-@click.option(
-    "--seed", default=0, show_default=True, help="Seed of the weights, the augmentation and the order."
-)
+@click.option("--seed", default=0, show_default=True, help="Seed of the weights, the augmentation and the order.")
 def main(out: Path, seed: int) -> None:
     """Train the digits classifier from scratch and write its weights."""
     torch.set_num_threads(1)

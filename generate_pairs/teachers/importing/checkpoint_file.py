@@ -93,9 +93,7 @@ def two_files(files: Sequence[str], name: str, published: tuple[HubFile, HubFile
         Refused, Failed: as `local_file`; or the number of given files is neither two nor zero.
     """
     if len(files) not in (0, 2):
-        raise Refused(
-            f"{name} consists of two files, {published[0].name} and {published[1].name}: {len(files)} given"
-        )
+        raise Refused(f"{name} consists of two files, {published[0].name} and {published[1].name}: {len(files)} given")
     first, second = files or map(str, published)
     return local_file(first), local_file(second)
 

@@ -38,9 +38,7 @@ def hub_folder(name: str, files: Sequence[str]) -> Path:
     repository, at, revision = name.removeprefix(HUB).partition("@")
     parts = repository.split("/")
     if len(parts) != 2 or not all(parts) or bool(at) != bool(revision):
-        raise Refused(
-            f"{name}: a repository on the Hub is named {HUB}OWNER/REPOSITORY or {HUB}OWNER/REPOSITORY@REVISION"
-        )
+        raise Refused(f"{name}: a repository on the Hub is named {HUB}OWNER/REPOSITORY or {HUB}OWNER/REPOSITORY@REVISION")
     with _client(name) as hub:
         return Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(files)))
 

@@ -72,9 +72,7 @@ def _refuse_other_import(path: Path, sha256: Sequence[str]) -> None:
     made_from = read_about(path).get("files", {})
     if sorted(made_from.values()) != sorted(sha256):
         hashes = ", ".join(f"{role} {digest[:12]}" for role, digest in made_from.items()) or "not recorded"
-        raise Refused(
-            f"{path} exists already, made from files of another sha256 ({hashes}): delete it first, or keep it"
-        )
+        raise Refused(f"{path} exists already, made from files of another sha256 ({hashes}): delete it first, or keep it")
 
 
 def _repeated_rows(codebook_VC: Tensor) -> int:

@@ -75,9 +75,7 @@ def describe(fits: Sequence[Fit]) -> list[str]:
     """The result of `inspect` in lines of text."""
     if fits[0].problems:
         nearest = fits[0]
-        return [
-            f"fits no published network; the nearest is the {nearest.network}: {join_first(nearest.problems)}"
-        ]
+        return [f"fits no published network; the nearest is the {nearest.network}: {join_first(nearest.problems)}"]
     lines = []
     for place in dict.fromkeys(fit.place for fit in fits):
         names = [fit.network for fit in fits if fit.place == place]

@@ -126,18 +126,14 @@ class LlamaGenTeacher(Teacher):
         config = transformer.config
         vocab_size = tokenizer.codebook_VC.shape[0]
         if vocab_size != config.vocab_size:
-            raise ValueError(
-                f"the transformer's vocab_size is {config.vocab_size}, its tokenizer's {vocab_size}"
-            )
+            raise ValueError(f"the transformer's vocab_size is {config.vocab_size}, its tokenizer's {vocab_size}")
         self.transformer = transformer
         self.tokenizer = tokenizer
         self.layout = config.layout
         self.num_classes = config.num_classes
 
     @torch.no_grad()
-    def start(
-        self, labels_B: Tensor, guidance_scale: float, num_guided_tokens: int | None = None
-    ) -> LlamaGenDecoding:
+    def start(self, labels_B: Tensor, guidance_scale: float, num_guided_tokens: int | None = None) -> LlamaGenDecoding:
         """Start decoding a batch for class labels or, with a text-conditional teacher, for indices of captions.
 
         Args:
@@ -198,9 +194,7 @@ class LlamaGenTeacher(Teacher):
             raise ValueError("this teacher is conditioned on text: use forced_text_logits")
         return self.transformer(embedding(labels_B), tokens_BL)
 
-    def forced_text_logits(
-        self, condition: TextCondition, tokens_BL: Tensor, is_null_B: Tensor | None = None
-    ) -> Tensor:
+    def forced_text_logits(self, condition: TextCondition, tokens_BL: Tensor, is_null_B: Tensor | None = None) -> Tensor:
         """As `forced_logits`, for captions; rows with `is_null_B` True have the null condition."""
         embedding = self.transformer.cls_embedding
         if not isinstance(embedding, CaptionEmbedding):

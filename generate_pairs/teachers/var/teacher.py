@@ -51,9 +51,7 @@ class VarDecoding(Decoding):
     def logits(self) -> Tensor:
         span = self.quantizer.layout.span(self.scale)
         x_BsD = self._next_input() + self.positions_1LD[:, span]
-        h_BsD = self.transformer.hidden(
-            x_BsD, self.condition_BD, self.modulations, caches=self.caches, span=span
-        )
+        h_BsD = self.transformer.hidden(x_BsD, self.condition_BD, self.modulations, caches=self.caches, span=span)
         if self.is_guided:
             # The head is linear: combining its inputs gives the guided logits for half the work.
             conditional_BsD, null_BsD = h_BsD.chunk(2)
@@ -126,9 +124,7 @@ class VarTeacher(Teacher):
             ValueError: the temperature is not 1; VAR's sampler has none.
         """
         if settings.temperature != 1.0:
-            raise ValueError(
-                f"temperature is {settings.temperature}: VAR samples without a temperature, so it must be 1"
-            )
+            raise ValueError(f"temperature is {settings.temperature}: VAR samples without a temperature, so it must be 1")
         return filter_var(logits_NV, settings.top_k, settings.top_p)
 
     def forced_logits(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:

@@ -52,9 +52,7 @@ if TYPE_CHECKING:
     metavar="KEY=A,B",
     help="Sweep another key of stage two, as in train.learning_rate=1e-3,3e-3; repeatable.",
 )
-@click.option(
-    "--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="train.seed = 0 .. N-1."
-)
+@click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="train.seed = 0 .. N-1.")
 @click.option(
     "--match",
     type=click.Choice(["steps", "epochs"]),
@@ -160,9 +158,7 @@ def _axes(
     return Axes(parse_sizes(sizes, Manifest.open(pairs).view().size), seeds, timesteps, swept)
 
 
-def _check_ablation(
-    base: RunConfig, axes: Axes, pairs: Location, out: Path, match: Match, every: int | None
-) -> Ablation:
+def _check_ablation(base: RunConfig, axes: Axes, pairs: Location, out: Path, match: Match, every: int | None) -> Ablation:
     """Create the cells and check everything that can be refused before the work; writes nothing.
 
     Raises:

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 @preset_argument
 @pairs_option
 @click.option("--out", type=FolderPath, required=True, metavar="STUDENT", help="Folder of the student.")
-@click.option(
-    "--size", type=click.IntRange(min=1), metavar="N", help="Train on the first N pairs.  [default: all]"
-)
+@click.option("--size", type=click.IntRange(min=1), metavar="N", help="Train on the first N pairs.  [default: all]")
 @tiny_random_option
 @captions_option
 @num_steps_option
@@ -39,12 +37,8 @@ if TYPE_CHECKING:
     metavar="N|auto",
     help="Pairs per device in one forward pass; short for --set train.device_batch_size=N.  [default: as many as fit]",
 )
-@click.option(
-    "--print-job-script", is_flag=True, help="Print a Slurm job that trains, and resumes after a requeue."
-)
-@click.option(
-    "--nodes", type=click.IntRange(min=1), default=1, metavar="N", help="Nodes of that job.  [default: 1]"
-)
+@click.option("--print-job-script", is_flag=True, help="Print a Slurm job that trains, and resumes after a requeue.")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, metavar="N", help="Nodes of that job.  [default: 1]")
 @click.option(
     "--processes",
     type=click.IntRange(min=1),

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     help="Reference images or statistics: adm's .npz, dd's statistic.pth, folder's folder; "
     "short for --set evaluation.reference=PATH, and overrides it.",
 )
-@click.option(
-    "--num-images", type=int, metavar="N", help="Images of each method; short for evaluation.num_images."
-)
+@click.option("--num-images", type=int, metavar="N", help="Images of each method; short for evaluation.num_images.")
 @click.option(
     "--repeats",
     type=int,

@@ -48,9 +48,7 @@ def command(student: Path, layout: str, out: Path) -> None:
         )
     loaded = Student.from_pretrained(student)
     if loaded.is_text_conditional:
-        raise Refused(
-            f"{student} is text-conditional, and no official layout of such a student was published"
-        )
+        raise Refused(f"{student} is text-conditional, and no official layout of such a student was published")
     export_official(loaded, out)
     weights = [loaded.noise_weight_at(timestep) for timestep in loaded.timesteps]
     if any(weights):

@@ -30,26 +30,20 @@ if TYPE_CHECKING:
 
 @click.command("generate")
 @preset_argument
-@click.option(
-    "--out", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set."
-)
+@click.option("--out", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set.")
 @tiny_random_option
 @captions_option
 @num_pairs_option
 @workers_option
 @cluster_option
-@click.option(
-    "--print-job-script", is_flag=True, help="Print the job script of --cluster slurm; submit nothing."
-)
+@click.option("--print-job-script", is_flag=True, help="Print the job script of --cluster slurm; submit nothing.")
 @click.option(
     "--task-index",
     type=click.IntRange(min=0),
     metavar="I",
     help="Generate only the shards of task I, counted from 0.",
 )
-@click.option(
-    "--task-count", type=click.IntRange(min=1), metavar="N", help="Number of tasks that share the shards."
-)
+@click.option("--task-count", type=click.IntRange(min=1), metavar="N", help="Number of tasks that share the shards.")
 @click.option("--time-limit", metavar="H:MM:SS", help="Start no shard that would end after this time.")
 @set_option
 @dry_run_option
@@ -136,9 +130,7 @@ def _print_plan(config: RunConfig, out: Location, probe: bool) -> None:
     click.echo("\n".join(lines))
 
 
-def _generate(
-    config: RunConfig, out: Location, workers: int | None, task: Task | None, deadline: float | None
-) -> None:
+def _generate(config: RunConfig, out: Location, workers: int | None, task: Task | None, deadline: float | None) -> None:
     """Generate the missing pairs and print totals.
 
     Raises:

@@ -16,9 +16,7 @@ IMAGES_PER_LABEL = 8
 OUTPUTS = "a .png name gets one grid, a .npz name the ADM evaluator's file, a name without suffix a folder of images"
 
 
-def label_cycle(
-    ctx: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[tuple[int, ...], int] | None:
+def label_cycle(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[tuple[int, ...], int] | None:
     """A click callback that parses `0,5` or `@FILE` with one label a line; with the default images of each label."""
     if text is None:
         return None

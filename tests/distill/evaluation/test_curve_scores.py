@@ -34,9 +34,7 @@ CONFIG = DistillConfig.model_validate(
 )
 
 
-def trained(
-    out: Path, pairs_root: Path, teacher_path: Path, callback: EvalCallback | None
-) -> dict[str, bytes]:
+def trained(out: Path, pairs_root: Path, teacher_path: Path, callback: EvalCallback | None) -> dict[str, bytes]:
     train(
         CONFIG,
         str(teacher_path),
@@ -115,9 +113,7 @@ def test_scores_equal_those_of_the_evaluation(pairs_root: Path, teacher_path: Pa
             lambda functions, _: dict.fromkeys(functions, 0.25),
         )
         scorer = open_scorer(config, (1, 8, 8))
-        evaluation = Evaluation(
-            config, methods, scorer, None, PartialResults(), lambda *_: None, lambda: False
-        )
+        evaluation = Evaluation(config, methods, scorer, None, PartialResults(), lambda *_: None, lambda: False)
         rows, _ = evaluate_methods(evaluation)
     expected = {row["method"]: row for row in rows}
     scores = StudentScores(config)
@@ -128,9 +124,7 @@ def test_scores_equal_those_of_the_evaluation(pairs_root: Path, teacher_path: Pa
         assert values == pytest.approx({name: expected[method][name] for name in values}, rel=1e-5)
 
 
-def test_the_number_of_scored_images_is_a_setting(
-    pairs_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
+def test_the_number_of_scored_images_is_a_setting(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     trained(tmp_path, pairs_root, teacher_path, None)
     student = Student.from_pretrained(tmp_path)
     few = StudentScores(EvaluationConfig(num_images=300, curve_images=120))

@@ -175,9 +175,7 @@ def test_frequencies_are_those_of_the_students_training_pairs(
     student_folder: Path, pairs_root: Path, teacher_path: Path
 ) -> None:
     manifest = Manifest.open(pairs_root)
-    methods = open_methods(
-        Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=100
-    )
+    methods = open_methods(Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=100)
     shards = [read_shard(pairs_root, manifest.spec, row) for row in manifest.rows]
     trained_on = [
         (label, tokens)
@@ -228,9 +226,7 @@ def test_an_image_is_the_same_in_any_batch(
         whole = methods.generate(method, 0, labels)
         firsts = range(14, 35, size)
         parts = [methods.generate(method, first, labels[first : first + size]) for first in firsts]
-        images, tokens = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("images_BIHW", "tokens_BL")
-        )
+        images, tokens = (torch.cat([getattr(part, name) for part in parts]) for name in ("images_BIHW", "tokens_BL"))
         assert torch.equal(tokens, whole.tokens_BL[14:35]), method
         torch.testing.assert_close(images, whole.images_BIHW[14:35], rtol=0, atol=1e-5, msg=method.name)
 
@@ -305,9 +301,7 @@ def test_a_stopped_evaluation_saves_finished_methods_and_resumes_to_the_same_byt
         # The stopped evaluation measured the times, once.
         assert row["decode_seconds_per_image"] == {"1": 1}
         times = {"seconds_per_image", "decode_seconds_per_image"}
-        assert {k: v for k, v in row.items() if k not in times} == {
-            k: v for k, v in other.items() if k not in times
-        }
+        assert {k: v for k, v in row.items() if k not in times} == {k: v for k, v in other.items() if k not in times}
     for path in (tmp_path / "whole" / "samples").iterdir():
         assert path.read_bytes() == (tmp_path / "stopped" / "samples" / path.name).read_bytes()
     names = {path.name for path in (tmp_path / "stopped").iterdir()}
@@ -333,9 +327,7 @@ def test_a_damaged_partial_result_is_refused_with_instructions(
         small(tmp_path, lambda: next(calls) == 10)
     saved = tmp_path / ".evaluation" / "evaluation" / "teacher-seed-0.safetensors"
     saved.write_bytes(saved.read_bytes()[:100])
-    with pytest.raises(
-        Refused, match=r"teacher-seed-0\.safetensors is damaged: delete .*evaluation to start"
-    ):
+    with pytest.raises(Refused, match=r"teacher-seed-0\.safetensors is damaged: delete .*evaluation to start"):
         small(tmp_path)
 
 
@@ -359,9 +351,7 @@ def test_repeats_give_means_and_deviations_over_noise_seeds(
     assert both["teacher-flow"]["token_match"] == 1.0
 
 
-def test_the_comparison_has_the_papers_rows(
-    student_folder: Path, pairs_root: Path, teacher_path: Path
-) -> None:
+def test_the_comparison_has_the_papers_rows(student_folder: Path, pairs_root: Path, teacher_path: Path) -> None:
     student = Student.from_pretrained(student_folder)
     methods = open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
     assert comparison_rows(methods.compared) == [
@@ -371,9 +361,7 @@ def test_the_comparison_has_the_papers_rows(
     assert comparison_rows([TEACHER, StudentAlone((0,))]) == [StudentAlone((0,))]
 
 
-def test_a_student_of_other_pairs_is_refused(
-    student_folder: Path, pairs_root: Path, teacher_path: Path
-) -> None:
+def test_a_student_of_other_pairs_is_refused(student_folder: Path, pairs_root: Path, teacher_path: Path) -> None:
     student = Student.from_pretrained(student_folder)
     student.fingerprint = "0" * 64
     with pytest.raises(Refused, match="the student was trained on pairs 000000000000, but"):
@@ -478,9 +466,7 @@ def test_images_of_another_shape_are_not_scored_as_digits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("distill.evaluation.protocols.DIGITS_SHAPE", (1, 28, 28))
-    with pytest.raises(
-        Refused, match="digits scores images of 1 x 28 x 28, and this teacher's are of 1 x 8 x 8"
-    ):
+    with pytest.raises(Refused, match="digits scores images of 1 x 28 x 28, and this teacher's are of 1 x 8 x 8"):
         evaluated(student_folder, teacher_path, pairs_root, tmp_path, EvaluationConfig(num_images=100))
     assert list(tmp_path.iterdir()) == []
 
@@ -515,9 +501,7 @@ def test_no_batch_is_larger_than_the_limit(
     student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distill.student.sampler.BATCH_PIXELS", 5 * 64)
-    methods = open_methods(
-        Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12
-    )
+    methods = open_methods(Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12)
     timed: list[int] = []
 
     def seconds_per_image(functions: dict[str, object], batch_size: int) -> dict[str, float]:
@@ -547,9 +531,7 @@ def test_only_the_shown_images_are_kept(
     monkeypatch.setattr("distill.evaluation.method_evaluation.grid_size", lambda side: (3, 2))
     monkeypatch.setattr("distill.student.sampler.BATCH_PIXELS", 4 * 64)
     monkeypatch.setattr("distill.evaluation.method_evaluation.time_methods", lambda *_: {"decode": {}})
-    methods = open_methods(
-        Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12
-    )
+    methods = open_methods(Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12)
     _, images = evaluate_methods(samples_evaluation(methods))
     assert {len(shown) for shown in images.values()} == {6}
     labels = torch.arange(12) % 10

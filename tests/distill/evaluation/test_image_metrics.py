@@ -55,9 +55,7 @@ def test_distance_of_commuting_gaussians():
 
 def test_distance_of_one_dimension():
     a, b = Moments.of(torch.tensor([[0.0], [2.0]])), Moments.of(torch.tensor([[5.0], [11.0]]))
-    assert frechet_distance(a, b) == pytest.approx(
-        7.0**2 + (math.sqrt(18.0) - math.sqrt(2.0)) ** 2, abs=1e-12
-    )
+    assert frechet_distance(a, b) == pytest.approx(7.0**2 + (math.sqrt(18.0) - math.sqrt(2.0)) ** 2, abs=1e-12)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 16, 300])
@@ -67,9 +65,7 @@ def test_distance_of_gaussians_with_the_same_axes(dim):
     axes = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
     spread_a, spread_b = rng.exponential(size=(2, dim))
     mean_a, mean_b = rng.normal(size=(2, dim))
-    a, b = (
-        Moments(mean, axes * spread @ axes.T) for mean, spread in ((mean_a, spread_a), (mean_b, spread_b))
-    )
+    a, b = (Moments(mean, axes * spread @ axes.T) for mean, spread in ((mean_a, spread_a), (mean_b, spread_b)))
     expected = np.square(mean_a - mean_b).sum() + np.square(np.sqrt(spread_a) - np.sqrt(spread_b)).sum()
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
 
@@ -114,12 +110,7 @@ def test_distance_against_the_matrix_square_root(rank):
     rng = np.random.default_rng(rank)
     a, b = (Moments(rng.normal(size=24), random_covariance(rng, 24, rank)) for _ in range(2))
     cross = np.trace(scipy.linalg.sqrtm(a.covariance_FF @ b.covariance_FF).real)
-    expected = (
-        np.square(a.mean_F - b.mean_F).sum()
-        + np.trace(a.covariance_FF)
-        + np.trace(b.covariance_FF)
-        - 2.0 * cross
-    )
+    expected = np.square(a.mean_F - b.mean_F).sum() + np.trace(a.covariance_FF) + np.trace(b.covariance_FF) - 2.0 * cross
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
 

@@ -168,9 +168,7 @@ def test_dd_computes_only_a_distance(fake: Tensor, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_folder_can_use_the_extractor_of_another_package(
-    image_folder: Path, real: Tensor, fake: Tensor
-) -> None:
+def test_a_folder_can_use_the_extractor_of_another_package(image_folder: Path, real: Tensor, fake: Tensor) -> None:
     config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="projection")
     found = scores_of(config, fake)
     projection = Projection()
@@ -252,9 +250,7 @@ def test_pixels_are_kept_only_if_the_scorer_needs_them(fake: Tensor) -> None:
 def test_only_images_of_the_real_digits_shape_are_scored_as_digits() -> None:
     check_evaluation(EvaluationConfig(protocol="digits"), SHAPE)
     check_evaluation(EvaluationConfig(protocol="samples"), (3, 256, 256))
-    with pytest.raises(
-        Refused, match=r"this teacher's are of 3 x 256 x 256: set evaluation\.protocol to samples"
-    ):
+    with pytest.raises(Refused, match=r"this teacher's are of 3 x 256 x 256: set evaluation\.protocol to samples"):
         check_evaluation(EvaluationConfig(protocol="digits"), (3, 256, 256))
     assert open_scorer(EvaluationConfig(protocol="samples"), (3, 256, 256)) is None
 
@@ -307,9 +303,7 @@ def test_missing_files_and_settings_are_refused_before_any_work(
 def test_a_batch_of_another_size_is_refused(batch_file: Path) -> None:
     config = EvaluationConfig(protocol="adm", reference=str(batch_file))
     check_evaluation(config, SHAPE)
-    with pytest.raises(
-        Refused, match="holds images of 8 x 8, and this teacher's are of 16 x 16: give a batch"
-    ):
+    with pytest.raises(Refused, match="holds images of 8 x 8, and this teacher's are of 16 x 16: give a batch"):
         check_evaluation(config, (3, 16, 16))
 
 
@@ -343,9 +337,7 @@ def test_too_few_images_for_a_score_are_refused(protocol: str) -> None:
     with pytest.raises(ValidationError) as refused:
         EvaluationConfig(protocol=protocol, num_images=99)
     assert [error["loc"] for error in refused.value.errors()] == [("num_images",)]
-    with pytest.raises(
-        ValidationError, match=f"curve_images is 99, and the scores of the protocol {protocol}"
-    ):
+    with pytest.raises(ValidationError, match=f"curve_images is 99, and the scores of the protocol {protocol}"):
         EvaluationConfig(protocol=protocol, curve_images=99)
 
 

@@ -35,9 +35,7 @@ def moments() -> dict[str, np.ndarray]:
     return {"mu": np.arange(DIM) / 2.0, "sigma": root @ root.T}
 
 
-def test_a_batch_gives_its_images_and_moments(
-    tmp_path: Path, pixels: np.ndarray, moments: dict[str, np.ndarray]
-) -> None:
+def test_a_batch_gives_its_images_and_moments(tmp_path: Path, pixels: np.ndarray, moments: dict[str, np.ndarray]) -> None:
     np.savez(tmp_path / "batch.npz", arr_0=pixels, **moments, mu_s=np.zeros(3))
     batch = ReferenceBatch.inspect(tmp_path / "batch.npz", DIM)
     assert (batch.shape, batch.size, batch.has_moments) == ((120, 8, 8, 3), (8, 8), True)
@@ -101,9 +99,7 @@ def test_official_statistics_are_read_as_numpy_arrays_or_tensors(
     tmp_path: Path, moments: dict[str, np.ndarray], make: Callable[[np.ndarray], Any], mean_type: type
 ) -> None:
     """The official code saves the results of numpy's mean and cov; the mean may be float32."""
-    torch.save(
-        {"m": make(moments["mu"].astype(mean_type)), "s": make(moments["sigma"])}, tmp_path / "statistic.pth"
-    )
+    torch.save({"m": make(moments["mu"].astype(mean_type)), "s": make(moments["sigma"])}, tmp_path / "statistic.pth")
     assert statistic_file(tmp_path) == tmp_path / "statistic.pth"
     found = read_statistic(statistic_file(tmp_path / "statistic.pth"), DIM)
     np.testing.assert_array_equal(found.mean_F, moments["mu"])

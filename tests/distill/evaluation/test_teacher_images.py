@@ -65,9 +65,7 @@ def training_tokens(pairs_root: Path) -> torch.Tensor:
 
 
 @pytest.fixture
-def evaluate_again(
-    student_folder: Path, pairs_root: Path, teacher_path: Path
-) -> Callable[..., dict[str, Any]]:
+def evaluate_again(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callable[..., dict[str, Any]]:
     """Evaluates with 100 images, 12 at a time, and returns the content of evaluation.json."""
 
     def run(

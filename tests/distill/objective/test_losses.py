@@ -50,9 +50,7 @@ def batch_targets_of(student: Student) -> BatchTargets:
     return BatchTargets.of(np.array([0, 2, 2]), student.layout)
 
 
-def test_each_part_is_the_mean_over_its_targets(
-    student: Student, batch: tuple[Targets, Tensor, Tensor]
-) -> None:
+def test_each_part_is_the_mean_over_its_targets(student: Student, batch: tuple[Targets, Tensor, Tensor]) -> None:
     targets, tokens_BL, labels_B = batch
     losses = student_losses(student, MicroBatch(*batch), batch_targets_of(student), TrainConfig(**WEIGHTS))
     logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, labels_B)
@@ -104,9 +102,7 @@ def test_each_part_gives_gradients_to_the_heads_that_it_depends_on(
 ) -> None:
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
     student.zero_grad()
-    student_losses(
-        student, MicroBatch(*batch), batch_targets_of(student), TrainConfig(**alone)
-    ).total.backward()
+    student_losses(student, MicroBatch(*batch), batch_targets_of(student), TrainConfig(**alone)).total.backward()
     # An image uses the token head below the split and the continuous head after it.
     image = {"tokens", "embeddings"} if student.split < student.layout.num_steps else {"tokens"}
     learning = {"token": {"tokens"}, "embedding": {"embeddings"}, "image": image}[name]
@@ -136,9 +132,7 @@ def test_decoder_inputs_are_the_certain_token_below_the_split_and_the_embedding_
     assert torch.equal(inputs_BLC[:, split:], embeddings_BLC[:, split:])
 
 
-def test_another_image_distance_replaces_the_squared_one(
-    student: Student, batch: tuple[Targets, Tensor, Tensor]
-) -> None:
+def test_another_image_distance_replaces_the_squared_one(student: Student, batch: tuple[Targets, Tensor, Tensor]) -> None:
     config = TrainConfig(token_weight=0.0, image_weight=1.0)
     plain = student_losses(student, MicroBatch(*batch), batch_targets_of(student), config)
     doubled = student_losses(

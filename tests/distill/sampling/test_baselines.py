@@ -173,9 +173,5 @@ def test_skip_n_of_var_adds_nothing_for_the_skipped_scales():
 @pytest.mark.parametrize("n", [0, 3, -1])
 def test_skip_n_that_leaves_no_step_or_skips_none_is_refused(n):
     teacher = StillTeacher(PlainTokenizer(num_tokens=3, vocab_size=2), (1, 1, 1))
-    with pytest.raises(
-        Refused, match=f"skip-{n} does not exist: this teacher has 3 AR steps, so n is 1 to 2"
-    ):
-        sample_skip_n(
-            teacher, torch.zeros(1, 3).long(), n, torch.ones(1, 3, 2) / 2, torch.tensor([0]), uniform(1, 3, 0)
-        )
+    with pytest.raises(Refused, match=f"skip-{n} does not exist: this teacher has 3 AR steps, so n is 1 to 2"):
+        sample_skip_n(teacher, torch.zeros(1, 3).long(), n, torch.ones(1, 3, 2) / 2, torch.tensor([0]), uniform(1, 3, 0))

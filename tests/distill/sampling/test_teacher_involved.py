@@ -63,9 +63,7 @@ def test_steps_are_counted_as_in_table_2(name: str, layout: TokenLayout, steps: 
     ],
 )
 def test_the_default_methods_are_those_of_table_2(timesteps: tuple[int, ...], names: list[str]) -> None:
-    assert [method.name for method in default_pre_trained(timesteps)] == [
-        f"pre-trained-{name}" for name in names
-    ]
+    assert [method.name for method in default_pre_trained(timesteps)] == [f"pre-trained-{name}" for name in names]
 
 
 @pytest.mark.parametrize(
@@ -123,9 +121,7 @@ def noise(teacher: Teacher, count: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(4))
 
 
-def test_without_a_prefix_the_teacher_starts_and_the_student_finishes(
-    teacher: Teacher, student: Student
-) -> None:
+def test_without_a_prefix_the_teacher_starts_and_the_student_finishes(teacher: Teacher, student: Student) -> None:
     noise_BLC, labels_B = noise(teacher, 6), torch.arange(6)
     uniform_BL = torch.rand(6, teacher.layout.num_tokens, dtype=torch.float64)
     sequence = sample_teacher_involved(
@@ -148,9 +144,7 @@ def test_without_a_prefix_the_teacher_starts_and_the_student_finishes(
     assert torch.equal(sequence.tokens_BL[:, :start], tokens_BL)
 
 
-def test_with_a_prefix_the_teacher_generates_only_the_steps_after_it(
-    teacher: Teacher, student: Student
-) -> None:
+def test_with_a_prefix_the_teacher_generates_only_the_steps_after_it(teacher: Teacher, student: Student) -> None:
     noise_BLC, labels_B = noise(teacher, 6), torch.arange(6)
     flow_map = FlowMap(teacher.codebook_VC, 32)
     sequence = sample_teacher_involved(

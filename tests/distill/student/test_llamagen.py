@@ -18,9 +18,7 @@ from generate_pairs.teachers.llamagen.teacher import LlamaGenTeacher
 from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
 from generate_pairs.teachers.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
 
-SMALL = LlamaGenConfig(
-    width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32
-)
+SMALL = LlamaGenConfig(width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,9 +41,7 @@ class Prediction:
         return torch.cat([rows[:, :split], self.final_embeddings[:, split:]], dim=1)
 
 
-def predict(
-    student: LlamaGenStudent, x: Tensor, data_tokens: Tensor, labels: Tensor, codebook: Tensor
-) -> Prediction:
+def predict(student: LlamaGenStudent, x: Tensor, data_tokens: Tensor, labels: Tensor, codebook: Tensor) -> Prediction:
     logits, embeddings = student(x, data_tokens, labels)
     is_data = (torch.arange(x.shape[1]) < data_tokens[:, None])[..., None]
     nearest = torch.cdist(x, codebook.expand(len(x), -1, -1)).argmin(-1)
@@ -135,9 +131,7 @@ def test_an_output_depends_on_its_own_and_earlier_inputs(student: LlamaGenStuden
     x, labels, data_tokens = torch.randn(1, 16, 4).double(), torch.tensor([2]), torch.tensor([0])
     changed = x.clone()
     changed[0, 6] += 1
-    for before, after in zip(
-        student(x, data_tokens, labels), student(changed, data_tokens, labels), strict=True
-    ):
+    for before, after in zip(student(x, data_tokens, labels), student(changed, data_tokens, labels), strict=True):
         assert (before != after).any(-1)[0].tolist() == [False] * 6 + [True] * 10
 
 
@@ -167,9 +161,7 @@ def test_every_parameter_learns_in_training(student: LlamaGenStudent) -> None:
 @pytest.fixture
 def teacher() -> LlamaGenTeacher:
     torch.manual_seed(1)
-    tokenizer_config = LlamaGenTokenizerConfig(
-        24, 4, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=8
-    )
+    tokenizer_config = LlamaGenTokenizerConfig(24, 4, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=8)
     teacher = LlamaGenTeacher(LlamaGenTransformer(SMALL), LlamaGenTokenizer(tokenizer_config))
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -285,9 +277,7 @@ def test_a_position_depends_on_its_caption_and_the_noise_up_to_its_own() -> None
 @torch.no_grad()
 def test_initialisation_from_a_text_conditional_teacher() -> None:
     tokenizer = LlamaGenTokenizer(
-        LlamaGenTokenizerConfig(
-            SMALL.vocab_size, 4, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=8
-        )
+        LlamaGenTokenizerConfig(SMALL.vocab_size, 4, z_channels=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=8)
     )
     teacher = LlamaGenTeacher(LlamaGenTransformer(TEXT), tokenizer)
     student = LlamaGenStudent(TEXT, codebook_dim=4)

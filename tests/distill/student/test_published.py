@@ -67,9 +67,7 @@ def real_networks() -> Any:
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_students_have_the_official_tensors(
-    name: str, real_networks: Any, golden_table: Callable[[str], Any]
-) -> None:
+def test_students_have_the_official_tensors(name: str, real_networks: Any, golden_table: Callable[[str], Any]) -> None:
     part, network = real_networks[f"student {name}"]
     table = golden_table(f"tensors/{TABLES[name]}")
     ours = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
@@ -89,9 +87,7 @@ def test_every_entry_is_tested() -> None:
         ("llamagen-dd-b", "llamagen_dd (llamagen-B.pt, llamagen-L.pt of microsoft/distilled_decoding)"),
     ],
 )
-def test_containers_are_those_of_the_official_programs(
-    name: str, row: str, golden_table: Callable[[str], Any]
-) -> None:
+def test_containers_are_those_of_the_official_programs(name: str, row: str, golden_table: Callable[[str], Any]) -> None:
     recorded = golden_table("containers")[row]
     others = recorded["alternatives"] if "alternatives" in recorded else [recorded["alternative"]]
     places = [recorded["path_to_state_dict"], *others]
@@ -118,10 +114,7 @@ def test_a_published_student_generates_images(published: Any, tmp_path: Path) ->
     assert (student.fingerprint, student.num_pairs) == (None, None)
     assert student.layout == TEACHERS[published.teacher].transformer.config.layout
     labels = np.array([3, 0, 7])
-    drawn = {
-        timesteps: next(sample_images(student, labels, 5, timesteps)).images_BIHW
-        for timesteps in ((0,), (0, 1))
-    }
+    drawn = {timesteps: next(sample_images(student, labels, 5, timesteps)).images_BIHW for timesteps in ((0,), (0, 1))}
     for images in drawn.values():
         assert images.shape == (3, *student.tokenizer.image_shape)
         assert torch.isfinite(images).all()
@@ -199,10 +192,7 @@ def test_the_constants_of_an_official_var_student(published: Any, tmp_path: Path
     state = official_state(Student.from_pretrained(tmp_path / "student"))
     levels = [0, 1, *[2] * 4, *[3] * 16]
     assert torch.equal(state["lvl_1L"], torch.tensor([levels]))
-    seen = [
-        [query == key or levels[key] < levels[query] for key in range(len(levels))]
-        for query in range(len(levels))
-    ]
+    seen = [[query == key or levels[key] < levels[query] for key in range(len(levels))] for query in range(len(levels))]
     expected = torch.where(torch.tensor(seen), 0.0, -torch.inf)
     assert torch.equal(state["attn_bias_for_masking"], expected[None, None])
     depth = TEACHERS[published.teacher].transformer.config.depth
@@ -225,9 +215,7 @@ def test_a_plugin_family_has_no_official_layout(published: Any, tmp_path: Path) 
 def test_files_that_are_not_the_named_student_are_refused(published: Any, tmp_path: Path) -> None:
     out = tmp_path / "student"
     one, two = published.write_both(student=True)
-    with pytest.raises(
-        Refused, match=f"^no published student is called 'cats': there are {published.student}$"
-    ):
+    with pytest.raises(Refused, match=f"^no published student is called 'cats': there are {published.student}$"):
         import_student([one, two], "cats", out)
     with pytest.raises(Refused, match=r"consists of two files, \S+ and \S+: 1 given$"):
         import_student([one], published.student, out)
@@ -310,9 +298,7 @@ def test_a_published_student_generates_the_official_images(
 
 
 @pytest.mark.parametrize("family", ["var"])
-def test_an_official_export_of_the_golden_student_has_its_names(
-    published: Any, golden: Callable[[str], Any]
-) -> None:
+def test_an_official_export_of_the_golden_student_has_its_names(published: Any, golden: Callable[[str], Any]) -> None:
     """Names, shapes and dtypes of everything in an official file, constants included."""
     case = golden("var_dd_a")
     network = VarStudent(case.config("dd"))

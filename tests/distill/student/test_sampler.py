@@ -26,17 +26,13 @@ def student(teacher_path: Path) -> Student:
     return student.eval().requires_grad_(False)
 
 
-def test_the_second_pass_receives_data_then_the_same_noise(
-    student: Student, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_second_pass_receives_data_then_the_same_noise(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
     noise_BLC = torch.randn(2, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(0))
     labels_B = torch.tensor([4, 7])
     passes: list[tuple[torch.Tensor, int, TokenSequence]] = []
     finish = Student.finish
 
-    def recorded(
-        self: Student, states_BLC: torch.Tensor, timestep: int, labels_B: torch.Tensor
-    ) -> TokenSequence:
+    def recorded(self: Student, states_BLC: torch.Tensor, timestep: int, labels_B: torch.Tensor) -> TokenSequence:
         passes.append((states_BLC, timestep, finish(self, states_BLC, timestep, labels_B)))
         return passes[-1][2]
 
@@ -77,9 +73,7 @@ def test_another_seed_gives_other_images(student: Student) -> None:
 
 
 @pytest.mark.parametrize("timesteps", [(), (1,), (0, 0), (0, 3, 2), (0, 40)])
-def test_timesteps_that_do_not_ascend_inside_the_steps_are_refused(
-    student: Student, timesteps: tuple[int, ...]
-) -> None:
+def test_timesteps_that_do_not_ascend_inside_the_steps_are_refused(student: Student, timesteps: tuple[int, ...]) -> None:
     with pytest.raises(Refused, match=r"ascend from 0 and stay below .* trained at \[0, 2\]"):
         next(iter(sample_images(student, np.zeros(1, dtype=np.int64), 0, timesteps)))
 

@@ -17,9 +17,7 @@ from generate_pairs.teachers.base import to_unit_range
 from generate_pairs.teachers.var.teacher import VarConfig, VarTeacher, VarTransformer
 from generate_pairs.teachers.var.tokenizer import VarTokenizer, VarTokenizerConfig
 
-SMALL = VarConfig(
-    width=32, depth=2, num_heads=2, vocab_size=24, codebook_dim=4, scales=(1, 2, 3, 4), num_classes=5
-)
+SMALL = VarConfig(width=32, depth=2, num_heads=2, vocab_size=24, codebook_dim=4, scales=(1, 2, 3, 4), num_classes=5)
 LAYOUT = SMALL.layout
 
 
@@ -198,9 +196,7 @@ def test_initialisation_copies_the_shared_weights(teacher: VarTeacher, shared_ad
             expected = theirs.get(name, before[name])
         assert torch.equal(tensor, expected), name
     own = ("n_d_embed.", "layerwise_n_d_embed.", "final_layer_conti.")
-    assert {name for name in before if name not in theirs} == {
-        name for name in before if name.startswith(own)
-    }
+    assert {name for name in before if name not in theirs} == {name for name in before if name.startswith(own)}
 
 
 def test_initialisation_differs_from_the_official_one_in_two_rows(

@@ -41,9 +41,7 @@ def random_batch(student: Student, pairs: int) -> tuple[MicroBatch, BatchTargets
     noise_BLC = torch.randn(pairs, student.layout.num_tokens, 3, generator=generator).to(codebook_VC.dtype)
     timestep_B = torch.zeros(pairs, dtype=torch.int64)
     targets = trajectory_states(noise_BLC, tokens_BL, timestep_B, codebook_VC, student.layout)
-    return MicroBatch(targets, tokens_BL, torch.arange(pairs) % 10), BatchTargets.of(
-        timestep_B.numpy(), student.layout
-    )
+    return MicroBatch(targets, tokens_BL, torch.arange(pairs) % 10), BatchTargets.of(timestep_B.numpy(), student.layout)
 
 
 def saved_bytes(student: Student, config: TrainConfig, pairs: int) -> int:

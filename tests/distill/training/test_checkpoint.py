@@ -84,9 +84,7 @@ def test_if_all_checkpoints_are_damaged_training_does_not_silently_restart(tmp_p
     save_at(tmp_path, 4, 8)
     (tmp_path / "step-000008.json").write_text("{")
     (tmp_path / "step-000004.safetensors").unlink()
-    with pytest.raises(
-        Refused, match=r"all checkpoints in .* are damaged: .*step-000008\.json.*; .*Delete that folder"
-    ):
+    with pytest.raises(Refused, match=r"all checkpoints in .* are damaged: .*step-000008\.json.*; .*Delete that folder"):
         newest_checkpoint(tmp_path, IDENTITY, 10)
 
 

@@ -44,17 +44,14 @@ def test_the_same_pairs_in_fewer_bytes(pairs_root: Path, counter_root: Path) -> 
     assert counted.spec.fingerprint == stored.spec.fingerprint
     for one, other in zip(stored.rows, counted.rows, strict=True):
         pairs, same = (
-            read_shard(manifest.root, manifest.spec, row)
-            for manifest, row in ((stored, one), (counted, other))
+            read_shard(manifest.root, manifest.spec, row) for manifest, row in ((stored, one), (counted, other))
         )
         for name in ("index_B", "noise_BLC", "tokens_BL", "label_B"):
             assert np.array_equal(getattr(pairs, name), getattr(same, name))
     assert verify(counter_root) == []
 
 
-def test_they_give_the_same_student(
-    pairs_root: Path, counter_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
+def test_they_give_the_same_student(pairs_root: Path, counter_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     for name, root in (("stored", pairs_root), ("counter", counter_root)):
         train(CONFIG, str(teacher_path), root, tmp_path / name, size=96, **QUIETLY)
     for name in ("student.safetensors", "tokenizer.safetensors", "config.json"):

@@ -29,9 +29,7 @@ def losses_of(student: Student, threads: int = 1, at_once: int = 5) -> tuple[Los
     tokens_BL = torch.randint(24, (5, student.layout.num_tokens), generator=generator)
     noise_BLC = torch.randn(5, student.layout.num_tokens, 3, generator=generator, dtype=torch.float64)
     timestep_B = torch.tensor([0, 2, 2, 0, 2])
-    targets = trajectory_states(
-        noise_BLC, tokens_BL, timestep_B, student.tokenizer.codebook_VC, student.layout
-    )
+    targets = trajectory_states(noise_BLC, tokens_BL, timestep_B, student.tokenizer.codebook_VC, student.layout)
     config = TrainConfig(threads=threads, embedding_weight=0.5, image_weight=0.25)
     gradients = Gradients(student, config, World(), at_once)
     micro_batch = MicroBatch(targets, tokens_BL, torch.tensor([0, 1, 2, 3, 4]))
@@ -40,9 +38,7 @@ def losses_of(student: Student, threads: int = 1, at_once: int = 5) -> tuple[Los
 
 
 @pytest.mark.parametrize(("threads", "at_once"), [(2, 5), (3, 5), (8, 5), (1, 2), (1, 1), (2, 3)])
-def test_threads_and_micro_batches_do_not_change_the_gradient(
-    student: Student, threads: int, at_once: int
-) -> None:
+def test_threads_and_micro_batches_do_not_change_the_gradient(student: Student, threads: int, at_once: int) -> None:
     expected, expected_gradients = losses_of(student)
     found, found_gradients = losses_of(student, threads, at_once)
     torch.testing.assert_close(found.total, expected.total, rtol=1e-12, atol=0)

@@ -100,8 +100,7 @@ def test_named_settings_are_not_set_yet_and_need_less(
 def test_the_precision_determines_the_bytes_of_parameters_and_pairs(teacher_path: Path) -> None:
     loaded = load_teacher(str(teacher_path))
     single, half, double = (
-        MemoryNeed.of(loaded, TrainConfig(precision=precision))
-        for precision in ("float32", "bfloat16", "float64")
+        MemoryNeed.of(loaded, TrainConfig(precision=precision)) for precision in ("float32", "bfloat16", "float64")
     )
     assert single.state == 24 * single.num_parameters
     # With bfloat16, weights, averages and optimizer state stay float32; autocast stores a copy of the weights.

@@ -61,9 +61,7 @@ def test_training_learns_keeps_its_state_in_full_precision_and_exports_float32(
 def test_bfloat16_rounds_and_float32_does_not(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
     """The first losses are computed from equal weights and include decoded images."""
     exact, single, half = (
-        run(
-            tmp_path / precision, teacher_path, pairs_root, num_steps=1, image_weight=0.1, precision=precision
-        )[0]
+        run(tmp_path / precision, teacher_path, pairs_root, num_steps=1, image_weight=0.1, precision=precision)[0]
         for precision in ("float64", "float32", "bfloat16")
     )
     assert single == pytest.approx(exact, rel=1e-5)
@@ -78,8 +76,7 @@ def test_bfloat16_rounds_and_float32_does_not(teacher_path: Path, pairs_root: Pa
 )
 def test_a_compiled_network_has_the_same_losses(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
     plain, compiled = (
-        run(tmp_path / str(value), teacher_path, pairs_root, num_steps=5, compile=value)
-        for value in (False, True)
+        run(tmp_path / str(value), teacher_path, pairs_root, num_steps=5, compile=value) for value in (False, True)
     )
     np.testing.assert_allclose(compiled, plain, rtol=1e-4)
     names = [load_file(tmp_path / str(value) / "student.safetensors").keys() for value in (False, True)]
@@ -102,12 +99,9 @@ def test_deterministic_kernels_restores_the_setting(before: bool, monkeypatch: p
         torch.use_deterministic_algorithms(original)
 
 
-def test_a_deterministic_training_is_the_same_on_a_cpu(
-    teacher_path: Path, pairs_root: Path, tmp_path: Path
-) -> None:
+def test_a_deterministic_training_is_the_same_on_a_cpu(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
     losses = [
-        run(tmp_path / str(value), teacher_path, pairs_root, num_steps=3, deterministic=value)
-        for value in (False, True)
+        run(tmp_path / str(value), teacher_path, pairs_root, num_steps=3, deterministic=value) for value in (False, True)
     ]
     assert (losses[0] == losses[1]).all()
     assert not torch.are_deterministic_algorithms_enabled()
@@ -122,9 +116,7 @@ def test_an_operation_without_a_deterministic_kernel_is_refused_by_its_name() ->
     with deterministic_kernels(False):
         put()
     with (
-        pytest.raises(
-            Refused, match=r"^train\.deterministic: put_ has no .* on this device: set it to false"
-        ),
+        pytest.raises(Refused, match=r"^train\.deterministic: put_ has no .* on this device: set it to false"),
         deterministic_kernels(True),
     ):
         put()

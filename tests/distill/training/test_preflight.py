@@ -17,9 +17,7 @@ from shards.dataset.manifest import Manifest
 LAYOUT = TokenLayout((1, 4, 16))
 
 
-def config(
-    timesteps: tuple[int, ...] = (0,), split: int = 3, noise: object = 0, **train: object
-) -> DistillConfig:
+def config(timesteps: tuple[int, ...] = (0,), split: int = 3, noise: object = 0, **train: object) -> DistillConfig:
     student = {"timesteps": timesteps, "split": split, "noise_weight": noise}
     return DistillConfig.model_validate({"student": student, "train": train})
 
@@ -83,9 +81,6 @@ def test_values_out_of_range_are_refused(key: str, value: object) -> None:
 
 def test_a_teacher_that_did_not_generate_the_pairs_is_refused(pairs_root: Path, teacher_path: Path) -> None:
     manifest = Manifest.open(pairs_root)
-    assert (
-        load_teacher_of_pairs(manifest, str(teacher_path)).sha256
-        == manifest.spec.lineage["teacher"]["sha256"]
-    )
+    assert load_teacher_of_pairs(manifest, str(teacher_path)).sha256 == manifest.spec.lineage["teacher"]["sha256"]
     with pytest.raises(Refused, match=r"were made by teacher .* not by digits"):
         load_teacher_of_pairs(manifest, "digits")

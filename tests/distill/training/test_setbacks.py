@@ -81,18 +81,14 @@ def test_with_a_full_disk_it_stops_and_resumes_from_the_last_intact_checkpoint(
     assert left_behind(tmp_path) == left_behind(uninterrupted)
 
 
-def test_a_nan_loss_stops_the_training_and_names_the_pairs(
-    teacher_path: Path, pairs_root: Path, tmp_path: Path
-) -> None:
+def test_a_nan_loss_stops_the_training_and_names_the_pairs(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
     settings = {"learning_rate": 1e38, "warmup_steps": 0, "checkpoint_interval": 1}
     stream = PairStream(pairs_root, Manifest.open(pairs_root).view(96), 24, seed=0)
     next(stream)
     index_B, _ = stream.upcoming()
     with pytest.raises(Failed) as failed:
         run(tmp_path, teacher_path, pairs_root, **settings)
-    assert str(failed.value) == (
-        f"step 2: the loss is nan and its gradient is not finite, on pairs {index_B.tolist()}"
-    )
+    assert str(failed.value) == (f"step 2: the loss is nan and its gradient is not finite, on pairs {index_B.tolist()}")
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-000001.json",
         "step-000001.safetensors",

@@ -61,9 +61,7 @@ class Torchrun:
     def world(self) -> list[psutil.Process]:
         """The training processes by rank."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return sorted(
-            (each for each in children if "RANK" in each.environ()), key=lambda each: each.environ()["RANK"]
-        )
+        return sorted((each for each in children if "RANK" in each.environ()), key=lambda each: each.environ()["RANK"])
 
     def codes(self) -> list[str]:
         """Exit codes by rank of the processes that were not killed."""
@@ -81,9 +79,7 @@ End = Callable[[Torchrun, random.Random], None]
 
 
 @contextmanager
-def torchrun(
-    arguments: list[str], out: Path, folder: Path, environment: Mapping[str, str]
-) -> Iterator[Torchrun]:
+def torchrun(arguments: list[str], out: Path, folder: Path, environment: Mapping[str, str]) -> Iterator[Torchrun]:
     """Run `tokenleap` in two processes; all are killed at the end of the context."""
     (folder / "codes").mkdir(parents=True)
     (folder / "record_exit_code.py").write_text(RECORD_EXIT_CODE)
@@ -162,9 +158,7 @@ def test_killed_and_stopped_training_ends_in_the_same_bytes(
         with torchrun(arguments, killed, tmp_path / str(number), environment) as run:
             first_step = run.step
             # Wait for a new checkpoint, so that this process has trained.
-            run.wait_for(
-                max(first_step + 1, number * steps_each + generator.randrange(steps_each - 2 * INTERVAL))
-            )
+            run.wait_for(max(first_step + 1, number * steps_each + generator.randrange(steps_each - 2 * INTERVAL)))
             time.sleep(generator.uniform(0, 0.1))
             assert not run.ended, run.output()
             assert len(run.world()) == 2

@@ -64,9 +64,7 @@ def test_stopped_and_run_again_ends_in_the_same_bytes(
         run(tmp_path, pairs_root, teacher_path, distill_config(), should_stop=stop_after(steps))
     run(tmp_path, pairs_root, teacher_path, distill_config())
     assert export_bytes(tmp_path) == export_bytes(uninterrupted)
-    again, once = (
-        read_metrics(out / "metrics").drop_columns(list(CLOCK_COLUMNS)) for out in (tmp_path, uninterrupted)
-    )
+    again, once = (read_metrics(out / "metrics").drop_columns(list(CLOCK_COLUMNS)) for out in (tmp_path, uninterrupted))
     assert again.equals(once)
 
 
@@ -122,9 +120,7 @@ def test_killed_while_writing_a_checkpoint_it_resumes_from_the_one_before(
 
 @pytest.fixture
 def no_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "distill.training.state.Training.update", lambda _: pytest.fail("a step was repeated")
-    )
+    monkeypatch.setattr("distill.training.state.Training.update", lambda _: pytest.fail("a step was repeated"))
 
 
 @pytest.mark.usefixtures("no_updates")
@@ -155,9 +151,7 @@ assert not forbidden, forbidden
 """
 
 
-def test_stage_two_reads_nothing_but_pairs_and_teacher(
-    pairs_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
+def test_stage_two_reads_nothing_but_pairs_and_teacher(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     config = distill_config(num_steps=1).model_dump_json()
     arguments = [config, str(teacher_path), str(pairs_root), str(tmp_path)]
     finished = subprocess.run([sys.executable, "-c", NO_DIGITS, *arguments], capture_output=True, text=True)
@@ -165,9 +159,7 @@ def test_stage_two_reads_nothing_but_pairs_and_teacher(
     assert (tmp_path / "student.safetensors").exists()
 
 
-def test_progress_begins_where_the_training_does(
-    pairs_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
+def test_progress_begins_where_the_training_does(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     reported: list[tuple[int, int]] = []
 
     def report(done: int, total: int, note: str) -> None:
@@ -181,13 +173,9 @@ def test_progress_begins_where_the_training_does(
     assert reported == [(3, 12), (4, 12), (6, 12), (8, 12), (10, 12), (12, 12)]
 
 
-def test_a_finished_training_returns_its_last_metrics(
-    uninterrupted: Path, pairs_root: Path, teacher_path: Path
-) -> None:
+def test_a_finished_training_returns_its_last_metrics(uninterrupted: Path, pairs_root: Path, teacher_path: Path) -> None:
     config = distill_config()
-    summary = train(
-        config, str(teacher_path), pairs_root, uninterrupted, size=96, report=REPORT, should_stop=NEVER
-    )
+    summary = train(config, str(teacher_path), pairs_root, uninterrupted, size=96, report=REPORT, should_stop=NEVER)
     last = read_metrics(uninterrupted / "metrics").to_pylist()[-1]
     assert summary.num_steps == last.pop("step") == 12
     assert summary.metrics == last
@@ -202,9 +190,7 @@ def test_the_thread_count_is_restored(pairs_root: Path, teacher_path: Path, tmp_
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if the teacher is loaded: a refusal must come earlier."""
-    monkeypatch.setattr(
-        "distill.lineage.load_teacher", lambda *_, **__: pytest.fail("the teacher was loaded")
-    )
+    monkeypatch.setattr("distill.lineage.load_teacher", lambda *_, **__: pytest.fail("the teacher was loaded"))
 
 
 @pytest.mark.usefixtures("no_work")
@@ -274,9 +260,7 @@ def test_the_loss_falls(pairs_root: Path, teacher_path: Path, tmp_path: Path) ->
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
 
 
-def test_export_samples_without_the_teacher_and_reloads_the_same(
-    uninterrupted: Path, pairs_root: Path
-) -> None:
+def test_export_samples_without_the_teacher_and_reloads_the_same(uninterrupted: Path, pairs_root: Path) -> None:
     student = Student.from_pretrained(uninterrupted)
     noise_BLC = torch.randn(3, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(0))
     labels_B = torch.tensor([0, 5, 9])
@@ -286,9 +270,7 @@ def test_export_samples_without_the_teacher_and_reloads_the_same(
     assert student.tokenizer.decode(once.embeddings_BLC).shape == (3, 1, 8, 8)
 
 
-def test_a_checkpoint_of_another_training_is_refused(
-    uninterrupted: Path, pairs_root: Path, teacher_path: Path
-) -> None:
+def test_a_checkpoint_of_another_training_is_refused(uninterrupted: Path, pairs_root: Path, teacher_path: Path) -> None:
     with pytest.raises(Refused, match=r"learning_rate: found 0\.001, requested 0\.5"):
         run(uninterrupted, pairs_root, teacher_path, distill_config(learning_rate=0.5))
 
@@ -304,9 +286,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(
     (tmp_path / "student.safetensors").unlink()
     messages: list[str] = []
     run(tmp_path, pairs_root, teacher_path, distill_config(), notify=messages.append)
-    assert messages == [
-        f"{path} is damaged (its sha256 is not the recorded one): resuming from step 8 instead"
-    ]
+    assert messages == [f"{path} is damaged (its sha256 is not the recorded one): resuming from step 8 instead"]
     assert export_bytes(tmp_path) == export_bytes(uninterrupted)
 
 
@@ -319,9 +299,7 @@ def test_an_incomplete_export_is_refused(uninterrupted: Path, tmp_path: Path, na
         Student.from_pretrained(tmp_path)
 
 
-def test_timesteps_outside_the_teacher_are_refused(
-    pairs_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
+def test_timesteps_outside_the_teacher_are_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     config = distill_config().model_copy(
         update={"student": distill_config().student.model_copy(update={"timesteps": (0, 40)})}
     )

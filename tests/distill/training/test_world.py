@@ -96,9 +96,7 @@ def test_a_failing_process_ends_the_others_with_a_message_and_the_same_command_r
     stdout, stderr = ended.output(other)
     assert stdout == ""
     (message,) = [line for line in stderr.splitlines() if line.startswith("tokenleap")]
-    assert message.startswith(
-        f"tokenleap, process {other} of 2: this process lost its connection to the others ("
-    )
+    assert message.startswith(f"tokenleap, process {other} of 2: this process lost its connection to the others (")
     assert message.endswith("the same command resumes from the last checkpoint")
     assert "Traceback" not in stderr
     assert not (out / "student.safetensors").exists()

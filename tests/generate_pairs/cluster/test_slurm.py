@@ -50,9 +50,7 @@ def test_the_script_contains_every_key(tmp_path: Path) -> None:
     ):
         assert line in script.splitlines()
     # The worker exits half an hour before its ten hours end; the configured arguments come last and override.
-    assert (
-        "--nthreads 1 --memory-limit 0 --lifetime 34200s --local-directory /scratch --interface lo" in script
-    )
+    assert "--nthreads 1 --memory-limit 0 --lifetime 34200s --local-directory /scratch --interface lo" in script
     assert list(tmp_path.iterdir()) == []
 
 
@@ -69,9 +67,7 @@ def test_without_slurm_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         pass
 
 
-def test_a_job_that_slurm_rejects_is_refused_with_its_message(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_job_that_slurm_rejects_is_refused_with_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs the extra slurm")
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'invalid partition specified: gpus' >&2\nexit 1\n")
     (tmp_path / "sbatch").chmod(0o755)

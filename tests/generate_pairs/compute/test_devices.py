@@ -32,9 +32,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ("count", "asked", "device"),
     [(0, "auto", "cpu"), (2, "auto", "cuda"), (2, "cpu", "cpu"), (2, "cuda", "cuda")],
 )
-def test_a_gpu_is_used_where_there_is_one(
-    gpus: Callable[..., None], count: int, asked: str, device: str
-) -> None:
+def test_a_gpu_is_used_where_there_is_one(gpus: Callable[..., None], count: int, asked: str, device: str) -> None:
     gpus(count)
     assert chosen_device(asked) == device
 

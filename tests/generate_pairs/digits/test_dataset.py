@@ -54,9 +54,7 @@ def test_augmented_keeps_the_originals_first(split):
 
 
 def test_augmented_follows_its_seed(split):
-    first, again, other = (
-        augmented(split.train_images[:50], split.train_labels[:50], 2, seed)[0] for seed in (1, 1, 2)
-    )
+    first, again, other = (augmented(split.train_images[:50], split.train_labels[:50], 2, seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first[50:], other[50:])
 

@@ -94,9 +94,7 @@ def test_a_kernel_that_is_compiled_wrongly_is_reported(monkeypatch: pytest.Monke
     mapped(0, 10)
     mapped(10, 30)
     mapped.is_wrong_N[31] = True
-    with pytest.raises(
-        Failed, match="gives other tokens than its single steps, 4 in the first 16: triton compiles"
-    ):
+    with pytest.raises(Failed, match="gives other tokens than its single steps, 4 in the first 16: triton compiles"):
         mapped(30, 32)
 
 

@@ -58,9 +58,7 @@ class Generation:
 
     def logs(self) -> dict[int, str]:
         """The log of every worker, by process id."""
-        return {
-            int(path.stem.rpartition("-")[2]): path.read_text() for path in (self.root / "logs").glob("*.log")
-        }
+        return {int(path.stem.rpartition("-")[2]): path.read_text() for path in (self.root / "logs").glob("*.log")}
 
     def begun(self) -> int:
         """The number of shard starts in all logs."""
@@ -97,9 +95,7 @@ class Generation:
             if has_ended or time.monotonic() > deadline:
                 if process is not None and not has_ended:
                     os.killpg(process.pid, signal.SIGKILL)
-                pytest.fail(
-                    f"the condition did not become true: {process.communicate()[1] if process else ''}"
-                )
+                pytest.fail(f"the condition did not become true: {process.communicate()[1] if process else ''}")
             time.sleep(0.02)
 
 

@@ -29,9 +29,7 @@ def test_kills_and_faults_do_not_change_the_bytes(tmp_path: Path) -> None:
         timeout=600,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    totals = [
-        int(cell) for cell in ended.stdout.split("| all |")[1].splitlines()[0].split("|") if cell.strip()
-    ]
+    totals = [int(cell) for cell in ended.stdout.split("| all |")[1].splitlines()[0].split("|") if cell.strip()]
     tries, drivers_killed, workers_killed, faults = totals
     assert tries >= 3
     assert drivers_killed + workers_killed + faults > 0

@@ -88,9 +88,7 @@ def test_a_unit_that_kills_every_worker_is_reported_and_the_others_are_made(
 
 def test_a_full_disk_ends_the_work_at_once(generation: Any, clean: dict[str, bytes]) -> None:
     messages = generation.run("--workers", 1, exit_code=1, sabotage={"full_after": 1})
-    assert (
-        "no space left there; free some and run the same command again. 1 of 4 missing shards in" in messages
-    )
+    assert "no space left there; free some and run the same command again. 1 of 4 missing shards in" in messages
     assert generation.begun() == 2
     assert_completes(generation, clean, "--workers", 1)
 
@@ -141,9 +139,7 @@ def dask(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Po
 
 
 @pytest.mark.slow
-def test_a_lost_scheduler_is_reported_and_another_one_completes(
-    generation: Any, clean: dict[str, bytes]
-) -> None:
+def test_a_lost_scheduler_is_reported_and_another_one_completes(generation: Any, clean: dict[str, bytes]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -171,9 +167,7 @@ def answers(address: str) -> bool:
         return client.connect_ex((host, int(port))) == 0
 
 
-def test_a_scheduler_that_does_not_answer_is_refused(
-    generation: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scheduler_that_does_not_answer_is_refused(generation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
     messages = generation.run("--cluster", "tcp://127.0.0.1:1", exit_code=2)
     assert "no Dask scheduler answers at tcp://127.0.0.1:1: start one with `dask scheduler`" in messages

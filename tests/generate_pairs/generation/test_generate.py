@@ -66,9 +66,7 @@ def test_a_smaller_data_set_is_the_beginning_of_a_larger_one(
     assert small.items() <= shard_files(tmp_path).items()
 
 
-def test_finished_shards_are_not_regenerated(
-    pairs_root: Path, teacher_path: Path, generate_config: Configs
-) -> None:
+def test_finished_shards_are_not_regenerated(pairs_root: Path, teacher_path: Path, generate_config: Configs) -> None:
     before = row_files(pairs_root)
     summary = generate(generate_config(teacher_path), pairs_root, **HERE)
     assert summary.num_shards == 0
@@ -117,9 +115,7 @@ def test_a_killed_generation_resumes(pairs_root: Path, generation: Any, workers:
     assert verify(root) == []
 
 
-def test_other_settings_are_refused_by_name(
-    pairs_root: Path, teacher_path: Path, generate_config: Configs
-) -> None:
+def test_other_settings_are_refused_by_name(pairs_root: Path, teacher_path: Path, generate_config: Configs) -> None:
     before = shard_files(pairs_root)
     with pytest.raises(Refused, match=r"guidance_scale: found 1\.5, requested 2\.5"):
         generate(generate_config(teacher_path, guidance_scale=2.5), pairs_root, **HERE)
@@ -128,9 +124,7 @@ def test_other_settings_are_refused_by_name(
     assert shard_files(pairs_root) == before
 
 
-def test_only_old_temporary_files_are_removed(
-    pairs_root: Path, teacher_path: Path, generate_config: Configs
-) -> None:
+def test_only_old_temporary_files_are_removed(pairs_root: Path, teacher_path: Path, generate_config: Configs) -> None:
     old, young = time.time() - STALE_SECONDS - 60, time.time()
     left = {
         pairs_root / folder / f".{name}.tmp": age
@@ -231,9 +225,7 @@ def test_a_worker_killed_during_start_up_is_a_failure(
 
 
 @LLAMAGEN
-def test_a_refusal_in_a_worker_reaches_the_driver(
-    teacher_path: Path, generate_config: Configs, tmp_path: Path
-) -> None:
+def test_a_refusal_in_a_worker_reaches_the_driver(teacher_path: Path, generate_config: Configs, tmp_path: Path) -> None:
     (tmp_path / "shards").write_text("where a folder should be")
     with pytest.raises(Refused, match=r"cannot write .*pairs-00000"):
         generate(generate_config(teacher_path), tmp_path, workers=1, **QUIETLY)
@@ -322,9 +314,7 @@ def damaged_root(teacher_path: Path, generate_config: Configs, tmp_path: Path) -
     return root
 
 
-def test_repair_regenerates_damaged_and_missing_shards(
-    damaged_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
+def test_repair_regenerates_damaged_and_missing_shards(damaged_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     summary = repair(damaged_root, str(teacher_path), **HERE)
     assert summary.num_shards == 2
     assert shard_files(damaged_root)["pairs-000001.tar"] == (tmp_path / "undamaged.tar").read_bytes()

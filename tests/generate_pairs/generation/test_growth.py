@@ -46,9 +46,7 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
-def test_every_row_file_is_read_once_or_not_at_all_with_the_joined_table(
-    root: Path, rows_read: list[str]
-) -> None:
+def test_every_row_file_is_read_once_or_not_at_all_with_the_joined_table(root: Path, rows_read: list[str]) -> None:
     alone = Manifest.open(root)
     assert rows_read == [shard_name(index) for index in range(NUM_SHARDS)]
     assert alone.missing(NUM_SHARDS + 2) == (NUM_SHARDS, NUM_SHARDS + 1)

@@ -100,9 +100,7 @@ def test_a_broken_upload_ends_the_work_and_the_same_call_completes_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(system, "pipe_file", truncated)
-        with pytest.raises(
-            Failed, match=r"differs from the data.* 1 of 4 missing shards .* are made and kept"
-        ):
+        with pytest.raises(Failed, match=r"differs from the data.* 1 of 4 missing shards .* are made and kept"):
             make(generate_config(teacher_path), root)
     assert list(tars(root)) == ["pairs-000000.tar"]
     assert make(generate_config(teacher_path), root) == 3

@@ -25,16 +25,11 @@ from generate_pairs.teachers.filtering import SamplingSettings, filter_llamagen,
 def test_official_samplers(golden: Callable[[str], Any], name: str, function: Callable[..., Tensor]) -> None:
     case = golden(name)
     logits = case.inputs["logits"].clone()
-    probs = {
-        f"probs_{i}": function(logits, *setting).exp()
-        for i, setting in enumerate(case.spec["config"]["settings"])
-    }
+    probs = {f"probs_{i}": function(logits, *setting).exp() for i, setting in enumerate(case.spec["config"]["settings"])}
     case.check_all(probs)
     for output, got in probs.items():
         np.testing.assert_array_equal(got.numpy() > 0, case.expected[output] > 0)
-    assert torch.equal(logits, case.inputs["logits"]), (
-        "the input must not change, as it does in the official code"
-    )
+    assert torch.equal(logits, case.inputs["logits"]), "the input must not change, as it does in the official code"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -31,7 +31,5 @@ def test_a_teacher_is_loaded_without_torchs_compiler() -> None:
         "import sys; from generate_pairs.teachers.checkpoints import load_teacher; "
         "[load_teacher(name) for name in ('digits', 'digits-64', 'digits-var')]; print('torch._dynamo' in sys.modules)"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
+    process = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert process.stdout == "False\n"

@@ -51,9 +51,7 @@ def check(part: Part, network: torch.nn.Module, table: Any) -> None:
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_transformers_have_the_official_tensors(name: str, golden_table: Callable[[str], Any]) -> None:
-    check(
-        TEACHERS[name].transformer, published_transformer(name), golden_table(f"tensors/{TRANSFORMERS[name]}")
-    )
+    check(TEACHERS[name].transformer, published_transformer(name), golden_table(f"tensors/{TRANSFORMERS[name]}"))
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -115,9 +113,7 @@ def test_containers_are_those_of_the_official_programs(
 
 
 @pytest.mark.parametrize(("role", "key"), [("transformer", "var_wo_ddp"), ("tokenizer", "vae_local")])
-def test_a_training_checkpoint_of_var_is_accepted(
-    role: str, key: str, golden_table: Callable[[str], Any]
-) -> None:
+def test_a_training_checkpoint_of_var_is_accepted(role: str, key: str, golden_table: Callable[[str], Any]) -> None:
     recorded = golden_table("containers")["var training checkpoint (ar-ckpt-*.pth)"]
     assert key in recorded["trainer_keys"]
     trainer = {name: {"a": torch.zeros(1)} if name == key else {} for name in recorded["trainer_keys"]}

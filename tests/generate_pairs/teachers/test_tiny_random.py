@@ -91,9 +91,7 @@ def test_the_papers_filters_leave_a_choice(name: str) -> None:
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_images_are_neither_flat_nor_saturated(name: str) -> None:
     teacher = load_teacher(TINY + name).teacher
-    tokens_1L = torch.randint(
-        VOCAB_SIZE, (1, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(0)
-    )
+    tokens_1L = torch.randint(VOCAB_SIZE, (1, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         image_1IHW = teacher.tokenizer.decode(teacher.tokenizer.embed(tokens_1L))
     assert image_1IHW.shape[1:] == teacher.tokenizer.image_shape

@@ -144,9 +144,7 @@ def test_dictionary_encoded_strings_are_read(tmp_path: Path) -> None:
         ({"caption": [b"PNG", b"PNG"]}, "the column 'caption' of .* holds binary, not strings"),
     ],
 )
-def test_refuses_tables_without_captions(
-    tmp_path: Path, table: dict[str, list[object]], message: str
-) -> None:
+def test_refuses_tables_without_captions(tmp_path: Path, table: dict[str, list[object]], message: str) -> None:
     path = tmp_path / "captions.parquet"
     pyarrow.parquet.write_table(pyarrow.table(table), path)
     with pytest.raises(Refused, match=message):
@@ -175,9 +173,7 @@ def test_missing_captions_are_explained() -> None:
 
 def test_a_million_captions_are_read_in_seconds(tmp_path: Path) -> None:
     path = tmp_path / "captions.txt"
-    path.write_text(
-        "".join(f"a photograph of thing number {number} on a table\n" for number in range(1_000_000))
-    )
+    path.write_text("".join(f"a photograph of thing number {number} on a table\n" for number in range(1_000_000)))
     began = time.monotonic()
     lines = read(path).lines()
     # About two seconds; this only excludes quadratic time.
@@ -201,9 +197,7 @@ def test_each_digit_has_equally_many_captions() -> None:
     assert read("digits").captions == captions
 
 
-def test_the_name_of_an_embedded_encoder_is_not_a_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_name_of_an_embedded_encoder_is_not_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of the same name may exist, as in `runs`."""
     monkeypatch.chdir(tmp_path)
     for name in ("digits", "mine"):

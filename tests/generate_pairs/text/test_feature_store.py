@@ -136,9 +136,7 @@ def test_the_checksum_covers_the_token_counts(tmp_path: Path) -> None:
         texts(tmp_path, ["a", "abc"], None)(torch.tensor([0]))
 
 
-def test_cut_captions_are_counted_without_reading_features(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cut_captions_are_counted_without_reading_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts(tmp_path, CAPTIONS, Letters())(torch.tensor([0]))
     monkeypatch.setattr(features, "_checksum", lambda *_: pytest.fail("features are read"))
     assert texts(tmp_path, CAPTIONS, None).num_cut() == 4

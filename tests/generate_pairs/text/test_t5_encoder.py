@@ -73,9 +73,7 @@ def test_longer_captions_are_cut_and_keep_their_end(folder: Path) -> None:
 
 
 def test_computes_in_bfloat16(folder: Path) -> None:
-    exact, rounded = (
-        load(folder, dtype=dtype).encode(CAPTIONS[:1])[0] for dtype in (torch.float32, torch.bfloat16)
-    )
+    exact, rounded = (load(folder, dtype=dtype).encode(CAPTIONS[:1])[0] for dtype in (torch.float32, torch.bfloat16))
     difference = (exact.features_TE - rounded.features_TE).abs().max()
     assert 0 < difference < 0.1
 

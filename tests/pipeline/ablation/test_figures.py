@@ -155,9 +155,7 @@ def test_final_values_are_drawn_with_seeds_mean_and_spread(ablation_table: MakeT
     (means,) = drawn_lines(figure, marker="o")
     np.testing.assert_allclose(means.get_ydata().astype(float), [0.1405 + 1 / 300, 0.1205 + 1 / 300])
     (bars,) = figure.axes[0].collections
-    np.testing.assert_allclose(
-        [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()], 0.001 * np.sqrt(2)
-    )
+    np.testing.assert_allclose([segment[1, 1] - segment[0, 1] for segment in bars.get_segments()], 0.001 * np.sqrt(2))
 
 
 def test_a_law_is_dashed_from_the_largest_size_to_twice_that_size(ablation_table: MakeTable) -> None:
@@ -198,10 +196,7 @@ def test_figures_of_a_kind_and_metric_have_the_same_value_axis(ablation_table: M
     table = type(ablation_table()).from_pylist(rows)
     finals, all_curves = final_values(table), learning_curves(table)
     for metric in ("frechet_distance", "recall"):
-        limits = {
-            metric_against_size(finals, metric, method).axes[0].get_ylim()
-            for method in ("student-1", "student-2")
-        }
+        limits = {metric_against_size(finals, metric, method).axes[0].get_ylim() for method in ("student-1", "student-2")}
         assert len(limits) == 1
         limits = {
             curves_by_size(all_curves, metric, method, setting).axes[0].get_ylim()
@@ -255,9 +250,7 @@ def test_the_users_matplotlib_settings_have_no_effect(ablation_table: MakeTable)
         assert draw(gap_against_size(finals)) == own
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0.9, 110.0), (2.0, 160.0), (40.0, 50.0), (1e-3, 1e6), (0.8, 8.2), (5.0, 5.5)]
-)
+@pytest.mark.parametrize(("low", "high"), [(0.9, 110.0), (2.0, 160.0), (40.0, 50.0), (1e-3, 1e6), (0.8, 8.2), (5.0, 5.5)])
 def test_a_logarithmic_axis_has_three_to_seven_ticks(low: float, high: float) -> None:
     assert 3 <= len([tick for tick in _log_ticks(low, high) if low <= tick <= high]) <= 7
 

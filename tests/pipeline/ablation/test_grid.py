@@ -171,12 +171,8 @@ def test_a_name_is_a_valid_folder_for_any_value(base: RunConfig) -> None:
     assert cell_name(base, config) == "size-40000_timesteps-0-8_seed-0_student.initialise-..-x-y--"
 
 
-@pytest.mark.parametrize(
-    ("steps", "every", "interval"), [(1000, None, 100), (7, None, 1), (1001, None, 101), (9, 4, 4)]
-)
-def test_a_curve_has_ten_points_by_default(
-    base: RunConfig, steps: int, every: int | None, interval: int
-) -> None:
+@pytest.mark.parametrize(("steps", "every", "interval"), [(1000, None, 100), (7, None, 1), (1001, None, 101), (9, 4, 4)])
+def test_a_curve_has_ten_points_by_default(base: RunConfig, steps: int, every: int | None, interval: int) -> None:
     config = base.model_copy(update={"train": base.train.model_copy(update={"num_steps": steps})})
     assert eval_interval(config, every) == interval
     assert Cell("x", config).epochs == steps * 128 / 40_000

@@ -72,9 +72,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_page_contains_every_figure_and_makes_no_request(
-    tmp_path: Path, ablation_table: MakeTable
-) -> None:
+def test_the_page_contains_every_figure_and_makes_no_request(tmp_path: Path, ablation_table: MakeTable) -> None:
     html, page = written(tmp_path, ablation_table(**SMALL))
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"https?:|url\(|@import", html)
@@ -126,9 +124,7 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path, ablation_table: Mak
 
 def test_text_of_users_is_escaped(tmp_path: Path, ablation_table: MakeTable) -> None:
     odd = "<b>$x$ & \"y\" 'z' \\ é"
-    table = ablation_table(
-        sizes=(2500,), seeds=1, timesteps=("0,8",), methods=(), swept={"train.odd": (odd,)}
-    )
+    table = ablation_table(sizes=(2500,), seeds=1, timesteps=("0,8",), methods=(), swept={"train.odd": (odd,)})
     about = {"name": odd, "description": odd, "sentences": [odd], "facts": [(odd, odd)], "config": odd}
     html, page = written(tmp_path, table, unfinished=[(odd, odd)], **about)
     assert "<b>" not in html
@@ -137,9 +133,7 @@ def test_text_of_users_is_escaped(tmp_path: Path, ablation_table: MakeTable) -> 
     assert all(re.fullmatch(r"[A-Za-z0-9_.+-]+", name.name) for name in (tmp_path / "figures").iterdir())
 
 
-def test_settings_with_equal_file_names_have_separate_figures(
-    tmp_path: Path, ablation_table: MakeTable
-) -> None:
+def test_settings_with_equal_file_names_have_separate_figures(tmp_path: Path, ablation_table: MakeTable) -> None:
     swept = {"train.odd": ("a b", "a/b", "x" * 300, "x" * 301)}
     table = ablation_table(sizes=(2500,), seeds=1, timesteps=("0,8",), methods=(), swept=swept)
     _, page = written(tmp_path, table)
@@ -175,12 +169,8 @@ def test_a_page_is_written_without_finished_cells(tmp_path: Path, ablation_table
     assert page.images == []
 
 
-@pytest.mark.parametrize(
-    "grid", [{"sizes": (2500,), "seeds": 1, "timesteps": ("0,8",)}, {**SMALL, "methods": ()}]
-)
-def test_one_cell_or_no_methods_give_a_page(
-    tmp_path: Path, ablation_table: MakeTable, grid: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("grid", [{"sizes": (2500,), "seeds": 1, "timesteps": ("0,8",)}, {**SMALL, "methods": ()}])
+def test_one_cell_or_no_methods_give_a_page(tmp_path: Path, ablation_table: MakeTable, grid: dict[str, Any]) -> None:
     _, page = written(tmp_path, ablation_table(**grid))
     has_methods = "methods" not in grid
     assert ("Fréchet" in page.text) == has_methods
@@ -188,9 +178,7 @@ def test_one_cell_or_no_methods_give_a_page(
     assert len(page.images) == (13 if has_methods else 5)
 
 
-def test_figures_of_an_earlier_grid_are_removed_and_other_files_stay(
-    tmp_path: Path, ablation_table: MakeTable
-) -> None:
+def test_figures_of_an_earlier_grid_are_removed_and_other_files_stay(tmp_path: Path, ablation_table: MakeTable) -> None:
     written(tmp_path, ablation_table(**SMALL))
     (tmp_path / "figures" / "mine.png").write_bytes(b"kept")
     written(tmp_path, ablation_table(**{**SMALL, "methods": ()}))

@@ -42,9 +42,7 @@ def falling(sizes: Array, exponent: float) -> Callable[[Array], Array]:
     return curve(0.0, 1 / (float(sizes[0]) ** -exponent - float(sizes[-1]) ** -exponent), exponent)
 
 
-def noisy(
-    sizes: Array, num_seeds: int, exponent: float, own: float, common: float, key: int
-) -> tuple[Array, Array]:
+def noisy(sizes: Array, num_seeds: int, exponent: float, own: float, common: float, key: int) -> tuple[Array, Array]:
     """Sizes and values of runs along `falling`, with an error of each run and a common error of each size."""
     draw = np.random.Generator(np.random.Philox(key))
     size_N = np.repeat(sizes, num_seeds)
@@ -78,9 +76,7 @@ def reason_of(size_N: Array, value_N: Array) -> str:
         (3.0, -1e8, 2.8),
     ],
 )
-def test_data_without_noise_give_the_true_curve(
-    limit: float, scale: float, exponent: float, num_seeds: int
-) -> None:
+def test_data_without_noise_give_the_true_curve(limit: float, scale: float, exponent: float, num_seeds: int) -> None:
     sizes = np.repeat([1500, 3000, 5000, 12_000, 20_000, 50_000], num_seeds)
     truth = curve(limit, scale, exponent)
     law = law_of(sizes, truth(sizes))
@@ -301,9 +297,7 @@ def test_no_interval_of_a_law_contains_zero_at_any_size(own: float) -> None:
 
 
 def test_a_band_is_narrow_between_the_sizes_and_wide_beyond() -> None:
-    middle, low, high = law_of(*noisy(EIGHT, 2, 0.5, 0.02, 0.0, 5)).at(
-        np.array([8000, 128_000, 10**6, 10**7])
-    )
+    middle, low, high = law_of(*noisy(EIGHT, 2, 0.5, 0.02, 0.0, 5)).at(np.array([8000, 128_000, 10**6, 10**7]))
     assert (low < middle).all()
     assert (middle < high).all()
     assert (np.diff(high - low) > 0).all()
@@ -413,8 +407,7 @@ class FixedChange(PowerLaw):
 )
 def test_the_sentence_with_a_fit(change: tuple[float, float, float], text: str) -> None:
     assert doubling_sentence("held-out cross-entropy", FixedChange(*change), 20_000) == (
-        "Doubling the pairs from 20,000 is expected to change the held-out cross-entropy "
-        f"{text} (90 % interval)."
+        f"Doubling the pairs from 20,000 is expected to change the held-out cross-entropy {text} (90 % interval)."
     )
 
 

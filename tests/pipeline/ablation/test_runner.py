@@ -112,9 +112,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 def modification_times(out: Path) -> dict[str, int]:
     """Modification time of each file of each cell."""
     cells = out / "cells"
-    return {
-        str(path.relative_to(cells)): path.stat().st_mtime_ns for path in cells.rglob("*") if path.is_file()
-    }
+    return {str(path.relative_to(cells)): path.stat().st_mtime_ns for path in cells.rglob("*") if path.is_file()}
 
 
 def cell_names(out: Path) -> list[str]:
@@ -139,19 +137,12 @@ def test_the_table_contains_every_evaluation_of_every_cell(finished: Path) -> No
     rows = rows_of(finished)
     evaluations = {(row["size"], row["seed"], row["step"]): (row["epoch"], row["pairs_seen"]) for row in rows}
     assert evaluations == {
-        (size, seed, step): (step * 16 / size, step * 16)
-        for size in (32, 64)
-        for seed in (0, 1)
-        for step in (4, 8, 12)
+        (size, seed, step): (step * 16 / size, step * 16) for size in (32, 64) for seed in (0, 1) for step in (4, 8, 12)
     }
     measured = {(row["method"], row["metric"]) for row in rows}
     scores = ("frechet_distance", "inception_score", "precision", "recall", "class_accuracy")
     assert measured == {
-        *(
-            (None, f"{prefix}_{metric}")
-            for prefix in ("heldout", "train")
-            for metric in ("token_loss", "token_match")
-        ),
+        *((None, f"{prefix}_{metric}") for prefix in ("heldout", "train") for metric in ("token_loss", "token_match")),
         *((f"student-{count}", score) for count in (1, 2) for score in scores),
     }
     assert len(rows) == len(evaluations) * len(measured)
@@ -173,10 +164,7 @@ def test_pandas_reads_the_table(finished: Path) -> None:
 
 def test_the_heldout_numbers_equal_those_of_the_training_log(finished: Path) -> None:
     for name in cell_names(finished):
-        log = {
-            row["step"]: row
-            for row in read_metrics(finished / "cells" / name / "student" / "metrics").to_pylist()
-        }
+        log = {row["step"]: row for row in read_metrics(finished / "cells" / name / "student" / "metrics").to_pylist()}
         for row in rows_of(finished):
             if row["cell"] == name and row["metric"].startswith("heldout"):
                 assert row["value"] == log[row["step"]][row["metric"]]
@@ -217,9 +205,7 @@ def test_cells_of_a_seed_have_equal_initial_weights_and_heldout_pairs(preset: Pa
 
 
 def test_finished_cells_do_not_run_again(ablate: Ablate, ablation: Path, monkeypatch) -> None:
-    monkeypatch.setattr(
-        pipeline.ablation.runner, "run_cell", lambda *_, **__: pytest.fail("a cell was trained")
-    )
+    monkeypatch.setattr(pipeline.ablation.runner, "run_cell", lambda *_, **__: pytest.fail("a cell was trained"))
     table, before = (ablation / "ablation.parquet").read_bytes(), modification_times(ablation)
     (ablation / "ablation.parquet").unlink()
     assert ablate(ablation, "--seeds", 2).exit_code == 0
@@ -308,9 +294,7 @@ def test_a_failed_cell_does_not_affect_the_others_and_is_tried_again(
     failed = ablate(out, "--seeds", 2)
     assert failed.exit_code == 1
     assert "1 of 4 cells failed: size-32_timesteps-0-2_seed-0: the disk is on fire" in failed.output
-    assert {row["cell"] for row in rows_of(out)} == set(cell_names(finished)) - {
-        "size-32_timesteps-0-2_seed-0"
-    }
+    assert {row["cell"] for row in rows_of(out)} == set(cell_names(finished)) - {"size-32_timesteps-0-2_seed-0"}
     assert "the disk is on fire" in (out / "report.html").read_text()
     monkeypatch.setattr(pipeline.ablation.runner, "run_cell", run_cell)
     assert ablate(out, "--seeds", 2).exit_code == 0
@@ -364,9 +348,7 @@ def test_a_dry_run_sums_the_remaining_cost_of_the_cells(
     ]
 
 
-def test_a_dry_run_measures_the_cost_and_writes_nothing(
-    ablate: Ablate, ablation: Path, tmp_path: Path
-) -> None:
+def test_a_dry_run_measures_the_cost_and_writes_nothing(ablate: Ablate, ablation: Path, tmp_path: Path) -> None:
     before = modification_times(ablation)
     for out, done in ((ablation, 4), (tmp_path / "new", 0)):
         lines = ablate(out, "--seeds", 2, "--dry-run", sizes="32,64,96").output.splitlines()
@@ -411,9 +393,7 @@ def test_other_pairs_are_refused(ablate: Ablate, preset: Path, ablation: Path, t
     assert modification_times(ablation) == before
 
 
-def test_moved_pairs_are_accepted(
-    ablate: Ablate, pairs: Path, ablation: Path, finished: Path, tmp_path: Path
-) -> None:
+def test_moved_pairs_are_accepted(ablate: Ablate, pairs: Path, ablation: Path, finished: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(pairs, tmp_path / "moved"))
     shutil.rmtree(ablation / "cells" / "size-32_timesteps-0-2_seed-0")
     assert ablate(ablation, "--seeds", 2, "--pairs", moved).exit_code == 0
@@ -463,9 +443,7 @@ def test_invalid_ablations_are_refused_before_any_work(
         ("config.toml", "x = [", "config.toml is not TOML"),
     ],
 )
-def test_a_damaged_cell_is_named(
-    ablate: Ablate, ablation: Path, name: str, content: str, message: str
-) -> None:
+def test_a_damaged_cell_is_named(ablate: Ablate, ablation: Path, name: str, content: str, message: str) -> None:
     cell = ablation / "cells" / "size-32_timesteps-0-2_seed-0"
     (cell / name).write_text(content)
     table, before = (ablation / "ablation.parquet").read_bytes(), modification_times(ablation)
@@ -505,10 +483,7 @@ def test_a_folder_with_other_content_is_refused(ablate: Ablate, ablation: Path, 
     (foreign / "config.toml").write_text(config.replace("num_images = 100", "num_images = 200"))
     refused = ablate(ablation)
     assert refused.exit_code == 2
-    assert (
-        "seed-7 is a cell of another ablation (evaluation.num_images: found 200, requested 100)"
-        in refused.output
-    )
+    assert "seed-7 is a cell of another ablation (evaluation.num_images: found 200, requested 100)" in refused.output
 
 
 def command(preset: Path, pairs: Path, out: Path, *options: str) -> list[str]:
@@ -564,9 +539,7 @@ def test_a_killed_ablation_resumes_to_equal_bytes(
 
 
 @pytest.mark.slow
-def test_two_workers_give_equal_bytes_after_a_failure(
-    preset: Path, pairs: Path, finished: Path, tmp_path: Path
-) -> None:
+def test_two_workers_give_equal_bytes_after_a_failure(preset: Path, pairs: Path, finished: Path, tmp_path: Path) -> None:
     """The first cell has a file in place of the folder of its curve."""
     out, name = tmp_path / "a", "size-32_timesteps-0-2_seed-0"
     curve = out / "cells" / name / "curve"

@@ -32,9 +32,7 @@ BOTH = AblationSetting("0,8")
 LOSS, TRAIN = "heldout_token_loss", "train_token_loss"
 
 
-def row(
-    cell: str, size: int, seed: int, step: int, metric: str, value: float | None, **more: Any
-) -> dict[str, Any]:
+def row(cell: str, size: int, seed: int, step: int, metric: str, value: float | None, **more: Any) -> dict[str, Any]:
     cell_columns = {"cell": cell, "size": size, "seed": seed, "timesteps": "0,8"}
     position = {"step": step, "epoch": step / 10, "pairs_seen": step * 5}
     measurement = {"method": None, "metric": metric, "value": value, "protocol": "7 held-out pairs"}

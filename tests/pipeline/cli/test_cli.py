@@ -42,9 +42,7 @@ COMMAND_LINE = {
         "STUDENT --steps --timesteps --method --teacher --labels --prompt --captions "
         "--column --text-encoder --num-images --seed --noise-weight --batch-size --device --out --dry-run"
     ),
-    "evaluate": (
-        "RUN --protocol --reference --num-images --repeats --seed --set --table --markdown --dry-run"
-    ),
+    "evaluate": ("RUN --protocol --reference --num-images --repeats --seed --set --table --markdown --dry-run"),
     "report": "RUN",
     "shards": {
         "info": "PAIRS",
@@ -85,9 +83,7 @@ def test_commands_and_options_are_unchanged() -> None:
     assert list(main.params[0].opts) == ["--debug"]
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], *([name] for name in COMMANDS), ["shards", "repair"]], ids="-".join
-)
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS), ["shards", "repair"]], ids="-".join)
 def test_help_imports_only_click(arguments: list[str], tmp_path: Path) -> None:
     script = (
         "import sys\n"
@@ -205,9 +201,7 @@ def test_a_foreign_package_of_the_same_name_is_refused(name: str, tmp_path: Path
     ran = run_python("-m", "pipeline.cli", "run", "digits", "--dry-run", folder=tmp_path)
     assert ran.returncode == 2
     assert ran.stdout == ""
-    assert ran.stderr.startswith(
-        f"tokenleap: cannot start: `import {name}` finds {tmp_path / name}, but this tokenleap"
-    )
+    assert ran.stderr.startswith(f"tokenleap: cannot start: `import {name}` finds {tmp_path / name}, but this tokenleap")
     assert ran.stderr.count("\n") == 1
 
 

@@ -38,9 +38,7 @@ def test_generate_dry_run_shows_configuration_and_plan_and_writes_nothing(
     tokenleap: Command, stages: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "new"
-    result = tokenleap(
-        "generate", "digits", "--out", out, "--num-pairs", 77, "--set", "pairs.num_pairs=5", "--dry-run"
-    )
+    result = tokenleap("generate", "digits", "--out", out, "--num-pairs", 77, "--set", "pairs.num_pairs=5", "--dry-run")
     assert result.exit_code == 0, result.stderr
     assert "num_pairs = 77" in result.stdout
     assert "3 shards to make" in result.stdout
@@ -62,9 +60,7 @@ def test_generate_refuses_fewer_pairs_than_exist(
 def test_distill_trains_on_a_view_and_reports_the_metrics(
     tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
-    result = tokenleap(
-        "distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 30, "--num-steps", 7
-    )
+    result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 30, "--num-steps", 7)
     assert result.exit_code == 0, result.stderr
     assert stages.arguments["train"] == {"size": 30, "teacher": "digits"}
     assert "7 steps in 1.0 s; loss 0.25" in result.stdout
@@ -90,9 +86,7 @@ def test_distill_dry_run_refuses_what_training_refuses(
     assert f"there are 10 steps in {tmp_path / 's'}" in result.stderr
 
 
-def test_distill_refuses_pairs_of_other_settings(
-    tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
-) -> None:
+def test_distill_refuses_pairs_of_other_settings(tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path) -> None:
     stages.requested = replace(stages.requested, seed=5)
     result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s")
     assert result.exit_code == 2
@@ -100,9 +94,7 @@ def test_distill_refuses_pairs_of_other_settings(
     assert stages.calls == []
 
 
-def test_distill_refuses_more_pairs_than_exist(
-    tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
-) -> None:
+def test_distill_refuses_more_pairs_than_exist(tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path) -> None:
     result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 41)
     assert result.exit_code == 2
     assert "has 40 training pairs" in result.stderr
@@ -120,10 +112,7 @@ def test_a_missing_student_is_refused_and_a_run_folder_gets_a_hint(
 ) -> None:
     nothing = tokenleap("sample", tmp_path, "--out", tmp_path / "x.png")
     assert nothing.exit_code == 2
-    assert (
-        f"{tmp_path} contains no student (config.json is missing); `tokenleap distill` writes one"
-        in nothing.stderr
-    )
+    assert f"{tmp_path} contains no student (config.json is missing); `tokenleap distill` writes one" in nothing.stderr
     run = tokenleap("sample", student.parent, "--out", tmp_path / "x.png")
     assert f"did you mean {student}?" in run.stderr
 
@@ -174,9 +163,7 @@ def test_shards_repair_gets_the_findings(tokenleap: Command, stages: Any, pairs:
     assert result.stdout == f"{pairs}: 2 shards repaired\n"
 
 
-def test_shards_repair_compares_each_shard_with_the_old_one(
-    tokenleap: Command, stages: Any, pairs: Path
-) -> None:
+def test_shards_repair_compares_each_shard_with_the_old_one(tokenleap: Command, stages: Any, pairs: Path) -> None:
     rows = Manifest.open(pairs).rows
     stages.replaced = (
         Replacement(rows[0], True, 320),
@@ -232,9 +219,7 @@ def test_shards_export_writes_a_table(tokenleap: Command, pairs: Path, tmp_path:
     [["info"], ["verify"], ["export", "--to", "x.parquet"], ["preview", "--out", "x.png"]],
     ids=lambda arguments: arguments[0],
 )
-def test_shards_commands_refuse_a_folder_without_pairs(
-    tokenleap: Command, tmp_path: Path, arguments: list[str]
-) -> None:
+def test_shards_commands_refuse_a_folder_without_pairs(tokenleap: Command, tmp_path: Path, arguments: list[str]) -> None:
     result = tokenleap("shards", *arguments, tmp_path / "nowhere")
     assert result.exit_code == 2
     assert "is not a pair data set" in result.stderr
@@ -267,9 +252,7 @@ def test_evaluate_refuses_a_run_without_a_student(tokenleap: Command, stages: An
     assert "contains no student" in result.stderr
 
 
-def test_a_teacher_is_trained_into_a_file(
-    tokenleap: Command, fake_module: Callable[..., None], tmp_path: Path
-) -> None:
+def test_a_teacher_is_trained_into_a_file(tokenleap: Command, fake_module: Callable[..., None], tmp_path: Path) -> None:
     calls: list[Any] = []
     fake_module(
         "generate_pairs.digits.train_teachers",

@@ -68,9 +68,7 @@ def test_an_invalid_request_is_refused(changes: list[str], message: str) -> None
 
 
 def test_short_options_override_set(tokenleap: Command, stages: Any, run: Path) -> None:
-    result = tokenleap(
-        *("evaluate", run, "--set", "evaluation.seed=8", "--seed", 9, "--repeats", 3, "--num-images", 300)
-    )
+    result = tokenleap(*("evaluate", run, "--set", "evaluation.seed=8", "--seed", 9, "--repeats", 3, "--num-images", 300))
     assert result.exit_code == 0, result.stderr
     arguments = stages.arguments["evaluate"]
     assert arguments["file"] == "evaluation.json"
@@ -101,10 +99,7 @@ def test_a_dry_run_prints_the_plan_or_what_is_missing_and_writes_nothing(
     planned = tokenleap("evaluate", run, "--repeats", 3, "--dry-run")
     assert planned.exit_code == 0, planned.stderr
     assert "repeats = 3" in planned.stdout
-    assert (
-        f"2,000 images of each method with each of 3 noise seeds into {run / 'evaluation.json'}"
-        in planned.stdout
-    )
+    assert f"2,000 images of each method with each of 3 noise seeds into {run / 'evaluation.json'}" in planned.stdout
     assert "methods stored by a stopped evaluation, reused if nothing has changed: 1" in planned.stdout
     refused = tokenleap("evaluate", run, "--protocol", "folder", "--dry-run")
     assert refused.exit_code == 2

@@ -55,9 +55,7 @@ def test_both_stages_through_a_url(
 
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["generate", "plan"])
-def test_a_missing_bucket_is_refused_before_any_work(
-    tokenleap: Command, s3_server: str, dry_run: list[str]
-) -> None:
+def test_a_missing_bucket_is_refused_before_any_work(tokenleap: Command, s3_server: str, dry_run: list[str]) -> None:
     result = tokenleap("generate", "digits", "--out", "s3://no-such-bucket/pairs", "--workers", 0, *dry_run)
     assert result.exit_code == 2
     assert "there is no such bucket" in result.stderr

@@ -48,9 +48,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"teacher": {"name": "digits", "guidance_scale": 1.25}, "pairs": {"solver_steps": 8}}
     spec = pair_spec(GenerateConfig.model_validate(settings), loaded)
     torch.manual_seed(0)
-    made = Student.from_teacher(
-        loaded, (0, 8), 16, spec.fingerprint, 100, initialise=True, lineage=spec.lineage
-    )
+    made = Student.from_teacher(loaded, (0, 8), 16, spec.fingerprint, 100, initialise=True, lineage=spec.lineage)
     folder = tmp_path_factory.mktemp("run") / "student"
     made.export(folder)
     return folder
@@ -78,9 +76,7 @@ def drawn(out: Path) -> np.ndarray:
 
 def test_a_grid_of_the_labels_in_turn(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
-    result = tokenleap(
-        "sample", student, "--steps", 2, "--labels", "3,7", "--num-images", 5, "--seed", 4, "--out", out
-    )
+    result = tokenleap("sample", student, "--steps", 2, "--labels", "3,7", "--num-images", 5, "--seed", 4, "--out", out)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{out}: 5 images, student-2, timesteps 0,8, seed 4\n"
     with Image.open(out) as grid:
@@ -110,9 +106,7 @@ def test_a_folder_records_its_request(tokenleap: Command, student: Path, tmp_pat
     assert np.array_equal(drawn(out), (images[:, 0] * 255).round().int().numpy())
 
 
-def test_an_npz_has_the_format_of_the_adm_evaluator(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
+def test_an_npz_has_the_format_of_the_adm_evaluator(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.npz"
     result = tokenleap("sample", student, "--labels", "3,7", "--num-images", 5, "--out", out)
     assert result.exit_code == 0, result.stderr
@@ -136,9 +130,7 @@ def test_every_method_generates_the_same_images_in_any_batch(
 ) -> None:
     outs = {size: tmp_path / f"{size}.npz" for size in (1, 7, 50)}
     for size, out in outs.items():
-        result = tokenleap(
-            "sample", student, "--method", method, "--num-images", 30, "--batch-size", size, "--out", out
-        )
+        result = tokenleap("sample", student, "--method", method, "--num-images", 30, "--batch-size", size, "--out", out)
         assert result.exit_code == 0, result.stderr
     images = {size: drawn(out) for size, out in outs.items()}
     assert images[50].std() > 10
@@ -146,9 +138,7 @@ def test_every_method_generates_the_same_images_in_any_batch(
         assert np.abs(images[size] - images[50]).max() <= 1
 
 
-def test_methods_differ_and_student_steps_are_a_method(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
+def test_methods_differ_and_student_steps_are_a_method(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     images = {}
     for method in METHODS:
         out = tmp_path / f"{method}.npz"
@@ -170,18 +160,14 @@ def test_labels_from_a_file_one_image_a_line(tokenleap: Command, student: Path, 
     with np.load(out) as content:
         assert content["arr_1"].tolist() == labels
     (tmp_path / "labels.txt").write_text("1\ntwo\n")
-    wrong = tokenleap(
-        "sample", student, "--labels", f"@{tmp_path / 'labels.txt'}", "--out", tmp_path / "y.npz"
-    )
+    wrong = tokenleap("sample", student, "--labels", f"@{tmp_path / 'labels.txt'}", "--out", tmp_path / "y.npz")
     assert wrong.exit_code == 2
     assert "labels.txt is not one whole number a line: " in wrong.stderr
     missing = tokenleap("sample", student, "--labels", "@nowhere", "--out", tmp_path / "y.npz")
     assert (missing.exit_code, "cannot read nowhere" in missing.stderr) == (2, True)
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.npz"
     arguments = ("sample", student, "--method", "pre-trained-5-9", "--num-images", 50_000, "--out", out)
     result = tokenleap(*arguments, "--dry-run")
@@ -249,9 +235,7 @@ def test_other_suffixes_are_refused(tokenleap: Command, student: Path, tmp_path:
     assert "folder.npz is a folder: " in folder.stderr
 
 
-def test_a_student_without_lineage_is_sampled_alone(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
+def test_a_student_without_lineage_is_sampled_alone(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     """Exports of earlier versions record no lineage."""
     old = tmp_path / "old"
     shutil.copytree(student, old)
@@ -265,9 +249,7 @@ def test_a_student_without_lineage_is_sampled_alone(
     assert tokenleap("sample", old, "--steps", 2, "--out", tmp_path / "x.png").exit_code == 0
 
 
-def test_a_teacher_with_another_name_is_given_by_its_file(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
+def test_a_teacher_with_another_name_is_given_by_its_file(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     lineage = json.loads((student / "config.json").read_text())["lineage"]
     lineage["teacher"]["name"] = "mine"
     other = changed(student, tmp_path / "student", lineage=lineage)
@@ -414,9 +396,7 @@ main(sys.argv[2:])
 
 
 @pytest.mark.parametrize("name", ["images", "x.npz"])
-def test_a_killed_job_resumes_to_the_same_bytes(
-    tokenleap: Command, student: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_killed_job_resumes_to_the_same_bytes(tokenleap: Command, student: Path, tmp_path: Path, name: str) -> None:
     out, uninterrupted = tmp_path / "out" / name, tmp_path / "uninterrupted" / name
     command = (
         "sample",
@@ -431,9 +411,7 @@ def test_a_killed_job_resumes_to_the_same_bytes(
     )
     assert tokenleap(*command, uninterrupted).exit_code == 0
     # The first two files are a write test and sample.json. After 31 images or 4 parts, the npz is joined.
-    moments = (
-        [2, random.Random(7).randint(4, 32)] if name == "images" else [random.Random(8).randint(4, 6), 7]
-    )
+    moments = [2, random.Random(7).randint(4, 32)] if name == "images" else [random.Random(8).randint(4, 6), 7]
     for number, moment in enumerate(moments):
         shutil.rmtree(out.parent, ignore_errors=True)
         killed = subprocess.run(
@@ -502,9 +480,7 @@ def test_a_student_comes_from_the_hub(
     assert {(repository, revision) for repository, revision, _ in downloads} == {("owner/digits-dd", "v1")}
     assert downloads[-1][2] == ["config.json", "student.safetensors", "tokenizer.safetensors"]
     downloads.clear()
-    assert (
-        tokenleap("sample", "hf://owner/digits-dd", "--dry-run", "--out", tmp_path / "x.png").exit_code == 0
-    )
+    assert tokenleap("sample", "hf://owner/digits-dd", "--dry-run", "--out", tmp_path / "x.png").exit_code == 0
     assert {(revision, *patterns) for _, revision, patterns in downloads} == {(None, "config.json")}
 
 
@@ -534,9 +510,7 @@ def test_another_noise_weight_is_another_request(tokenleap: Command, student: Pa
     assert pixels[0] != pixels[1]
 
 
-def test_each_timestep_may_have_its_own_noise_weight(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
+def test_each_timestep_may_have_its_own_noise_weight(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     arguments = ("sample", student, "--steps", 2, "--labels", "1,2", "--out", tmp_path / "images")
     assert tokenleap(*arguments, "--noise-weight", "0.5,2").exit_code == 0
     again = tokenleap(*arguments, "--noise-weight", "0.5,2")

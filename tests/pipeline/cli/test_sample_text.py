@@ -35,18 +35,14 @@ def exported(folder: Path, teacher: str, **captions: str) -> Path:
     settings = {"teacher": {"name": teacher, "guidance_scale": 1.25}, "pairs": {}, "captions": captions}
     spec, _ = requested_pairs(GenerateConfig.model_validate(settings), loaded, None)
     torch.manual_seed(0)
-    made = Student.from_teacher(
-        loaded, (0, 8), 16, spec.fingerprint, 100, initialise=True, lineage=spec.lineage
-    )
+    made = Student.from_teacher(loaded, (0, 8), 16, spec.fingerprint, 100, initialise=True, lineage=spec.lineage)
     made.export(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(
-        tmp_path_factory.mktemp("text") / "student", "digits-text", file="digits", encoder="digits"
-    )
+    return exported(tmp_path_factory.mktemp("text") / "student", "digits-text", file="digits", encoder="digits")
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -79,9 +75,7 @@ def test_a_caption_determines_the_image(student: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["student-2", "pre-trained-5-9", "teacher", "teacher-flow"])
-def test_every_method_accepts_unusual_captions(
-    tokenleap: Command, student: Path, tmp_path: Path, method: str
-) -> None:
+def test_every_method_accepts_unusual_captions(tokenleap: Command, student: Path, tmp_path: Path, method: str) -> None:
     captions = tmp_path / "captions.txt"
     captions.write_text("".join(f"{caption}\n" for caption in ODD))
     out = tmp_path / "images"
@@ -90,9 +84,7 @@ def test_every_method_accepts_unusual_captions(
     assert len(list(out.glob("*.png"))) == len(ODD)
 
 
-def test_a_folder_grows_and_belongs_to_its_captions(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
+def test_a_folder_grows_and_belongs_to_its_captions(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     captions, out = tmp_path / "captions.txt", tmp_path / "images"
     captions.write_text("a three\nan eight\n")
     command = ("sample", student, "--captions", captions, "--out", out)

@@ -32,9 +32,7 @@ def message(result: Result, exit_code: int) -> str:
 
 def test_a_teacher_is_imported_and_listed(tokenleap: Command, published: Any, home: Path) -> None:
     files = published.write_both()
-    row = next(
-        line for line in tokenleap("teachers", "list").stdout.splitlines() if published.teacher in line
-    )
+    row = next(line for line in tokenleap("teachers", "list").stdout.splitlines() if published.teacher in line)
     config = TEACHERS[published.teacher].transformer.config
     assert f"{config.layout.num_tokens} tokens in " in row
     assert " missing " in row
@@ -50,17 +48,13 @@ def test_a_teacher_is_imported_and_listed(tokenleap: Command, published: Any, ho
     )
     again = tokenleap("teachers", "import", *reversed(files), "--as", published.teacher)
     assert (again.exit_code, again.stdout) == (0, first.stdout)
-    row = next(
-        line for line in tokenleap("teachers", "list").stdout.splitlines() if published.teacher in line
-    )
+    row = next(line for line in tokenleap("teachers", "list").stdout.splitlines() if published.teacher in line)
     assert " imported " in row
     assert load_teacher(published.teacher).family == published.family
 
 
 @pytest.mark.parametrize("family", ["llamagen"])
-def test_included_and_other_imported_teachers_are_listed(
-    tokenleap: Command, published: Any, home: Path
-) -> None:
+def test_included_and_other_imported_teachers_are_listed(tokenleap: Command, published: Any, home: Path) -> None:
     (home / "teachers").mkdir(parents=True)
     (home / "teachers" / "mine.safetensors").touch()
     lines = {line.split()[0]: line for line in tokenleap("teachers", "list").stdout.splitlines()}
@@ -190,15 +184,11 @@ def test_inspect_names_the_nearest_network_of_an_unknown_one(tokenleap: Command,
 def test_inspect_refuses_an_unreadable_file(tokenleap: Command, published: Any) -> None:
     file = published.folder / "file.pth"
     file.write_bytes(b"not a checkpoint")
-    assert message(tokenleap("teachers", "inspect", file), 2).startswith(
-        f"{file} is not a complete checkpoint"
-    )
+    assert message(tokenleap("teachers", "inspect", file), 2).startswith(f"{file} is not a complete checkpoint")
     assert message(tokenleap("teachers", "inspect", "gone.pth"), 2) == "there is no file gone.pth"
 
 
-def test_a_student_is_imported_sampled_and_exported(
-    tokenleap: Command, published: Any, tmp_path: Path
-) -> None:
+def test_a_student_is_imported_sampled_and_exported(tokenleap: Command, published: Any, tmp_path: Path) -> None:
     listed = tokenleap("students", "list")
     assert f"{published.student} of {published.teacher}" in " ".join(listed.stdout.split())
     folder = tmp_path / "student"
@@ -207,9 +197,7 @@ def test_a_student_is_imported_sampled_and_exported(
     assert made.exit_code == 0, made.stderr
     for steps in (1, 2):
         out = tmp_path / f"{steps}.png"
-        drawn = tokenleap(
-            "sample", folder, "--steps", steps, "--labels", "3,7", "--num-images", 4, "--out", out
-        )
+        drawn = tokenleap("sample", folder, "--steps", steps, "--labels", "3,7", "--num-images", 4, "--out", out)
         assert drawn.exit_code == 0, drawn.stderr
     assert (tmp_path / "1.png").read_bytes() != (tmp_path / "2.png").read_bytes()
 

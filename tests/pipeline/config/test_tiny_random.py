@@ -53,9 +53,7 @@ def arguments(preset: str, out: Path, text_options: Sequence[str]) -> list[str]:
 def run_to_the_end(preset: str, out: Path, text_options: Sequence[str]) -> Result:
     """Run in this process, without the timing of methods."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25)
-        )
+        patch.setattr("distill.evaluation.timing.seconds_per_image", lambda makers, _: dict.fromkeys(makers, 0.25))
         return CliRunner().invoke(main, arguments(preset, out, text_options))
 
 
@@ -107,9 +105,7 @@ def text_options(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(
-    preset: str, text_options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def uninterrupted(preset: str, text_options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("uninterrupted") / preset
     result = run_to_the_end(preset, out, text_options)
@@ -185,9 +181,7 @@ def test_the_student_generates_in_one_step_and_in_two(
         assert (grid.mode, grid.size) == ("RGB", (2 * 32 + 4,) * 2)
 
 
-def test_the_export_makes_the_tokens_of_the_student_that_was_trained(
-    uninterrupted: Path, preset: str
-) -> None:
+def test_the_export_makes_the_tokens_of_the_student_that_was_trained(uninterrupted: Path, preset: str) -> None:
     _, num_tokens, timesteps = PRESETS[preset]
     config = compose(preset, EVEN_SMALLER, tiny_random=True)
     training = Training(
@@ -197,9 +191,7 @@ def test_the_export_makes_the_tokens_of_the_student_that_was_trained(
         config.pairs.num_pairs,
         World(),
     )
-    newest = newest_checkpoint(
-        uninterrupted / "student" / "checkpoints", training.identity, config.train.num_steps
-    )
+    newest = newest_checkpoint(uninterrupted / "student" / "checkpoints", training.identity, config.train.num_steps)
     assert newest is not None
     training.restore(newest.checkpoint)
     for parameter, average in zip(training.parameters, training.averages, strict=True):
@@ -252,9 +244,7 @@ def test_separate_commands_give_the_same_trial(
     """The data set stores its captions, so later commands may omit them."""
     settings = [word for setting in EVEN_SMALLER for word in ("--set", setting)]
     settings += text_options[2:]
-    planned = tokenleap(
-        "generate", preset, "--tiny-random", "--out", uninterrupted / "pairs", *settings, "--dry-run"
-    )
+    planned = tokenleap("generate", preset, "--tiny-random", "--out", uninterrupted / "pairs", *settings, "--dry-run")
     assert "3 shards are done, 0 to make" in planned.stdout, planned.output
     trained = tokenleap(
         *(
@@ -286,9 +276,7 @@ def test_a_small_teacher_is_refused(tmp_path: Path) -> None:
         compose("digits", tiny_random=True)
     file = tmp_path / "config.toml"
     file.write_text(to_toml(compose("var-d16", tiny_random=True)))
-    with pytest.raises(
-        Refused, match=r"and tiny-random/var-d16, the teacher of preset .*config\.toml, is not one"
-    ):
+    with pytest.raises(Refused, match=r"and tiny-random/var-d16, the teacher of preset .*config\.toml, is not one"):
         compose(str(file), tiny_random=True)
     assert isinstance(compose(str(file)), RunConfig)
 

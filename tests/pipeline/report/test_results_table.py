@@ -56,10 +56,7 @@ def script(*arguments: object) -> Result:
 
 
 def test_the_table_has_means_and_standard_errors(make_run: MakeRun) -> None:
-    runs = [
-        EvaluatedRun.read(make_run(f"run-{seed}", seed, distance))
-        for seed, distance in enumerate((0.2, 0.4, 0.6))
-    ]
+    runs = [EvaluatedRun.read(make_run(f"run-{seed}", seed, distance)) for seed, distance in enumerate((0.2, 0.4, 0.6))]
     results = table(runs)
     assert results.header == (
         *("method", "steps", "parameters", "Fréchet distance", "token match"),
@@ -83,10 +80,7 @@ def test_the_page_names_the_commands_and_the_protocol(make_run: MakeRun) -> None
         f"tokenleap run digits --out {runs[1]} --set pairs.num_pairs=20000 --set train.seed=1",
         f"python benchmarks/results_table.py digits {runs[0]} {runs[1]}",
     ]
-    assert (
-        "Protocol digits, 2,000 images, noise seed 0; mean ± standard error over 2 training seeds (0, 1)."
-        in lines
-    )
+    assert "Protocol digits, 2,000 images, noise seed 0; mean ± standard error over 2 training seeds (0, 1)." in lines
     assert sum(line.startswith("| ") for line in lines) == 2 + 3
 
 

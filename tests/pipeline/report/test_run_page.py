@@ -23,9 +23,7 @@ from pipeline.report.training_charts import MAX_POINTS, line_chart, training_cha
 from pipeline.run_folder.results import read_results
 from pipeline.run_folder.run_dir import RunDir, claim
 
-PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
-)
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 TEACHER = {"method": "teacher", "num_steps": 16, "frechet_distance": 1.25, "frechet_distance_std": 0.05}
 STUDENT = {"method": "student-1", "num_steps": 1, "frechet_distance": 3.5, "token_match": 0.625}
 ROWS: list[dict[str, Any]] = [

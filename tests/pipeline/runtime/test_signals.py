@@ -20,9 +20,7 @@ def phase_receiving(*numbers: signal.Signals) -> None:
         raise Stopped("3 steps are kept")
 
 
-@pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
-)
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_a_signal_stops_after_the_current_step(
     number: signal.Signals, exit_code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

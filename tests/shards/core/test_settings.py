@@ -18,9 +18,7 @@ class Section(Settings):
     maybe: int | None = None
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"count": True}, {"scale": False}, {"places": [0, True]}, {"maybe": True}], ids=str
-)
+@pytest.mark.parametrize("wrong", [{"count": True}, {"scale": False}, {"places": [0, True]}, {"maybe": True}], ids=str)
 def test_a_bool_is_not_a_number(wrong) -> None:
     with pytest.raises(ValidationError, match="true and false are neither numbers nor text"):
         Section.model_validate(wrong)

@@ -38,9 +38,7 @@ def test_corruption_inside_sealed_noise_is_found(sound: Sound, tmp_path: Path, k
 
 
 @pytest.mark.parametrize("kind", UNKNOWABLE)
-def test_corruption_that_only_the_teacher_can_detect_is_not_reported(
-    sound: Sound, tmp_path: Path, kind: str
-) -> None:
+def test_corruption_that_only_the_teacher_can_detect_is_not_reported(sound: Sound, tmp_path: Path, kind: str) -> None:
     sound.plant(UNKNOWABLE[kind], tmp_path / "pairs", random.Random(kind))
     assert verify(tmp_path / "pairs") == []
     assert sound.fed(tmp_path / "pairs") is not None

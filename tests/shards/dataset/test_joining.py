@@ -161,9 +161,7 @@ def test_damage_behind_a_web_server_is_found(make_spec, make_dataset) -> None:
 
 def test_the_web_without_a_table_is_refused_with_a_remedy(make_spec, make_dataset) -> None:
     with served(make_dataset(make_spec(), 2).root) as url:
-        with pytest.raises(
-            Refused, match=r"has no manifest\.parquet .*create one with `tokenleap shards join`"
-        ):
+        with pytest.raises(Refused, match=r"has no manifest\.parquet .*create one with `tokenleap shards join`"):
             Manifest.open(url)
         assert [finding.kind for finding in verify(url)] == ["joined"]
 

@@ -39,9 +39,7 @@ def test_creating_with_another_spec_names_every_difference(tmp_path, make_spec) 
 
 def test_a_data_set_keeps_its_original_names(tmp_path, make_spec) -> None:
     create_dataset(tmp_path, make_spec())
-    create_dataset(
-        tmp_path, make_spec(lineage={"teacher": {"name": "renamed", "top_k": 5}, "dtype": "float32"})
-    )
+    create_dataset(tmp_path, make_spec(lineage={"teacher": {"name": "renamed", "top_k": 5}, "dtype": "float32"}))
     assert read_spec(tmp_path) == make_spec()
 
 

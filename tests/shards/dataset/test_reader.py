@@ -15,9 +15,7 @@ from shards.format.tar_layout import bytes_per_pair, layout_of
 
 
 def row_of(spec, pairs: Pairs) -> ManifestRow:
-    return ManifestRow(
-        "pairs", int(pairs.index_B[0]), len(pairs), 0, "", spec.fingerprint, 0.0, "", "", 1, ""
-    )
+    return ManifestRow("pairs", int(pairs.index_B[0]), len(pairs), 0, "", spec.fingerprint, 0.0, "", "", 1, "")
 
 
 @pytest.mark.parametrize("noise", ["stored", "counter"])
@@ -104,9 +102,7 @@ def test_noise_that_is_not_its_counters_is_named(make_spec, make_pairs) -> None:
 def test_a_missing_file_is_named_with_its_remedy(make_spec, make_dataset) -> None:
     manifest = make_dataset(make_spec(), 1)
     shard_path(manifest.root, "pairs-000000").unlink()
-    with pytest.raises(
-        Failed, match=rf"pairs-000000\.tar.*missing; run `tokenleap shards repair {manifest.root}`"
-    ):
+    with pytest.raises(Failed, match=rf"pairs-000000\.tar.*missing; run `tokenleap shards repair {manifest.root}`"):
         read_shard(manifest.root, manifest.spec, manifest.rows[0])
 
 

@@ -79,9 +79,7 @@ def test_a_row_without_xxh3_128_is_kept(make_spec, make_dataset, make_pairs) -> 
     ("kind", "readable", "differing"),
     [("noise bit", 8, 3), ("cut", 5, 2), ("header", 7, 3), ("shifted", 0, 0), ("empty", 0, 0)],
 )
-def test_other_bytes_are_compared_and_get_a_row(
-    make_spec, make_dataset, elsewhere, kind, readable, differing
-) -> None:
+def test_other_bytes_are_compared_and_get_a_row(make_spec, make_dataset, elsewhere, kind, readable, differing) -> None:
     spec = make_spec()
     manifest = make_dataset(spec, 2)
     path = shard_path(manifest.root, "pairs-000001")

@@ -244,9 +244,7 @@ def test_equal_noise_that_both_counters_give_is_chance(make_spec, make_dataset) 
     assert verify(manifest.root) == []
 
 
-def test_the_findings_are_the_same_in_any_number_of_processes(
-    make_spec, make_dataset, make_pairs, row_extras
-) -> None:
+def test_the_findings_are_the_same_in_any_number_of_processes(make_spec, make_dataset, make_pairs, row_extras) -> None:
     spec = make_spec()
     root = make_dataset(spec, 9).root
     noise_BLC = make_pairs(spec, 2).noise_BLC

@@ -171,9 +171,7 @@ def test_a_truncated_file_is_refused(spec, texts, keep) -> None:
         decode_shard(spec, row, data[:keep])
 
 
-@pytest.mark.parametrize(
-    "size", [b"77777777777", b"0000000000x", b"\x80\0\0\0\0\0\0\0\0\0\0", b"           "]
-)
+@pytest.mark.parametrize("size", [b"77777777777", b"0000000000x", b"\x80\0\0\0\0\0\0\0\0\0\0", b"           "])
 def test_an_invalid_size_is_refused(spec, texts, size) -> None:
     data, row = shard_and_row(spec, 0, texts(spec, 0), EXTRAS)
     at = layout_of(spec).stride + 124
@@ -209,9 +207,7 @@ def test_the_list_of_captions_round_trips(tmp_path, spec) -> None:
 
 
 def test_a_list_that_is_missing_damaged_or_different_is_refused(tmp_path, spec) -> None:
-    with pytest.raises(
-        Failed, match=r"captions\.parquet is missing; run `tokenleap generate` with the same captions"
-    ):
+    with pytest.raises(Failed, match=r"captions\.parquet is missing; run `tokenleap generate` with the same captions"):
         load_captions(tmp_path, spec)
     commit_captions(tmp_path, ODD)
     whole = (tmp_path / CAPTIONS_FILE).read_bytes()

@@ -74,9 +74,7 @@ def test_of_many_exclusive_writers_one_wins(tmp_path) -> None:
         (errno.EIO, Failed, "error"),
     ],
 )
-def test_a_failed_commit_leaves_the_old_file_and_no_temporary(
-    tmp_path, monkeypatch, step, code, kind, message
-) -> None:
+def test_a_failed_commit_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch, step, code, kind, message) -> None:
     path = tmp_path / "file"
     commit_bytes(path, b"old")
 
@@ -102,9 +100,7 @@ def test_interrupting_a_commit_leaves_no_temporary(tmp_path, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
-def test_a_file_from_a_callback_has_the_permissions_of_a_new_file(
-    tmp_path: Path, umask: int, expected: int
-) -> None:
+def test_a_file_from_a_callback_has_the_permissions_of_a_new_file(tmp_path: Path, umask: int, expected: int) -> None:
     def write(temporary: Path) -> None:
         temporary.unlink()
         temporary.touch(mode=0o600)

@@ -212,8 +212,7 @@ def test_a_data_set_is_completed_by_the_same_calls(
     assert Manifest.open(root).rows == local.rows
     for row in local.rows:
         assert (
-            read_bytes(root / "shards" / f"{row.shard}.tar")
-            == (local.root / "shards" / f"{row.shard}.tar").read_bytes()
+            read_bytes(root / "shards" / f"{row.shard}.tar") == (local.root / "shards" / f"{row.shard}.tar").read_bytes()
         )
     assert len(faulty.store) == 5
 

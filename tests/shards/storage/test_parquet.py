@@ -62,9 +62,7 @@ def test_checksums_find_a_changed_number() -> None:
 def test_reading_starts_no_thread_unlike_pyarrow_itself(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     path.write_bytes(written())
-    counted = subprocess.run(
-        [sys.executable, "-c", COUNTING, str(path)], capture_output=True, text=True, check=True
-    )
+    counted = subprocess.run([sys.executable, "-c", COUNTING, str(path)], capture_output=True, text=True, check=True)
     ours, theirs = map(int, counted.stdout.split())
     assert ours == 0
     assert theirs > 0

@@ -67,9 +67,7 @@ def data_set(make_spec, make_dataset, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_a_host_fetches_each_shard_about_once_an_epoch(
-    make_spec, make_dataset, tmp_path, num_workers, share
-) -> None:
+def test_a_host_fetches_each_shard_about_once_an_epoch(make_spec, make_dataset, tmp_path, num_workers, share) -> None:
     """Two ranks, with and without workers; the cache holds all of the data set, or half of it."""
     # What is read ahead is a small part of a window, as it is in earnest.
     manifest = make_dataset(make_spec(pairs_per_shard=64, num_heldout=64), 25)

@@ -132,10 +132,7 @@ def test_wherever_a_run_stops_and_however_many_ranks_go_on_the_rest_is_the_same(
         rest = resumed.indices(batch * batch_size, len(whole))
         assert np.array_equal(rest, whole[batch * batch_size :])
         for world_size in (1, 2, 4, 8):
-            shares = [
-                resumed.indices(*rank_slice(batch, batch_size, rank, world_size))
-                for rank in range(world_size)
-            ]
+            shares = [resumed.indices(*rank_slice(batch, batch_size, rank, world_size)) for rank in range(world_size)]
             assert len({len(share) for share in shares}) == 1
             assert np.array_equal(np.concatenate(shares), rest[:batch_size])
 

@@ -91,9 +91,7 @@ def test_a_payload_that_changes_between_two_batches_is_found(manifest, window, o
     for number in (2, 3)[:others]:
         window.gather(np.array([8 * number]))
     flip_a_bit(path_of(manifest, 1))
-    with pytest.raises(
-        Failed, match=r"its xxh3_128 is .*, but .* was committed; run `tokenleap shards repair"
-    ):
+    with pytest.raises(Failed, match=r"its xxh3_128 is .*, but .* was committed; run `tokenleap shards repair"):
         window.gather(np.array([8]))
 
 

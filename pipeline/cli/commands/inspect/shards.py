@@ -283,9 +283,7 @@ def export(pairs: Location, out: Path, size: int | None) -> None:
     help="Pairs of each class.",
 )
 @teacher_option
-def preview(
-    pairs: Location, out: Path, labels: tuple[int, ...] | None, columns: int, teacher: str | None
-) -> None:
+def preview(pairs: Location, out: Path, labels: tuple[int, ...] | None, columns: int, teacher: str | None) -> None:
     """Draw the images of the first pairs of each class, one class a row."""
     from distill.images import save_png
     from generate_pairs.generation.repair import recorded_teacher

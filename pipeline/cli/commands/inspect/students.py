@@ -35,9 +35,7 @@ def list_students() -> None:
 
 @command.command("import")
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option(
-    "--as", "name", required=True, metavar="NAME", help="Name of the published student, from `list`."
-)
+@click.option("--as", "name", required=True, metavar="NAME", help="Name of the published student, from `list`.")
 @click.option("--out", type=FolderPath, required=True, metavar="STUDENT", help="New folder for the student.")
 def import_student(files: tuple[str, ...], name: str, out: Path) -> None:
     """Import a published student from its own file and its tokenizer's file, in any order.

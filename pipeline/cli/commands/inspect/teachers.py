@@ -59,9 +59,7 @@ def list_teachers() -> None:
 
 @command.command("import")
 @click.argument("files", nargs=-1, metavar="[FILE]...")
-@click.option(
-    "--as", "name", required=True, metavar="NAME", help="Name of the published teacher, from `list`."
-)
+@click.option("--as", "name", required=True, metavar="NAME", help="Name of the published teacher, from `list`.")
 def import_teacher(files: tuple[str, ...], name: str) -> None:
     """Import a published teacher from its transformer's file and its tokenizer's file, in any order.
 
@@ -83,9 +81,7 @@ def import_teacher(files: tuple[str, ...], name: str) -> None:
     for role in ("transformer", "tokenizer"):
         click.echo(f"{role}: sha256 {about['files'][role]}")
     if repeated := about["codebook_rows_repeated"]:
-        click.echo(
-            f"note: {repeated} codebook rows equal another; of equal rows the flow map uses the likelier one"
-        )
+        click.echo(f"note: {repeated} codebook rows equal another; of equal rows the flow map uses the likelier one")
     click.echo(f"{path}: use it as --set teacher.name={name}")
 
 

@@ -70,9 +70,7 @@ def pil_images(images: Tensor) -> list[Image.Image]:
     pixels = images.mul(255.0).round().to(torch.uint8)
     modes = {1: "L", 3: "RGB"}
     return [
-        Image.frombytes(
-            modes[len(each)], (each.shape[2], each.shape[1]), bytes(each.permute(1, 2, 0).flatten().tolist())
-        )
+        Image.frombytes(modes[len(each)], (each.shape[2], each.shape[1]), bytes(each.permute(1, 2, 0).flatten().tolist()))
         for each in pixels
     ]
 
@@ -98,9 +96,7 @@ def peer_cosines(folder: Path, images: Sequence[Image.Image]) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(24, 40), (41, 23), (16, 16), (7, 5)])
-def test_scores_are_those_of_transformers(
-    clip: ClipScore, folder: Path, channels: int, height: int, width: int
-) -> None:
+def test_scores_are_those_of_transformers(clip: ClipScore, folder: Path, channels: int, height: int, width: int) -> None:
     """Images that are enlarged, reduced, cropped at either side, or left unchanged."""
     images = made_images(channels, height, width)
     expected = peer_cosines(folder, pil_images(images))
@@ -124,9 +120,7 @@ def test_scores_follow_the_published_formula(clip: ClipScore, folder: Path) -> N
         found = model(**given)
         cosines = (found.image_embeds * found.text_embeds).sum(1).double()
     assert cosines.min() < 0 < cosines.max()
-    torch.testing.assert_close(
-        clip.scores(images[:5], CAPTIONS[:5]), 40 * 2.5 * cosines.clamp(min=0.0), **CLOSE
-    )
+    torch.testing.assert_close(clip.scores(images[:5], CAPTIONS[:5]), 40 * 2.5 * cosines.clamp(min=0.0), **CLOSE)
 
 
 def test_a_pair_has_the_same_score_in_any_batch_and_order(clip: ClipScore) -> None:
@@ -236,16 +230,11 @@ def test_the_mean_equals_that_of_torchmetrics(clip: ClipScore, folder: Path) -> 
     model.get_text_features = lambda *given, **more: tensor_of(of_captions(*given, **more))
     images = made_images(3, 24, 40)
     pairs = [
-        (image, caption)
-        for image in images
-        for caption in CAPTIONS[:5]
-        if clip.scores(image[None], [caption]).item() > 1
+        (image, caption) for image in images for caption in CAPTIONS[:5] if clip.scores(image[None], [caption]).item() > 1
     ]
     assert len(pairs) > 5
     theirs = multimodal.CLIPScore(model_name_or_path=lambda: (model, processor))
-    theirs.update(
-        [image.mul(255.0).round().to(torch.uint8) for image, _ in pairs], [caption for _, caption in pairs]
-    )
+    theirs.update([image.mul(255.0).round().to(torch.uint8) for image, _ in pairs], [caption for _, caption in pairs])
     ours = clip.scores(torch.stack([image for image, _ in pairs]), [caption for _, caption in pairs])
     torch.testing.assert_close(theirs.compute().double(), ours.mean(), **CLOSE)
 
@@ -339,9 +328,7 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> No
     save_file(weights, less / "model.safetensors", {"format": "pt"})
     refused(less, "do not fit its config.json: unknown head.weight")
     del weights["head.weight"]
-    save_file(
-        weights | {"text_projection.weight": torch.zeros(3, 16)}, less / "model.safetensors", {"format": "pt"}
-    )
+    save_file(weights | {"text_projection.weight": torch.zeros(3, 16)}, less / "model.safetensors", {"format": "pt"})
     refused(less, "do not fit its config.json: another shape of text_projection.weight")
 
 

@@ -137,9 +137,7 @@ def test_a_missing_package_is_refused_with_instructions(monkeypatch: pytest.Monk
         load_inception("tensorflow", "anything")
 
 
-def test_missing_weights_are_refused_with_instructions(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_weights_are_refused_with_instructions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("torch_fidelity", reason=OPTIONAL)
 
     def offline(url: str, *_: object, **__: object) -> None:

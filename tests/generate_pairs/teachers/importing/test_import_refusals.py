@@ -135,9 +135,7 @@ def test_a_pickle_that_needs_more_than_weights_is_refused_and_has_not_run(
     ):
         content = {"model": weights, "trainer": {"var_wo_ddp": weights}, "args": unwanted}
         file = published_files.written(published.folder / "file.pt", content, legacy)
-        with pytest.raises(
-            Refused, match=f"^{file} is not read: its pickle needs {needed}, which may run code"
-        ):
+        with pytest.raises(Refused, match=f"^{file} is not read: its pickle needs {needed}, which may run code"):
             import_teacher([file, published.write("tokenizer")], published.teacher)
     assert not mark.exists()
     assert is_empty(home)
@@ -199,9 +197,7 @@ def test_tensors_under_another_key_are_not_searched(
 
 def test_names_and_number_of_files_are_checked_first(published: Any, home: Path) -> None:
     one, two = published.write_both()
-    with pytest.raises(
-        Refused, match=f"^no published teacher is called 'var-d17': there are {published.teacher}$"
-    ):
+    with pytest.raises(Refused, match=f"^no published teacher is called 'var-d17': there are {published.teacher}$"):
         import_teacher(["not-there.pth"], "var-d17")
     with pytest.raises(Refused, match=r"consists of two files, \S+ and \S+: 1 given$"):
         import_teacher([one], published.teacher)

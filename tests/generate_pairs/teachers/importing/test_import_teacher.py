@@ -129,9 +129,7 @@ def test_the_same_command_again_keeps_the_file(published: Any, published_files: 
     assert import_teacher(files[::-1], published.teacher) == path
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     other = published_files.random_state(published_transformer(published.teacher), seed=99)
-    with pytest.raises(
-        Refused, match=r"files of another sha256 \(\w+ [0-9a-f]{12}, \w+ [0-9a-f]{12}\)"
-    ) as refused:
+    with pytest.raises(Refused, match=r"files of another sha256 \(\w+ [0-9a-f]{12}, \w+ [0-9a-f]{12}\)") as refused:
         import_teacher([published.write("transformer", other, "other.pth"), files[1]], published.teacher)
     assert str(path) in str(refused.value)
     assert path.stat().st_ino == before.st_ino
@@ -165,9 +163,7 @@ def test_a_transposed_square_matrix_is_not_detected(published: Any) -> None:
     state[SQUARE[published.family]] = state[SQUARE[published.family]].T.contiguous()
     import_teacher([published.write("transformer", state), published.write("tokenizer")], published.teacher)
     ours = load_teacher(published.teacher).teacher.transformer.state_dict()
-    assert torch.equal(
-        ours[SQUARE[published.family]].T, published.weights.transformer[SQUARE[published.family]]
-    )
+    assert torch.equal(ours[SQUARE[published.family]].T, published.weights.transformer[SQUARE[published.family]])
 
 
 def test_the_command_line_of_a_training_program_is_accepted(tmp_path: Path) -> None:
@@ -206,14 +202,10 @@ def test_without_files_both_come_from_the_hub(published: Any, monkeypatch: pytes
     import_teacher([], published.teacher)
     loads_as(published)
     entry = TEACHERS[published.teacher]
-    assert requested == [
-        (file.repository, file.name) for file in (entry.transformer.file, entry.tokenizer.file)
-    ]
+    assert requested == [(file.repository, file.name) for file in (entry.transformer.file, entry.tokenizer.file)]
 
 
-def test_a_file_in_a_folder_of_a_repository_is_downloaded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_file_in_a_folder_of_a_repository_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     requested: list[tuple[str, str]] = []
 
     def hf_hub_download(repository: str, file: str) -> str:

@@ -32,13 +32,9 @@ def test_networks_of_one_shape_are_both_named(published: Any, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("family", ["var"])
-def test_a_checkpoint_with_two_networks_names_both_and_where(
-    published: Any, published_files: ModuleType
-) -> None:
+def test_a_checkpoint_with_two_networks_names_both_and_where(published: Any, published_files: ModuleType) -> None:
     weights = published.weights
-    content = published_files.training_checkpoint(
-        "var", weights.official("transformer"), weights.official("tokenizer")
-    )
+    content = published_files.training_checkpoint("var", weights.official("transformer"), weights.official("tokenizer"))
     file = published_files.written(published.folder / "ar-ckpt-best.pth", content)
     assert describe(inspect(Path(file), teacher_networks())) == [
         "fits, at trainer.var_wo_ddp, the transformer of small-var",

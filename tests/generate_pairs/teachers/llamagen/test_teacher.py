@@ -16,9 +16,7 @@ from generate_pairs.teachers.llamagen.teacher import LlamaGenDecoding, LlamaGenT
 from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
 from generate_pairs.teachers.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer, rotary_2d
 
-SMALL = LlamaGenConfig(
-    width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32
-)
+SMALL = LlamaGenConfig(width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32)
 
 
 def make_teacher(config: LlamaGenConfig, dtype: torch.dtype = torch.float32) -> LlamaGenTeacher:
@@ -57,14 +55,10 @@ def test_logits_are_the_official_ones(golden: Callable[[str], Any], name: str) -
 
     def start(scale: float, num_guided_tokens: int | None = None) -> LlamaGenDecoding:
         if config.condition == "text":
-            return teacher.start_text(
-                TextCondition(given["caption"], given["mask"].bool()), scale, num_guided_tokens
-            )
+            return teacher.start_text(TextCondition(given["caption"], given["mask"].bool()), scale, num_guided_tokens)
         return teacher.start(given["label"], scale, num_guided_tokens)
 
-    results = {
-        f"guided_logits_cfg{scale:g}": forced(start(scale), given["ids"]) for scale in settings["cfg_scales"]
-    }
+    results = {f"guided_logits_cfg{scale:g}": forced(start(scale), given["ids"]) for scale in settings["cfg_scales"]}
     if config.condition == "class":
         results["tf_logits"] = teacher.forced_logits(given["label"], given["ids"])
     if "interval" in settings:
@@ -204,9 +198,7 @@ def test_half_precision_returns_float32(dtype: torch.dtype) -> None:
 def test_dropout_acts_in_training_only() -> None:
     teacher = make_teacher(replace(SMALL, dropout=0.5))
     labels, tokens = torch.tensor([3, 0]), random_tokens(2)
-    assert torch.equal(
-        teacher.forced_logits(labels, tokens), make_teacher(SMALL).forced_logits(labels, tokens)
-    )
+    assert torch.equal(teacher.forced_logits(labels, tokens), make_teacher(SMALL).forced_logits(labels, tokens))
     teacher.train()
     assert not torch.equal(teacher.forced_logits(labels, tokens), teacher.forced_logits(labels, tokens))
 

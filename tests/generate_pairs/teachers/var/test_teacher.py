@@ -15,9 +15,7 @@ from generate_pairs.teachers.filtering import SamplingSettings, filter_var
 from generate_pairs.teachers.var.teacher import VarConfig, VarTeacher, VarTransformer
 from generate_pairs.teachers.var.tokenizer import VarTokenizer, VarTokenizerConfig
 
-SMALL = VarConfig(
-    width=32, depth=2, num_heads=2, vocab_size=24, codebook_dim=4, scales=(1, 2, 3, 4), num_classes=5
-)
+SMALL = VarConfig(width=32, depth=2, num_heads=2, vocab_size=24, codebook_dim=4, scales=(1, 2, 3, 4), num_classes=5)
 LAYOUT = SMALL.layout
 
 

@@ -33,9 +33,7 @@ def digits() -> VarTokenizer:
 
 
 def random_tokens(batch_size: int) -> Tensor:
-    return torch.randint(
-        DIGITS.vocab_size, (batch_size, DIGITS.layout.num_tokens), generator=torch.manual_seed(1)
-    )
+    return torch.randint(DIGITS.vocab_size, (batch_size, DIGITS.layout.num_tokens), generator=torch.manual_seed(1))
 
 
 @torch.no_grad()
