@@ -1,1 +1,1 @@
-"""How arithmetic is pinned so that the same pair has the same bytes."""
+"""Devices, threads and precision: what must be fixed for a pair to have the same bytes."""

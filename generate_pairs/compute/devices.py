@@ -1,4 +1,4 @@
-"""Which device a worker computes on, and how many workers a machine has room for."""
+"""The device of a worker process, and the default number of workers of a machine."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from shards.core.errors import Refused
 from shards.core.host import available_cores
 
 
-def chosen_device(asked: str, option: str = "cluster.device") -> str:
-    """The device of this process: what was asked for, or a GPU where there is one.
+def chosen_device(requested: str, option: str = "cluster.device") -> str:
+    """The device of this process, `cpu` or `cuda`; `auto` chooses a GPU if torch finds one.
 
     Args:
-        asked: `auto`, `cpu` or `cuda`.
-        option: what it was asked by, for the message.
+        requested: `auto`, `cpu` or `cuda`.
+        option: the option or setting that requests it, for the message.
 
     Raises:
-        Refused: it shall be a GPU, and there is none.
+        Refused: a GPU is requested and torch finds none.
     """
-    if asked == "cuda" and not torch.cuda.is_available():
+    if requested == "cuda" and not torch.cuda.is_available():
         raise Refused(
-            f"{option} is cuda, but torch finds no GPU on {socket.gethostname()}: ask for machines that have one, or "
+            f"{option} is cuda, but torch finds no GPU on {socket.gethostname()}: request machines with a GPU, or "
             f"set {option}=cpu"
         )
-    if asked == "auto":
+    if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return asked
+    return requested
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """What CUDA_VISIBLE_DEVICES would call each GPU that this process may use."""
+    """The name in CUDA_VISIBLE_DEVICES of each GPU that this process may use."""
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    # torch counts up to the first name that is no device.
+    # torch ignores all names after the first invalid one.
     return tuple(named[:count]) if named else tuple(map(str, range(count)))
 
 
 def worker_environment(device: str, worker: int) -> dict[str, str]:
-    """The variables that show worker number `worker` of this machine its own GPU, and no other."""
+    """Environment variables that give worker number `worker` of this machine one GPU of its own."""
     gpus = () if chosen_device(device) == "cpu" else visible_gpus()
     return {"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if gpus else {}
 
 
 def default_workers(device: str = "auto") -> int:
-    """One worker for every GPU, or for every core that this process may use where it computes on them.
+    """One worker for each GPU, or for each usable core if the device is the CPU.
 
     Raises:
         Refused: as `chosen_device`.

@@ -1,4 +1,4 @@
-"""Full float32 on a GPU: what makes tokens must not round more than it says."""
+"""Full float32 precision on GPUs, whose default for some operations is TF32."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Multiply and convolve float32 numbers as such while the block lasts.
+    """Disable TF32 within the block, for matrix products and convolutions.
 
-    A GPU may round them to TF32 first: products where somebody asked for it, convolutions by default. In the flow map
-    that alone changes one token in 250.
+    A GPU rounds to TF32 in convolutions by default, and in products if a program enables it. In the flow map that alone
+    changes one token in 250.
     """
     try:
         products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:
-        # Somebody has set them by torch's newer names, which do not go together with the older ones.
-        with _by_newer_names():
+        # The caller has used torch's newer settings, which exclude the older ones.
+        with _full_float32_by_new_settings():
             yield
         return
     torch.set_float32_matmul_precision("highest")
@@ -34,7 +34,7 @@ def full_float32() -> Iterator[None]:
 
 
 @contextmanager
-def _by_newer_names() -> Iterator[None]:
+def _full_float32_by_new_settings() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     matmul, conv = torch.backends.cuda.matmul, cudnn.conv
     products, convolutions = matmul.fp32_precision, conv.fp32_precision

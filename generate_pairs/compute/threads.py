@@ -1,4 +1,4 @@
-"""How many threads a computation runs with: sums split over another number round differently."""
+"""The number of CPU threads: a sum that is split over another number of threads rounds differently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def computing_threads(count: int) -> Iterator[None]:
-    """Compute with `count` CPU threads, and give the process back its own number."""
+    """Compute with `count` CPU threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -29,12 +29,12 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    ("count", "asked", "device"),
+    ("count", "requested", "device"),
     [(0, "auto", "cpu"), (2, "auto", "cuda"), (2, "cpu", "cpu"), (2, "cuda", "cuda")],
 )
-def test_a_gpu_is_used_where_there_is_one(gpus: Callable[..., None], count: int, asked: str, device: str) -> None:
+def test_a_gpu_is_used_where_there_is_one(gpus: Callable[..., None], count: int, requested: str, device: str) -> None:
     gpus(count)
-    assert chosen_device(asked) == device
+    assert chosen_device(requested) == device
 
 
 def test_a_gpu_that_is_not_there_is_refused(gpus: Callable[..., None]) -> None:
