@@ -26,7 +26,7 @@ from script import Script, markdown
 from torch import Tensor
 
 from generate_pairs.compute.threads import computing_threads
-from generate_pairs.flow_map.closed_form import default_num_steps
+from generate_pairs.flow_map.exponential_adams import default_num_steps
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.teachers.llamagen.transformer import OFFICIAL_SIZES, LlamaGenConfig

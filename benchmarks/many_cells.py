@@ -44,9 +44,9 @@ def write_finished(ablation: Ablation) -> None:
     ]
     for cell in ablation.cells:
         folder, steps = ablation.cell_dir(cell), cell.config.train.num_steps
-        (folder.run.student).mkdir(parents=True)
-        folder.run.config.write_text(to_toml(cell.config))
-        (folder.run.student / "config.json").write_text(json.dumps({"student_sha256": "0"}))
+        folder.student.mkdir(parents=True)
+        folder.config.write_text(to_toml(cell.config))
+        (folder.student / "config.json").write_text(json.dumps({"student_sha256": "0"}))
         for evaluation in range(1, EVALUATIONS + 1):
             folder.add(steps * evaluation // EVALUATIONS, numbers)
         folder.finished.write_text(json.dumps({"num_steps": steps, "student_sha256": "0"}))

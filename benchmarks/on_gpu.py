@@ -34,7 +34,7 @@ from distill.training.memory import MemoryNeed
 from distill.training.preflight import checked_manifest
 from distill.training.state import Training
 from generate_pairs.config import TeacherConfig
-from generate_pairs.flow_map.closed_form import default_num_steps
+from generate_pairs.flow_map.exponential_adams import default_num_steps
 from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.generation.generate import generate
 from generate_pairs.generation.plan import pair_spec

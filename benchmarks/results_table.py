@@ -21,8 +21,9 @@ from pipeline.cli.options import FolderPath, preset_argument
 from pipeline.config.keys import leaves
 from pipeline.config.run_config import RunConfig, compose
 from pipeline.report.method_table import short_parameters
-from pipeline.report.run_page import MEASURES, milliseconds_per_image
+from pipeline.report.run_page import MEASURES
 from pipeline.report.table import Table, format_number
+from pipeline.report.terminal_summary import milliseconds_per_image
 from pipeline.run_folder.results import Row, describe_evaluation, largest_timed_batch, same_student, speedup
 from pipeline.run_folder.run_dir import RunDir
 from shards.core.errors import Refused

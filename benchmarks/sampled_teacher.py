@@ -12,7 +12,7 @@ from distill.evaluation.scorer import Scorer
 from distill.sampling.methods import TEACHER_STREAM
 from distill.student.sampler import BATCH_SIZE, sampling_noise
 from generate_pairs.digits.dataset import DigitsSplit
-from generate_pairs.flow_map.closed_form import default_num_steps
+from generate_pairs.flow_map.exponential_adams import default_num_steps
 from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.checkpoints import load_teacher

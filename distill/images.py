@@ -12,11 +12,9 @@ from torch import Tensor
 
 from shards.storage.files import commit_bytes
 
-BACKGROUND = 255
-INK = 0
 CAPTION_SIZE = 14
 CAPTION_MARGIN = 10
-"""White background and black text; font size and horizontal margin of captions in pixels."""
+"""Font size and horizontal margin of captions in pixels."""
 
 SHEET_WIDTH = 1024
 """Approximate width in pixels of a grid of many images."""
@@ -34,13 +32,9 @@ def grid_size(side: int) -> tuple[int, int]:
 
 
 def image_grid(images_BIHW: Tensor, columns: int, scale: int | None = None, gap: int = 4) -> Image.Image:
-    """Arrange images row by row on a white background.
+    """Arrange images in [0, 1] row by row on a white background, `gap` pixels apart.
 
-    Args:
-        images_BIHW: (B, 1 or 3, height, width) in [0, 1]; values outside are clamped.
-        columns: Images in a row; the last row may be shorter.
-        scale: Side of a square in the grid for each image pixel; None for `enlargement`.
-        gap: Pixels between images.
+    Each image pixel becomes a square of side `scale`; None for `enlargement`.
 
     Raises:
         ValueError: There are no images or no columns, or the number of channels is not 1 or 3.
@@ -53,11 +47,8 @@ def image_grid(images_BIHW: Tensor, columns: int, scale: int | None = None, gap:
     rows = -(-count // columns)
     columns = min(columns, count)
     cell_height, cell_width = height * scale, width * scale
-    sheet = _sheet(
-        columns * (cell_width + gap) - gap,
-        rows * (cell_height + gap) - gap,
-        "L" if pixels.ndim == 3 else "RGB",
-    )
+    size = columns * (cell_width + gap) - gap, rows * (cell_height + gap) - gap
+    sheet = Image.new("L" if pixels.ndim == 3 else "RGB", size, "white")
     for index, image in enumerate(pixels):
         row, column = divmod(index, columns)
         enlarged = Image.fromarray(image.numpy()).resize((cell_width, cell_height), Image.Resampling.NEAREST)
@@ -78,16 +69,12 @@ def captioned_grid(rows: Mapping[str, Tensor], scale: int | None = None, gap: in
     font = ImageFont.load_default(CAPTION_SIZE)
     caption_width = round(max(font.getlength(name) for name in rows)) + 2 * CAPTION_MARGIN
     row_height = max(CAPTION_SIZE + gap, *(strip.height for strip in strips.values()))
-    sheet = _sheet(
-        caption_width + max(strip.width for strip in strips.values()),
-        len(strips) * (row_height + gap) - gap,
-        next(iter(strips.values())).mode,
-    )
+    size = caption_width + max(strip.width for strip in strips.values()), len(strips) * (row_height + gap) - gap
+    sheet = Image.new(next(iter(strips.values())).mode, size, "white")
     draw = ImageDraw.Draw(sheet)
     for index, (name, strip) in enumerate(strips.items()):
         top = index * (row_height + gap)
-        ink = INK if sheet.mode == "L" else (INK,) * 3
-        draw.text((caption_width - CAPTION_MARGIN, top + row_height // 2), name, fill=ink, font=font, anchor="rm")
+        draw.text((caption_width - CAPTION_MARGIN, top + row_height // 2), name, fill="black", font=font, anchor="rm")
         sheet.paste(strip, (caption_width, top))
     return sheet
 
@@ -111,7 +98,3 @@ def byte_images(images_BIHW: Tensor) -> Tensor:
         raise ValueError(f"images must be (B, 1 or 3, height, width) with B > 0, got {tuple(images_BIHW.shape)}")
     scaled = images_BIHW.detach().cpu().to(torch.float32).clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
     return scaled.squeeze(1) if scaled.shape[1] == 1 else scaled.permute(0, 2, 3, 1).contiguous()
-
-
-def _sheet(width: int, height: int, mode: str) -> Image.Image:
-    return Image.new(mode, (width, height), BACKGROUND if mode == "L" else (BACKGROUND,) * 3)

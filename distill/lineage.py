@@ -19,13 +19,7 @@ def load_teacher_of_pairs(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LoadedTeacher:
-    """Load the teacher that generated a data set, or check and convert one that is loaded already.
-
-    Args:
-        manifest: The data set.
-        teacher: The teacher, its name or its file.
-        device: Device of the teacher.
-        dtype: Dtype of its transformer.
+    """Load the teacher that generated a data set, from its name or file, or check and convert one that is loaded.
 
     Raises:
         Refused: The teacher does not exist or did not generate these pairs.
@@ -43,10 +37,7 @@ def load_teacher_of_student(
 ) -> LoadedTeacher:
     """Load the teacher that generated a student's pairs, in the dtype that it used for them.
 
-    Args:
-        student: An exported student that records its lineage.
-        teacher_name: The teacher's name or file; None for the name in the lineage.
-        device: Device of the teacher.
+    `teacher_name` is its name or file; None for the name in the lineage.
 
     Raises:
         Refused: The student records no lineage, or the teacher is missing or a different one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,11 @@ ENCODERS = Path(__file__).parent / "text" / "weights"
 
 WALLTIME = r"^(\d+-)?\d+:[0-5]\d:[0-5]\d$"
 """A duration in Slurm's form: 3:50:00, or 1-12:00:00 with days."""
+
+
+def _free(default: Any, description: str, **limits: Any) -> Any:
+    """A field that a resumed run may change."""
+    return Field(default, description=description, json_schema_extra=FREE, **limits)
 
 
 def walltime_seconds(text: str) -> int:
@@ -48,25 +53,13 @@ class CaptionsConfig(Settings):
     """The captions of a text-conditional teacher."""
 
     # Resuming compares the content of the captions with that of the pairs, so the files may have moved.
-    file: str | None = Field(
-        None,
-        description="captions in .txt (one per line), .jsonl or .parquet, a path or a URL; digits: the embedded ones",
-        json_schema_extra=FREE,
+    file: str | None = _free(
+        None, "captions in .txt (one per line), .jsonl or .parquet, a path or a URL; digits: the embedded ones"
     )
-    column: str = Field(
-        "caption",
-        description="column of the captions in a .jsonl or .parquet file",
-        json_schema_extra=FREE,
-    )
-    indices: str | None = Field(
-        None,
-        description="a file of integers: the captions to use, in this order, counted from 0",
-        json_schema_extra=FREE,
-    )
-    encoder: str | None = Field(
-        None,
-        description="the text encoder: a T5 as hf://OWNER/REPOSITORY or as a folder, or the name of an embedded one",
-        json_schema_extra=FREE,
+    column: str = _free("caption", "column of the captions in a .jsonl or .parquet file")
+    indices: str | None = _free(None, "a file of integers: the captions to use, in this order, counted from 0")
+    encoder: str | None = _free(
+        None, "the text encoder: a T5 as hf://OWNER/REPOSITORY or as a folder, or the name of an embedded one"
     )
     encoder_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of the text encoder's arithmetic; features are float16"
@@ -74,15 +67,12 @@ class CaptionsConfig(Settings):
 
     def with_absolute_paths(self) -> CaptionsConfig:
         """The same settings; if the encoder is a path, it is absolute."""
-        if self.encoder is None or "://" in self.encoder or self._has_small_encoder():
+        name = self.encoder
+        # With the name of a random or embedded encoder, a file or folder of that name is not meant.
+        if name is None or "://" in name or name.startswith(TINY) or (ENCODERS / f"{name}.safetensors").is_file():
             return self
-        path = expand_home("captions.encoder", self.encoder)
+        path = expand_home("captions.encoder", name)
         return self.model_copy(update={"encoder": str(path.absolute())}) if path.exists() else self
-
-    def _has_small_encoder(self) -> bool:
-        """Whether the encoder is embedded or random; a file or folder of the same name is then not meant."""
-        name = str(self.encoder)
-        return name.startswith(TINY) or (ENCODERS / f"{name}.safetensors").is_file()
 
 
 class PairsConfig(Settings):
@@ -93,7 +83,7 @@ class PairsConfig(Settings):
     )
     num_heldout: int | None = Field(None, ge=0, description="pairs that no training uses; default: one shard")
     pairs_per_shard: int = Field(1_000, gt=0, description="pairs in one tar file, the unit of work and of retry")
-    batch_size: int = Field(250, gt=0, description="sequences in one batch of the teacher", json_schema_extra=FREE)
+    batch_size: int = _free(250, "sequences in one batch of the teacher", gt=0)
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the noise")
     solver_steps: int | None = Field(None, ge=1, description="steps of the flow map; default by codebook dimension")
     noise: Literal["stored", "counter"] = Field("stored", description="store float16 noise, or generate it when reading")
@@ -113,49 +103,27 @@ class PairsConfig(Settings):
 class ClusterConfig(Settings):
     """Where the pairs are generated. No setting changes a pair, so all may change when a run resumes."""
 
-    scheduler: str = Field(
+    scheduler: str = _free(
         "local",
+        "local: processes on this machine; slurm: jobs; tcp://HOST:PORT: a running Dask scheduler",
         pattern=r"^(local|slurm|(tcp|tls|ucx|ws)://.+:\d+)$",
-        description="local: processes on this machine; slurm: jobs; tcp://HOST:PORT: a running Dask scheduler",
-        json_schema_extra=FREE,
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto",
-        description="auto: cuda if there is a GPU, or if the Slurm jobs request one",
-        json_schema_extra=FREE,
+    device: Literal["auto", "cpu", "cuda"] = _free(
+        "auto", "auto: cuda if there is a GPU, or if the Slurm jobs request one"
     )
-    log_folder: str | None = Field(
-        None,
-        description="folder of the workers' logs; default: logs/ in the data set's folder",
-        json_schema_extra=FREE,
-    )
-    jobs: int = Field(1, gt=0, description="slurm: number of jobs, one worker each", json_schema_extra=FREE)
-    queue: str | None = Field(None, description="slurm: the partition", json_schema_extra=FREE)
-    account: str | None = Field(None, description="slurm: the account to charge", json_schema_extra=FREE)
-    walltime: str = Field("4:00:00", pattern=WALLTIME, description="slurm: time limit of one job", json_schema_extra=FREE)
-    cores: int = Field(1, gt=0, description="slurm: cores of one job; generating pairs uses one", json_schema_extra=FREE)
-    memory: str = Field(
-        "16GB",
-        pattern=r"^\d+(\.\d+)?\s?[kMGT]?i?B$",
-        description="slurm: memory of one job",
-        json_schema_extra=FREE,
-    )
-    gpus: int = Field(0, ge=0, le=1, description="slurm: GPUs of one job; a worker uses one", json_schema_extra=FREE)
-    prologue: tuple[str, ...] = Field(
-        (), description="slurm: shell lines to run before the worker starts", json_schema_extra=FREE
-    )
-    directives: tuple[str, ...] = Field(
-        (), description="slurm: more #SBATCH options, such as --constraint=a100", json_schema_extra=FREE
-    )
-    worker_arguments: tuple[str, ...] = Field(
-        (), description="slurm: more options of `dask worker`", json_schema_extra=FREE
-    )
-    interface: str | None = Field(
-        None,
-        description="slurm: network interface of scheduler and workers, such as ib0",
-        json_schema_extra=FREE,
-    )
-    host: str | None = Field(None, description="slurm: address of the scheduler for the workers", json_schema_extra=FREE)
+    log_folder: str | None = _free(None, "folder of the workers' logs; default: logs/ in the data set's folder")
+    jobs: int = _free(1, "slurm: number of jobs, one worker each", gt=0)
+    queue: str | None = _free(None, "slurm: the partition")
+    account: str | None = _free(None, "slurm: the account to charge")
+    walltime: str = _free("4:00:00", "slurm: time limit of one job", pattern=WALLTIME)
+    cores: int = _free(1, "slurm: cores of one job; generating pairs uses one", gt=0)
+    memory: str = _free("16GB", "slurm: memory of one job", pattern=r"^\d+(\.\d+)?\s?[kMGT]?i?B$")
+    gpus: int = _free(0, "slurm: GPUs of one job; a worker uses one", ge=0, le=1)
+    prologue: tuple[str, ...] = _free((), "slurm: shell lines to run before the worker starts")
+    directives: tuple[str, ...] = _free((), "slurm: more #SBATCH options, such as --constraint=a100")
+    worker_arguments: tuple[str, ...] = _free((), "slurm: more options of `dask worker`")
+    interface: str | None = _free(None, "slurm: network interface of scheduler and workers, such as ib0")
+    host: str | None = _free(None, "slurm: address of the scheduler for the workers")
 
     def with_log_folder(self, root: Location) -> ClusterConfig:
         """These settings with an absolute path of the workers' log folder.

@@ -1,8 +1,7 @@
 """Generation of token sequences by a teacher: one loop for every way of choosing tokens.
 
-The choice is an argument: the flow map (it maps each position's own noise to its token), a multinomial draw, or given
-tokens. With the flow map the sequence is a function of the noise, see section 3 of Distilled Decoding 1
-(arXiv 2412.17153).
+The choice is an argument, such as the flow map (it maps each position's own noise to its token) or a multinomial draw.
+With the flow map the sequence is a function of the noise, see section 3 of Distilled Decoding 1 (arXiv 2412.17153).
 """
 
 from __future__ import annotations
@@ -52,12 +51,8 @@ class Draw:
 def draw(P_BsV: Tensor, uniform_Bs: Tensor) -> Tensor:
     """The first token at which the cumulative probability, in the order of the codebook, exceeds a uniform number.
 
-    Args:
-        P_BsV: probabilities of any floating-point dtype; they need not sum to one, but at least one is not zero.
-        uniform_Bs: numbers in (0, 1), float64.
-
-    Returns:
-        Tokens (B, s), int64, none of probability zero.
+    Probabilities may have any floating-point dtype and any sum but zero; the numbers are float64, in (0, 1). Tokens
+    (B, s) are int64, none of probability zero.
     """
     possible_BsV = P_BsV > 0
     sums_BsV = P_BsV.double().cumsum(dim=-1)
@@ -66,16 +61,6 @@ def draw(P_BsV: Tensor, uniform_Bs: Tensor) -> Tensor:
     exceeds_BsV = (sums_BsV > goal_Bs1) & possible_BsV
     last_Bs = possible_BsV.shape[-1] - 1 - possible_BsV.flip(-1).byte().argmax(dim=-1)
     return torch.where(exceeds_BsV.any(dim=-1), exceeds_BsV.byte().argmax(dim=-1), last_Bs)
-
-
-@dataclass(frozen=True)
-class Force:
-    """Choose the given tokens, independently of the teacher."""
-
-    tokens_BL: Tensor
-
-    def __call__(self, log_probs_BsV: Tensor, span: slice) -> Tensor:
-        return self.tokens_BL[:, span]
 
 
 @torch.inference_mode()
@@ -89,13 +74,9 @@ def generate_tokens(
     prefix_BP: Tensor | None = None,
     num_steps: int | None = None,
 ) -> Tensor:
-    """Generate token sequences, AR step by AR step.
+    """Generate token sequences, AR step by AR step, with a teacher in eval mode.
 
     Args:
-        teacher: in eval mode.
-        labels_B: class labels, int64.
-        settings: guidance and filters, in the teacher's own convention.
-        choose: computes a step's tokens from its log-probabilities.
         prefix_BP: the given tokens of the first AR steps; generation continues after them.
         num_steps: the number of AR steps in the result, the prefix included; None for all.
 

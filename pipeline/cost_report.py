@@ -10,7 +10,7 @@ from generate_pairs.config import GenerateConfig
 from generate_pairs.cost.device_rates import batch_seconds, device_rates
 from generate_pairs.cost.operation_counts import batch_work
 from generate_pairs.cost.throughput_probe import Probe, load_probes, measure_throughput, save_probe
-from generate_pairs.flow_map.closed_form import default_num_steps
+from generate_pairs.flow_map.exponential_adams import default_num_steps
 from generate_pairs.generation.plan import GenerationPlan, requested_pairs, spec_by_shape
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import load_teacher, needs_import, shape_of_teacher
@@ -22,12 +22,7 @@ from shards.format.tar_layout import archive_size, bytes_per_pair
 def plan_lines(config: GenerateConfig, devices: Sequence[str]) -> list[str]:
     """Describe what stage one would generate and cost; needs neither pairs nor a teacher file.
 
-    Args:
-        config: stage one's settings.
-        devices: devices to estimate for, from `generate_pairs.cost.device_rates.DEVICES`.
-
-    Raises:
-        Refused: the teacher is unknown.
+    `devices` are from `generate_pairs.cost.device_rates.DEVICES`. An unknown teacher raises `Refused`.
     """
     family, teacher = shape_of_teacher(config.teacher.name)
     spec = spec_by_shape(config, teacher)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
@@ -23,11 +22,7 @@ KEPT = ("seed", "inception_weights", "device")
 
 
 def requested_evaluation(config: RunConfig, changes: Sequence[str]) -> EvaluationConfig:
-    """The run's own evaluation with changes; for another protocol, only the run's `KEPT` settings apply.
-
-    Args:
-        config: the run's.
-        changes: `KEY=VALUE`; of two changes of a key the last one wins.
+    """The run's own evaluation with changes `KEY=VALUE`; for another protocol, only the run's `KEPT` settings apply.
 
     Raises:
         Refused: a key of another section, or an invalid value.
@@ -80,12 +75,8 @@ def tables(
 ) -> list[MethodTable]:
     """Tables of stored results: of the requested evaluation, or of all evaluations if no option was given.
 
-    Args:
-        run_dir: the run.
-        config: the run's own configuration.
-        evaluation: the requested evaluation, with the changes.
-        changes: `KEY=VALUE` given as options; the result must have been made with these values.
-        command: the command that computes a missing result, for the message.
+    The results must have been made with `changes`, which `evaluation` includes. `command` is for the message about a
+    missing result.
 
     Raises:
         Refused: the result is missing, scores another student, or was made with other settings.
@@ -100,21 +91,14 @@ def tables(
     results = {file: run_dir.read_json(file) for file in files}
     shown = {file: result for file, result in results.items() if result or file == files[0]}
     for file, result in shown.items():
-        _refuse_other_result(file, result, exported, required, command)
+        if not result:
+            raise Refused(f"{file} does not exist yet: run `{command}`")
+        if not same_student(result, exported):
+            raise Refused(f"{file} scores another student than the current one: run `{command}` for this one")
+        if differing := mismatches({key: result.get(key) for key in required}, required):
+            settings = "; ".join(map(format_mismatch, differing))
+            raise Refused(f"{file} was made with other settings: {settings}. Run `{command}`")
     return [method_table(result, config.teacher.name) for result in shown.values()]
-
-
-def _refuse_other_result(
-    file: Path, result: dict[str, Any], exported: dict[str, Any], required: dict[str, Any], command: str
-) -> None:
-    if not result:
-        raise Refused(f"{file} does not exist yet: run `{command}`")
-    if not same_student(result, exported):
-        raise Refused(f"{file} scores another student than the current one: run `{command}` for this one")
-    stored = {key: result.get(key) for key in required}
-    if differing := mismatches(stored, required):
-        settings = "; ".join(map(format_mismatch, differing))
-        raise Refused(f"{file} was made with other settings: {settings}. Run `{command}`")
 
 
 def _key(change: str) -> str:

@@ -21,13 +21,7 @@ CAPTION_CHARACTERS = 40
 
 
 def preview_grid(manifest: Manifest, tokenizer: Tokenizer, labels: Sequence[int], columns: int) -> Image.Image:
-    """The first pairs of each class as a grid of decoded images: a row for each class or caption, with its label.
-
-    Args:
-        manifest: of the data set.
-        tokenizer: of the teacher that made the data set.
-        labels: classes, or numbers of captions.
-        columns: number of pairs of each label.
+    """The first `columns` pairs of each class or caption as a grid of decoded images: a row for each, with its label.
 
     Raises:
         Refused: the data set does not have the class, or has no pair of it yet.

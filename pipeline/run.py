@@ -37,13 +37,11 @@ def plan(config: RunConfig, out: Path) -> list[str]:
         Refused: the folder contains another run, or a setting cannot be satisfied.
     """
     run_dir, generation = _check_run(config, out)
-    evaluation = (
-        "is done" if evaluation_is_current(run_dir, config) else f"{config.evaluation.num_images:,} images of each method"
-    )
+    planned = f"{config.evaluation.num_images:,} images of each method"
     sections = {
         f"pairs into {run_dir.pairs}:": generation.lines(),
         f"student into {run_dir.student}:": training_plan(config.distill, config.pairs.num_pairs),
-        f"evaluation into {run_dir.evaluation}:": [evaluation],
+        f"evaluation into {run_dir.evaluation}:": ["is done" if evaluation_is_current(run_dir, config) else planned],
     }
     return [line for title, lines in sections.items() for line in (title, *(f"  {text}" for text in lines))]
 
@@ -68,14 +66,7 @@ def run(config: RunConfig, out: Path, *, workers: int) -> list[str]:
     run_dir = claim(out, config)
     with stopping() as should_stop:
         with _phase(run_dir, "pairs", "pairs") as report:
-            generate(
-                config.generate,
-                run_dir.pairs,
-                workers=workers,
-                report=report,
-                should_stop=should_stop,
-                plan=plan,
-            )
+            generate(config.generate, run_dir.pairs, workers=workers, report=report, should_stop=should_stop, plan=plan)
         with _phase(run_dir, "student", "steps") as report:
             train(
                 config.distill,
@@ -99,20 +90,12 @@ def evaluate_run(
     teacher: str | LoadedTeacher,
     evaluation: EvaluationConfig,
     should_stop: ShouldStop,
-    file_name: str = EVALUATION_FILE,
+    name: str = EVALUATION_FILE,
 ) -> None:
     """Evaluate a run's student and write the result file and samples/ into the run's folder."""
+    student, pairs, out = run_dir.student, run_dir.pairs, run_dir.root
     with _phase(run_dir, "evaluation", "methods") as report:
-        evaluate(
-            run_dir.student,
-            teacher,
-            run_dir.pairs,
-            run_dir.root,
-            evaluation,
-            report=report,
-            should_stop=should_stop,
-            name=file_name,
-        )
+        evaluate(student, teacher, pairs, out, evaluation, report=report, should_stop=should_stop, name=name)
 
 
 def evaluation_is_current(run_dir: RunDir, config: RunConfig) -> bool:
@@ -124,11 +107,7 @@ def evaluation_is_current(run_dir: RunDir, config: RunConfig) -> bool:
 
 
 def _check_run(config: RunConfig, out: Path) -> tuple[RunDir, GenerationPlan]:
-    """Check everything that `run` can refuse, before it claims its folder; writes nothing.
-
-    Raises:
-        Refused: as `run`.
-    """
+    """Check everything that `run` can refuse, before it claims its folder; writes nothing."""
     run_dir = check(out, config)
     # The end of the run reads these files: report damage before the work, not after it.
     for path in (run_dir.environment, run_dir.evaluation, run_dir.seconds):
@@ -144,11 +123,7 @@ def _check_run(config: RunConfig, out: Path) -> tuple[RunDir, GenerationPlan]:
 
 
 def _refuse_other_size(run_dir: RunDir, num_pairs: int) -> None:
-    """Allow another number of pairs only until the student's training starts.
-
-    Raises:
-        Refused: a checkpoint was trained on another number of pairs.
-    """
+    """Allow another number of pairs only until the student's training starts."""
     mark = refuse_other_training(run_dir.checkpoints, {})
     found = num_pairs if mark is None else mark["identity"]["pairs"]
     if found != num_pairs:

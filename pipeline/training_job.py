@@ -18,15 +18,11 @@ PORT = 29500
 
 
 def training_job(cluster: ClusterConfig, command: str, nodes: int, processes: int) -> str:
-    """The script of a job that runs a `distill` command under torchrun.
+    """The script of a job that runs a `distill` command under torchrun, with `processes` on each node.
 
-    Args:
-        cluster: the job's settings; `cores`, `memory` and `gpus` are those of one process.
-        command: the whole command line, including the options that print this script.
-        nodes: number of nodes.
-        processes: number of processes on each node.
+    `cores`, `memory` and `gpus` of `cluster` are those of one process. `command` is the whole command line, including
+    the options that print this script.
     """
-    training_command = shlex.join(_without_job_options(shlex.split(command)))
     gpus = [f"--gpus-per-node={processes}"] if cluster.gpus else []
     cores = cluster.cores * processes
     log = f"{cluster.log_folder or '.'}/tokenleap-distill-%j.log"
@@ -60,7 +56,7 @@ def training_job(cluster: ClusterConfig, command: str, nodes: int, processes: in
         f"srun --cpus-per-task={cores} torchrun \\",
         f'    --nnodes={nodes} --nproc-per-node={processes} --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" \\',
         f'    --rdzv-endpoint="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):{PORT}" \\',
-        f"    --no-python {training_command} &",
+        f"    --no-python {shlex.join(_without_job_options(shlex.split(command)))} &",
         "",
         "# A trapped signal interrupts `wait` while the process still runs.",
         "training=$!",
@@ -74,12 +70,10 @@ def training_job(cluster: ClusterConfig, command: str, nodes: int, processes: in
 def _without_job_options(words: list[str]) -> list[str]:
     """A command line without the options of the job script."""
     kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-        elif word in ("--nodes", "--processes"):
-            skip = True
+    rest = iter(words)
+    for word in rest:
+        if word in ("--nodes", "--processes"):
+            next(rest)
         elif word != "--print-job-script" and not word.startswith(("--nodes=", "--processes=")):
             kept.append(word)
     return kept

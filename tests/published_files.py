@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.student.networks import build_network
+from distill.student.networks import student_factory
 from distill.student.published import STUDENTS, PublishedStudent
 from generate_pairs.teachers.published import TEACHERS, PublishedTeacher
 from generate_pairs.teachers.registry import family_of
@@ -66,7 +66,7 @@ def weights_of(name: str) -> Weights:
     with torch.device("meta"):
         networks = (
             family.transformer(transformer),
-            build_network(published.family, transformer, tokenizer.codebook_dim),
+            student_factory(published.family)(transformer, tokenizer.codebook_dim),
             family.tokenizer(tokenizer),
         )
     states = (random_state(network, seed) for seed, network in enumerate(networks))

@@ -29,7 +29,7 @@ from generate_pairs.flow_map.flow_map import FlowMap, kernel_is_possible
 from generate_pairs.generation.generate import generate
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings, filter_var
-from generate_pairs.trajectory import Force, MapNoise, generate_tokens
+from generate_pairs.trajectory import MapNoise, generate_tokens
 from pipeline.config.run_config import compose
 from shards.core.errors import Refused, Stopped
 from shards.dataset.manifest import Manifest
@@ -126,11 +126,11 @@ def test_a_teacher_has_the_same_logits(name: str) -> None:
         teacher = load_teacher(name, device).teacher
         generator = torch.Generator().manual_seed(0)
         tokens_BL = torch.randint(teacher.vocab_size, (8, teacher.layout.num_tokens), generator=generator)
-        forced = Force(tokens_BL.to(device))
+        forced_BL = tokens_BL.to(device)
 
-        def choose(log_probs_BsV: torch.Tensor, span: slice, *, found=found, forced=forced) -> torch.Tensor:
+        def choose(log_probs_BsV: torch.Tensor, span: slice, *, found=found, forced_BL=forced_BL) -> torch.Tensor:
             found.append(log_probs_BsV.cpu())
-            return forced(log_probs_BsV, span)
+            return forced_BL[:, span]
 
         generate_tokens(teacher, LABELS.to(device), SamplingSettings(guidance_scale=1.5), choose)
     for here, there in zip(*logits.values(), strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.config import EvaluationConfig
 from distill.evaluation.feature_extractors.clip_score import ClipScore
-from distill.evaluation.method_evaluation import Evaluation, Row, evaluate_methods
+from distill.evaluation.method_evaluation import Evaluation, evaluate_methods
 from distill.evaluation.partial_results import FOLDER, PartialResults
 from distill.evaluation.protocols import check_clip, check_evaluation, open_scorer
 from distill.evaluation.sample_grids import save_samples, shown_captions
@@ -49,19 +49,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a student, its teacher and the baselines, with one thread; writes evaluation.json and samples/*.png.
 
-    Args:
-        student_folder: the student's export.
-        teacher: the teacher that made its pairs, its name or its file.
-        pairs_root: the pairs, whose token frequencies define the baseline onestep*.
-        out: folder of evaluation.json, of samples/ and of the partial results of an interrupted evaluation.
-        config: protocol, number of images, seed, device.
-        report: called with (done, total, the next method); one method with one noise seed counts as one.
-        should_stop: called between batches of images.
-        name: of the file; `evaluation-PROTOCOL.json` for another protocol than the run's own.
+    `teacher` made the pairs of the student, whose token frequencies define the baseline onestep*. `out` also contains the
+    partial results of an interrupted evaluation. `report` is called with (done, total, the next method), where one method
+    with one noise seed counts as one; `name` is evaluation-PROTOCOL.json for another protocol than the run's own.
 
     Raises:
-        Refused: student, teacher and pairs do not belong together, the protocol is for other images, or a file or package
-            is missing.
+        Refused: student, teacher, pairs and protocol do not belong together, or a file or package is missing.
         Stopped: `should_stop` returned True; finished methods are saved.
     """
     with computing_threads(1):
@@ -72,11 +65,26 @@ def evaluate(
         methods = open_methods(student, teacher, pairs_root, config.seed, config.num_images, config.device)
         scorer, teacher_images = open_scorer(config, image_shape), None
         if scorer:
-            manifest = Manifest.open(pairs_root)
-            teacher_images = TeacherImages.of_first_pairs(manifest, methods.teacher.tokenizer, config.num_images)
+            tokenizer = methods.teacher.tokenizer
+            teacher_images = TeacherImages.of_first_pairs(Manifest.open(pairs_root), tokenizer, config.num_images)
         clip = None if config.clip is None else ClipScore.load(config.clip, config.device)
-        facts = _facts(config, student_folder, student, scorer, teacher_images, clip)
-        identity = _identity(facts, student_folder, student, teacher_images)
+        facts = {
+            **config.result_settings,
+            "device": config.device,
+            **(scorer.facts if scorer else {}),
+            **({"teacher_images": len(teacher_images)} if teacher_images else {}),
+            **({"clip_sha256": clip.sha256} if clip else {}),
+            "student_sha256": sha256_file(student_folder / "student.safetensors"),
+            "noise_weight": student.noise_weight,
+        }
+        # Everything that the scores depend on: partial results of another identity are discarded.
+        identity = {
+            **facts,
+            "export": sha256_file(student_folder / "config.json"),
+            "fingerprint": student.fingerprint,
+            "first_teacher_image": teacher_images.view.first if teacher_images else None,
+            "torch": torch.__version__,
+        }
         partial = PartialResults.open(out / FOLDER / Path(name).stem, identity)
         evaluation = Evaluation(config, methods, scorer, clip, partial, report, should_stop)
         if scorer and teacher_images:
@@ -88,37 +96,6 @@ def evaluate(
     commit_bytes(out / name, (json.dumps(result, indent=2) + "\n").encode())
     partial.clear()
     return result
-
-
-def _facts(
-    config: EvaluationConfig,
-    student_folder: Path,
-    student: Student,
-    scorer: Scorer | None,
-    teacher_images: TeacherImages | None,
-    clip: ClipScore | None,
-) -> Row:
-    """What evaluation.json records about the evaluation as a whole."""
-    return {
-        **config.result_settings,
-        "device": config.device,
-        **(scorer.facts if scorer else {}),
-        **({"teacher_images": len(teacher_images)} if teacher_images else {}),
-        **({"clip_sha256": clip.sha256} if clip else {}),
-        "student_sha256": sha256_file(student_folder / "student.safetensors"),
-        "noise_weight": student.noise_weight,
-    }
-
-
-def _identity(facts: Row, student_folder: Path, student: Student, teacher_images: TeacherImages | None) -> Row:
-    """Everything that the scores depend on: partial results of another identity are discarded."""
-    return {
-        **facts,
-        "export": sha256_file(student_folder / "config.json"),
-        "fingerprint": student.fingerprint,
-        "first_teacher_image": teacher_images.view.first if teacher_images else None,
-        "torch": torch.__version__,
-    }
 
 
 def with_teacher_reference(evaluation: Evaluation, scorer: Scorer, teacher_images: TeacherImages) -> Scorer:
@@ -138,4 +115,4 @@ def with_teacher_reference(evaluation: Evaluation, scorer: Scorer, teacher_image
             done += len(images_BIHW)
             yield images_BIHW
 
-    return scorer.with_teacher_reference(evaluation.partial.moments(lambda: scorer.moments(batches())))
+    return replace(scorer, teacher=evaluation.partial.moments(lambda: scorer.moments(batches())))

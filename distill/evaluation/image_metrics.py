@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,10 +66,8 @@ def inception_score(probabilities_NK: Tensor, split_size: int | None = None) -> 
     Between 1 and the number of classes. Few images score lower than many, so only scores of the same splits can be
     compared.
 
-    Args:
-        probabilities_NK: a classifier's probabilities, every row summing to one.
-        split_size: consecutive images in a split; the result is the mean of the splits' scores, and the last split may be
-            smaller. None for one split.
+    Every row of probabilities sums to one. A split is `split_size` consecutive images, all by default; the result is the
+    mean of the splits' scores, and the last split may be smaller.
     """
     scores = []
     for part_NK in probabilities_NK.detach().split(split_size or len(probabilities_NK)):
@@ -78,8 +77,7 @@ def inception_score(probabilities_NK: Tensor, split_size: int | None = None) -> 
     return sum(scores) / len(scores)
 
 
-@dataclass(frozen=True)
-class PrecisionRecall:
+class PrecisionRecall(NamedTuple):
     """Share of generated images near real ones, and of real images near generated ones."""
 
     precision: float
@@ -106,10 +104,17 @@ class Manifold:
         """Compute the balls around N rows of features.
 
         Raises:
-            ValueError: the set has no k-th neighbour.
+            ValueError: there are at most k rows, or k is not positive.
         """
-        centres = features_NF.detach().to(torch.float64)
-        return cls(centres, neighbour_distances(centres, k, by_product=by_product), by_product)
+        centres, count = features_NF.detach().to(torch.float64), len(features_NF)
+        if not 1 <= k < count:
+            raise ValueError(f"the {k}-th neighbour needs 1 <= k < number of images, got {count} images")
+        radii = []
+        for start, distances in _distance_blocks(centres, centres, by_product):
+            rows = torch.arange(len(distances), device=distances.device)
+            distances[rows, start + rows] = torch.inf
+            radii.append(distances.kthvalue(k, dim=1).values)
+        return cls(centres, torch.cat(radii), by_product)
 
     def share_of(self, other: Manifold) -> float:
         """The share of the other set's images that are in at least one ball of this one."""
@@ -121,23 +126,6 @@ class Manifold:
 def precision_recall(real: Manifold, fake: Manifold) -> PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2)."""
     return PrecisionRecall(precision=real.share_of(fake), recall=fake.share_of(real))
-
-
-def neighbour_distances(features_NF: Tensor, k: int, *, by_product: bool = False) -> Tensor:
-    """Distance (N,) of every row to its k-th nearest other row.
-
-    Raises:
-        ValueError: there are at most k rows, or k is not positive.
-    """
-    count = len(features_NF)
-    if not 1 <= k < count:
-        raise ValueError(f"the {k}-th neighbour needs 1 <= k < number of images, got {count} images")
-    radii = []
-    for start, distances in _distance_blocks(features_NF, features_NF, by_product):
-        rows = torch.arange(len(distances), device=distances.device)
-        distances[rows, start + rows] = torch.inf
-        radii.append(distances.kthvalue(k, dim=1).values)
-    return torch.cat(radii)
 
 
 def _distance_blocks(rows_NF: Tensor, columns_MF: Tensor, by_product: bool) -> Iterator[tuple[int, Tensor]]:

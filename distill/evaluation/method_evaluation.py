@@ -6,7 +6,7 @@ Only features are kept of each batch, and as many images as the grids show.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,8 +31,8 @@ from distill.sampling.method_spec import (
 )
 from distill.sampling.methods import Methods, generate_batches
 from distill.student.sampler import max_batch_size
-from generate_pairs.digits.dataset import DigitsSplit, load_digits_split
-from generate_pairs.teachers.base import Tokenizer, to_unit_range
+from generate_pairs.digits.dataset import load_digits_split
+from generate_pairs.teachers.base import to_unit_range
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Stopped
 
@@ -52,14 +52,8 @@ Row = dict[str, Any]
 class Evaluation:
     """The parts of one evaluation.
 
-    Attributes:
-        config: protocol, number of images, seeds, device.
-        methods: generates the images.
-        scorer: of the protocol; None if the protocol compares images with nothing.
-        clip: scores how well images fit captions; None for no such score.
-        partial: the finished results.
-        report: called with (done, total, the next method); one method with one noise seed counts as one.
-        should_stop: called between batches of images.
+    `scorer` is None if the protocol compares images with nothing, `clip` if no captions are scored. `report` and
+    `should_stop` are those of `evaluate`.
     """
 
     config: EvaluationConfig
@@ -75,13 +69,9 @@ class Evaluation:
         return self.scorer is not None and self.config.protocol == "digits"
 
     @property
-    def num_method_results(self) -> int:
-        return len(self.methods.compared) * self.config.repeats
-
-    @property
     def total(self) -> int:
         """Units of progress: results of methods, and the rows of real images."""
-        return self.num_method_results + len(REFERENCE_ROWS) * self.has_reference_rows
+        return len(self.methods.compared) * self.config.repeats + len(REFERENCE_ROWS) * self.has_reference_rows
 
 
 def evaluate_methods(evaluation: Evaluation) -> tuple[list[Row], dict[Method, Tensor]]:
@@ -103,9 +93,13 @@ def evaluate_methods(evaluation: Evaluation) -> tuple[list[Row], dict[Method, Te
         for method in methods.compared:
             report(len(rows) + num_done, evaluation.total, method.name)
             try:
-                result = _saved_result(evaluation, method, seed, tokens)
+                result = evaluation.partial.result(method.name, seed)
+                if result is None:
+                    result = evaluate_method(evaluation, method, seed, tokens)
+                    evaluation.partial.save(method.name, seed, result)
             except Stopped as stopped:
-                raise Stopped(f"{num_done} of {evaluation.num_method_results} methods are done and kept") from stopped
+                count = len(results) * evaluation.config.repeats
+                raise Stopped(f"{num_done} of {count} methods are done and kept") from stopped
             if result.tokens_NL is not None:
                 tokens[method] = result.tokens_NL
             results[method].append(replace(result, tokens_NL=None))
@@ -124,12 +118,17 @@ def evaluate_methods(evaluation: Evaluation) -> tuple[list[Row], dict[Method, Te
 
 
 def _reference_rows(evaluation: Evaluation) -> list[Row]:
+    """The rows of `REFERENCE_ROWS`: unseen real digits, and training digits through the tokenizer."""
     rows: list[Row] = []
     if evaluation.scorer and evaluation.has_reference_rows:
-        images_by_row = reference_images(load_digits_split(), evaluation.methods.teacher.tokenizer)
-        for name, images, labels in images_by_row:
+        split, tokenizer = load_digits_split(), evaluation.methods.teacher.tokenizer
+        device = tokenizer.codebook_VC.device
+        with torch.inference_mode():
+            decoded = tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images.to(device))))
+        references = ((split.test_images.to(device), split.test_labels), (decoded, split.train_labels))
+        for name, (images, labels) in zip(REFERENCE_ROWS, references, strict=True):
             evaluation.report(len(rows), evaluation.total, name)
-            rows.append(_row(name, evaluation.scorer.scores(images, labels)))
+            rows.append(_row(name, evaluation.scorer.scores(to_unit_range(images), labels)))
     return rows
 
 
@@ -142,23 +141,10 @@ def _seconds(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     return evaluation.partial.times(lambda: time_methods(evaluation.methods, sizes))
 
 
-def _saved_result(evaluation: Evaluation, method: Method, seed: int, tokens: Mapping[Method, Tensor]) -> MethodResult:
-    """The saved result of a method and seed; evaluates the method and saves the result if there is none."""
-    result = evaluation.partial.result(method.name, seed)
-    if result is None:
-        result = evaluate_method(evaluation, method, seed, tokens)
-        evaluation.partial.save(method.name, seed, result)
-    return result
-
-
 def evaluate_method(evaluation: Evaluation, method: Method, seed: int, tokens: Mapping[Method, Tensor]) -> MethodResult:
     """Generate all images of a method with one noise seed and score them batch by batch.
 
-    Args:
-        evaluation: its number of images have the labels 0, 1, 2 ... in turn.
-        method: the method.
-        seed: of noise and draws.
-        tokens: tokens (N, L) of the methods in `REUSED_METHODS` that come before this one.
+    Labels are 0, 1, 2 ... in turn; `tokens` are those (N, L) of the `REUSED_METHODS` that come before this one.
 
     Raises:
         Stopped: `should_stop` returned True.
@@ -208,16 +194,6 @@ def mean_over_seeds(numbers: Sequence[Mapping[str, float | None]]) -> Row:
         if key in (*SCORES, CLIP_SCORE):
             deviations[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
     return {**means, **deviations}
-
-
-def reference_images(split: DigitsSplit, tokenizer: Tokenizer) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, images and labels of `REFERENCE_ROWS`: unseen real digits, and training digits through the tokenizer."""
-    real, reconstruction = REFERENCE_ROWS
-    device = tokenizer.codebook_VC.device
-    yield real, to_unit_range(split.test_images).to(device), split.test_labels
-    with torch.inference_mode():
-        decoded = tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images.to(device))))
-    yield reconstruction, to_unit_range(decoded), split.train_labels
 
 
 def shares_noise_with_teacher(method: Method) -> bool:

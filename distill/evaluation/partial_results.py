@@ -13,7 +13,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,8 @@ Times = dict[str, dict[str, float]]
 class MethodResult:
     """The result of one method with one noise seed.
 
-    Attributes:
-        numbers: scores and token match by name, None for those that do not apply.
-        images_BIHW: the images that the grids show, in [0, 1].
-        tokens_NL: the tokens of all images, int32, if other methods need them; else None.
+    `numbers` are scores and token match by name, None for those that do not apply. The images are those that the grids
+    show, in [0, 1]; the tokens are those of all images, int32, if other methods need them.
     """
 
     numbers: Mapping[str, float | None]
@@ -51,10 +49,9 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class PartialResults:
-    """Saves and loads partial results: in a folder, or in memory if the folder is None."""
+    """Saves and loads the partial results in a folder."""
 
-    folder: Path | None = None
-    _in_memory: dict[str, MethodResult] = field(default_factory=dict)
+    folder: Path
 
     @classmethod
     def open(cls, folder: Path, identity: Mapping[str, Any]) -> PartialResults:
@@ -72,8 +69,6 @@ class PartialResults:
 
     def times(self, measure: Callable[[], Times]) -> Times:
         """The saved times; measures and saves them if there are none. Raises like `result`."""
-        if self.folder is None:
-            return measure()
         file = self.folder / TIMES_FILE
         if not file.is_file():
             commit_bytes(file, json.dumps(measure()).encode())
@@ -82,8 +77,6 @@ class PartialResults:
 
     def moments(self, measure: Callable[[], Moments]) -> Moments:
         """The saved moments of the teacher's images; measures and saves them if there are none. Raises like `result`."""
-        if self.folder is None:
-            return measure()
         file = self.folder / MOMENTS_FILE
         if not file.is_file():
             moments, buffer = measure(), io.BytesIO()
@@ -101,9 +94,7 @@ class PartialResults:
         Raises:
             Refused: its file is damaged.
         """
-        if self.folder is None:
-            return self._in_memory.get(_file_name(method, seed))
-        file = self.folder / _file_name(method, seed)
+        file = self._file(method, seed)
         if not file.is_file():
             return None
         with self._refusing_damage(file), safe_open(file, framework="pt") as opened:
@@ -117,21 +108,19 @@ class PartialResults:
         Raises:
             Refused, Failed: as `commit_bytes`.
         """
-        name = _file_name(method, seed)
-        if self.folder is None:
-            self._in_memory[name] = result
-            return
         tensors = {"images": result.images_BIHW.contiguous()}
         if result.tokens_NL is not None:
             tensors["tokens"] = result.tokens_NL.contiguous()
-        commit_bytes(self.folder / name, save(tensors, {"numbers": json.dumps(dict(result.numbers))}))
+        commit_bytes(self._file(method, seed), save(tensors, {"numbers": json.dumps(dict(result.numbers))}))
 
     def clear(self) -> None:
         """Delete all partial results."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            with suppress(OSError):
-                self.folder.parent.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.parent.rmdir()
+
+    def _file(self, method: str, seed: int) -> Path:
+        return self.folder / f"{method.replace('*', '-star')}-seed-{seed}.safetensors"
 
     @contextmanager
     def _refusing_damage(self, file: Path) -> Iterator[None]:
@@ -139,7 +128,3 @@ class PartialResults:
             yield
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
             raise Refused(f"{file} is damaged: delete {self.folder} to start this evaluation again") from error
-
-
-def _file_name(method: str, seed: int) -> str:
-    return f"{method.replace('*', '-star')}-seed-{seed}.safetensors"

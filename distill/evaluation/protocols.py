@@ -132,21 +132,19 @@ def _open_adm(config: EvaluationConfig) -> Scorer:
 
 def _open_folder(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> Scorer:
     folder = ReferenceFolder.inspect(_reference(config), image_shape)
-    extractor = on_device(_folder_extractor(config), config.device)
+    match config.features:
+        case "inception":
+            extractor: FeatureExtractor = inception.load_inception("tensorflow", config.inception_weights)
+        case "digits":
+            extractor = load_digits_classifier()
+        case name:
+            extractor = _registered(name)()
+    extractor = on_device(extractor, config.device)
     features_NF = _features(extractor, folder.images(INCEPTION_BATCH_SIZE, image_shape), config.device)
     facts: dict[str, Any] = {"reference_sha256": folder.sha256(), "reference_images": len(folder.files)}
     if config.features == "inception":
         facts |= _weights_facts(config)
     return Scorer(extractor, Moments.of(features_NF), Manifold.of(features_NF, by_product=True), facts=facts)
-
-
-def _folder_extractor(config: EvaluationConfig) -> FeatureExtractor:
-    if config.features == "inception":
-        return inception.load_inception("tensorflow", config.inception_weights)
-    if config.features == "digits":
-        return load_digits_classifier()
-    extractor: FeatureExtractor = _registered(config.features)()
-    return extractor
 
 
 def _registered(name: str) -> Any:

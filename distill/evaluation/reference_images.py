@@ -32,12 +32,9 @@ MIN_REFERENCES = 100
 
 @dataclass(frozen=True)
 class ReferenceBatch:
-    """A reference batch of guided-diffusion's evaluator: an npz file of images, usually with moments of many more images.
+    """A reference batch of guided-diffusion's evaluator: an npz file of images `arr_0` (N, height, width, 3), uint8.
 
-    Attributes:
-        path: of the file.
-        shape: of its images `arr_0`, (N, height, width, 3), uint8.
-        has_moments: whether it contains `mu` and `sigma`.
+    Usually it also contains moments `mu` and `sigma`, of many more images.
     """
 
     path: Path
@@ -173,7 +170,8 @@ def read_statistic(path: Path, dim: int) -> Moments:
         content = read_checkpoint(path).content
     expected = f"statistics of the official code are a mapping of m ({dim},) and s ({dim}, {dim})"
     if not isinstance(content, dict) or not {"m", "s"} <= content.keys():
-        raise Refused(f"{path} holds {_kind(content)}: {expected}")
+        kind = ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise Refused(f"{path} holds {kind}: {expected}")
     mean, covariance = np.asarray(content["m"]), np.asarray(content["s"])
     if (mean.shape, covariance.shape) != ((dim,), (dim, dim)):
         raise Refused(f"{path} holds m {mean.shape} and s {covariance.shape}: {expected}")
@@ -193,10 +191,6 @@ def _array_globals() -> list[Any]:
     names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
     kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
     return [np.ndarray, np.dtype, *kinds, *((rebuild, name) for name in names)]
-
-
-def _kind(content: Any) -> str:
-    return ", ".join(map(str, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
 
 
 def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

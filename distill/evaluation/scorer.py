@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -41,7 +41,6 @@ class Scorer:
     """Computes how far images are from real images.
 
     Attributes:
-        extractor: computes the features.
         reference: moments of the real images' features.
         real: the real images as balls; None if the protocol has no precision and recall.
         points: the space of the balls, features or pixels.
@@ -83,10 +82,6 @@ class Scorer:
             features.add(images_BIHW)
         return Moments.of(features.features_NF())
 
-    def with_teacher_reference(self, teacher: Moments) -> Scorer:
-        """The same scorer that also computes the distance to the teacher's images."""
-        return replace(self, teacher=teacher)
-
     def new_accumulator(self) -> FeatureAccumulator:
         """An empty accumulator of what `scores_of_features` needs."""
         keep_pixels = self.points == "pixels" and self.real is not None
@@ -115,21 +110,17 @@ class Scorer:
                 correct_N = probabilities_NK.argmax(1) == classes.to(probabilities_NK.device)
                 scores["class_accuracy"] = correct_N.double().mean().item()
         if self.real is not None:
-            points_NF = features.pixels_NP() if self.points == "pixels" else features_NF
+            points_NF = torch.cat(features.pixels) if self.points == "pixels" else features_NF
             fake = Manifold.of(points_NF, by_product=self.real.by_product)
-            shares = precision_recall(self.real, fake)
-            scores |= {"precision": shares.precision, "recall": shares.recall}
+            scores |= precision_recall(self.real, fake)._asdict()
         return scores
 
 
 class FeatureAccumulator:
     """Features of images that are added batch by batch, and their pixels if the scorer needs them.
 
-    Args:
-        extractor: computes the features.
-        batch_size: images whose features are computed at once, whatever the size of the added batches.
-        rounded: round to 8 bits a channel first.
-        keep_pixels: keep the images themselves, flattened.
+    The extractor gets `batch_size` images at once, whatever the size of the added batches. `rounded` rounds images to 8
+    bits a channel first; `keep_pixels` keeps the images themselves, flattened, in `pixels`.
     """
 
     def __init__(
@@ -146,13 +137,13 @@ class FeatureAccumulator:
         self.keep_pixels = keep_pixels
         self._pending: Tensor | None = None
         self._features: list[Tensor] = []
-        self._pixels: list[Tensor] = []
+        self.pixels: list[Tensor] = []
 
     def add(self, images_BIHW: Tensor) -> FeatureAccumulator:
         """Add images in [0, 1]; the result does not depend on the batch sizes."""
         images = images_BIHW.mul(255.0).round().div(255.0) if self.rounded else images_BIHW
         if self.keep_pixels:
-            self._pixels.append(images.flatten(1))
+            self.pixels.append(images.flatten(1))
         pending = images if self._pending is None else torch.cat([self._pending, images])
         while len(pending) >= self.batch_size:
             self._extract(pending[: self.batch_size])
@@ -166,10 +157,6 @@ class FeatureAccumulator:
             self._extract(self._pending)
             self._pending = None
         return torch.cat(self._features)
-
-    def pixels_NP(self) -> Tensor:
-        """All images so far, flattened, (N, channels * height * width)."""
-        return torch.cat(self._pixels)
 
     @torch.inference_mode()
     def _extract(self, images_BIHW: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -30,15 +31,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class BatchTargets:
-    """Numbers of targets in a global batch, over which losses are averaged.
-
-    Attributes:
-        num_pairs: Pairs in the batch.
-        positions: Number of target positions by timestep.
-    """
+    """Numbers of targets in a global batch, over which losses are averaged."""
 
     num_pairs: int
     positions: Mapping[int, int]
+    """Number of target positions by timestep."""
 
     @property
     def num_positions(self) -> int:
@@ -47,14 +44,9 @@ class BatchTargets:
     @classmethod
     def of(cls, timestep_B: npt.NDArray[np.int64], layout: TokenLayout) -> BatchTargets:
         """Count the targets of pairs at these timesteps."""
-        timesteps, counts = np.unique(timestep_B, return_counts=True)
-        return cls(
-            len(timestep_B),
-            {
-                timestep: count * (layout.num_tokens - layout.starts[timestep])
-                for timestep, count in zip(timesteps.tolist(), counts.tolist(), strict=True)
-            },
-        )
+        counts = sorted(Counter(timestep_B.tolist()).items())
+        positions = {timestep: count * (layout.num_tokens - layout.starts[timestep]) for timestep, count in counts}
+        return cls(len(timestep_B), positions)
 
 
 @dataclass(frozen=True)
@@ -124,12 +116,8 @@ def student_losses(
             images = student.tokenizer.decode(rows_BLC)
         distance_B = image_distance(student.tokenizer.decode(sequence_BLC), images)
         parts["image_loss"] = distance_B.sum() / batch_targets.num_pairs
-    weights = {
-        "token_loss": config.token_weight,
-        "embedding_loss": config.embedding_weight,
-        "image_loss": config.image_weight,
-    }
-    total = torch.stack([weight * parts[name] for name, weight in weights.items() if name in parts]).sum()
+    names = [name for name in ("token", "embedding", "image") if f"{name}_loss" in parts]
+    total = torch.stack([getattr(config, f"{name}_weight") * parts[f"{name}_loss"] for name in names]).sum()
     return Losses(total, parts)
 
 

@@ -40,14 +40,7 @@ def draw_timesteps(
 ) -> npt.NDArray[np.int64]:
     """Draw a timestep for each pair, a function of (seed, epoch, pair_index) only. Changing it breaks: ORDER.
 
-    The timestep of a pair does not depend on its batch, rank or process.
-
-    Args:
-        timesteps: Values to draw from.
-        weights: Relative frequencies; None for equal ones.
-        seed: Seed of the training.
-        epoch_B: Number of earlier passes over the pairs.
-        index_B: pair_index.
+    `weights` are relative frequencies, None for equal ones; `epoch_B` counts earlier passes over the pairs.
     """
     with np.errstate(over="ignore"):
         word_B = mix64(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15))

@@ -56,12 +56,8 @@ class TokenFrequencies:
 def sample_onestep_star(P_KLV: Tensor, labels_B: Tensor, uniform_BL: Tensor) -> Tensor:
     """onestep*: tokens (B, L) int64, each position drawn independently from its frequencies given the class.
 
-    This is the best result of one step without a map from noise to sequence.
-
-    Args:
-        P_KLV: `TokenFrequencies.probabilities`.
-        labels_B: class labels (B,), int64.
-        uniform_BL: a number between 0 and 1 for each draw, float64.
+    This is the best result of one step without a map from noise to sequence. Labels are int64; each draw uses a number
+    between 0 and 1, float64.
     """
     pairs = zip(labels_B.tolist(), uniform_BL, strict=True)
     return torch.stack([draw(P_KLV[label], uniform_L) for label, uniform_L in pairs])
@@ -86,18 +82,10 @@ def skip_n_fill(teacher: Teacher) -> str:
 def sample_skip_n(
     teacher: Teacher, tokens_BL: Tensor, n: int, P_KLV: Tensor, labels_B: Tensor, uniform_BL: Tensor
 ) -> Tensor:
-    """skip-n: the image of the teacher's first S - n AR steps; `skip_n_fill` describes the rest.
+    """skip-n: images (B, channels, height, width) of the teacher's first S - n AR steps, about -1 to 1, not clamped.
 
-    Args:
-        teacher: the teacher that generated the tokens.
-        tokens_BL: the teacher's own tokens; those of the last n steps are ignored.
-        n: AR steps left out, 1 to S - 1.
-        P_KLV: `TokenFrequencies.probabilities`, for the fill "marginals".
-        labels_B: class labels (B,), int64.
-        uniform_BL: a number between 0 and 1 for each position, float64; only filled positions use theirs.
-
-    Returns:
-        Images (B, channels, height, width), nominally in [-1, 1], not clamped.
+    `skip_n_fill` describes the rest. The teacher's own tokens of the last n steps are ignored. `P_KLV`, int64 labels and
+    numbers between 0 and 1 (B, L) float64 are for the fill "marginals"; only filled positions use their number.
 
     Raises:
         Refused: n is not between 1 and S - 1.

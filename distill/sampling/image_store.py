@@ -10,12 +10,12 @@ import io
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +49,17 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class ImageStore(ABC):
-    """Stores the images 0 .. N-1 of one request, in any order."""
+    """Stores the images 0 .. N-1 of one request, in any order; `folder` contains the request, None if nothing resumes."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, folder: Path | None = None) -> None:
+        """Raises Refused if the folder contains another request."""
         self.request = dict(request)
+        self.folder = folder
         self.saved_N = np.zeros(self.request["num_images"], dtype=bool)
+        self.stored_request = None
+        if folder is not None and (file := folder / REQUEST_FILE).is_file():
+            self.stored_request = _parsed(read_bytes(file), str(file))
+            refuse_other_request(folder, self.stored_request, self.request)
 
     @property
     def num_saved(self) -> int:
@@ -67,13 +73,12 @@ class ImageStore(ABC):
         """What a job that stops now leaves on disk."""
         return f"{self.num_saved:,} of {len(self.saved_N):,} images are made and kept"
 
-    def contains(self, first: int, count: int) -> bool:
-        """Whether the images `first` .. `first + count - 1` are all saved."""
-        return bool(self.saved_N[first : first + count].all())
-
-    @abstractmethod
     def begin(self) -> None:
         """Prepare for the first image; stores that can be resumed write the request."""
+        if self.folder is not None:
+            remove_stale_temporaries(self.folder, STALE_SECONDS)
+            if self.stored_request != self.request:
+                commit_bytes(self.folder / REQUEST_FILE, _as_json(self.request))
 
     def save(self, first: int, images_BIHW: Tensor) -> None:
         """Save images in [0, 1] as numbers `first` onwards; resumable stores have them on disk when this returns.
@@ -96,18 +101,16 @@ class ImageStore(ABC):
 class ImageFolder(ImageStore):
     """000000.png, 000001.png ... and sample.json with the request."""
 
+    folder: Path
+
     def __init__(self, folder: Path, request: Request) -> None:
         """Find the saved images.
 
         Raises:
             Refused: the folder contains images of another request, or something else.
         """
-        super().__init__(request)
-        self.folder = folder
-        self.stored_request = _read_request(folder)
-        if self.stored_request is not None:
-            refuse_other_request(folder, self.stored_request, self.request)
-        elif names := list_names(folder, ""):
+        super().__init__(request, folder)
+        if self.stored_request is None and (names := list_names(folder, "")):
             raise Refused(
                 f"{folder} holds something already ({names[0]}), and no {REQUEST_FILE} that describes these images: "
                 "name a new folder"
@@ -117,16 +120,10 @@ class ImageFolder(ImageStore):
             if stem.isdecimal() and int(stem) < len(self.saved_N):
                 self.saved_N[int(stem)] = True
 
-    def begin(self) -> None:
-        remove_stale_temporaries(self.folder, STALE_SECONDS)
-        if self.stored_request != self.request:
-            commit_bytes(self.folder / REQUEST_FILE, _as_json(self.request))
-
     def _write(self, first: int, images_BIHW: Tensor) -> None:
         # If a kill interrupted this batch earlier, write only the missing images. Syncing one file to disk is slow, and
         # syncing several in parallel takes no longer.
-        count = len(images_BIHW)
-        missing = [index for index in range(first, first + count) if not self.saved_N[index]]
+        missing = [index for index in range(first, first + len(images_BIHW)) if not self.saved_N[index]]
         with ThreadPoolExecutor(WRITERS) as pool:
             images = (images_BIHW[index - first : index - first + 1] for index in missing)
             for _ in pool.map(save_images, repeat(self.folder), images, missing):
@@ -142,32 +139,32 @@ class NpzFile(ImageStore):
     Images of one channel are stored with three equal ones. The zip file's comment is the request.
     """
 
+    folder: Path
+
     def __init__(self, path: Path, request: Request) -> None:
         """Find the saved images.
 
         Raises:
             Refused: the file or its parts contain images of another request, or this project did not write the file.
         """
-        super().__init__(request)
         self.path = path
-        self.parts = path.parent / f".{path.name}.parts"
-        self.joined_request = _request_in(path) if path.exists() else None
+        self.joined_request = None
+        if path.exists():
+            with _reading_zip(path) as archive:
+                self.joined_request = _parsed(archive.comment, f"{path}, which `tokenleap sample` did not write,")
+            refuse_other_request(path, self.joined_request, request)
+        super().__init__(request, path.parent / f".{path.name}.parts")
         if self.joined_request is not None:
-            refuse_other_request(path, self.joined_request, self.request)
             self.saved_N[: self.joined_request["num_images"]] = True
-        self.parts_request = _read_request(self.parts)
-        if self.parts_request is not None:
-            refuse_other_request(self.parts, self.parts_request, self.request)
+        if self.stored_request is not None:
             for first, count in self._parts():
                 self.saved_N[first : first + count] = True
 
     def begin(self) -> None:
         remove_stale_temporaries(self.path.parent, STALE_SECONDS)
-        remove_stale_temporaries(self.parts, STALE_SECONDS)
-        if self.parts_request is None:
+        if self.stored_request is None:
             self._remove_parts()
-        if self.parts_request != self.request:
-            commit_bytes(self.parts / REQUEST_FILE, _as_json(self.request))
+        super().begin()
 
     def _write(self, first: int, images_BIHW: Tensor) -> None:
         rows_BHWC = byte_images(images_BIHW).numpy()
@@ -175,7 +172,7 @@ class NpzFile(ImageStore):
             rows_BHWC = np.repeat(rows_BHWC[..., None], 3, axis=-1)
         buffer = io.BytesIO()
         np.save(buffer, rows_BHWC)
-        commit_bytes(self.parts / f"{first:09d}-{len(rows_BHWC)}.npy", buffer.getvalue())
+        commit_bytes(self.folder / f"{first:09d}-{len(rows_BHWC)}.npy", buffer.getvalue())
 
     def finish(self, labels_N: npt.NDArray[np.int64]) -> None:
         """Join the parts into the file, one in memory at a time, and delete them.
@@ -185,16 +182,16 @@ class NpzFile(ImageStore):
             Refused: the folder cannot be written to.
         """
         if self.joined_request != self.request:
-            commit_file(self.path, lambda temporary: self._join(temporary, labels_N))
+            commit_file(self.path, lambda temporary: self._join(temporary, labels_N.astype("<i8")))
         self._remove_parts()
 
     def _remove_parts(self) -> None:
         """Delete the parts, and the request last: parts without a request are never used."""
-        if not self.parts.exists():
+        if not self.folder.exists():
             return
-        for part in sorted(self.parts.iterdir(), key=lambda path: path.name == REQUEST_FILE):
+        for part in sorted(self.folder.iterdir(), key=lambda path: path.name == REQUEST_FILE):
             remove(part)
-        self.parts.rmdir()
+        self.folder.rmdir()
 
     def _join(self, path: Path, labels_N: npt.NDArray[np.int64]) -> None:
         rows = self._rows()
@@ -202,29 +199,28 @@ class NpzFile(ImageStore):
         shape = (len(labels_N), *first_rows.shape[1:])
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             archive.comment = _as_json(self.request)
-            with _array_entry(archive, "arr_0", "|u1", shape) as entry:
-                entry.write(first_rows.tobytes())
-                for rows_BHWC in rows:
-                    entry.write(rows_BHWC.tobytes())
-            with _array_entry(archive, "arr_1", "<i8", labels_N.shape) as entry:
-                entry.write(labels_N.astype("<i8").tobytes())
+            _add_array(archive, "arr_0", "|u1", shape, chain([first_rows], rows))
+            _add_array(archive, "arr_1", "<i8", labels_N.shape, [labels_N])
 
     def _rows(self) -> Iterator[Bytes]:
         """All images in order, (B, H, W, 3) at a time: those of a smaller joined file, then those of the parts."""
         next_image = 0
         if self.joined_request is not None:
-            for rows_BHWC in _rows_in(self.path):
-                next_image += len(rows_BHWC)
-                yield rows_BHWC
+            next_image = self.joined_request["num_images"]
+            yield from _rows_in(self.path)
         # Parts overlap if the batch size changed.
         for first, count in self._parts():
             if first <= next_image < first + count:
-                yield _load_part(self.parts / f"{first:09d}-{count}.npy")[next_image - first :]
+                path = self.folder / f"{first:09d}-{count}.npy"
+                try:
+                    yield np.load(path)[next_image - first :]
+                except (ValueError, EOFError) as error:
+                    raise Failed(f"{path} is damaged ({error}): remove it and run the same command again") from error
                 next_image = first + count
 
     def _parts(self) -> list[tuple[int, int]]:
         """First image and number of images of every finished part, in order."""
-        names = [name.removesuffix(".npy").partition("-") for name in list_names(self.parts, ".npy")]
+        names = [name.removesuffix(".npy").partition("-") for name in list_names(self.folder, ".npy")]
         return sorted((int(first), int(count)) for first, _, count in names)
 
 
@@ -236,9 +232,6 @@ class Grid(ImageStore):
         self.path = path
         self.columns = columns
         self.images: list[Tensor] = []
-
-    def begin(self) -> None:
-        """Does nothing: a grid cannot be resumed."""
 
     def describe_progress(self) -> str:
         return "a grid is written at its end only, nothing is kept"
@@ -288,16 +281,6 @@ def _parsed(content: bytes, source: str) -> dict[str, Any]:
     return request
 
 
-def _read_request(folder: Path) -> dict[str, Any] | None:
-    path = folder / REQUEST_FILE
-    return _parsed(read_bytes(path), str(path)) if path.is_file() else None
-
-
-def _request_in(path: Path) -> dict[str, Any]:
-    with _reading_zip(path) as archive:
-        return _parsed(archive.comment, f"{path}, which `tokenleap sample` did not write,")
-
-
 @contextmanager
 def _reading_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
@@ -319,19 +302,12 @@ def _rows_in(path: Path) -> Iterator[Bytes]:
             yield np.frombuffer(entry.read(number * size), np.uint8).reshape(number, *shape)
 
 
-def _load_part(path: Path) -> Bytes:
-    try:
-        rows_BHWC: Bytes = np.load(path)
-    except (ValueError, EOFError) as error:
-        raise Failed(f"{path} is damaged ({error}): remove it and run the same command again") from error
-    return rows_BHWC
-
-
-@contextmanager
-def _array_entry(archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
-    """An open entry of an npz file, its header written; the caller writes the numbers."""
+def _add_array(
+    archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int, ...], parts: Iterable[npt.NDArray[Any]]
+) -> None:
     # The entry may exceed 4 GiB, and zipfile cannot derive this from the header.
     with archive.open(zipfile.ZipInfo(f"{name}.npy", ZIP_DATE), "w", force_zip64=True) as entry:
         header = {"descr": dtype, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(entry, header)
-        yield entry
+        for part in parts:
+            entry.write(part.tobytes())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from distill.config import NoiseWeight, noise_weight_error
 from distill.lineage import load_teacher_of_student
-from distill.sampling.image_store import Grid, ImageFolder, ImageStore, NpzFile, Request
+from distill.sampling.image_store import Grid, ImageFolder, ImageStore, NpzFile
 from distill.sampling.method_spec import Method, StudentAlone, TeacherAlone, join_numbers
 from distill.sampling.methods import Methods
 from distill.sampling.options import (
@@ -48,18 +47,7 @@ Generate = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """A checked sampling job.
-
-    Attributes:
-        options: the options of the user.
-        student: without weights, with the job's captions.
-        captions: what labels index; None for classes.
-        method: the method.
-        labels_N: the label of each image.
-        noise_weight: the weight that the student samples with.
-        device: the device of student and teacher.
-        store: where the images are saved.
-    """
+    """A checked sampling job; the student has no weights, and its captions are those of the job."""
 
     options: SampleOptions
     student: Student
@@ -71,30 +59,46 @@ class SamplingJob:
     store: ImageStore
 
     def load_teacher(self) -> LoadedTeacher | None:
-        """The teacher of the method, see `teacher_for`."""
-        return teacher_for(self.student, self.method, self.options.teacher, self.device)
-
-    def run(self, teacher: LoadedTeacher | None, report: Report, should_stop: ShouldStop) -> None:
-        """Load the student's weights and generate the missing images.
+        """The teacher that the method needs; None for methods without a teacher.
 
         Raises:
-            Refused, Failed, Stopped: as `generate_images`, or the student cannot be loaded.
+            Refused: it cannot be loaded, see `load_teacher_of_student`; or it is named and the method needs none.
         """
-        options = self.options
+        name = self.options.teacher
+        if not isinstance(self.method, StudentAlone):
+            return load_teacher_of_student(self.student, name, self.device)
+        if name is not None:
+            raise Refused(f"--teacher {name}: {self.method.name} needs no teacher")
+        return None
+
+    def run(self, teacher: LoadedTeacher | None, report: Report, should_stop: ShouldStop) -> None:
+        """Load the student's weights and generate the images that the store lacks, batch by batch.
+
+        Batches are always cut at multiples of their size, so that a resumed job generates the same bytes.
+
+        Raises:
+            Refused, Failed: the student cannot be loaded, or the store raises it.
+            Stopped: `should_stop` returned True; complete batches are saved.
+        """
+        options, store, total = self.options, self.store, len(self.labels_N)
         refuse_unwritable(options.out.parent if options.out.suffix else options.out)
         student = Student.from_pretrained(options.student, self.device)
         student.noise_weight = self.noise_weight
         if self.captions is not None:
             student = student.with_captions(self.captions, options.text_encoder, self.device)
-        generate_images(
-            open_method(student, self.method, options.seed, teacher),
-            self.labels_N,
-            options.batch_size or max_batch_size(student.tokenizer.image_shape),
-            self.store,
-            device=self.device,
-            report=report,
-            should_stop=should_stop,
-        )
+        generate = open_method(student, self.method, options.seed, teacher)
+        batch_size = options.batch_size or max_batch_size(student.tokenizer.image_shape)
+        store.begin()
+        report(store.num_saved, total, "")
+        for first in range(0, total, batch_size):
+            span = slice(first, first + batch_size)
+            if store.saved_N[span].all():
+                continue
+            if should_stop():
+                raise Stopped(store.describe_progress())
+            store.save(first, generate(first, torch.from_numpy(self.labels_N[span]).to(self.device)))
+            report(store.num_saved, total, "")
+        store.finish(self.labels_N)
 
     def describe(self) -> list[str]:
         """The job in five lines, before it runs."""
@@ -136,20 +140,13 @@ def resolve_job(options: SampleOptions) -> SamplingJob:
     if error := noise_weight_error(weight, config.timesteps):
         raise Refused(f"--noise-weight: {error}")
     request = sample_request(config, method, labels, options.seed, num_images, weight, captions)
-    store = open_store(options.out, request, len(labels))
+    store: ImageStore
+    if options.out.suffix == ".png":
+        store = Grid(options.out, request, len(labels) if 1 < len(labels) <= MAX_GRID_COLUMNS else IMAGES_PER_LABEL)
+    else:
+        store = NpzFile(options.out, request) if options.out.suffix else ImageFolder(options.out, request)
     device = chosen_device(options.device, "--device")
     return SamplingJob(options, student, captions, method, labels_N, weight, device, store)
-
-
-def open_store(out: Path, request: Request, num_labels: int) -> ImageStore:
-    """The store for a path, chosen by its suffix.
-
-    Raises:
-        Refused: other files or the images of another request are stored there.
-    """
-    if out.suffix == ".png":
-        return Grid(out, request, num_labels if 1 < num_labels <= MAX_GRID_COLUMNS else IMAGES_PER_LABEL)
-    return NpzFile(out, request) if out.suffix else ImageFolder(out, request)
 
 
 def sample_request(
@@ -159,7 +156,7 @@ def sample_request(
     seed: int,
     num_images: int,
     noise_weight: NoiseWeight,
-    captions: Sequence[str] | None = None,
+    captions: Sequence[str] | None,
 ) -> dict[str, Any]:
     """Everything that determines the images of a job, as JSON. Batch size and device only affect rounding.
 
@@ -193,14 +190,7 @@ def describe_labels(labels: Sequence[int]) -> str:
 
 
 def open_method(student: Student, method: Method, seed: int, teacher: LoadedTeacher | None) -> Generate:
-    """The function that generates images by a method, on the student's device.
-
-    Args:
-        student: in eval mode.
-        method: the method.
-        seed: of noise and draws.
-        teacher: the student's, from `teacher_for`.
-    """
+    """The function that generates images by a method, on the device of the student, which is in eval mode."""
     if isinstance(method, StudentAlone):
         timesteps = method.timesteps
         return lambda first, labels_B: sample_batch(student, first, labels_B, seed, timesteps).images_BIHW
@@ -212,50 +202,3 @@ def open_method(student: Student, method: Method, seed: int, teacher: LoadedTeac
     # The methods of a sampling job do not use token frequencies.
     methods = Methods(model, settings, flow_map, student, torch.empty(0), seed)
     return lambda first, labels_B: methods.generate(method, first, labels_B).images_BIHW
-
-
-def teacher_for(
-    student: Student, method: Method, teacher_name: str | None, device: torch.device | str = "cpu"
-) -> LoadedTeacher | None:
-    """The teacher that a method needs; None for methods without a teacher.
-
-    Raises:
-        Refused: it cannot be loaded, see `load_teacher_of_student`; or it is named and the method needs none.
-    """
-    if not isinstance(method, StudentAlone):
-        return load_teacher_of_student(student, teacher_name, device)
-    if teacher_name is not None:
-        raise Refused(f"--teacher {teacher_name}: {method.name} needs no teacher")
-    return None
-
-
-def generate_images(
-    generate: Generate,
-    labels_N: npt.NDArray[np.int64],
-    batch_size: int,
-    store: ImageStore,
-    *,
-    device: torch.device | str = "cpu",
-    report: Report,
-    should_stop: ShouldStop,
-) -> None:
-    """Generate the images that a store lacks, batch by batch.
-
-    Batches are always cut at multiples of their size, so that a resumed job generates the same bytes.
-
-    Raises:
-        Refused, Failed: as the store raises them.
-        Stopped: `should_stop` returned True; complete batches are saved.
-    """
-    total = len(labels_N)
-    store.begin()
-    report(store.num_saved, total, "")
-    for first in range(0, total, batch_size):
-        labels_B = torch.from_numpy(labels_N[first : first + batch_size])
-        if store.contains(first, len(labels_B)):
-            continue
-        if should_stop():
-            raise Stopped(store.describe_progress())
-        store.save(first, generate(first, labels_B.to(device)))
-        report(store.num_saved, total, "")
-    store.finish(labels_N)

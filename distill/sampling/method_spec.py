@@ -125,16 +125,13 @@ TEACHER, TEACHER_FLOW, ONESTEP_STAR = TeacherAlone(), TeacherAlone(from_noise=Tr
 def parse_method(name: str, layout: TokenLayout, timesteps: tuple[int, ...]) -> Method:
     """Parse the name of a method that a student and its teacher can sample with, without training pairs.
 
-    Args:
-        name: student-K, pre-trained-N-M, pre-trained-N-M-flow, teacher or teacher-flow.
-        layout: the teacher's.
-        timesteps: those the student was trained at.
+    `layout` is the teacher's, and the student was trained at `timesteps`.
 
     Raises:
         Refused: the name is unknown, or it contains steps that the teacher or the student does not have.
     """
     if name in (TEACHER.name, TEACHER_FLOW.name):
-        return TeacherAlone(from_noise=name == TEACHER_FLOW.name)
+        return TEACHER if name == TEACHER.name else TEACHER_FLOW
     if match := re.fullmatch(r"student-(\d+)", name):
         return StudentAlone(first_timesteps(timesteps, int(match[1])))
     if match := re.fullmatch(r"pre-trained-(\d+)-(\d+)(-flow)?", name):

@@ -61,15 +61,9 @@ class GeneratedImages:
 
 @dataclass(frozen=True)
 class Methods:
-    """Generates images by any method.
+    """Generates images by any method, with teacher and student in eval mode.
 
-    Attributes:
-        teacher: in eval mode.
-        settings: the teacher's guidance and filters.
-        flow_map: of the teacher's codebook.
-        student: in eval mode.
-        frequencies_KLV: token frequencies of the training pairs, for onestep* and skip-N.
-        seed: of noise and draws.
+    `frequencies_KLV` are the token frequencies of the training pairs, for onestep* and skip-N.
     """
 
     teacher: Teacher
@@ -102,8 +96,7 @@ class Methods:
             case StudentAlone(timesteps):
                 return sample_sequence(self.student, self.noise(first, count), labels_B, timesteps)
             case PreTrained(from_noise=from_noise):
-                choose = self._teacher_choice(from_noise, first, count)
-                noise_BLC = self.noise(first, count)
+                choose, noise_BLC = self._teacher_choice(from_noise, first, count), self.noise(first, count)
                 return sample_teacher_involved(
                     method, self.teacher, self.student, noise_BLC, labels_B, self.settings, choose
                 )
@@ -112,8 +105,7 @@ class Methods:
                 tokens_BL = generate_tokens(self.teacher, labels_B, self.settings, choose)
             case OnestepStar():
                 uniform_BL = self._uniform(ONESTEP_STREAM, first, count)
-                rows_B = self._frequency_rows(labels_B)
-                tokens_BL = sample_onestep_star(self.frequencies_KLV, rows_B, uniform_BL)
+                tokens_BL = sample_onestep_star(self.frequencies_KLV, self._frequency_rows(labels_B), uniform_BL)
             case _:
                 raise ValueError(f"{method.name} has no sequence of its own")
         return TokenSequence(self.teacher.tokenizer.embed(tokens_BL), tokens_BL)
@@ -124,12 +116,8 @@ class Methods:
     ) -> GeneratedImages:
         """Images `first` onwards; an image is the same in any batch, up to the rounding of matrix products.
 
-        Args:
-            method: any method.
-            first: index of the first image.
-            labels_B: int64.
-            teacher_tokens_BL: the tokens of the method `teacher` for these images, if they are known: skip-N starts with
-                them.
+        `teacher_tokens_BL` are the tokens of the method `teacher` for these images, if they are known: skip-N starts with
+        them. Labels are int64.
         """
         if not isinstance(method, SkipN):
             sequence = self.sequence(method, first, labels_B)

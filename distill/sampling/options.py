@@ -19,26 +19,10 @@ DEFAULT_CLASSES = 10
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """The options of a sampling job, unchecked.
+    """The options of `tokenleap sample`, unchecked; of `steps`, `timesteps` and `method` at most one is given.
 
-    Attributes:
-        student: folder of an exported student, or `hf://OWNER/REPOSITORY[@REVISION]`.
-        out: .png file for one grid, .npz file, or folder of images.
-        steps: number of student passes. Of `steps`, `timesteps` and `method` at most one is given.
-        timesteps: timesteps of the student passes.
-        method: name of the method.
-        teacher: name or file of the teacher; None for the recorded name.
-        labels: (classes or indices of captions, used in turn; number of images of each of them unless `num_images`
-            is given); None for the default labels.
-        prompts: captions given one by one.
-        captions: file with captions.
-        column: column of the captions in this file.
-        text_encoder: name of the text encoder; None for the recorded name.
-        num_images: number of images in total.
-        seed: of noise and draws.
-        noise_weight: None for the student's own.
-        batch_size: None for the largest that fits.
-        device: `auto`, `cpu` or `cuda`.
+    `labels` are (classes or indices of captions, used in turn; number of images of each of them unless `num_images` is
+    given), None for the default labels.
     """
 
     student: Path | str

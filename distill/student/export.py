@@ -24,18 +24,10 @@ EXPORT_FILES = (CONFIG_FILE, "student.safetensors", "tokenizer.safetensors")
 
 
 class ExportConfig(BaseModel):
-    """The content of config.json.
+    """The content of config.json; `fingerprint`, `num_pairs` and `lineage` are those of the training pairs.
 
-    Attributes:
-        network: Configuration of the student network.
-        tokenizer: Configuration of the tokenizer.
-        noise_weight: Noise weight for all passes or for each timestep; see `StudentModel.choose_tokens`.
-        fingerprint: Fingerprint of the training pairs; None if unknown, as for published students.
-        num_pairs: Number of training pairs, the first ones of the data set; None if unknown.
-        lineage: Lineage of the pairs as their data set records it: teacher, sampling settings, flow map. None for
-            published students and for exports written before this field existed.
-        student_sha256: sha256 of student.safetensors.
-        tokenizer_sha256: sha256 of tokenizer.safetensors.
+    All three are None for published students. `lineage` is what the data set records: teacher, sampling settings, flow
+    map; it is also None for exports written before this field existed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,11 +58,7 @@ class ExportConfig(BaseModel):
 
 
 def export_folder(source: Path | str, files: Sequence[str] = EXPORT_FILES) -> Path:
-    """The local folder of an export; downloads `hf://OWNER/REPOSITORY[@REVISION]`.
-
-    Args:
-        source: Folder or repository.
-        files: Files to download from the repository.
+    """The local folder of an export; downloads `files` of `hf://OWNER/REPOSITORY[@REVISION]`.
 
     Raises:
         Refused: The Hub client is not installed, or the repository name is malformed.

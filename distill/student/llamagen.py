@@ -71,7 +71,11 @@ class LlamaGenStudent(nn.Module):
             mask = None
         num_condition = condition_BTD.shape[1]
         x_BPD = torch.cat([condition_BTD, self.tok_embeddings(x_BLC)], dim=1)
-        x_BPD = x_BPD + self._data_embedding(data_tokens_B, num_condition)
+        # Mark positions as data or noise. The condition, which precedes position 0, always counts as data.
+        positions_P = torch.arange(-num_condition, self.config.num_tokens, device=data_tokens_B.device)
+        is_data_BP1 = (positions_P < data_tokens_B[:, None])[..., None]
+        noise_D, data_D = self.n_d_embed.weight.unbind()
+        x_BPD = x_BPD + torch.where(is_data_BP1, data_D, noise_D)
         rotation = self.rotation[self.config.num_condition_tokens - num_condition :].to(x_BPD.device)
         for layer in self.layers:
             x_BPD = layer(x_BPD, rotation, mask=mask)
@@ -81,10 +85,8 @@ class LlamaGenStudent(nn.Module):
     def initialise_from_teacher(self, teacher: LlamaGenTeacher, least_squares: bool = True) -> None:
         """Copy the shared weights: class or caption embedding, layers, last norm, token head.
 
-        Args:
-            teacher: Teacher of the same configuration.
-            least_squares: Also fit `tok_embeddings` as an affine map from codebook rows to the teacher's token
-                embeddings. Otherwise it keeps its initialisation, as in the official student.
+        With `least_squares`, also fit `tok_embeddings` as an affine map from codebook rows to the teacher's token
+        embeddings. Otherwise it keeps its initialisation, as in the official student.
 
         Raises:
             ValueError: A tensor of the teacher does not fit this student.
@@ -99,14 +101,6 @@ class LlamaGenStudent(nn.Module):
             weight_CD, bias_D = affine_fit(teacher.codebook_VC, transformer.tok_embeddings.weight)
             self.tok_embeddings.weight.copy_(weight_CD.T)
             self.tok_embeddings.bias.copy_(bias_D)
-
-    def _data_embedding(self, data_tokens_B: Tensor, num_condition: int) -> Tensor:
-        """Embeddings (B, T + L, D) that mark positions as data or noise; the condition always counts as data."""
-        noise_D, data_D = self.n_d_embed.weight.unbind()
-        # The condition precedes position 0.
-        positions_P = torch.arange(-num_condition, self.config.num_tokens, device=data_tokens_B.device)
-        is_data_BP1 = (positions_P < data_tokens_B[:, None])[..., None]
-        return torch.where(is_data_BP1, data_D, noise_D)
 
 
 def affine_fit(inputs_VC: Tensor, outputs_VD: Tensor, ridge: float = 0.01) -> tuple[Tensor, Tensor]:

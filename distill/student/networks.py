@@ -54,12 +54,3 @@ def student_factory(family: str) -> Callable[[Any, int], Any]:
         Refused: The family has no student.
     """
     return STUDENTS[family] if family in STUDENTS else plugin(ENTRY_POINTS, family, "student", STUDENTS)
-
-
-def build_network(family: str, config: Any, codebook_dim: int) -> Any:
-    """Build a family's `Network` with fresh weights; `config` is that of the teacher's transformer.
-
-    Raises:
-        Refused: The family has no student.
-    """
-    return student_factory(family)(config, codebook_dim)

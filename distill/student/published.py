@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.student.export import CONFIG_FILE
-from distill.student.networks import build_network
+from distill.student.export import CONFIG_FILE, EXPORT_FILES
+from distill.student.networks import student_factory
 from distill.student.student import Student
 from distill.student.var import VarStudent
 from generate_pairs.teachers.importing.checkpoint_file import load_parts, two_files
@@ -67,10 +67,7 @@ STUDENTS: Mapping[str, PublishedStudent] = {
 def import_student(files: Sequence[str], name: str, out: Path) -> None:
     """Convert the files of a published student and its tokenizer to an export, with a check of all tensors.
 
-    Args:
-        files: The student's and the tokenizer's file in any order; empty to download both from the Hub.
-        name: A key of `STUDENTS`.
-        out: Folder of the export; files of an interrupted import are replaced.
+    `files` may have any order; if empty, both are downloaded from the Hub. Files of an interrupted import are replaced.
 
     Raises:
         Refused: The name is unknown, a file does not fit, or the folder contains something else.
@@ -78,14 +75,18 @@ def import_student(files: Sequence[str], name: str, out: Path) -> None:
     """
     if name not in STUDENTS:
         raise Refused(f"no published student is called {name!r}: there are {', '.join(STUDENTS)}")
-    refuse_occupied(out)
+    if (out / CONFIG_FILE).exists():
+        raise Refused(f"{out} already contains a student: remove it, or choose a new folder")
+    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    if other := [each for each in names if each not in EXPORT_FILES and not each.startswith(".")]:
+        raise Refused(f"{out} already contains {other[0]}: choose a new folder")
     published = STUDENTS[name]
     teacher = TEACHERS[published.teacher]
     given = two_files(files, name, (published.network.file, teacher.tokenizer.file))
     # The meta device allocates nothing, so memory holds the weights only once.
     with on_meta_device():
         tokenizer = family_of(teacher.family).tokenizer(teacher.tokenizer.config)
-        network = build_network(teacher.family, published.network.config, teacher.tokenizer.config.codebook_dim)
+        network = student_factory(teacher.family)(published.network.config, teacher.tokenizer.config.codebook_dim)
     load_parts(given, [(published.network, network), (teacher.tokenizer, tokenizer)])
     student = Student(
         teacher.family,
@@ -100,31 +101,14 @@ def import_student(files: Sequence[str], name: str, out: Path) -> None:
     student.export(out)
 
 
-def refuse_occupied(out: Path) -> None:
-    """Check that a folder is missing, empty, or contains only files of an interrupted export.
-
-    Raises:
-        Refused: It contains a complete student or anything else.
-    """
-    if (out / CONFIG_FILE).exists():
-        raise Refused(f"{out} already contains a student: remove it, or choose a new folder")
-    unfinished = ("student.safetensors", "tokenizer.safetensors")
-    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    if other := [name for name in names if name not in unfinished and not name.startswith(".")]:
-        raise Refused(f"{out} already contains {other[0]}: choose a new folder")
-
-
 def published_networks() -> dict[str, tuple[Part, nn.Module]]:
     """All published teacher and student networks by name, on the meta device."""
     networks = teacher_networks()
     with on_meta_device():
         for name, published in STUDENTS.items():
             teacher = TEACHERS[published.teacher]
-            codebook_dim = teacher.tokenizer.config.codebook_dim
-            networks[f"student {name}"] = (
-                published.network,
-                build_network(teacher.family, published.network.config, codebook_dim),
-            )
+            network = student_factory(teacher.family)(published.network.config, teacher.tokenizer.config.codebook_dim)
+            networks[f"student {name}"] = published.network, network
     return networks
 
 

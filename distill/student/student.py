@@ -24,7 +24,7 @@ from distill.student.export import (
     refuse_invalid_architecture,
 )
 from distill.student.model import StudentModel
-from distill.student.networks import build_network
+from distill.student.networks import student_factory
 from distill.student.sampler import first_timesteps, max_batch_size, sample_images
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_strictly
@@ -40,17 +40,11 @@ class Student(StudentModel):
     """A student that can be exported to, and loaded from, a folder."""
 
     def export(
-        self,
-        folder: Path,
-        parameters: Mapping[str, Tensor] | None = None,
-        dtype: torch.dtype | None = None,
+        self, folder: Path, parameters: Mapping[str, Tensor] | None = None, dtype: torch.dtype | None = None
     ) -> None:
         """Write student.safetensors, tokenizer.safetensors and config.json, in that order.
 
-        Args:
-            folder: Folder of the export.
-            parameters: Values by name that are written in place of the network's own; None for the network's own.
-            dtype: Converts all floating-point tensors; None keeps their dtypes.
+        `parameters` replace the network's own by name; `dtype` converts all floating-point tensors.
         """
         student_bytes = _serialise({**self.network.state_dict(), **(parameters or {})}, dtype)
         tokenizer_bytes = _serialise(self.tokenizer.decoder_state(), dtype)
@@ -77,9 +71,7 @@ class Student(StudentModel):
     def from_pretrained(cls, source: Path | str, device: torch.device | str = "cpu") -> Student:
         """Load an export in eval mode, with a strict check of all tensors; no teacher is needed.
 
-        Args:
-            source: Folder, or `hf://OWNER/REPOSITORY[@REVISION]` on the Hugging Face Hub.
-            device: Device of the student.
+        `source` is a folder, or `hf://OWNER/REPOSITORY[@REVISION]` on the Hugging Face Hub.
 
         Raises:
             Refused: The folder is not an export, or a file is missing, damaged or belongs to another export.
@@ -103,7 +95,7 @@ class Student(StudentModel):
         with refuse_invalid_architecture(folder), on_meta_device():
             tokenizer = build_tokenizer(config.family, config.tokenizer).decoder_only()
             network_config = transformer_config(config.family, config.network)
-            network = build_network(config.family, network_config, tokenizer.codebook_VC.shape[1])
+            network = student_factory(config.family)(network_config, tokenizer.codebook_VC.shape[1])
         return cls(
             config.family,
             network,
@@ -124,16 +116,13 @@ class Student(StudentModel):
         seed: int = 0,
         timesteps: tuple[int, ...] | None = None,
     ) -> Tensor:
-        """Generate one image for each label; image i uses noise i of the seed.
+        """Generate one image for each label, (N, 1 or 3, height, width) float32 in [0, 1]; image i uses noise i.
 
         Args:
             labels: A class for each image; for a text-conditional student, a caption or the index of one.
             steps: Number of network passes, at the student's first timesteps.
             seed: Seed of the noise.
             timesteps: Timesteps of the passes, ascending from 0; replaces `steps`.
-
-        Returns:
-            (N, 1 or 3, height, width) float32 in [0, 1].
 
         Raises:
             Refused: A label is out of range, captions are given to a class-conditional student, the text encoder is
@@ -164,11 +153,8 @@ class Student(StudentModel):
     ) -> Self:
         """A copy whose labels index these captions; missing text features are computed on first use.
 
-        Args:
-            captions: Captions in the order of their indices.
-            encoder: Name or location of the text encoder; None for the recorded name.
-            device: Device that encodes captions.
-            folder: Cache of text features; None for `default_folder`.
+        `encoder` is the name or location of the text encoder, by default the recorded name; `folder` is the cache of text
+        features, by default `default_folder`.
 
         Raises:
             Refused: The student is class-conditional or records no text encoder.
@@ -202,7 +188,7 @@ class Student(StudentModel):
         of `ExportConfig` and `StudentConfig`.
         """
         teacher = loaded.teacher
-        network = build_network(loaded.family, teacher.transformer.config, teacher.codebook_dim)
+        network = student_factory(loaded.family)(teacher.transformer.config, teacher.codebook_dim)
         if initialise:
             network.initialise_from_teacher(teacher)
         return cls(
@@ -222,6 +208,6 @@ class Student(StudentModel):
 
 def _serialise(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> bytes:
     """Safetensors bytes; `dtype` converts floating-point tensors."""
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return save(
+        {name: (t.to(dtype or t.dtype) if t.is_floating_point() else t).contiguous() for name, t in tensors.items()}
+    )

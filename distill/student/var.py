@@ -24,12 +24,10 @@ class VarStudent(VarBackbone):
     """
 
     def __init__(self, config: VarConfig, layerwise_embedding: bool = True) -> None:
-        """Build the network with fresh weights.
+        """Build the network with fresh weights; the `scales` of `config` do not include the condition.
 
-        Args:
-            config: The teacher's configuration; `scales` does not include the condition.
-            layerwise_embedding: Give each block and the heads their own linear map of the noise/data embedding.
-                Otherwise the embedding itself is added everywhere.
+        With `layerwise_embedding`, each block and the heads have their own linear map of the noise/data embedding.
+        Otherwise the embedding itself is added everywhere.
         """
         # No dropout: noise determines every target, and dropout would add random state to checkpoints.
         config = replace(config, dropout=0.0)
@@ -67,7 +65,13 @@ class VarStudent(VarBackbone):
         positions_P = torch.arange(len(self.level_L), device=data_tokens_B.device)
         # The condition, at position 0, always counts as data.
         is_data_BP = (positions_P <= data_tokens_B[:, None]).long()
-        *block_tables, last_table_2D = self._data_embedding_tables()
+        # There are only two inputs, noise (row 0) and data (row 1), so each linear map is applied to them once.
+        embedding_2D = self.n_d_embed.weight
+        *block_tables, last_table_2D = (
+            [layer(embedding_2D) for layer in self.layerwise_n_d_embed]
+            if self.layerwise_embedding
+            else [embedding_2D] * (len(self.blocks) + 1)
+        )
 
         x_BPD = torch.cat([condition_B1D + self.pos_start, self.word_embed(x_BLC)], dim=1) + self.positions()
         x_BPD = x_BPD + F.embedding(is_data_BP, self.n_d_embed.weight)
@@ -101,13 +105,3 @@ class VarStudent(VarBackbone):
             self.load_state_dict(merged)
         except RuntimeError as error:
             raise ValueError(f"the teacher does not fit the student: {error}") from error
-
-    def _data_embedding_tables(self) -> list[Tensor]:
-        """Embeddings of noise (row 0) and data (row 1) for each block and the heads, each (2, D).
-
-        There are only two inputs, so each linear map is applied to them once and its outputs are indexed.
-        """
-        embedding_2D = self.n_d_embed.weight
-        if not self.layerwise_embedding:
-            return [embedding_2D] * (len(self.blocks) + 1)
-        return [layer(embedding_2D) for layer in self.layerwise_n_d_embed]

@@ -44,13 +44,18 @@ def checkpoint_layers(network: nn.Module) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def activation_bytes(network: nn.Module, num_tokens: int, codebook_dim: int) -> int:
+def activation_bytes(network: Any, num_tokens: int, codebook_dim: int) -> int:
     """Activation bytes of one pair in float32, without those of decoding its image; allocates nothing."""
     # Some buffers are always created on the CPU.
     network.to("meta")
     noise_BLC = torch.zeros(1, num_tokens, codebook_dim, device="meta")
     index_B = torch.zeros(1, dtype=torch.int64, device="meta")
-    condition = _longest_condition(network.config, index_B)
+    condition: Tensor | TextCondition = index_B
+    if takes_text(network.config):
+        # A caption of the maximum length.
+        shape = 1, network.config.num_condition_tokens
+        features_BTE = torch.zeros(*shape, network.config.caption_dim, device="meta")
+        condition = TextCondition(features_BTE, torch.ones(shape, dtype=torch.bool, device="meta"))
 
     def losses() -> Tensor:
         logits_BLV, embeddings_BLC = network(noise_BLC, index_B, condition)
@@ -59,15 +64,6 @@ def activation_bytes(network: nn.Module, num_tokens: int, codebook_dim: int) -> 
         return token_loss + embeddings_BLC.clone().square().sum()
 
     return _saved_bytes(losses, network)
-
-
-def _longest_condition(config: Any, index_B: Tensor) -> Tensor | TextCondition:
-    """A class, or for a text-conditional network a caption of the maximum length."""
-    if not takes_text(config):
-        return index_B
-    shape = (len(index_B), config.num_condition_tokens)
-    features_BTE = torch.zeros(*shape, config.caption_dim, device=index_B.device)
-    return TextCondition(features_BTE, torch.ones(shape, dtype=torch.bool, device=index_B.device))
 
 
 def decoder_activation_bytes(tokenizer: Tokenizer, num_tokens: int, codebook_dim: int) -> int:

@@ -35,27 +35,15 @@ class DamagedCheckpoint(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after `step` updates.
+    """State after `step` updates: weights, moving averages and optimizer state by name, and other JSON values.
 
-    Attributes:
-        step: Number of updates.
-        tensors: Weights, moving averages and optimizer state by name.
-        state: The stream's state and other JSON values.
-        identity: Everything that the training depends on; a checkpoint with another identity is refused.
+    `identity` is everything that the training depends on; a checkpoint with another identity is refused.
     """
 
     step: int
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
     identity: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """The checkpoint to resume from, and one message for each newer checkpoint that is damaged."""
-
-    checkpoint: Checkpoint
-    damaged: tuple[str, ...]
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, kept: int = 2, keep_interval: int | None = None) -> None:
@@ -84,15 +72,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, kept: int = 2, keep_in
         remove(_path(folder, step, "safetensors"))
 
 
-def newest_checkpoint(folder: Path, identity: Mapping[str, Any], num_steps: int) -> Resumed | None:
-    """Load the newest intact checkpoint; None if there are no checkpoints.
+def newest_checkpoint(
+    folder: Path, identity: Mapping[str, Any], num_steps: int
+) -> tuple[Checkpoint, tuple[str, ...]] | None:
+    """Load the newest intact checkpoint, with a message for each damaged newer one; None if there are no checkpoints.
 
     Raises:
         Refused: As `refuse_other_training`, or all checkpoints are damaged.
     """
     refuse_other_training(folder, identity, num_steps)
-    newest = _newest(folder, load_checkpoint)
-    return Resumed(*newest) if newest else None
+    return _newest(folder, load_checkpoint)
 
 
 def load_checkpoint(folder: Path, step: int) -> Checkpoint:
@@ -116,10 +105,7 @@ def refuse_other_training(
 ) -> dict[str, Any] | None:
     """Check a training against the newest checkpoint; returns that checkpoint's mark, or None without checkpoints.
 
-    Args:
-        folder: Folder of the checkpoints.
-        identity: Everything that the training depends on, or a part of it.
-        num_steps: Length of the training; None to skip its check.
+    `identity` may be a part of the training's; None as `num_steps`, the length of the training, skips its check.
 
     Raises:
         Refused: The checkpoint belongs to another training or has more than `num_steps` steps, its mark has another

@@ -28,19 +28,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a training, and their collective operations, which raise Failed if another process has ended.
-
-    Attributes:
-        rank: Rank of this process.
-        size: Number of processes.
-        device: Device of this process.
-        local_size: Number of processes on this host.
-    """
+    """The processes of a training, and their collective operations, which raise Failed if another process has ended."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
     local_size: int = 1
+    """Number of processes on this host."""
 
     @property
     def is_main(self) -> bool:
@@ -62,12 +56,9 @@ class World:
 
     def broadcast_from_zero(self, number: int | None) -> int | None:
         """The non-negative number, or None, that rank 0 passes."""
-        if self.size == 1:
-            return number
-        value = torch.tensor([-1 if number is None else number])
-        with _connection_errors():
-            dist.broadcast(value, src=0)
-        return None if value.item() < 0 else int(value.item())
+        own = -1 if number is None else number
+        value = self.all_reduce_min(own if self.is_main else torch.iinfo(torch.int64).max)
+        return None if value < 0 else value
 
     def all_reduce_min(self, number: int) -> int:
         """The minimum over all processes."""
@@ -102,17 +93,20 @@ def _connection_errors() -> Iterator[None]:
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[World]:
-    """Join the processes that torchrun started; without torchrun, only this process.
-
-    Args:
-        device: `cpu`, `cuda`, or `auto` for a GPU if there is one. Each process uses its own GPU.
+    """Join the processes that torchrun started; without torchrun, only this process. Each uses its own GPU.
 
     Raises:
         Refused: There is no GPU, or this host has more processes than GPUs.
         Failed: The other processes cannot be reached.
     """
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    own_device = _device(device, local_rank, local_size)
+    own_device = CPU
+    if device != "cpu" and torch.cuda.is_available():
+        if local_size > (num_gpus := torch.cuda.device_count()):
+            raise Refused(f"torchrun started {local_size} processes here for {num_gpus} GPUs: start one for each")
+        own_device = torch.device("cuda", local_rank)
+    elif device == "cuda":
+        raise Refused("train.device is cuda, but torch finds no GPU here: set train.device to cpu")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield World(device=own_device)
         return
@@ -143,15 +137,3 @@ def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         groups[-1].append(tensor)
         filled += tensor.nbytes
     return groups
-
-
-def _device(requested: str, local_rank: int, local_size: int) -> torch.device:
-    if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
-        return CPU
-    if not torch.cuda.is_available():
-        raise Refused("train.device is cuda, but torch finds no GPU here: set train.device to cpu")
-    if local_size > torch.cuda.device_count():
-        raise Refused(
-            f"torchrun started {local_size} processes here for {torch.cuda.device_count()} GPUs: start one for each"
-        )
-    return torch.device("cuda", local_rank)

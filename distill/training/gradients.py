@@ -40,11 +40,8 @@ class Gradients:
     def __call__(self, micro_batch: MicroBatch, batch_targets: BatchTargets) -> Losses:
         """Compute the detached losses of a batch and set each parameter's `grad`; None if it has no gradient.
 
-        Micro-batches are added in order, so that an equal division gives equal bytes.
-
-        Args:
-            micro_batch: The pairs of this process.
-            batch_targets: Numbers of targets in the global batch.
+        `micro_batch` contains the pairs of this process, `batch_targets` counts targets in the global batch. Parts are
+        added in order, so that an equal division gives equal bytes.
 
         Raises:
             Failed: Another process has ended.

@@ -13,13 +13,8 @@ import psutil
 import torch
 
 from distill.config import TrainConfig
-from distill.student.networks import build_network
-from distill.training.activations import (
-    activation_bytes,
-    checkpoint_layers,
-    decoder_activation_bytes,
-    layer_stack,
-)
+from distill.student.networks import student_factory
+from distill.training.activations import activation_bytes, checkpoint_layers, decoder_activation_bytes, layer_stack
 from distill.training.distributed import World
 from distill.training.precision import weight_dtype
 from generate_pairs.teachers.checkpoints import LoadedTeacher
@@ -40,21 +35,16 @@ an H100 was more than 5 % above the estimate (docs/benchmarks.md).
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that a training needs on one device.
-
-    Attributes:
-        num_parameters: Number of trained parameters.
-        state: Weights, gradients, averages and optimizer state, and the bfloat16 weights if used.
-        tokenizer: Codebook and decoder.
-        per_pair: Activations of one pair.
-        savers: Settings that need less memory.
-    """
+    """Bytes that a training needs on one device."""
 
     num_parameters: int
     state: int
+    """Weights, gradients, averages and optimizer state, and the bfloat16 weights if used."""
     tokenizer: int
     per_pair: int
+    """Activations of one pair."""
     savers: tuple[str, ...] = ()
+    """Settings that need less memory."""
 
     @classmethod
     def of(cls, loaded: LoadedTeacher, config: TrainConfig) -> MemoryNeed:
@@ -65,7 +55,7 @@ class MemoryNeed:
         """
         teacher, width = loaded.teacher, weight_dtype(config.precision).itemsize
         with on_meta_device():
-            network = build_network(loaded.family, teacher.transformer.config, teacher.codebook_dim)
+            network = student_factory(loaded.family)(teacher.transformer.config, teacher.codebook_dim)
         count = sum(parameter.numel() for parameter in network.parameters())
         tokenizer = sum(tensor.numel() * width for tensor in teacher.tokenizer.state_dict().values())
         length, channels = teacher.layout.num_tokens, teacher.codebook_dim

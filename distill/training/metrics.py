@@ -117,27 +117,21 @@ def _to_bytes(table: pyarrow.Table) -> bytes:
 
 @contextmanager
 def tensorboard(out: Path, first_step: int, enabled: bool, is_main: bool) -> Iterator[Board | None]:
-    """Write metrics for TensorBoard; yields None if this process writes none.
+    """Write metrics in `tensorboard/` of a student's folder; yields None if disabled, or if this process is not main.
 
-    Args:
-        out: Folder of the student; events are stored in `tensorboard/` inside it.
-        first_step: Step from which the training resumes; events of later steps are discarded.
-        enabled: Whether to write anything.
-        is_main: Whether this process writes. The others only check the installation.
+    Events after `first_step`, from which the training resumes, are discarded.
 
     Raises:
         Refused: TensorBoard is enabled but not installed.
     """
-    if not enabled:
-        yield None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise Refused(
-            "train.tensorboard needs the package tensorboard: pip install '.[tensorboard]', or set it to false"
-        ) from error
-    if not is_main:
+    if enabled:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise Refused(
+                "train.tensorboard needs the package tensorboard: pip install '.[tensorboard]', or set it to false"
+            ) from error
+    if not (enabled and is_main):
         yield None
         return
     with SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1) as writer:

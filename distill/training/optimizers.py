@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,25 +93,23 @@ about 1.
 """
 NUM_ITERATIONS = 5
 MIN_NORM = 1e-7
+MOMENTUM = 0.95
 
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum; the update of a tall matrix (A, B) is multiplied by sqrt(A / B)."""
 
-    def __init__(
-        self, parameters: Iterable[Tensor], lr: float, *, weight_decay: float = 0.0, momentum: float = 0.95
-    ) -> None:
+    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
         """Create the optimizer without state; raises ValueError for a parameter that is not a matrix."""
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
                     raise ValueError(f"Muon updates matrices, not tensors of shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Apply one update from the current gradients."""
-        loss = None if closure is None else closure()
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
@@ -120,12 +118,11 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), parameters in by_shape.items():
                 momentum = [self._momentum_of(parameter) for parameter in parameters]
                 gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                torch._foreach_lerp_(momentum, gradients, 1 - group["momentum"])
-                nesterov_NAB = torch.stack(torch._foreach_lerp(gradients, momentum, group["momentum"]))
+                torch._foreach_lerp_(momentum, gradients, 1 - MOMENTUM)
+                nesterov_NAB = torch.stack(torch._foreach_lerp(gradients, momentum, MOMENTUM))
                 updates = orthogonal(nesterov_NAB).to(nesterov_NAB.dtype).unbind()
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
-        return loss
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

@@ -44,21 +44,11 @@ class Training:
     """A student in training: everything that a checkpoint contains, and one update of it."""
 
     def __init__(
-        self,
-        config: DistillConfig,
-        teacher: str | LoadedTeacher,
-        manifest: Manifest,
-        size: int | None,
-        world: World,
+        self, config: DistillConfig, teacher: str | LoadedTeacher, manifest: Manifest, size: int | None, world: World
     ) -> None:
-        """Open the pairs, load the teacher and initialise the student.
+        """Open the pairs, load the teacher that generated them (or its name or file) and initialise the student.
 
-        Args:
-            config: Settings of stage two.
-            teacher: The teacher that generated the pairs, its name or its file.
-            manifest: The data set, from `preflight.checked_manifest`, which checks the settings.
-            size: Number of training pairs; None for all.
-            world: The processes of the training, and the device of this one.
+        `manifest` is from `preflight.checked_manifest`, which checks the settings; None as `size` uses all pairs.
 
         Raises:
             Refused: The teacher did not generate the pairs, there are fewer pairs than `size`, the processes cannot
@@ -71,10 +61,18 @@ class Training:
         loaded = load_teacher_of_pairs(manifest, teacher)
         self.layout = loaded.teacher.layout
         self.student = self._new_student(loaded, manifest)
-        at_once = self._device_batch_size(loaded)
+        need = MemoryNeed.of(loaded, config.train)
+        own_pairs = config.train.batch_size // world.size
+        at_once = device_batch_size(need, own_pairs, config.train.device_batch_size, free_bytes(world))
+        # All processes must use the same number, because the division of a batch determines how its sum is rounded.
+        at_once = world.all_reduce_min(at_once)
         self._prepare_student(manifest)
         self.codebook_VC = self.student.tokenizer.codebook_VC
-        self._load_eval_batches(manifest)
+        heldout = manifest.heldout()
+        num_heldout = min(EVAL_PAIRS, heldout.size)
+        num_train = min(num_heldout, self.view.size)
+        self.heldout_batch = next(PairStream(manifest.root, heldout, num_heldout, seed=0))
+        self.train_batch = next(PairStream(manifest.root, manifest.view(num_train), num_train, seed=0))
         self.names = [name for name, _ in self.student.network.named_parameters()]
         self.parameters = list(self.student.network.parameters())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
@@ -113,14 +111,6 @@ class Training:
             noise_weight=settings.noise_weight,
         )
 
-    def _device_batch_size(self, loaded: LoadedTeacher) -> int:
-        train, world = self.config.train, self.world
-        own_pairs = train.batch_size // world.size
-        need = MemoryNeed.of(loaded, train)
-        at_once = device_batch_size(need, own_pairs, train.device_batch_size, free_bytes(world))
-        # All processes must use the same number, because the division of a batch determines how its sum is rounded.
-        return world.all_reduce_min(at_once)
-
     def _prepare_student(self, manifest: Manifest) -> None:
         """Move the student to its device and dtype, set captions, and apply checkpointing and compilation."""
         train, device = self.config.train, self.world.device
@@ -132,13 +122,6 @@ class Training:
             checkpoint_layers(self.student.network)
         if train.compile:
             self.student.network.compile()
-
-    def _load_eval_batches(self, manifest: Manifest) -> None:
-        heldout = manifest.heldout()
-        num_heldout = min(EVAL_PAIRS, heldout.size)
-        num_train = min(num_heldout, self.view.size)
-        self.heldout_batch = next(PairStream(manifest.root, heldout, num_heldout, seed=0))
-        self.train_batch = next(PairStream(manifest.root, manifest.view(num_train), num_train, seed=0))
 
     @property
     def identity(self) -> dict[str, Any]:

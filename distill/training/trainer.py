@@ -16,12 +16,7 @@ import torch
 from distill.config import DistillConfig
 from distill.images import captioned_grid, grid_size, save_png
 from distill.student.sampler import sample_images
-from distill.training.checkpoint import (
-    DamagedCheckpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from distill.training.checkpoint import DamagedCheckpoint, load_checkpoint, newest_checkpoint, save_checkpoint
 from distill.training.distributed import init_distributed
 from distill.training.metrics import MetricsLog, newest_values, tensorboard
 from distill.training.optimizers import learning_rate
@@ -74,15 +69,12 @@ def train(
     Each process that torchrun starts calls this with the same arguments and computes a share of every batch.
 
     Args:
-        config: Settings of stage two.
         teacher: The teacher that generated the pairs, its name or its file; it provides initial weights, codebook and
             decoder.
-        pairs_root: The data set.
         out: Folder of the export, the checkpoints and the metrics.
         size: Number of training pairs, the first ones; None for all.
         report: Called with (steps done, total steps, description of the losses).
         should_stop: Checked after every step; if True, a checkpoint is written and the training stops.
-        eval_callback: Evaluates the student during training; None for no evaluation.
         notify: Called with a message if a damaged checkpoint is skipped.
 
     Raises:
@@ -171,21 +163,21 @@ def _resume(training: Training, folder: Path, notify: Notify) -> None:
         Refused: As `newest_checkpoint`.
         Failed: This process cannot read a checkpoint that rank 0 has read.
     """
-    world, resumed = training.world, None
+    world, newest = training.world, None
     if world.is_main:
-        resumed = newest_checkpoint(folder, training.identity, training.config.train.num_steps)
-    step = world.broadcast_from_zero(resumed.checkpoint.step if resumed else None)
+        newest = newest_checkpoint(folder, training.identity, training.config.train.num_steps)
+    step = world.broadcast_from_zero(newest[0].step if newest else None)
     if step is None:
         return
     try:
-        checkpoint = resumed.checkpoint if resumed else load_checkpoint(folder, step)
+        checkpoint, damaged = newest or (load_checkpoint(folder, step), ())
     except DamagedCheckpoint as error:
         raise Failed(
             f"process {world.rank} of {world.size} cannot read the checkpoint of step {step}, which process 0 has read "
             f"({error}): store {folder} where all processes can read it"
         ) from error
-    if resumed and resumed.damaged:
-        notify(f"{'; '.join(resumed.damaged)}: resuming from step {step:,} instead")
+    if damaged:
+        notify(f"{'; '.join(damaged)}: resuming from step {step:,} instead")
     training.restore(checkpoint)
 
 
@@ -215,16 +207,14 @@ class Throughput:
         training, last = self.training, self.last
         self.last = training.step, training.seconds, training.waited_seconds
         steps, seconds, waited = (now - before for now, before in zip(self.last, last, strict=True))
+        if training.world.device.type == "cuda":
+            peak_memory = torch.cuda.max_memory_allocated(training.world.device)
+        else:
+            # Linux reports KiB, macOS bytes.
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return {
             "images_per_second": steps * training.config.train.batch_size / seconds,
             "data_wait": waited / seconds,
-            "peak_memory_bytes": peak_memory(training.world.device),
+            "peak_memory_bytes": peak_memory,
         }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes, on its GPU or else on the host."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # Linux reports KiB, macOS bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -16,12 +16,12 @@ from shards.core.errors import Failed, Refused
 
 @contextmanager
 def local_cluster(workers: int, device: str) -> Iterator[Any]:
-    """Single-threaded worker processes on this machine; with GPUs, each process uses a different one.
+    """A client of single-threaded worker processes on this machine; with GPUs, each process uses a different one.
 
     Raises:
         Failed: a worker process ended during start-up.
     """
-    from distributed import Nanny, Scheduler, SpecCluster
+    from distributed import Client, Nanny, Scheduler, SpecCluster
 
     quiet = {
         "distributed.worker.daemon": True,
@@ -49,8 +49,8 @@ def local_cluster(workers: int, device: str) -> Iterator[Any]:
         # Dask raises this when a worker is killed during start-up.
         except RuntimeError as error:
             raise Failed(f"the worker processes did not start: {error} Run the same command again") from error
-        with cluster:
-            yield cluster
+        with cluster, Client(cluster) as client:
+            yield client
 
 
 @contextmanager

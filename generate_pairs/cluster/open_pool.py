@@ -8,18 +8,16 @@ from contextlib import contextmanager
 from generate_pairs.cluster.base import InProcessPool, Pool
 from generate_pairs.cluster.dask_clusters import connect, dashboard_note, local_cluster
 from generate_pairs.cluster.dask_pool import DaskPool
+from generate_pairs.cluster.slurm import slurm_cluster
 from generate_pairs.config import ClusterConfig
 from shards.core.callbacks import Notify
 
 
 @contextmanager
 def open_pool(cluster: ClusterConfig, workers: int, notify: Notify) -> Iterator[Pool]:
-    """A pool that exists for the duration of the block.
+    """A pool that exists for the duration of the block; `notify` receives its kind and its dashboard's address.
 
-    Args:
-        cluster: local processes, Slurm jobs, or the address of a Dask scheduler.
-        workers: number of workers; 0 computes in this process. Unused with an existing scheduler.
-        notify: receives the kind of pool and its dashboard's address.
+    `workers` is unused with an existing scheduler; 0 computes in this process.
 
     Raises:
         Refused: the cluster does not exist.
@@ -28,19 +26,12 @@ def open_pool(cluster: ClusterConfig, workers: int, notify: Notify) -> Iterator[
     if cluster.scheduler == "local" and workers == 0:
         yield InProcessPool()
         return
-    from distributed import Client
-
     if cluster.scheduler == "local":
-        with local_cluster(workers, cluster.device) as local, Client(local) as client:
-            notify(f"{workers} local workers{dashboard_note(client)}")
-            yield DaskPool(client, notify)
+        opened, kind = local_cluster(workers, cluster.device), f"{workers} local workers"
     elif cluster.scheduler == "slurm":
-        from generate_pairs.cluster.slurm import slurm_cluster
-
-        with slurm_cluster(cluster, workers) as jobs, Client(jobs) as client:
-            notify(f"{workers} Slurm jobs{dashboard_note(client)}")
-            yield DaskPool(client, notify)
+        opened, kind = slurm_cluster(cluster, workers), f"{workers} Slurm jobs"
     else:
-        with connect(cluster.scheduler) as client:
-            notify(f"{cluster.scheduler}: {len(client.nthreads())} workers{dashboard_note(client)}")
-            yield DaskPool(client, notify)
+        opened, kind = connect(cluster.scheduler), ""
+    with opened as client:
+        notify((kind or f"{cluster.scheduler}: {len(client.nthreads())} workers") + dashboard_note(client))
+        yield DaskPool(client, notify)

@@ -20,10 +20,7 @@ SPARE_SHARE = 0.05
 
 
 def job_script(config: ClusterConfig) -> str:
-    """The script of one job; submits nothing.
-
-    Args:
-        config: `log_folder` must be set, see `ClusterConfig.with_log_folder`.
+    """The script of one job; submits nothing. Needs `ClusterConfig.with_log_folder`.
 
     Raises:
         Refused: dask-jobqueue is not installed, or the scheduler cannot listen at the configured address.
@@ -34,11 +31,13 @@ def job_script(config: ClusterConfig) -> str:
 
 @contextmanager
 def slurm_cluster(config: ClusterConfig, jobs: int) -> Iterator[Any]:
-    """A Dask cluster of `jobs` Slurm jobs; lost jobs are replaced for the duration of the block.
+    """A client of a Dask cluster of `jobs` Slurm jobs; lost jobs are replaced for the duration of the block.
 
     Raises:
         Refused: as `job_script`; or this machine has no Slurm, or Slurm rejects the job.
     """
+    from distributed import Client
+
     if shutil.which("sbatch") is None:
         raise Refused("cluster.scheduler is slurm, but sbatch was not found: run the command on a Slurm login node")
     with _cluster(config) as cluster:
@@ -46,7 +45,8 @@ def slurm_cluster(config: ClusterConfig, jobs: int) -> Iterator[Any]:
         Path(str(config.log_folder)).mkdir(parents=True, exist_ok=True)
         # scale() would not replace a lost job.
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
-        yield cluster
+        with Client(cluster) as client:
+            yield client
 
 
 @contextmanager
@@ -94,11 +94,7 @@ def _worker_arguments(config: ClusterConfig) -> list[str]:
 
 
 def _test_submission(script: str) -> None:
-    """Check that Slurm would accept a job.
-
-    Raises:
-        Refused: Slurm rejects it; the message contains Slurm's reason.
-    """
+    """Raise `Refused` with Slurm's reason if Slurm rejects a job."""
     result = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
     if result.returncode:
         raise Refused(

@@ -31,12 +31,9 @@ class WorkQueue(Generic[Unit]):
     ) -> None:
         """
         Args:
-            units: the work, in order.
             should_stop: called before every unit.
-            deadline: time of `clock` at which the last unit should have ended; None for no limit.
-            clock: seconds from any origin.
-            wait_for_running: wait for the running units after a stop is requested. Pass False for long units that
-                can resume.
+            deadline: time of `clock`, in seconds, at which the last unit should have ended.
+            wait_for_running: after a stop is requested. Pass False for long units that can resume.
         """
         self._units: Iterator[Unit] = iter(units)
         self._num_left = len(units)

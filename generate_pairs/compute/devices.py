@@ -14,10 +14,6 @@ from shards.core.host import available_cores
 def chosen_device(requested: str, option: str = "cluster.device") -> str:
     """The device of this process, `cpu` or `cuda`; `auto` chooses a GPU if torch finds one.
 
-    Args:
-        requested: `auto`, `cpu` or `cuda`.
-        option: the option or setting that requests it, for the message.
-
     Raises:
         Refused: a GPU is requested and torch finds none.
     """
@@ -46,11 +42,5 @@ def worker_environment(device: str, worker: int) -> dict[str, str]:
 
 
 def default_workers(device: str = "auto") -> int:
-    """One worker for each GPU, or for each usable core if the device is the CPU.
-
-    Raises:
-        Refused: as `chosen_device`.
-    """
-    if chosen_device(device) == "cuda":
-        return len(visible_gpus())
-    return available_cores()
+    """One worker for each GPU, or for each usable core if the device is the CPU; Refused as by `chosen_device`."""
+    return len(visible_gpus()) if chosen_device(device) == "cuda" else available_cores()

@@ -31,14 +31,9 @@ MEASURING_SECONDS = 0.35
 
 @dataclass(frozen=True)
 class Device:
-    """Achievable rates of one device.
+    """Achievable rates of one device, and the source of the figures, for the user.
 
-    Attributes:
-        half_flops: per second, of products in bfloat16 or float16.
-        single_flops: per second, of products in float32 without reduced precision.
-        bytes_per_second: to and from memory.
-        call_seconds: to launch one operation.
-        about: the source of the figures, for the user.
+    `half_flops` per second are of products in bfloat16 or float16, `single_flops` in float32 without reduced precision.
     """
 
     half_flops: float
@@ -58,13 +53,8 @@ def _gpu(half_tflops: float, single_tflops: float, terabytes: float) -> Device:
         f"{FLOPS_SHARE:.0%} of {half_tflops:g} TFLOP/s in half precision and of {single_tflops:g} in float32, "
         f"{BYTES_SHARE:.0%} of {terabytes:g} TB/s, {GPU_CALL_SECONDS * 1e6:g} us an operation"
     )
-    return Device(
-        half_flops=FLOPS_SHARE * half_tflops * 1e12,
-        single_flops=FLOPS_SHARE * single_tflops * 1e12,
-        bytes_per_second=BYTES_SHARE * terabytes * 1e12,
-        call_seconds=GPU_CALL_SECONDS,
-        about=about,
-    )
+    half_flops, single_flops = FLOPS_SHARE * half_tflops * 1e12, FLOPS_SHARE * single_tflops * 1e12
+    return Device(half_flops, single_flops, BYTES_SHARE * terabytes * 1e12, GPU_CALL_SECONDS, about)
 
 
 GPUS: Mapping[str, Device] = {

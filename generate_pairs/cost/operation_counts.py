@@ -54,17 +54,9 @@ class StepWork:
 def batch_work(
     family: str, teacher: Teacher, config: TeacherConfig, solver_steps: int, batch_size: int
 ) -> list[StepWork] | None:
-    """The work of each AR step of a batch.
+    """The work of each AR step of a batch; None for a family of another package, which cannot be counted here.
 
-    Args:
-        family: of the teacher.
-        teacher: may be on the meta device.
-        config: its sampling settings and dtype.
-        solver_steps: of the flow map.
-        batch_size: pairs per batch.
-
-    Returns:
-        One `StepWork` per AR step; None for a family of another package, which cannot be counted here.
+    The teacher may be on the meta device.
     """
     count = _TRANSFORMERS.get(family)
     if count is None:

@@ -5,12 +5,12 @@ A probe is one JSON file in `${TOKENLEAP_HOME:-~/.cache/tokenleap}/probes` for e
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from generate_pairs.compute.threads import computing_threads
@@ -32,16 +32,9 @@ MAX_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Probe:
-    """The throughput of one worker.
+    """The throughput of one worker: the pairs and the seconds of the timed batches, without loading and warm-up.
 
-    Attributes:
-        fingerprint: of the data set.
-        device: kind of device, as the manifest records it.
-        batch_size: pairs per batch.
-        num_batches: timed batches.
-        num_pairs: pairs in these batches.
-        seconds: time of these batches, without loading and warm-up.
-        versions: of the software, as the manifest records them.
+    `device` and `versions` are as the manifest records them.
     """
 
     fingerprint: str
@@ -66,48 +59,32 @@ def measure_throughput(
 ) -> Probe:
     """Time a few batches, computed as a worker does, and discard them. Encoding the captions is not timed.
 
-    Args:
-        config: stage one's settings.
-        spec: of the data set that the settings define.
-        report: called with (batches done, batches in total, note).
-        device: of the computation.
-        captions: of a text-conditional teacher.
-
     Raises:
         Failed: the teacher's file has changed since `spec` was made.
     """
-    batches = itertools.islice(_batches(spec, config.pairs.batch_size), 1 + NUM_BATCHES)
+    batch_size, total = config.pairs.batch_size, 1 + NUM_BATCHES
+    # In order, with a worker's boundaries; a shard has at least one batch.
+    units = (WorkUnit(index, spec.pairs_per_shard, batch_size) for index in range(total))
+    batches = islice(chain.from_iterable(unit.batches() for unit in units), total)
     with computing_threads(NUM_THREADS):
         maker = pair_maker(
-            config.teacher,
-            spec.lineage["flow_map"]["solver_steps"],
-            spec.lineage["teacher"]["sha256"],
-            device,
+            config.teacher, spec.lineage["flow_map"]["solver_steps"], spec.lineage["teacher"]["sha256"], device
         )
         if captions is not None:
             texts = caption_features(captions, recorded_encoder(spec.lineage), default_folder(), device)
-            texts.prepare(range(min(len(captions), (1 + NUM_BATCHES) * config.pairs.batch_size)))
+            texts.prepare(range(min(len(captions), total * batch_size)))
             maker = maker.with_texts(texts)
         maker.make(spec, next(batches))
-        report(1, 1 + NUM_BATCHES, "warm")
-        began = time.monotonic()
-        num_pairs = num_batches = 0
-        for indices in batches:
+        report(1, total, "warm")
+        began, num_pairs = time.monotonic(), 0
+        for num_batches, indices in enumerate(batches, start=1):
             num_pairs += len(maker.make(spec, indices))
-            num_batches += 1
             seconds = time.monotonic() - began
-            report(1 + num_batches, 1 + NUM_BATCHES, "")
+            report(1 + num_batches, total, "")
             if seconds > MAX_SECONDS:
                 break
-    return Probe(
-        fingerprint=spec.fingerprint,
-        device=device_name(device),
-        batch_size=config.pairs.batch_size,
-        num_batches=num_batches,
-        num_pairs=num_pairs,
-        seconds=seconds,
-        versions=software_versions(device),
-    )
+    versions = software_versions(device)
+    return Probe(spec.fingerprint, device_name(device), batch_size, num_batches, num_pairs, seconds, versions)
 
 
 def save_probe(probe: Probe) -> Path:
@@ -124,22 +101,15 @@ def load_probes(fingerprint: str) -> list[Probe]:
     Raises:
         Refused: a file in the folder is not a probe.
     """
+    probes = []
     names = [name for name in list_names(_folder(), ".json") if name.startswith(f"{fingerprint}-")]
-    return sorted((_read(_folder() / name) for name in names), key=lambda probe: -probe.pairs_per_second)
-
-
-def _read(path: Path) -> Probe:
-    try:
-        return Probe(**json.loads(read_bytes(path)))
-    except (TypeError, ValueError) as error:
-        raise Refused(f"{path} is not a probe that tokenleap wrote: delete it ({error})") from error
+    for path in map(_folder().joinpath, names):
+        try:
+            probes.append(Probe(**json.loads(read_bytes(path))))
+        except (TypeError, ValueError) as error:
+            raise Refused(f"{path} is not a probe that tokenleap wrote: delete it ({error})") from error
+    return sorted(probes, key=lambda probe: -probe.pairs_per_second)
 
 
 def _folder() -> Path:
     return home_folder() / "probes"
-
-
-def _batches(spec: PairSpec, batch_size: int) -> Iterator[range]:
-    """The batches of the data set in order, with a worker's boundaries."""
-    for index in itertools.count():
-        yield from WorkUnit(index, spec.pairs_per_shard, batch_size).batches()

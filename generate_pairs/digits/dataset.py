@@ -49,14 +49,7 @@ def held_out(labels_N: Tensor, count: int) -> Tensor:
     """Select `count` examples of every class, evenly spaced among the class's examples; not random.
 
     Of a class's n examples in order, the i-th is selected where floor(i * count / n) steps up. Neighbouring examples
-    come from the same writer, so even spacing puts every writer's digits on both sides.
-
-    Args:
-        labels_N: class labels (N,), int64; every class has at least `count` examples.
-        count: examples to select in each class.
-
-    Returns:
-        Mask (N,), bool, true for selected examples.
+    come from the same writer, so even spacing puts every writer's digits on both sides. Returns a mask (N,), bool.
     """
     selected = torch.zeros_like(labels_N, dtype=torch.bool)
     for label in labels_N.unique():
@@ -67,16 +60,9 @@ def held_out(labels_N: Tensor, count: int) -> Tensor:
 
 
 def augmented(images: Tensor, labels: Tensor, copies: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The images, then `copies` slightly rotated, scaled and shifted versions of each.
+    """The images, then `copies` complete copies of them, slightly rotated, scaled and shifted; and their labels.
 
-    Args:
-        images: (N, channels, height, width) float32 in [-1, 1], background -1; outside the image also -1.
-        labels: (N,), int64.
-        copies: transformed versions of each image, 0 or more.
-        seed: of the transformations; the same seed gives the same images.
-
-    Returns:
-        Images ((1 + copies) * N, ...) and their labels: the originals, then one complete copy after another.
+    Images are (N, channels, height, width), float32 in [-1, 1], background -1; outside the image also -1.
     """
     generator = torch.Generator().manual_seed(seed)
     moved = [transformed(images, generator) for _ in range(copies)]

@@ -44,11 +44,7 @@ REPORT_INTERVAL = 50
 def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
     """Train an embedded teacher from random weights and write it, with its text encoder if it has one.
 
-    Args:
-        name: one of `RECIPES`.
-        out: the .safetensors file; the encoder's is `encoder_file(out)`.
-        seed: of the initial weights, the augmentation and the order.
-        report: called with (steps done, steps in total, the loss as text).
+    The seed is of the initial weights, the augmentation and the order.
 
     Raises:
         Refused: there is no such recipe.
@@ -77,12 +73,7 @@ def train_teacher(name: str, out: Path, seed: int, report: Report) -> None:
     about = {"data": "scikit-learn load_digits, 1,297 training images", "seed": seed}
     save_teacher(teacher, recipe.family, out, about, torch.float16)
     if encoder is not None:
-        save_encoder(encoder, encoder_file(out), about, torch.float16)
-
-
-def encoder_file(teacher_file: Path) -> Path:
-    """The file of the text encoder that is trained with a teacher."""
-    return teacher_file.with_name(f"{teacher_file.stem}.encoder.safetensors")
+        save_encoder(encoder, out.with_name(f"{out.stem}.encoder.safetensors"), about, torch.float16)
 
 
 def train_tokenizer(tokenizer: VQTokenizer, images: Tensor, phase: Phase, report: Report) -> None:
@@ -99,11 +90,9 @@ def train_tokenizer(tokenizer: VQTokenizer, images: Tensor, phase: Phase, report
 
 @dataclass(frozen=True)
 class TeacherForcing:
-    """The second phase's trainable modules and their logits under teacher forcing.
+    """The second phase's trainable modules, and their logits under teacher forcing with dropped conditions.
 
-    Attributes:
-        module: the trainable modules.
-        logits: digits (B,) and tokens (B, L) to logits (B, L, V), with dropped conditions.
+    `logits` maps digits (B,) and tokens (B, L) to logits (B, L, V).
     """
 
     module: nn.Module
@@ -165,11 +154,7 @@ def training_steps(
         The step, the indices of its batch, and a function that updates the weights with the batch's loss.
     """
     optimizer = torch.optim.AdamW(
-        module.parameters(),
-        lr=phase.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=phase.weight_decay,
-        fused=True,
+        module.parameters(), lr=phase.learning_rate, betas=(0.9, 0.95), weight_decay=phase.weight_decay, fused=True
     )
     averaged = deepcopy(module)
     module.train()

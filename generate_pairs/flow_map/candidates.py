@@ -89,14 +89,9 @@ def gather_rows(codebook_VC: Tensor, support_NK: Tensor, log_p_NK: Tensor) -> Ga
 
 
 def gather_support(log_p_NV: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The possible tokens of each position, in ascending order, with their log-probabilities.
+    """The possible tokens of each position, in ascending order, and their log-probabilities, -inf if impossible.
 
-    Args:
-        log_p_NV: Log-probabilities, -inf for impossible tokens.
-        size: K, at least the largest number of possible tokens.
-
-    Returns:
-        Tokens int64 and log-probabilities, both (N, K), padded with token 0 and -inf.
+    Both are (N, K), padded with token 0 and -inf; K = `size` is at least the largest number of possible tokens.
     """
     position, token = (log_p_NV > -torch.inf).nonzero(as_tuple=True)
     counts_N = torch.bincount(position, minlength=len(log_p_NV))

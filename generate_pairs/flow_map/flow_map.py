@@ -80,14 +80,10 @@ class FlowMap:
     """
 
     def __init__(self, codebook_VC: Tensor, num_steps: int) -> None:
-        """Prepare the map.
-
-        Args:
-            codebook_VC: The rows that the decoder uses, floating point, finite.
-            num_steps: Largest number of evaluations of D, see `default_num_steps`.
+        """Prepare the map for the rows that the decoder uses and at most `num_steps` evaluations of D.
 
         Raises:
-            ValueError: The codebook is not a finite (V, C) table, or `num_steps` is below 1.
+            ValueError: The codebook is not a finite floating-point (V, C) table, or `num_steps` is below 1.
         """
         if codebook_VC.ndim != 2 or 0 in codebook_VC.shape or not codebook_VC.is_floating_point():
             actual = f"{codebook_VC.dtype} {tuple(codebook_VC.shape)}"

@@ -40,13 +40,8 @@ def solve(
 ) -> MappedTokens:
     """Solve equation (5) for rows of one layout, with codebook rows in units of each row's pair scale s.
 
-    Args:
-        candidates: the codebook rows of each position.
-        log_p_NK: log-probabilities, float32, the largest of each row 0.
-        noise_NC: Gaussian noise, float32.
-        predictor: coefficients of every step, see `adams_coefficients`.
-        corrector: as `predictor`.
-        stop: whether a row stops as soon as its token is settled.
+    Log-probabilities (the largest of each row is 0) and noise are float32; predictor and corrector are the coefficients
+    of `adams_coefficients`. With `stop`, a row stops as soon as its token is settled.
     """
     tokens_N, flow = _start(candidates, log_p_NK, noise_NC)
     mapped = MappedTokens(tokens_N, torch.zeros_like(tokens_N))
@@ -85,18 +80,9 @@ class _Flow:
 
     def keep(self, rows_L: Tensor) -> _Flow:
         """The state of these rows only."""
-        return _Flow(
-            row_M=self.row_M[rows_L],
-            candidates=self.candidates.keep(rows_L),
-            log_p_MK=self.log_p_MK[rows_L],
-            scale_M1=self.scale_M1[rows_L],
-            threshold_M=self.threshold_M[rows_L],
-            position_MC=self.position_MC[rows_L],
-            history=tuple(mean_MC[rows_L] for mean_MC in self.history),
-            moving_M=self.moving_M[rows_L],
-            token_M=self.token_M[rows_L],
-            num_evaluations_M=self.num_evaluations_M[rows_L],
-        )
+        tensors = {name: value[rows_L] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        history = tuple(mean_MC[rows_L] for mean_MC in self.history)
+        return _Flow(candidates=self.candidates.keep(rows_L), history=history, **tensors)
 
     def store(self, mapped: MappedTokens) -> None:
         """Write the rows' tokens to the result."""

@@ -29,11 +29,9 @@ def map_rows(
     least_weight: float,
     narrow_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Map N positions. All tensors are float32 on one GPU.
+    """Map N positions to tokens and numbers of evaluations of D, both int64. All inputs are float32 on one GPU.
 
     Args:
-        noise_NC: Gaussian noise.
-        log_probs_NV: log-probabilities, -inf for impossible tokens.
         peak_N1: the largest log-probability of each row.
         codebook_VC: the codebook, standardised.
         predictor_S3: coefficients of S steps, see `adams_coefficients`.
@@ -41,9 +39,6 @@ def map_rows(
         stop_share: as `solver.STOP_SHARE`; 0 runs all steps.
         least_weight: as `solver.LEAST_WEIGHT`.
         narrow_size: with at most this many possible tokens, codebook rows are taken relative to the most probable one.
-
-    Returns:
-        Tokens (N,) and evaluations of D (N,), both int64.
     """
     (N, V), C = log_probs_NV.shape, codebook_VC.shape[1]
     tokens_N, evaluations_N = (torch.empty(N, dtype=torch.int64, device=noise_NC.device) for _ in range(2))
@@ -128,18 +123,7 @@ def _map_row(
         rate = (step + 1) / (num_steps - step) / scale
         top = _likeliest(support_K, packed_K, K, codebook_VC, origin_C, guess_C, rate, C, BLOCK_C, BLOCK_K)
         total, squares, first_C, second = _others(
-            support_K,
-            packed_K,
-            K,
-            codebook_VC,
-            origin_C,
-            guess_C,
-            rate,
-            top,
-            least_weight,
-            C,
-            BLOCK_C,
-            BLOCK_K,
+            support_K, packed_K, K, codebook_VC, origin_C, guess_C, rate, top, least_weight, C, BLOCK_C, BLOCK_K
         )
         mean3_C, mean2_C, mean1_C = mean2_C, mean1_C, mean0_C
         # Subtracting first keeps the digits of close rows.

@@ -37,8 +37,7 @@ def generate(
     """Generate every missing shard of a data set.
 
     Args:
-        config: stage one's settings; `cluster` sets where the shards are generated. The bytes are the same everywhere.
-        root: the data set's folder; created if missing.
+        config: `cluster` sets where the shards are generated. The bytes are the same everywhere.
         workers: local worker processes; 0 computes in this process. Unused with another cluster.
         report: called with (pairs done, including earlier runs; pairs in total; note).
         should_stop: called before every shard; running shards finish, and finished shards are kept.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from generate_pairs.config import GenerateConfig
-from generate_pairs.flow_map.closed_form import default_num_steps
+from generate_pairs.flow_map.exponential_adams import default_num_steps
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
@@ -17,13 +17,7 @@ from generate_pairs.text.encoders import ENCODER_KEY, recorded_encoder, requeste
 from generate_pairs.text.feature_store import EncoderSpec
 from shards.core.errors import Refused
 from shards.dataset.captions import captions_sha256, load_captions
-from shards.dataset.manifest import (
-    Manifest,
-    committed_names,
-    dataset_exists,
-    read_spec,
-    refuse_other_spec,
-)
+from shards.dataset.manifest import Manifest, committed_names, dataset_exists, read_spec, refuse_other_spec
 from shards.format.spec import PairSpec
 from shards.format.tar_layout import bytes_per_pair
 from shards.storage.files import sha256_bytes
@@ -32,14 +26,9 @@ from shards.storage.paths import Location
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """The data set to generate and its missing shards.
+    """The data set to generate, with `num_shards` shards when complete, and the indices of its missing shards.
 
-    Attributes:
-        loaded: the teacher, for the phases that follow.
-        spec: of the data set.
-        num_shards: shards of the complete data set.
-        missing: indices of the missing shards.
-        captions: of a text-conditional teacher, else None.
+    `captions` are those of a text-conditional teacher, else None.
     """
 
     loaded: LoadedTeacher
@@ -62,28 +51,25 @@ class GenerationPlan:
         return self.num_pairs - self.spec.num_heldout
 
     def lines(self) -> list[str]:
-        """The plan as text for the user."""
+        """The plan as text for the user. The size of the captions' features is an upper bound."""
         size = self.num_pairs * bytes_per_pair(self.spec)
         done = self.num_shards - len(self.missing)
+        captions = []
+        if self.captions is not None:
+            encoder = recorded_encoder(self.spec.lineage)
+            token_bytes = 2 * encoder.dim
+            max_bytes = len(set(self.captions.captions)) * encoder.max_tokens * token_bytes
+            captions = [
+                *self.captions.lines(),
+                f"text features: {token_bytes:,} bytes a token of each distinct caption, "
+                f"at most {max_bytes / 1e6:,.1f} MB in all",
+            ]
         return [
             f"{self.num_training_pairs:,} training pairs and {self.spec.num_heldout:,} held out, "
             f"in {self.num_shards:,} shards of {self.spec.pairs_per_shard:,}",
             f"{bytes_per_pair(self.spec):,} bytes a pair, {size / 1e6:,.1f} MB in all",
-            *(self.captions.lines() if self.captions else []),
-            *self._feature_lines(),
+            *captions,
             f"{done:,} shards are done, {len(self.missing):,} to make",
-        ]
-
-    def _feature_lines(self) -> list[str]:
-        """An upper bound on the size of the captions' features."""
-        if self.captions is None:
-            return []
-        encoder = recorded_encoder(self.spec.lineage)
-        token_bytes, distinct = 2 * encoder.dim, len(set(self.captions.captions))
-        max_bytes = distinct * encoder.max_tokens * token_bytes
-        return [
-            f"text features: {token_bytes:,} bytes a token of each distinct caption, "
-            f"at most {max_bytes / 1e6:,.1f} MB in all"
         ]
 
 
@@ -95,11 +81,7 @@ def pair_spec(
 ) -> PairSpec:
     """The spec that the settings define: everything that determines a pair, and the division into shards.
 
-    Args:
-        config: the settings.
-        loaded: the teacher.
-        captions: of a text-conditional teacher.
-        encoder: of these captions.
+    A text-conditional teacher needs captions and their encoder.
     """
     teacher = loaded.teacher
     settings = config.teacher.model_dump(exclude={"name"})
@@ -141,17 +123,13 @@ def requested_pairs(
                 )
         return pair_spec(config, loaded), None
     stored = read_spec(root) if root is not None and dataset_exists(root) else None
-    recorded = None
-    if root is None or stored is None or stored.captions is None:
+    if root is None or stored is None or stored.captions is None or config.captions.file is not None:
         captions = read_captions(config.captions)
+    elif config.captions.indices is None:
+        captions = CaptionList(stored.captions["name"], tuple(load_captions(root, stored)))
     else:
-        if config.captions.file is not None:
-            captions = read_captions(config.captions)
-        elif config.captions.indices is None:
-            captions = CaptionList(stored.captions["name"], tuple(load_captions(root, stored)))
-        else:
-            raise Refused("captions.indices: they select from captions.file, which is not set")
-        recorded = recorded_encoder(stored.lineage)
+        raise Refused("captions.indices: they select from captions.file, which is not set")
+    recorded = recorded_encoder(stored.lineage) if stored is not None and stored.captions is not None else None
     encoder = requested_encoder(config.captions, loaded.teacher, recorded)
     return pair_spec(config, loaded, captions, encoder), captions
 

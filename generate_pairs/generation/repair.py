@@ -48,32 +48,31 @@ def repair(
     `shards/dataset/replace_shard.py`.
 
     Args:
-        root: the data set's folder.
         teacher_name: name or file of the teacher, if it differs from the recorded name.
         findings: the result of `verify`, if the caller has it; by default `verify` runs now.
-        workers: as in `generate`.
         report: called with (pairs regenerated, pairs to regenerate, note).
-        should_stop: as in `generate`.
-
-    Returns:
-        The summary; `replaced` compares each new shard with the old one.
 
     Raises:
         Refused: dataset.json or the list of captions is damaged, or the teacher is not the one that made the pairs.
         Failed: some shards could not be regenerated.
     """
     refuse_web(root, "repair")
-    damage = _repairable(verify(root) if findings is None else findings)
+    damage = [each for each in (verify(root) if findings is None else findings) if each.kind != "uncommitted"]
+    for finding in damage:
+        if finding.affects_all_pairs:
+            remedy = ": restore dataset.json" if finding.kind == "dataset" else ""
+            raise Refused(f"{finding.message}; without it nothing can be repaired{remedy}")
     spec = read_spec(root)
     teacher, _ = recorded_teacher(root, spec, teacher_name, "repair")
     names = {PurePath(finding.where).stem for finding in damage if finding.kind != "joined"}
     indices = sorted(index for name in names if (index := shard_index(name)) is not None)
+    rows, size = _valid_rows(root, spec), spec.pairs_per_shard
     summary = generate_shards(
         teacher,
         root,
         spec,
-        _replacing_units(root, spec, indices),
-        num_pairs=len(indices) * spec.pairs_per_shard,
+        [WorkUnit(index, size, _nearest_batch_size(rows, index), True, rows.get(index)) for index in indices],
+        num_pairs=len(indices) * size,
         workers=workers,
         report=report,
         should_stop=should_stop,
@@ -99,7 +98,6 @@ def extend(
     """Extend a data set: `generate` with the recorded settings and this number of pairs.
 
     Args:
-        root: the data set's folder.
         num_pairs: training pairs in total, rounded up to full shards.
         teacher_name: as in `repair`, like the remaining arguments.
 
@@ -130,8 +128,6 @@ def recorded_teacher(
     """The teacher that made a data set, with its recorded sampling settings and its present location.
 
     Args:
-        root: the data set's folder.
-        spec: its spec.
         teacher_name: name or file of the teacher, if it differs from the recorded name.
         command: of `tokenleap shards`, for the message.
 
@@ -156,51 +152,23 @@ def recorded_teacher(
     return config, loaded
 
 
-def _repairable(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings that need a repair.
-
-    Raises:
-        Refused: a file that all pairs need is damaged.
-    """
-    damage = [finding for finding in findings if finding.kind != "uncommitted"]
-    for finding in damage:
-        if finding.affects_all_pairs:
-            remedy = ": restore dataset.json" if finding.kind == "dataset" else ""
-            raise Refused(f"{finding.message}; without it nothing can be repaired{remedy}")
-    return damage
-
-
-def _replacing_units(root: Location, spec: PairSpec, indices: Sequence[int]) -> list[WorkUnit]:
-    """The work units that replace the shards with these indices."""
-    rows = _valid_rows(root, spec)
-    return [
-        WorkUnit(
-            index,
-            spec.pairs_per_shard,
-            _nearest_batch_size(rows, index),
-            replaces=True,
-            committed=rows.get(index),
-        )
-        for index in indices
-    ]
-
-
 def _valid_rows(root: Location, spec: PairSpec) -> dict[int, ManifestRow]:
     """The valid row of each shard by index, from the shard's row file or else from the joined table."""
-    rows: dict[str, ManifestRow] = {}
+    rows: dict[int, ManifestRow] = {}
+
+    def add(name: str, row: ManifestRow | None) -> None:
+        index = shard_index(name)
+        if index is not None and row is not None and row_problem(spec, row) is None:
+            rows[index] = row
+
     with suppress(Refused, Failed):
-        rows |= read_joined(root)
+        for name, row in read_joined(root).items():
+            add(name, row)
     for file_name in list_names(root / ROW_FOLDER, ".parquet"):
         name = PurePath(file_name).stem
         with suppress(Refused, Failed):
-            row = read_row(root, name)
-            if row is not None and row_problem(spec, row) is None:
-                rows[name] = row
-    return {
-        index: row
-        for name, row in rows.items()
-        if (index := shard_index(name)) is not None and row_problem(spec, row) is None
-    }
+            add(name, read_row(root, name))
+    return rows
 
 
 def _nearest_batch_size(rows: Mapping[int, ManifestRow], index: int) -> int:

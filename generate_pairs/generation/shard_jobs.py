@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from generate_pairs.generation.worker import generate_shard
 from generate_pairs.generation.worker_log import last_lines, log_shard
 from shards.core.callbacks import Notify, Report, ShouldStop
 from shards.core.errors import Failed, OutOfTime, Refused, Stopped
-from shards.dataset.manifest_row import shard_name
+from shards.dataset.manifest_row import ManifestRow, shard_name
 from shards.dataset.replace_shard import Replacement
 from shards.format.spec import PairSpec
 from shards.storage.paths import Location
@@ -50,12 +49,7 @@ class GenerationSummary:
 class Job:
     """What all units of a generation have in common; sent to the worker with every unit.
 
-    Attributes:
-        root: the data set's folder.
-        spec: its spec.
-        teacher: the teacher and its sampling settings.
-        device: as in the settings; the worker resolves `auto`.
-        log_folder: folder of the worker's log; None for no log.
+    The worker resolves the device `auto`. Without `log_folder` it writes no log.
     """
 
     root: Location
@@ -65,30 +59,13 @@ class Job:
     log_folder: Path | None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The result of one unit: its duration and, if it replaces a shard, the comparison with the old shard."""
-
-    seconds: float
-    replacement: Replacement | None
-
-
-@dataclass
-class _Progress:
-    """Counts of the units that have ended."""
-
-    num_made: int = 0
-    failures: list[str] = field(default_factory=list)
-    replaced: list[Replacement] = field(default_factory=list)
-
-
-def run_unit(job: Job, unit: WorkUnit) -> Outcome:
-    """Generate and commit a unit's shard in this process."""
+def run_unit(job: Job, unit: WorkUnit) -> tuple[float, ManifestRow | Replacement]:
+    """Generate and commit a unit's shard in this process. Returns the seconds, and what `generate_shard` returns."""
     with _UNIT_LOCK:
         began = time.monotonic()
         with log_shard(job.log_folder, shard_name(unit.shard_index)) if job.log_folder else nullcontext():
             result = generate_shard(job.root, job.spec, job.teacher, unit, chosen_device(job.device))
-        return Outcome(time.monotonic() - began, result if isinstance(result, Replacement) else None)
+        return time.monotonic() - began, result
 
 
 def generate_shards(
@@ -105,28 +82,24 @@ def generate_shards(
     deadline: float | None = None,
     notify: Notify = lambda _: None,
 ) -> GenerationSummary:
-    """Generate these shards on a pool of workers.
+    """Generate these shards on a pool of workers. The other arguments and the errors are those of `generate`.
 
     If one shard fails, the others are still generated. An error that would affect every shard (a full disk, a folder
     that is not writable, another teacher) ends the work at once.
 
     Args:
-        teacher: the teacher and its sampling settings.
-        root: the data set's folder.
-        spec: its spec.
-        units: the shards to generate.
         num_pairs: the total for `report`; pairs outside `units` count as done.
-        workers: as in `generate`, like the remaining arguments and the errors.
     """
-    began = time.monotonic()
-    progress, size = _Progress(), spec.pairs_per_shard
+    began, num_made = time.monotonic(), 0
+    failures: list[str] = []
+    replaced: list[Replacement] = []
     queue = WorkQueue(units, should_stop, deadline)
+
+    def report_progress() -> None:
+        done = num_pairs - (len(units) - num_made) * spec.pairs_per_shard
+        report(done, num_pairs, f"{len(failures)} failed" if failures else "")
+
     if units:
-
-        def report_progress() -> None:
-            done = num_pairs - (len(units) - progress.num_made) * size
-            report(done, num_pairs, f"{len(progress.failures)} failed" if progress.failures else "")
-
         report_progress()
         cluster = cluster or ClusterConfig()
         if cluster.scheduler != "local" or workers:
@@ -136,40 +109,27 @@ def generate_shards(
         try:
             with open_pool(cluster, min(num_workers, len(units)), notify) as pool:
                 for unit, future in pool.run(partial(run_unit, job), queue):
-                    _record(progress, queue, job, unit, future)
+                    if (error := future.exception()) is not None:
+                        failures.append(_failure(unit, error, job.log_folder))
+                    else:
+                        seconds, result = future.result()
+                        num_made += 1
+                        queue.record_duration(seconds)
+                        replaced += [result] if isinstance(result, Replacement) else []
                     report_progress()
         except Failed as error:
-            raise Failed(
-                f"{error}. {progress.num_made} of {len(units)} missing shards in {root} are made and kept"
-            ) from error
-    _raise_if_incomplete(progress, queue, len(units), root)
-    replaced = sorted(progress.replaced, key=lambda replacement: replacement.row.first_pair)
-    return GenerationSummary(progress.num_made, progress.num_made * size, time.monotonic() - began, tuple(replaced))
+            raise Failed(f"{error}. {num_made} of {len(units)} missing shards in {root} are made and kept") from error
+    _raise_if_incomplete(num_made, failures, queue, len(units), root)
+    replaced.sort(key=lambda replacement: replacement.row.first_pair)
+    return GenerationSummary(num_made, num_made * spec.pairs_per_shard, time.monotonic() - began, tuple(replaced))
 
 
-def _record(progress: _Progress, queue: WorkQueue[WorkUnit], job: Job, unit: WorkUnit, future: Future[Outcome]) -> None:
-    """Count a unit that has ended. Raises as `_failure`."""
-    if (failure := _failure(unit, future, job)) is not None:
-        progress.failures.append(failure)
-        return
-    outcome = future.result()
-    progress.num_made += 1
-    queue.record_duration(outcome.seconds)
-    if outcome.replacement is not None:
-        progress.replaced.append(outcome.replacement)
-
-
-def _raise_if_incomplete(progress: _Progress, queue: WorkQueue[WorkUnit], num_units: int, root: Location) -> None:
-    """End a generation that did not generate all units.
-
-    Raises:
-        OutOfTime: the next shard might end after the deadline.
-        Stopped: a stop was requested.
-        Failed: some shards could not be generated.
-    """
-    failures = progress.failures
+def _raise_if_incomplete(
+    num_made: int, failures: Sequence[str], queue: WorkQueue[WorkUnit], num_units: int, root: Location
+) -> None:
+    """Report a stop, the deadline or the shards that could not be generated."""
     failed = f". {len(failures)} could not be made: {join_first(failures)}" if failures else ""
-    kept = f"{progress.num_made} of {num_units} missing shards are made and kept{failed}"
+    kept = f"{num_made} of {num_units} missing shards are made and kept{failed}"
     if queue.past_deadline:
         raise OutOfTime(f"the next shard might not end before the time limit; {kept}")
     if queue.is_stopped:
@@ -197,26 +157,22 @@ def _job(teacher: TeacherConfig, root: Location, spec: PairSpec, cluster: Cluste
     return Job(root.absolute(), spec, teacher.with_absolute_path(), device, logs)
 
 
-def _failure(unit: WorkUnit, future: Future[Outcome], job: Job) -> str | None:
-    """The shard's name and why it could not be generated; None after success.
+def _failure(unit: WorkUnit, error: BaseException, log_folder: Path | None) -> str:
+    """The shard's name and why it could not be generated.
 
     Raises:
         Refused, Failed: the error would affect every shard.
     """
-    match future.exception():
-        case None:
-            return None
-        case Refused() as refusal:
-            raise refusal
-        case Failed() | OSError() | ImportError() as error:
-            raise Failed(str(error)) from error
-        case failure:
-            reason = str(failure) or repr(failure)
+    if isinstance(error, Refused):
+        raise error
+    if isinstance(error, Failed | OSError | ImportError):
+        raise Failed(str(error)) from error
     name = shard_name(unit.shard_index)
-    if not isinstance(failure, WorkersDied) or job.log_folder is None:
-        return f"{name}: {reason}"
-    log = last_lines(job.log_folder, name)
+    reason = f"{name}: {str(error) or repr(error)}"
+    if not isinstance(error, WorkersDied) or log_folder is None:
+        return reason
+    log = last_lines(log_folder, name)
     if log is None:
-        return f"{name}: {reason}; their logs are in {job.log_folder} on the machines they ran on"
+        return f"{reason}; their logs are in {log_folder} on the machines they ran on"
     path, lines = log
-    return f"{name}: {reason}; {path} ends: {' | '.join(line.strip() for line in lines)}"
+    return f"{reason}; {path} ends: {' | '.join(line.strip() for line in lines)}"

@@ -9,14 +9,9 @@ from shards.dataset.manifest_row import ManifestRow
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """The job that generates one shard; shards are always full.
+    """The job that generates one shard of `num_pairs` pairs; shards are always full.
 
-    Attributes:
-        shard_index: the shard's index in the data set.
-        num_pairs: pairs per shard.
-        batch_size: pairs per batch of the teacher.
-        replaces: replace an existing shard instead of keeping it.
-        committed: with `replaces`, the committed row of the old shard, if known.
+    With `replaces` it replaces an existing shard, whose committed row is `committed` if known.
     """
 
     shard_index: int

@@ -66,13 +66,7 @@ class PairMaker:
 
 @lru_cache(maxsize=1)
 def dataset_texts(root: Location, fingerprint: str, encoder: EncoderSpec, device: str) -> Texts:
-    """The captions of a data set, read once per process.
-
-    Args:
-        root: the data set's folder.
-        fingerprint: of the data set.
-        encoder: the text encoder, with its location on this machine.
-        device: that computes features.
+    """The captions of a data set, read once per process; `encoder` has its location on this machine.
 
     Raises:
         Refused, Failed: the list of captions is missing or damaged.
@@ -102,11 +96,8 @@ def generate_shard(
 ) -> ManifestRow | Replacement:
     """Generate and commit one shard; repeated calls give the same bytes.
 
-    A shard that another process has committed is not computed, unless the unit replaces it.
-
-    Returns:
-        The row in the manifest, from this call or from the first process that committed. If the unit replaces a
-        shard, the comparison of the new shard with the old one.
+    A shard that another process has committed is not computed, unless the unit replaces it. Returns the row in the
+    manifest, or the comparison of the new shard with the old one if the unit replaces it.
 
     Raises:
         Failed: this machine has another teacher, or the disk is full.
@@ -118,8 +109,7 @@ def generate_shard(
         began = time.monotonic()
         maker = pair_maker(config, spec.lineage["flow_map"]["solver_steps"], spec.lineage["teacher"]["sha256"], device)
         if spec.captions is not None:
-            texts = dataset_texts(root, spec.fingerprint, recorded_encoder(spec.lineage), device)
-            maker = maker.with_texts(texts)
+            maker = maker.with_texts(dataset_texts(root, spec.fingerprint, recorded_encoder(spec.lineage), device))
         batches = [maker.make(spec, indices) for indices in unit.batches()]
         facts = {
             "seconds": time.monotonic() - began,

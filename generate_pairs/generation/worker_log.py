@@ -24,11 +24,7 @@ QUOTED_LINES = 6
 
 @contextmanager
 def log_shard(folder: Path, shard: str) -> Iterator[None]:
-    """Write the begin and the end of a shard to this process's log.
-
-    Args:
-        folder: of all workers' logs; created if missing.
-        shard: its name.
+    """Write the begin and the end of a shard to this process's log. The folder is created if missing.
 
     Raises:
         Refused: the folder is not writable.
@@ -56,10 +52,7 @@ def last_lines(folder: Path, shard: str) -> tuple[Path, Sequence[str]] | None:
         events = [line for line in lines if line.endswith(f" begins {shard}") or f" ends {shard} " in line]
         if events and events[-1].endswith(f" begins {shard}"):
             deaths.append((path.stat().st_mtime_ns, path, lines[-QUOTED_LINES:]))
-    if not deaths:
-        return None
-    _, path, lines = max(deaths)
-    return path, lines
+    return max(deaths)[1:] if deaths else None
 
 
 @lru_cache(maxsize=1)

@@ -88,23 +88,17 @@ class Tokenizer(nn.Module, ABC):
 
     def decoder_state(self) -> dict[str, Tensor]:
         """The tensors of this tokenizer without the modules that only encode."""
-        return {
-            name: tensor
-            for name, tensor in self.state_dict().items()
-            if name.split(".", 1)[0] not in self.encoding_modules
-        }
+        state = self.state_dict()
+        return {name: state[name] for name in state if name.split(".", 1)[0] not in self.encoding_modules}
 
 
 class TextCondition(NamedTuple):
-    """Captions as the input of a network.
-
-    Attributes:
-        features_BTE: the text encoder's output per token, padded on the left to the longest caption of the batch.
-        seen_BT: bool, False at padding: it attends only to itself, and nothing else attends to it.
-    """
+    """Captions as the input of a network."""
 
     features_BTE: Tensor
+    """The text encoder's output per token, padded on the left to the longest caption of the batch."""
     seen_BT: Tensor
+    """Bool, False at padding: it attends only to itself, and nothing else attends to it."""
 
 
 class Texts(ABC):
@@ -171,7 +165,7 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def start(self, labels_B: Tensor, guidance_scale: float) -> Decoding:
-        """Start decoding a batch for labels (B,), int64 in 0..num_classes-1.
+        """Start decoding a batch for labels (B,), int64 in 0..num_classes-1, else ValueError.
 
         `guidance_scale` is in the family's own convention.
         """

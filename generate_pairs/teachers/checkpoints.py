@@ -76,11 +76,7 @@ def _names_in(folder: Path) -> tuple[str, ...]:
 
 
 def refuse_unknown(name: str) -> None:
-    """Check that a teacher of this name exists, without loading it.
-
-    Raises:
-        Refused: it does not exist; the message lists the names that do.
-    """
+    """Check that a teacher of this name exists, without loading it; Refused as by `resolve`."""
     if not name.startswith(TINY):
         resolve(name)
 
@@ -116,15 +112,7 @@ def resolve(name: str) -> Path:
 
 
 def save_teacher(teacher: Teacher, family: str, path: Path, about: Mapping[str, Any], dtype: torch.dtype | None) -> None:
-    """Write a teacher to one file.
-
-    Args:
-        teacher: the teacher.
-        family: the name of its family.
-        path: the file.
-        about: a record of how it was made.
-        dtype: of the stored tensors; None keeps their own.
-    """
+    """Write a teacher to one file, with a record of how it was made; tensors keep their dtype if `dtype` is None."""
     header = {
         "family": family,
         "transformer": asdict(teacher.transformer.config),
@@ -144,7 +132,8 @@ def load_teacher(name: str, device: torch.device | str = "cpu", dtype: torch.dty
     """
     if name.startswith(TINY):
         family, teacher = tiny_teacher(name.removeprefix(TINY))
-        stem, sha256, about = name, _sha256_of(teacher), {"made": "at random"}
+        content = (key.encode() + value.numpy().tobytes() for key, value in sorted(teacher.state_dict().items()))
+        stem, sha256, about = name, sha256_bytes(b"".join(content)), {"made": "at random"}
     else:
         path = resolve(name)
         with _opened(path) as (header, file):
@@ -194,13 +183,8 @@ def load_strictly(
 ) -> None:
     """Assign tensors to a module; names and shapes must be exactly those that the module declares.
 
-    Floating-point tensors are converted to the module's dtype; tensors that have it are not copied.
-
-    Args:
-        module: may be on the meta device.
-        tensors: by name.
-        source: for the message.
-        ignored: endings of the names of other tensors that are allowed.
+    Floating-point tensors are converted to the module's dtype; tensors that have it are not copied. The module may be on
+    the meta device. Other tensors are allowed if their names have one of the endings `ignored`.
 
     Raises:
         Refused: tensors are missing, unknown, of another shape or kind, or not finite; the message lists the first.
@@ -271,9 +255,3 @@ def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
             yield json.loads(metadata[HEADER]), file
     except SafetensorError as error:
         raise Refused(f"{path} is not a complete safetensors file: {error}") from error
-
-
-def _sha256_of(teacher: Teacher) -> str:
-    """Hash of the names and numbers of a teacher that has no file."""
-    tensors = teacher.state_dict()
-    return sha256_bytes(b"".join(name.encode() + tensors[name].numpy().tobytes() for name in sorted(tensors)))

@@ -16,13 +16,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How a teacher samples. The defaults filter nothing in either family.
+    """How a teacher samples. The defaults (top_k 0, top_p 1) filter nothing in either family.
 
-    Attributes:
-        guidance_scale: Classifier-free guidance, in the family's own convention (VAR: 0 is off, LlamaGen: 1).
-        top_k: Keep the k most probable tokens; 0 is off.
-        top_p: Keep the most probable tokens up to this mass; 1 is off.
-        temperature: Divides the logits; only LlamaGen's sampler has one.
+    The guidance scale is in the family's own convention (VAR: 0 is off, LlamaGen: 1); the temperature divides the
+    logits, and only LlamaGen's sampler has one.
     """
 
     guidance_scale: float
@@ -54,14 +51,10 @@ def filter_var(logits_NV: Tensor, top_k: int, top_p: float) -> Tensor:
     """Filter as VAR's sampler does: top-k, then top-p on the remaining tokens.
 
     In ascending order, tokens are removed while the cumulative probability is at most 1 - top_p; the largest stays.
-
-    Args:
-        logits_NV: Guided logits, any leading shape; not changed.
-        top_k: 0 is off; above V it is V.
-        top_p: 0 is off, as in the official code; so is 1, which would only remove tokens of probability zero.
+    top_p = 0 is off, as in the official code; so is 1, which would only remove tokens of probability zero.
 
     Returns:
-        Normalised log-probabilities, float32, -inf for removed tokens.
+        Normalised log-probabilities (..., V), float32, -inf for removed tokens.
     """
     logits_NV = _keep_top_k(logits_NV.float(), top_k)
     if 0 < top_p < 1:
@@ -76,16 +69,10 @@ def filter_llamagen(logits_NV: Tensor, top_k: int, top_p: float, temperature: fl
     """Filter as LlamaGen's sampler does: temperature, top-k, then top-p on the remaining tokens.
 
     In descending order, a token is removed if the cumulative probability before it exceeds top_p: the token that
-    crosses the threshold stays.
-
-    Args:
-        logits_NV: Guided logits, any leading shape; not changed.
-        top_k: 0 is off; above V it is V.
-        top_p: 1 is off.
-        temperature: Divides the logits; values below 1e-5 count as 1e-5.
+    crosses the threshold stays. Temperatures below 1e-5 count as 1e-5.
 
     Returns:
-        Normalised log-probabilities, float32, -inf for removed tokens.
+        Normalised log-probabilities (..., V), float32, -inf for removed tokens.
     """
     logits_NV = _keep_top_k(logits_NV.float() / max(temperature, 1e-5), top_k)
     if top_p < 1:

@@ -80,53 +80,40 @@ def _var(depth: int, scales: tuple[int, ...] = SCALES_256, shared_adaln: bool = 
     )
 
 
-def _llamagen(
-    size: str, image_size: int, transformer: HubFile, tokenizer: HubFile, text: bool = False
-) -> PublishedTeacher:
+def _llamagen(size: str, image_size: int, stage: int | None = None) -> PublishedTeacher:
+    """A class-conditional teacher or, with a stage of the training, a text-conditional one."""
+    if stage is None:
+        repository, kind, file = "FoundationVision/LlamaGen", "c2i", f"c2i_{size}_{image_size}.pt"
+    else:
+        repository, kind, file = "peizesun/llamagen_t2i", "t2i", f"t2i_{size}_stage{stage}_{image_size}.pt"
     config = LlamaGenConfig(
         *OFFICIAL_SIZES[size],
         vocab_size=16384,
         num_tokens=(image_size // 16) ** 2,
         num_classes=1000,
-        condition="text" if text else "class",
-        num_condition_tokens=120 if text else 1,
+        condition="class" if stage is None else "text",
+        num_condition_tokens=1 if stage is None else 120,
     )
     return PublishedTeacher(
         "llamagen",
         # The two largest class-conditional files are bare state dicts.
-        Part(transformer, (("model",), ("module",), ("state_dict",), ()), (), config),
-        Part(tokenizer, (("model",),), VQ_BUFFERS, LlamaGenTokenizerConfig(image_size=image_size)),
-    )
-
-
-def _class_conditional(size: str, image_size: int) -> PublishedTeacher:
-    repository = "FoundationVision/LlamaGen"
-    return _llamagen(
-        size,
-        image_size,
-        HubFile(repository, f"c2i_{size}_{image_size}.pt"),
-        HubFile(repository, "vq_ds16_c2i.pt"),
-    )
-
-
-def _text_conditional(image_size: int, stage: int) -> PublishedTeacher:
-    repository = "peizesun/llamagen_t2i"
-    return _llamagen(
-        "XL",
-        image_size,
-        HubFile(repository, f"t2i_XL_stage{stage}_{image_size}.pt"),
-        HubFile(repository, "vq_ds16_t2i.pt"),
-        text=True,
+        Part(HubFile(repository, file), (("model",), ("module",), ("state_dict",), ()), (), config),
+        Part(
+            HubFile(repository, f"vq_ds16_{kind}.pt"),
+            (("model",),),
+            VQ_BUFFERS,
+            LlamaGenTokenizerConfig(image_size=image_size),
+        ),
     )
 
 
 TEACHERS: Mapping[str, PublishedTeacher] = {
     **{f"var-d{depth}": _var(depth) for depth in (16, 20, 24, 30)},
     "var-d36-512": _var(36, SCALES_512, shared_adaln=True),
-    **{f"llamagen-{size.lower()}-256": _class_conditional(size, 256) for size in ("B", "L")},
-    **{f"llamagen-{size.lower()}-384": _class_conditional(size, 384) for size in ("B", "L", "XL", "XXL", "3B")},
-    "llamagen-t2i-256": _text_conditional(256, stage=1),
-    "llamagen-t2i-512": _text_conditional(512, stage=2),
+    **{f"llamagen-{size.lower()}-256": _llamagen(size, 256) for size in ("B", "L")},
+    **{f"llamagen-{size.lower()}-384": _llamagen(size, 384) for size in ("B", "L", "XL", "XXL", "3B")},
+    "llamagen-t2i-256": _llamagen("XL", 256, stage=1),
+    "llamagen-t2i-512": _llamagen("XL", 512, stage=2),
 }
 """The keys are the names for `tokenleap teachers import --as`. Files of one size for 256 and for 384 pixels contain
 tensors of the same shapes, so no check can distinguish them."""

@@ -55,19 +55,13 @@ def family_of(name: str) -> Family:
     Raises:
         Refused: the name is unknown, or the package that adds it cannot be imported.
     """
-    if name in FAMILIES:
-        return FAMILIES[name]
-    return plugin(ENTRY_POINTS, name, "family of teachers", FAMILIES)
+    return FAMILIES.get(name) or plugin(ENTRY_POINTS, name, "family of teachers", FAMILIES)
 
 
 def plugin(group: str, name: str, kind: str, built_in: Iterable[str]) -> Any:
     """The object that another installed package registers by an entry point.
 
-    Args:
-        group: the group of entry points.
-        name: the name of the entry point.
-        kind: what the object is, for the message.
-        built_in: the names that this project has itself, for the message.
+    The messages contain the kind of the object and the names that this project has itself.
 
     Raises:
         Refused: nothing is registered under that name, or it cannot be imported.

@@ -22,9 +22,6 @@ from generate_pairs.teachers.registry import build_teacher
 from shards.core.errors import Refused
 
 VOCAB_SIZE = 1024
-WIDTH = 64
-DEPTH = 2
-NUM_HEADS = 2
 NUM_CLASSES = 10
 
 
@@ -43,12 +40,7 @@ def tiny_teacher(name: str) -> tuple[str, Teacher]:
     transformer, tokenizer = published.transformer.config, published.tokenizer.config
     latent_size = tokenizer.image_size // tokenizer.downsampling
     small_transformer = replace(
-        transformer,
-        width=WIDTH,
-        depth=DEPTH,
-        num_heads=NUM_HEADS,
-        vocab_size=VOCAB_SIZE,
-        num_classes=NUM_CLASSES,
+        transformer, width=64, depth=2, num_heads=2, vocab_size=VOCAB_SIZE, num_classes=NUM_CLASSES
     )
     small_tokenizer = replace(
         tokenizer, vocab_size=VOCAB_SIZE, ch=32, ch_mult=(1, 1), num_res_blocks=1, image_size=2 * latent_size

@@ -5,40 +5,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One encoded caption.
-
-    Attributes:
-        features_TE: (T, E) float16 on the CPU, at least one token.
-        num_tokens: the caption's tokens before the cut to the encoder's `max_tokens`.
-    """
+    """The features (T, E) of a caption, float16 on the CPU, T > 0; and its tokens before the cut to `max_tokens`."""
 
     features_TE: Tensor
     num_tokens: int
 
 
+@dataclass
 class TextEncoder(ABC):
-    """An encoder in eval mode.
-
-    Attributes:
-        name: as in the settings.
-        sha256: hash of everything that determines the features: weights and tokenizer.
-        max_tokens: longer captions are cut.
-    """
+    """An encoder in eval mode, with the hash of its weights and tokenizer. Captions are cut to `max_tokens`."""
 
     name: str
     sha256: str
+    model: Any
+    tokenizer: Any
     max_tokens: int
-
-    @property
-    @abstractmethod
-    def dim(self) -> int:
-        """E, the size of a feature."""
 
     @abstractmethod
     def encode(self, captions: Sequence[str]) -> list[Encoded]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +25,13 @@ EMBEDDED = "digits"
 """Name of the embedded captions, see `generate_pairs.text.digit_captions`."""
 
 REPLACEMENT = "\ufffd"
-UTF8_MARK = codecs.BOM_UTF8
 
 
 @dataclass(frozen=True)
 class CaptionList:
-    """Captions in order.
+    """Captions in order, valid UTF-8, and their source, for messages.
 
-    Attributes:
-        name: their source, for messages.
-        captions: valid UTF-8 texts.
-        repaired: indices of the captions in which invalid characters were replaced by U+FFFD.
+    `repaired` are the indices of the captions in which invalid characters were replaced by U+FFFD.
     """
 
     name: str
@@ -43,14 +40,14 @@ class CaptionList:
 
     def lines(self) -> list[str]:
         """A summary for the user: the number of captions, and of unusual ones."""
-        total, num_empty = len(self.captions), sum(not caption.strip() for caption in self.captions)
-        num_repeated, num_repaired = total - len(set(self.captions)), len(self.repaired)
-        notes = [
-            *([f"{num_empty:,} empty"] if num_empty else []),
-            *([f"{num_repeated:,} repeat another and are encoded once"] if num_repeated else []),
-            *([f"{num_repaired:,} with invalid UTF-8, replaced by {REPLACEMENT}"] if num_repaired else []),
-        ]
-        return [f"{total:,} captions from {self.name}" + (f": {'; '.join(notes)}" if notes else "")]
+        total = len(self.captions)
+        counts = {
+            "empty": sum(not caption.strip() for caption in self.captions),
+            "repeat another and are encoded once": total - len(set(self.captions)),
+            f"with invalid UTF-8, replaced by {REPLACEMENT}": len(self.repaired),
+        }
+        notes = "; ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        return [f"{total:,} captions from {self.name}" + (f": {notes}" if notes else "")]
 
 
 def read_captions(config: CaptionsConfig) -> CaptionList:
@@ -81,8 +78,7 @@ def read_captions(config: CaptionsConfig) -> CaptionList:
 def _read(file: str, column: str) -> CaptionList:
     if file == EMBEDDED:
         return CaptionList(EMBEDDED, digits_captions())
-    is_url = "://" in file
-    suffix = Path(urlsplit(file).path if is_url else file).suffix.lower()
+    suffix = Path(urlsplit(file).path if "://" in file else file).suffix.lower()
     readers = {".txt": _from_text, ".jsonl": _from_jsonl, ".ndjson": _from_jsonl, ".parquet": _from_parquet}
     if suffix not in readers:
         raise Refused(
@@ -101,16 +97,14 @@ def _read_bytes(file: str, key: str) -> bytes:
     (data,) = read_each([path])
     if data is None:
         raise Refused(f"{key}: cannot read {file}: it is missing")
-    return data.removeprefix(UTF8_MARK)
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def _from_text(file: str, data: bytes, column: str) -> Iterator[tuple[str, bool]]:
     """One caption per line. Only a line feed ends a line, not U+2028 or the like."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise Refused(f"captions.file: {file} is written in UTF-16: save it as UTF-8")
-    lines = data.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
     return map(_valid_text, (line.removesuffix(b"\r") for line in lines))
 
 
@@ -171,16 +165,11 @@ def _from_parquet(file: str, data: bytes, column: str) -> Iterator[tuple[str, bo
 def _valid_text(text: str | bytes) -> tuple[str, bool]:
     """A text that UTF-8 can encode, and whether characters were replaced for that."""
     if isinstance(text, bytes):
-        try:
-            return text.decode(), False
-        except UnicodeDecodeError:
-            return text.decode("utf-8", "replace"), True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Unpaired surrogates, which JSON and a command line can contain.
-        return "".join(REPLACEMENT if "\ud800" <= sign <= "\udfff" else sign for sign in text), True
-    return text, False
+        valid = text.decode("utf-8", "replace")
+        return valid, valid.encode() != text
+    # Unpaired surrogates, which JSON and a command line can contain.
+    valid = re.sub(r"[\ud800-\udfff]", REPLACEMENT, text)
+    return valid, valid != text
 
 
 def replace_invalid_characters(texts: Sequence[str]) -> tuple[str, ...]:

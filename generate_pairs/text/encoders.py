@@ -27,11 +27,8 @@ ENCODER_KEY = "text_encoder"
 def requested_encoder(config: CaptionsConfig, teacher: Teacher, recorded: EncoderSpec | None = None) -> EncoderSpec:
     """The encoder that the settings name, for a text-conditional teacher; loads no weights.
 
-    Args:
-        config: the settings.
-        teacher: the teacher that uses the features.
-        recorded: the encoder of the existing data set. If the settings name it, or none, it need not be on this
-            machine: its sha256 is checked when it is loaded.
+    If the settings name the `recorded` encoder of the existing data set, or none, it need not be on this machine: its
+    sha256 is checked when it is loaded.
 
     Raises:
         Refused: the encoder is missing, or its features do not fit the teacher.

@@ -8,11 +8,13 @@ stored: 2 T E bytes for a caption of T tokens, where T5-XL's padded features wou
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,21 +37,12 @@ DENSE_BYTES = 2**26
 """If all padded features need at most this many bytes, they are kept in the device's memory."""
 OPEN_BLOCKS = 1_024
 FOLDER = "text_features"
-_SUFFIX = ".safetensors"
 _CHECKSUM_KEY = "xxh3_128"
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Everything that determines the features of a caption, and the encoder's location.
-
-    Attributes:
-        name: where the encoder is stored; does not affect the features.
-        sha256: hash of its weights and tokenizer.
-        dtype: of its arithmetic.
-        max_tokens: longer captions are cut.
-        dim: E, the size of a feature.
-    """
+    """Everything that determines the features of a caption, of size `dim`; and `name`, the encoder's location."""
 
     name: str
     sha256: str
@@ -68,24 +61,17 @@ class TextFeatures(Texts):
         spec: EncoderSpec,
         open_encoder: Callable[[EncoderSpec], TextEncoder],
     ) -> None:
-        """
-        Args:
-            folder: of the files; created with the first file.
-            captions: all captions, in order.
-            spec: the encoder.
-            open_encoder: loads the encoder; called once, for the first missing caption.
-        """
+        """The folder of the files is created with the first file; `open_encoder` is called for the first missing one."""
         self.captions = captions
         self.spec = spec
         self._folder = folder
-        self._open_encoder = open_encoder
+        self._open_encoder = cache(open_encoder)
         indices: dict[str, int] = {}
         self._distinct_N = np.fromiter(
             (indices.setdefault(caption, len(indices)) for caption in captions), np.int64, len(captions)
         )
         self._texts = tuple(indices)
-        self._encoder: TextEncoder | None = None
-        self._blocks: OrderedDict[int, _Block] = OrderedDict()
+        self._blocks: dict[int, _Block] = {}
         self._dense: dict[torch.device, tuple[Tensor, TextCondition]] = {}
         # Threads that share a batch call this object concurrently.
         self._lock = Lock()
@@ -109,8 +95,7 @@ class TextFeatures(Texts):
 
     def prepare(self, labels: Sequence[int] | np.ndarray) -> None:
         """Compute and cache the missing features of these captions."""
-        blocks = np.unique(self._distinct_N[np.asarray(labels)] // BLOCK_SIZE)
-        for block in blocks.tolist():
+        for block in np.unique(self._distinct_N[np.asarray(labels)] // BLOCK_SIZE).tolist():
             self._block(block)
 
     def num_cut(self) -> int | None:
@@ -124,8 +109,9 @@ class TextFeatures(Texts):
         for number in range(-(-len(self._texts) // BLOCK_SIZE)):
             path = self._folder / self._path(number).name
             if path.is_file():
+                with _opened(path) as file:
+                    uncut = file.get_tensor("num_tokens_before_cut").numpy()
                 first = number * BLOCK_SIZE
-                uncut = _Block.uncut_lengths(path)
                 cut[first : first + len(uncut)] = uncut > self.spec.max_tokens
         return int(cut[self._distinct_N].sum())
 
@@ -143,20 +129,21 @@ class TextFeatures(Texts):
 
     def _block(self, number: int) -> _Block:
         with self._lock:
-            block = self._blocks.pop(number, None)
-            if block is None:
-                block = self._read(number) or self._encode(number)
-                if len(self._blocks) >= OPEN_BLOCKS:
-                    self._blocks.popitem(last=False)
+            # Put last: the first block is the one that was used the longest time ago.
+            block = self._blocks.pop(number, None) or self._read(number) or self._encode(number)
+            if len(self._blocks) >= OPEN_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
             self._blocks[number] = block
             return block
 
+    def _block_texts(self, number: int) -> Sequence[str]:
+        return self._texts[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE]
+
     def _path(self, number: int) -> Location:
         """The path of a block; its name depends only on the captions and the encoder."""
-        texts = self._texts[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE]
         determining = {key: value for key, value in asdict(self.spec).items() if key != "name"}
-        content = json.dumps([determining, texts], sort_keys=True)
-        return self._folder / f"{sha256_bytes(content.encode())[:32]}{_SUFFIX}"
+        content = json.dumps([determining, self._block_texts(number)], sort_keys=True)
+        return self._folder / f"{sha256_bytes(content.encode())[:32]}.safetensors"
 
     def _copy(self, number: int) -> Path:
         """The path of this host's copy of a block, for a folder at a URL or one that is not writable."""
@@ -179,14 +166,10 @@ class TextFeatures(Texts):
 
         If two processes do this at the same time, both continue with the first one's file.
         """
-        if self._encoder is None:
-            self._encoder = self._open_encoder(self.spec)
-        texts = self._texts[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE]
-        encoded = [
-            each
-            for first in range(0, len(texts), ENCODER_BATCH_SIZE)
-            for each in self._encoder.encode(texts[first : first + ENCODER_BATCH_SIZE])
-        ]
+        encoder, texts = self._open_encoder(self.spec), self._block_texts(number)
+        encoded: list[Encoded] = []
+        for first in range(0, len(texts), ENCODER_BATCH_SIZE):
+            encoded += encoder.encode(texts[first : first + ENCODER_BATCH_SIZE])
         data = _Block.to_bytes(encoded)
         try:
             commit_bytes(self._path(number), data, exclusive=True)
@@ -200,12 +183,7 @@ class TextFeatures(Texts):
 
 @dataclass(frozen=True)
 class _Block:
-    """The concatenated features of the captions of one file.
-
-    Attributes:
-        features_NE: of all tokens, float16.
-        ends: end of each caption's tokens.
-    """
+    """The concatenated features (N, E), float16, of the captions of one file, and the end of each caption's tokens."""
 
     features_NE: Tensor
     ends: npt.NDArray[np.int64]
@@ -232,30 +210,23 @@ class _Block:
         Raises:
             Failed: the file is damaged.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                features_NE = file.get_tensor("features")
-                lengths, uncut = file.get_tensor("num_tokens"), file.get_tensor("num_tokens_before_cut")
-                recorded = (file.metadata() or {}).get(_CHECKSUM_KEY)
-        except (SafetensorError, OSError) as error:
-            raise Failed(f"{path} is damaged ({error}); delete it, and it is computed again") from error
+        with _opened(path) as file:
+            features_NE = file.get_tensor("features")
+            lengths, uncut = file.get_tensor("num_tokens"), file.get_tensor("num_tokens_before_cut")
+            recorded = (file.metadata() or {}).get(_CHECKSUM_KEY)
         if recorded != _checksum(features_NE, lengths, uncut) or int(lengths.sum()) != len(features_NE):
             raise Failed(f"{path} is damaged: its checksum differs; delete it, and it is computed again")
         return cls(features_NE, lengths.cumsum(0).numpy())
 
-    @staticmethod
-    def uncut_lengths(path: Path) -> npt.NDArray[np.int64]:
-        """The tokens of each caption of a file before the cut; does not read the features.
 
-        Raises:
-            Failed: the file is damaged.
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                uncut: Tensor = file.get_tensor("num_tokens_before_cut")
-        except (SafetensorError, OSError) as error:
-            raise Failed(f"{path} is damaged ({error}); delete it, and it is computed again") from error
-        return uncut.numpy()
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file of a block; damage is `Failed`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise Failed(f"{path} is damaged ({error}); delete it, and it is computed again") from error
 
 
 def _checksum(*tensors: Tensor) -> str:

@@ -31,11 +31,7 @@ UNSAFE_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def pretrained_folder(key: str, name: str) -> Path:
-    """The folder of a model, downloaded if the name is `hf://OWNER/REPOSITORY[@REVISION]`.
-
-    Args:
-        key: the setting that contains the name, for messages.
-        name: folder or repository.
+    """The folder of a model, downloaded if the name is `hf://OWNER/REPOSITORY[@REVISION]`; `key` names the setting.
 
     Raises:
         Refused: the folder is missing, or contains no model.
@@ -116,8 +112,6 @@ def refuse_misfits(key: str, name: str, info: dict[str, Any], ignored: Sequence[
     """Check that a model's files contained exactly its weights, with the right shapes.
 
     Args:
-        key: the setting that names the model.
-        name: of the model.
         info: `output_loading_info` of transformers.
         ignored: prefixes of additional tensors that are allowed.
 

@@ -30,22 +30,11 @@ HEADER = "onestep_text_encoder"
 class SmallEncoder(TextEncoder):
     """A `SmallT5` as a `TextEncoder`."""
 
-    def __init__(self, name: str, sha256: str, model: SmallT5, max_tokens: int) -> None:
-        self.name = name
-        self.sha256 = sha256
-        self.max_tokens = max_tokens
-        self._model = model.eval().requires_grad_(False)
-        self._tokenizer = SmallTokenizer(model.config)
-
-    @property
-    def dim(self) -> int:
-        return self._model.config.width
-
     @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> list[Encoded]:
-        token_lists = [self._tokenizer(caption) for caption in captions]
-        tokens_BT = pad_tokens(token_lists, self.max_tokens).to(self._model.shared.weight.device)
-        features_BTE = self._model(tokens_BT).half().cpu()
+        token_lists = list(map(self.tokenizer, captions))
+        tokens_BT = pad_tokens(token_lists, self.max_tokens).to(self.model.shared.weight.device)
+        features_BTE = self.model(tokens_BT).half().cpu()
         if not torch.isfinite(features_BTE[tokens_BT.cpu() != PADDING]).all():
             raise Failed(f"the text encoder {self.name} gives features that float16 cannot hold")
         return [
@@ -55,19 +44,14 @@ class SmallEncoder(TextEncoder):
 
     @classmethod
     def load(cls, name: str, *, max_tokens: int, dtype: torch.dtype, device: torch.device | str) -> Self:
-        """Load an encoder.
-
-        Args:
-            name: of an embedded encoder, a file from `save_encoder`, or `tiny-random/E` with features of size E.
-            max_tokens: longer captions are cut.
-            dtype: of the weights and the arithmetic.
-            device: of the weights.
+        """Load an embedded encoder, a file from `save_encoder`, or `tiny-random/E` with features of size E.
 
         Raises:
             Refused: the encoder is missing, or the file is not an encoder's.
         """
         model, sha256 = _load(name)
-        return cls(name, sha256, model.to(device, dtype), max_tokens)
+        model.to(device, dtype).eval().requires_grad_(False)
+        return cls(name, sha256, model, SmallTokenizer(model.config), max_tokens)
 
 
 def describe(name: str) -> tuple[str, int]:
@@ -104,14 +88,7 @@ def tiny_random(width: int) -> SmallT5:
 
 
 def save_encoder(model: SmallT5, path: Path, about: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Write an encoder to one file.
-
-    Args:
-        model: the encoder.
-        path: of the file.
-        about: metadata about the training.
-        dtype: of the stored tensors.
-    """
+    """Write an encoder to one file, with metadata about its training; its tensors are stored as `dtype`."""
     header = {"config": asdict(model.config), "about": dict(about)}
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     metadata = {HEADER: json.dumps(header, sort_keys=True)}

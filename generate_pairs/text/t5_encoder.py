@@ -25,7 +25,6 @@ from generate_pairs.text.pretrained import (
 from shards.core.errors import Failed, Refused
 
 KEY = "captions.encoder"
-MODEL_TYPES = ("t5",)
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 BYTES = "ByT5Tokenizer"
 """A tokenizer class that needs none of these files."""
@@ -36,23 +35,12 @@ DECODER = ("decoder.", "lm_head.")
 class T5Encoder(TextEncoder):
     """The encoder of a T5 with its own tokenizer."""
 
-    def __init__(self, name: str, sha256: str, model: Any, tokenizer: Any, max_tokens: int) -> None:
-        self.name = name
-        self.sha256 = sha256
-        self.max_tokens = max_tokens
-        self._model = model
-        self._tokenizer = tokenizer
-
-    @property
-    def dim(self) -> int:
-        return int(self._model.config.d_model)
-
     @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> list[Encoded]:
         texts = [caption.lower().strip() for caption in captions]
         with quiet_transformers(KEY, self.name):
-            uncut_tokens = self._tokenizer(texts, add_special_tokens=True)["input_ids"]
-            tokens = self._tokenizer(
+            uncut_tokens = self.tokenizer(texts, add_special_tokens=True)["input_ids"]
+            tokens = self.tokenizer(
                 texts,
                 add_special_tokens=True,
                 truncation=True,
@@ -60,11 +48,9 @@ class T5Encoder(TextEncoder):
                 padding="longest",
                 return_attention_mask=True,
                 return_tensors="pt",
-            )
-        mask_BT = tokens["attention_mask"].bool()
-        device = self._model.device
-        output = self._model(input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device))
-        features_BTE = output.last_hidden_state.half().cpu()
+            ).to(self.model.device)
+        output = self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        features_BTE, mask_BT = output.last_hidden_state.half().cpu(), tokens["attention_mask"].bool().cpu()
         encoded = []
         for caption, features_TE, mask_T, uncut in zip(captions, features_BTE, mask_BT, uncut_tokens, strict=True):
             kept_TE = features_TE[mask_T]
@@ -78,15 +64,11 @@ class T5Encoder(TextEncoder):
     def load(cls, name: str, *, max_tokens: int, dtype: torch.dtype, device: torch.device | str) -> Self:
         """The encoder of a T5 from a folder, or from the Hugging Face Hub as `hf://OWNER/REPOSITORY[@REVISION]`.
 
-        The arguments are those of `SmallEncoder.load`.
-
         Raises:
             Refused: the model is missing, is not a T5, has weights that do not fit, or transformers is not installed.
             Failed: the download failed.
         """
-        folder = pretrained_folder(KEY, name)
-        config = model_config(KEY, folder, MODEL_TYPES, ("d_model", "vocab_size"))
-        _refuse_missing_tokenizer(folder)
+        folder, config = _checked_folder(name)
         with quiet_transformers(KEY, name) as transformers:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model, info = transformers.T5EncoderModel.from_pretrained(
@@ -105,16 +87,17 @@ class T5Encoder(TextEncoder):
         return cls(name, folder_sha256(folder), model.to(device).eval().requires_grad_(False), tokenizer, max_tokens)
 
 
-def _refuse_missing_tokenizer(folder: Path) -> None:
-    """Check that a folder contains a tokenizer: without its files, transformers silently creates an empty one.
-
-    Raises:
-        Refused: it contains none.
-    """
+def _checked_folder(name: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a T5 and its config.json. Raises as `T5Encoder.load`."""
+    folder = pretrained_folder(KEY, name)
+    config = model_config(KEY, folder, ("t5",), ("d_model", "vocab_size"))
+    # Without a tokenizer's files, transformers silently creates an empty one. Files added later change the sha256 and
+    # thus the data set's fingerprint.
     settings = folder / "tokenizer_config.json"
     reads_bytes = settings.is_file() and BYTES in settings.read_text("utf-8", "replace")
     if not reads_bytes and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise Refused(f"{KEY}: {folder} holds no tokenizer: neither {' nor '.join(TOKENIZER_FILES)}")
+    return folder, config
 
 
 def describe(name: str) -> tuple[str, int]:
@@ -123,8 +106,5 @@ def describe(name: str) -> tuple[str, int]:
     Raises:
         Refused, Failed: as `T5Encoder.load`.
     """
-    folder = pretrained_folder(KEY, name)
-    config = model_config(KEY, folder, MODEL_TYPES, ("d_model", "vocab_size"))
-    # Checked now, at planning: files added later change the sha256 and thus the data set's fingerprint.
-    _refuse_missing_tokenizer(folder)
+    folder, config = _checked_folder(name)
     return folder_sha256(folder), int(config["d_model"])

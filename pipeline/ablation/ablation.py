@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation.protocols import check_evaluation
-from distill.student.networks import build_network
+from distill.student.networks import student_factory
 from distill.training.preflight import check_distillation
 from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.checkpoints import LoadedTeacher
@@ -38,10 +38,8 @@ class Ablation:
     """An ablation.
 
     Attributes:
-        root: the ablation's folder.
-        pairs: the data set of all cells.
         base: the common configuration of the cells.
-        cells: the cells, in the order in which they are trained.
+        cells: in the order in which they are trained.
         match: whether all cells have the same number of steps, or of passes over their pairs.
         every: steps between evaluations; None for a tenth of a cell's steps.
     """
@@ -52,10 +50,6 @@ class Ablation:
     cells: tuple[Cell, ...]
     match: Match
     every: int | None
-
-    @property
-    def config_file(self) -> Path:
-        return self.root / "config.toml"
 
     @property
     def identity_file(self) -> Path:
@@ -72,10 +66,6 @@ class Ablation:
     def cell_dir(self, cell: Cell) -> CellDir:
         """The folder of a cell."""
         return CellDir(self.cells_folder / cell.name)
-
-    def eval_interval(self, cell: Cell) -> int:
-        """Steps between evaluations of a cell."""
-        return eval_interval(cell.config, self.every)
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether a cell is completely trained."""
@@ -99,7 +89,7 @@ def refuse_ablation(ablation: Ablation, loaded: LoadedTeacher) -> None:
             check_distillation(cell.config.distill, layout, manifest.spec.num_heldout)
         except Refused as refusal:
             raise Refused(f"{cell.name}: {refusal}") from refusal
-        interval, num_steps = ablation.eval_interval(cell), cell.config.train.num_steps
+        interval, num_steps = eval_interval(cell.config, ablation.every), cell.config.train.num_steps
         if interval > num_steps:
             raise Refused(f"--every is {interval}, and {cell.name} has {num_steps} steps: use at most {num_steps}")
     _refuse_other_ablation(ablation, manifest)
@@ -112,17 +102,14 @@ def claim_ablation(ablation: Ablation) -> None:
     """Create an ablation in its folder, or resume it."""
     spec = Manifest.open(ablation.pairs).spec
     identity = {"schema_version": SCHEMA_VERSION, "fingerprint": spec.fingerprint, **_options(ablation)}
-    commit_bytes(ablation.config_file, to_toml(ablation.base).encode(), exclusive=True)
+    commit_bytes(RunDir(ablation.root).config, to_toml(ablation.base).encode(), exclusive=True)
     commit_bytes(ablation.identity_file, (json.dumps(identity, indent=2) + "\n").encode(), exclusive=True)
 
 
 def differing_keys(ablation: Ablation, stored: RunConfig, *, swept: bool) -> list[str]:
     """Describe each key in which a stored configuration differs from the ablation's although it must not.
 
-    Args:
-        ablation: the requested ablation.
-        stored: the configuration of the folder or of a cell.
-        swept: whether `stored` is a cell's, which may differ in the keys of stage two.
+    `stored` is the configuration of the folder or, if `swept`, of a cell, which may differ in the keys of stage two.
     """
     free = {key for key, field in leaves(RunConfig) if field.json_schema_extra == FREE}
     free |= _AXES if swept or ablation.match == "steps" else _AXES - {"pairs.num_pairs"}
@@ -138,16 +125,17 @@ def _options(ablation: Ablation) -> Mapping[str, Any]:
 
 
 def _refuse_other_ablation(ablation: Ablation, manifest: Manifest) -> None:
-    if not ablation.config_file.is_file():
+    run_dir = RunDir(ablation.root)
+    if not run_dir.config.is_file():
         entries = sorted(entry.name for entry in ablation.root.iterdir()) if ablation.root.is_dir() else []
         if visible := [name for name in entries if not name.startswith(".")]:
             raise Refused(
-                f"{ablation.root} is not an ablation (it has no {ablation.config_file.name}) and contains "
+                f"{ablation.root} is not an ablation (it has no {run_dir.config.name}) and contains "
                 f"{', '.join(visible[:3])}: give another --out"
             )
         return
-    differing = differing_keys(ablation, RunDir(ablation.root).read_config(), swept=False)
-    stored = RunDir(ablation.root).read_json(ablation.identity_file)
+    differing = differing_keys(ablation, run_dir.read_config(), swept=False)
+    stored = run_dir.read_json(ablation.identity_file)
     requested = {"fingerprint": manifest.spec.fingerprint, **_options(ablation)}
     differing += [
         format_mismatch(Mismatch("the pairs" if key == "fingerprint" else f"--{key}", stored[key], value))
@@ -181,7 +169,7 @@ def _refuse_small_disk(ablation: Ablation, loaded: LoadedTeacher) -> None:
     A checkpoint contains four tensors for each weight: the weight, its average and two moments.
     """
     with on_meta_device():
-        network = build_network(loaded.family, loaded.teacher.transformer.config, loaded.teacher.codebook_dim)
+        network = student_factory(loaded.family)(loaded.teacher.transformer.config, loaded.teacher.codebook_dim)
     weights = sum(4 * parameter.numel() for parameter in network.parameters())
     decoder = sum(tensor.nbytes for tensor in loaded.teacher.tokenizer.decoder_state().values())
     todo = [cell for cell in ablation.cells if not ablation.is_finished(cell)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +28,13 @@ Number = Mapping[str, Any]
 """One number of a curve: `method` (None if measured on pairs), `metric`, `value` and `protocol`."""
 
 
-@dataclass(frozen=True)
-class CellDir:
+class CellDir(RunDir):
     """The folder of a cell: a run's folder with a curve and a commit mark."""
 
-    root: Path
-
-    @property
-    def run(self) -> RunDir:
-        return RunDir(self.root)
-
-    @property
-    def curve(self) -> Path:
-        return self.root / "curve"
-
-    @property
-    def finished(self) -> Path:
-        return self.root / "finished.json"
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.curve = root / "curve"
+        self.finished = root / "finished.json"
 
     def is_finished(self, config: RunConfig) -> bool:
         """Whether the cell has finished training with this configuration.
@@ -53,10 +42,10 @@ class CellDir:
         Raises:
             Refused: finished.json or the student's config.json is damaged.
         """
-        mark = self.run.read_json(self.finished)
+        mark = self.read_json(self.finished)
         if mark.get("num_steps") != config.train.num_steps:
             return False
-        student = self.run.read_json(self.run.student / "config.json").get("student_sha256")
+        student = self.read_json(self.student / "config.json").get("student_sha256")
         return student is not None and mark.get("student_sha256") == student
 
     def steps(self) -> list[int]:
@@ -84,23 +73,11 @@ class CellDir:
 
 
 def run_cell(
-    config: RunConfig,
-    pairs: Location,
-    root: Path,
-    eval_interval: int,
-    *,
-    report: Report,
-    should_stop: ShouldStop,
+    config: RunConfig, pairs: Location, root: Path, eval_interval: int, *, report: Report, should_stop: ShouldStop
 ) -> None:
     """Train and evaluate a cell's student, from its last checkpoint if there is one. Does nothing for a finished cell.
 
-    Args:
-        config: the cell's configuration.
-        pairs: the data set of all cells; it is not changed.
-        root: the cell's folder.
-        eval_interval: steps between evaluations.
-        report: called with (steps done, total steps, losses as text).
-        should_stop: called after every step.
+    `report` is called with (steps done, total steps, losses as text), `should_stop` after every step.
 
     Raises:
         Refused, Failed, Stopped: as `distill.training.trainer.train`; finished work is kept.
@@ -111,45 +88,43 @@ def run_cell(
         return
     # Write this file before claiming the folder: without it, `tokenleap run` would generate new pairs there. The path is
     # absolute, because another process may resume the cell from another working folder.
-    commit_bytes(cell.run.external_pairs, f"{pairs.absolute()}\n".encode())
+    commit_bytes(cell.external_pairs, f"{pairs.absolute()}\n".encode())
     claim(root, config)
-    evaluate = CellEvaluator(config)
+    scores = StudentScores(config.evaluation)
     trained = train(
         config.distill,
         config.teacher.name,
         pairs,
-        cell.run.student,
+        cell.student,
         size=config.pairs.num_pairs,
         report=report,
         should_stop=should_stop,
-        eval_callback=EvalCallback(eval_interval, lambda training: cell.add(training.step, evaluate(training))),
+        eval_callback=EvalCallback(eval_interval, lambda training: cell.add(training.step, measure(training, scores))),
         notify=notifier(root.name),
     )
-    join_metrics(cell.run.student / "metrics", cell.run.metrics)
-    write_report(cell.run)
-    student = cell.run.read_json(cell.run.student / "config.json")
+    join_metrics(cell.student / "metrics", cell.metrics)
+    write_report(cell)
+    student = cell.read_json(cell.student / "config.json")
     mark = {"num_steps": trained.num_steps, "student_sha256": student["student_sha256"]}
     commit_bytes(cell.finished, (json.dumps(mark, indent=2) + "\n").encode())
 
 
-class CellEvaluator:
-    """Evaluates a student during training: on held-out pairs, on training pairs, and by its images."""
+def measure(training: Training, scores: StudentScores) -> list[Number]:
+    """Evaluate a student during training: on held-out pairs, on training pairs, and by its images."""
+    numbers: list[Number] = []
+    for name, kind, batch in (
+        ("heldout", "held-out", training.heldout_batch),
+        ("train", "training", training.train_batch),
+    ):
+        numbers += [
+            _number(None, f"{name}_{metric}", value, f"{len(batch.index_B)} {kind} pairs")
+            for metric, value in training.token_metrics(batch).items()
+        ]
+    with training.averaged_weights() as student:
+        for method, by_metric in scores(student).items():
+            numbers += [_number(method, metric, value, scores.protocol) for metric, value in by_metric.items()]
+    return numbers
 
-    def __init__(self, config: RunConfig) -> None:
-        self.scores = StudentScores(config.evaluation)
 
-    def __call__(self, training: Training) -> list[Number]:
-        numbers: list[Number] = []
-        for name, batch in (("heldout", training.heldout_batch), ("train", training.train_batch)):
-            protocol = f"{len(batch.index_B)} {'held-out' if name == 'heldout' else 'training'} pairs"
-            numbers += [
-                {"method": None, "metric": f"{name}_{metric}", "value": value, "protocol": protocol}
-                for metric, value in training.token_metrics(batch).items()
-            ]
-        with training.averaged_weights() as student:
-            for method, scores in self.scores(student).items():
-                numbers += [
-                    {"method": method, "metric": metric, "value": value, "protocol": self.scores.protocol}
-                    for metric, value in scores.items()
-                ]
-        return numbers
+def _number(method: str | None, metric: str, value: float, protocol: str) -> Number:
+    return {"method": method, "metric": metric, "value": value, "protocol": protocol}

@@ -44,9 +44,9 @@ def _finished_cells(ablation: Ablation) -> Iterator[Cell]:
     folders = sorted(ablation.cells_folder.iterdir()) if ablation.cells_folder.is_dir() else []
     for folder in folders:
         cell = CellDir(folder)
-        if not cell.run.config.is_file():
+        if not cell.config.is_file():
             continue
-        config = cell.run.read_config()
+        config = cell.read_config()
         if differing := differing_keys(ablation, config, swept=True):
             raise Refused(f"{folder} is a cell of another ablation ({'; '.join(differing)}): move it elsewhere")
         if cell.is_finished(config):

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from pipeline.ablation.ablation import Ablation
-from pipeline.ablation.figures import describe_method
+from pipeline.ablation.figures import Laws, describe_method
 from pipeline.ablation.page import PLOTTED_METRICS, write_report_files
-from pipeline.ablation.power_law import MIN_SIZES, NoFit, PowerLaw, doubling_sentence, fit_power_law
-from pipeline.ablation.table import (
-    FinalValue,
-    Series,
-    final_values,
-    read_table,
-    settings_of,
-    summary_table,
-    values_by_size,
-)
+from pipeline.ablation.power_law import MIN_SIZES, doubling_sentence, fit_power_law
+from pipeline.ablation.table import FinalValue, final_values, read_table, settings_of, summary_table, values_by_size
 from pipeline.config.run_config import to_toml
 from pipeline.report.metric_names import GENERALISATION_GAP
 
-Fits = Mapping[Series, PowerLaw | NoFit]
-
 
 def write_conclusions(ablation: Ablation, failures: Sequence[tuple[str, str]]) -> list[str]:
-    """Write the page, the figures and the tables from the ablation's long table.
+    """Write the page, the figures and the tables from the long table, which `write_table` must have written.
 
     Args:
-        ablation: the ablation; `write_table` must have been called.
+        ablation: the ablation.
         failures: failed cells, each with the reason.
 
     Returns:
@@ -42,7 +32,12 @@ def write_conclusions(ablation: Ablation, failures: Sequence[tuple[str, str]]) -
     finals = final_values(table)
     if not finals:
         return []
-    laws = _fit(finals)
+    # A power law for each series that has a figure, or the reason why there is none.
+    laws = {
+        series: fit_power_law(np.array(sizes), np.array(values))
+        for series, (sizes, values) in values_by_size(finals).items()
+        if series.metric in PLOTTED_METRICS or series.metric == GENERALISATION_GAP
+    }
     sentences = list(_sentences(finals, laws))
     about = {
         "name": ablation.root.absolute().name,
@@ -53,21 +48,11 @@ def write_conclusions(ablation: Ablation, failures: Sequence[tuple[str, str]]) -
         "unfinished": list(failures),
         "config": to_toml(ablation.base),
     }
-    by_name = {(series.setting.text, series.method, series.metric): law for series, law in laws.items()}
-    write_report_files(ablation.root, table, about, by_name)
+    write_report_files(ablation.root, table, about, laws)
     return [*summary_table(finals).markdown(), *sentences, f"{ablation.root / 'report.html'}"]
 
 
-def _fit(finals: Sequence[FinalValue]) -> Fits:
-    """A power law for each series that has a figure, or the reason why there is none."""
-    return {
-        series: fit_power_law(np.array(sizes), np.array(values))
-        for series, (sizes, values) in values_by_size(finals).items()
-        if series.metric in PLOTTED_METRICS or series.metric == GENERALISATION_GAP
-    }
-
-
-def _sentences(finals: Sequence[FinalValue], laws: Fits) -> Iterator[str]:
+def _sentences(finals: Sequence[FinalValue], laws: Laws) -> Iterator[str]:
     """The expected effect of doubling the pairs from the largest size, for each metric and method with figures."""
     settings = settings_of(finals)
     num_sizes = max(len({final.size for final in finals if final.series == series}) for series in laws)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from distill.evaluation.curve_scores import StudentScores
 from distill.training.checkpoint import refuse_other_training
 from distill.training.distributed import init_distributed
 from distill.training.preflight import checked_manifest
 from distill.training.state import Training
 from generate_pairs.compute.threads import computing_threads
 from pipeline.ablation.ablation import Ablation
-from pipeline.ablation.cell import CellEvaluator
-from pipeline.ablation.grid import Cell
+from pipeline.ablation.cell import measure
+from pipeline.ablation.grid import Cell, eval_interval
 from pipeline.config.run_config import RunConfig
 from pipeline.runtime.progress import duration
 from shards.core.callbacks import Report
@@ -29,8 +29,7 @@ _COSTLY = ("batch_size", "threads", "token_weight", "embedding_weight", "image_w
 """Settings of the training that change how long a step takes."""
 
 
-@dataclass(frozen=True)
-class CellCost:
+class CellCost(NamedTuple):
     """Seconds of one step and of one evaluation on this machine."""
 
     step: float
@@ -38,11 +37,9 @@ class CellCost:
 
 
 def plan_lines(ablation: Ablation, report: Report) -> list[str]:
-    """Describe the grid: a line for each cell with its state and remaining cost, and the total.
+    """Describe a valid grid: a line for each cell with its state and remaining cost, and the total.
 
-    Args:
-        ablation: an ablation that `refuse_ablation` accepts.
-        report: called with (kinds of cells measured, total kinds, note).
+    `report` is called with (kinds of cells measured, total kinds, note).
     """
     costs = dict[tuple[Any, ...], CellCost]()
     todo = [cell for cell in ablation.cells if not ablation.is_finished(cell)]
@@ -52,12 +49,20 @@ def plan_lines(ablation: Ablation, report: Report) -> list[str]:
         costs[kind] = measured(cell.config, ablation.pairs)
     report(len(kinds), len(kinds), "")
     seconds = {cell.name: _remaining_seconds(ablation, cell, costs[_kind(cell.config)]) for cell in todo}
-    done = len(ablation.cells) - len(todo)
-    total = (
-        f"{len(ablation.cells)} cells, {done} done; about {duration(sum(seconds.values()))} left, one after another, "
-        "as measured on this machine"
-    )
-    return [*_cell_lines(ablation, seconds), total]
+    width = max(len(cell.name) for cell in ablation.cells)
+    lines = []
+    for cell in ablation.cells:
+        num_steps = cell.config.train.num_steps
+        evaluations = math.ceil(num_steps / eval_interval(cell.config, ablation.every))
+        state = f"about {duration(seconds[cell.name])}" if cell.name in seconds else "done"
+        lines.append(
+            f"{cell.name:<{width}}  {num_steps:,} steps, {cell.epochs:.1f} epochs, {evaluations} evaluations: {state}"
+        )
+    return [
+        *lines,
+        f"{len(lines)} cells, {len(lines) - len(todo)} done; about {duration(sum(seconds.values()))} left, "
+        "one after another, as measured on this machine",
+    ]
 
 
 def measured(config: RunConfig, pairs: Location) -> CellCost:
@@ -65,7 +70,7 @@ def measured(config: RunConfig, pairs: Location) -> CellCost:
     with init_distributed(config.train.device) as world, computing_threads(1):
         manifest = checked_manifest(config.distill, pairs)
         training = Training(config.distill, config.teacher.name, manifest, config.pairs.num_pairs, world)
-        evaluate = CellEvaluator(config)
+        scores = StudentScores(config.evaluation)
         for _ in range(WARM_STEPS):
             training.update()
         began, steps = time.monotonic(), 0
@@ -73,7 +78,7 @@ def measured(config: RunConfig, pairs: Location) -> CellCost:
             training.update()
             steps += 1
         trained = time.monotonic()
-        evaluate(training)
+        measure(training, scores)
         return CellCost((trained - began) / steps, time.monotonic() - trained)
 
 
@@ -85,18 +90,7 @@ def _kind(config: RunConfig) -> tuple[Any, ...]:
 
 def _remaining_seconds(ablation: Ablation, cell: Cell, cost: CellCost) -> float:
     """Remaining seconds of a cell, from its last checkpoint if there is one."""
-    mark = refuse_other_training(ablation.cell_dir(cell).run.checkpoints, {})
+    mark = refuse_other_training(ablation.cell_dir(cell).checkpoints, {})
     steps = cell.config.train.num_steps - (mark["step"] if mark else 0)
-    evaluations = -(-steps // ablation.eval_interval(cell))
+    evaluations = math.ceil(steps / eval_interval(cell.config, ablation.every))
     return steps * cost.step + evaluations * cost.evaluation
-
-
-def _cell_lines(ablation: Ablation, seconds: dict[str, float]) -> Iterator[str]:
-    width = max(len(cell.name) for cell in ablation.cells)
-    for cell in ablation.cells:
-        state = f"about {duration(seconds[cell.name])}" if cell.name in seconds else "done"
-        evaluations = -(-cell.config.train.num_steps // ablation.eval_interval(cell))
-        yield (
-            f"{cell.name:<{width}}  {cell.config.train.num_steps:,} steps, {cell.epochs:.1f} epochs, "
-            f"{evaluations} evaluations: {state}"
-        )

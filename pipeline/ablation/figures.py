@@ -6,11 +6,13 @@ Figures of the same kind and metric have the same value axis, so every function 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.ablation.power_law import NoFit, PowerLaw
 from pipeline.ablation.table import AblationSetting, FinalValue, LearningCurve, Series, settings_of
 from pipeline.report.figure_style import (
     MARKERS,
@@ -28,20 +30,8 @@ from pipeline.report.metric_names import GENERALISATION_GAP, LINEAR, axis_label
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EPOCHS = "epoch (passes over the pairs)"
-PAIRS = "training pairs"
-
-
-@runtime_checkable
-class Law(Protocol):
-    """A fitted law such as `pipeline.ablation.power_law.PowerLaw`."""
-
-    def at(self, size_N: Any, /) -> tuple[Any, Any, Any]:
-        """Median, low end and high end at sizes (N,)."""
-
-
-Laws = Mapping[tuple[str, str | None, str], Any]
-"""(setting text, method, metric) -> fit; only a `Law` is drawn."""
+Laws = Mapping[Series, PowerLaw | NoFit]
+"""The fit of each series, or the reason why it has none."""
 
 
 class Stretch(NamedTuple):
@@ -65,10 +55,10 @@ def metric_against_size(
 ) -> Figure:
     """Final values over the number of training pairs: mean and spread over seeds, seeds as faint dots, and laws.
 
-    A law is dashed from the largest size of its setting to twice that size.
+    A law is dashed from the largest size of its setting to twice that size. The generalisation gap has a line at zero.
     """
     shown = [final for final in finals if final.series.metric == metric]
-    figure, axes = new_figure(PAIRS, axis_label(metric, shown[0].protocol))
+    figure, axes = new_figure("training pairs", axis_label(metric, shown[0].protocol))
     settings, stretches = settings_of(finals), _stretches(shown, laws or {})
     handles = []
     for index, setting in enumerate(settings):
@@ -103,16 +93,8 @@ def metric_against_size(
     sizes = sorted({final.size for final in shown})
     scale_sizes(axes, sizes, max(sizes[-1], *(extrapolated.size_N[-1] for _, extrapolated in stretches.values()), 0))
     add_header(figure, describe_method(method), handles if len(settings) > 1 else [])
-    return figure
-
-
-@style()
-def gap_against_size(finals: Sequence[FinalValue], laws: Laws | None = None) -> Figure:
-    """The generalisation gap over the number of training pairs."""
-    figure = metric_against_size(finals, GENERALISATION_GAP, None, laws)
-    (axes,) = figure.axes
     low, high = axes.get_ylim()
-    if low <= 0 <= high:
+    if metric == GENERALISATION_GAP and low <= 0 <= high:
         axes.axhline(0.0, color=QUIET, linewidth=0.8, zorder=1)
     return figure
 
@@ -120,8 +102,11 @@ def gap_against_size(finals: Sequence[FinalValue], laws: Laws | None = None) -> 
 @style()
 def curves_by_size(curves: Sequence[LearningCurve], metric: str, method: str | None, setting: AblationSetting) -> Figure:
     """A metric over epochs in one setting, with a line for each size, as in Figure 8 of arXiv 2412.17153."""
+    from matplotlib import colormaps
+
     sizes = sorted({curve.size for curve in curves})
-    shades = dict(zip(sizes, _shades(len(sizes)), strict=True))
+    # From light for the smallest size to dark for the largest, in even steps of lightness.
+    shades = dict(zip(sizes, map(colormaps["viridis"], np.linspace(0.05, 0.82, len(sizes))[::-1]), strict=True))
     lines = [
         (curve, shades[curve.size], "o", f"{curve.size:,} pairs")
         for curve in curves
@@ -155,15 +140,12 @@ def comparable_size(curves: Iterable[LearningCurve], metric: str, method: str | 
 def _draw_curves(
     compared: Sequence[LearningCurve], title: str, lines: Sequence[tuple[LearningCurve, Any, str, str]]
 ) -> Figure:
-    """Lines with bands of the spread over a logarithmic epoch axis.
+    """Lines (curve, colour, marker, label) with bands of the spread over a logarithmic epoch axis.
 
-    Args:
-        compared: curves of one metric that the value axis must show.
-        title: shown above the axes.
-        lines: curve, colour, marker and label of each line.
+    The value axis shows all curves of `compared`, which are of one metric.
     """
     metric = compared[0].series.metric
-    figure, axes = new_figure(EPOCHS, axis_label(metric, compared[0].protocol))
+    figure, axes = new_figure("epoch (passes over the pairs)", axis_label(metric, compared[0].protocol))
     handles = []
     for curve, colour, marker, label in lines:
         # A logarithmic axis cannot show epoch 0.
@@ -176,29 +158,26 @@ def _draw_curves(
     scale_values(axes, _values(compared), metric in LINEAR)
     epochs = [point.epoch for curve, *_ in lines for point in curve.points if point.epoch > 0]
     if epochs:
-        scale(axes.xaxis, axes.set_xscale, axes.set_xlim, min(epochs), max(epochs), logarithmic=True)
+        scale(axes, "x", min(epochs), max(epochs), logarithmic=True)
     add_header(figure, title, handles)
     return figure
 
 
 def _stretches(shown: Iterable[FinalValue], laws: Laws) -> dict[Series, tuple[Stretch, Stretch]]:
     """Each law over the sizes of its series, and from the largest size to twice that size."""
-    sizes: dict[Series, list[int]] = {}
+    sizes = defaultdict(list)
     for final in shown:
-        sizes.setdefault(final.series, []).append(final.size)
+        sizes[final.series].append(final.size)
+
+    def stretch(law: PowerLaw, first: int, last: int) -> Stretch:
+        size_N = np.geomspace(first, last, 40)
+        return Stretch(size_N, *(np.asarray(values, dtype=np.float64) for values in law.at(size_N)))
+
     return {
-        series: (
-            _stretch(law, min(of_series), max(of_series)),
-            _stretch(law, max(of_series), 2 * max(of_series)),
-        )
+        series: (stretch(law, min(of_series), max(of_series)), stretch(law, max(of_series), 2 * max(of_series)))
         for series, of_series in sizes.items()
-        if isinstance(law := laws.get((series.setting.text, series.method, series.metric)), Law)
+        if (law := laws.get(series)) and not isinstance(law, NoFit)
     }
-
-
-def _stretch(law: Law, first: int, last: int) -> Stretch:
-    size_N = np.geomspace(first, last, 40)
-    return Stretch(size_N, *(np.asarray(values, dtype=np.float64) for values in law.at(size_N)))
 
 
 def _values(
@@ -231,13 +210,6 @@ def _values(
 def _colour_and_marker(index: int) -> tuple[str, str]:
     """Colour and marker of a setting."""
     return SETTING_COLOURS[index % len(SETTING_COLOURS)], MARKERS[(index // 7 + index) % len(MARKERS)]
-
-
-def _shades(count: int) -> list[Any]:
-    """Colours from light for the smallest size to dark for the largest, in even steps of lightness."""
-    from matplotlib import colormaps
-
-    return [colormaps["viridis"](position) for position in np.linspace(0.05, 0.82, count)[::-1]]
 
 
 def describe_method(method: str | None) -> str:

@@ -122,27 +122,22 @@ def make_cells(base: RunConfig, axes: Axes, match: Match) -> list[Cell]:
     With match `steps` every cell has `train.num_steps` updates. With `epochs` every cell makes as many passes over its
     pairs as the base configuration makes over `pairs.num_pairs` pairs, and the warmup keeps its share of the steps.
 
-    Args:
-        base: the common configuration of all cells.
-        axes: the values that vary.
-        match: whether all cells have the same number of steps, or of passes.
-
     Raises:
         Refused: a value is invalid for its key, or two cells are equal.
     """
     cells: dict[str, Cell] = {}
     combinations = itertools.product(
-        range(axes.seeds),
-        axes.timesteps or (base.student.timesteps,),
-        *axes.swept.values(),
-        sorted(axes.sizes),
+        range(axes.seeds), axes.timesteps or (base.student.timesteps,), *axes.swept.values(), sorted(axes.sizes)
     )
     for seed, timesteps, *values, size in combinations:
         changes = dict(zip(axes.swept, values, strict=True))
         changes |= {"pairs.num_pairs": size, "train.seed": seed, "student.timesteps": timesteps}
         config = changed(base, changes, "a cell of the grid")
         if match == "epochs":
-            config = changed(base, changes | _same_epochs(base, config), "a cell of the grid")
+            factor = size / base.pairs.num_pairs * base.train.batch_size / config.train.batch_size
+            changes["train.num_steps"] = max(1, round(base.train.num_steps * factor))
+            changes["train.warmup_steps"] = round(base.train.warmup_steps * factor)
+            config = changed(base, changes, "a cell of the grid")
         name = cell_name(base, config)
         if name in cells:
             raise Refused(f"--grid: two cells are both {name}: give each value once")
@@ -186,12 +181,3 @@ def _size(text: str, available: int) -> int:
     if not size:
         raise Refused(f"--sizes: {text} of {available} pairs is less than one pair: use a larger share")
     return size
-
-
-def _same_epochs(base: RunConfig, cell: RunConfig) -> dict[str, int]:
-    train = base.train
-    factor = cell.pairs.num_pairs / base.pairs.num_pairs * train.batch_size / cell.train.batch_size
-    return {
-        "train.num_steps": max(1, round(train.num_steps * factor)),
-        "train.warmup_steps": round(train.warmup_steps * factor),
-    }

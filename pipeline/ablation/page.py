@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.ablation.figures import (
-    Law,
     Laws,
     comparable_size,
     curves_by_setting,
     curves_by_size,
     describe_method,
-    gap_against_size,
     metric_against_size,
 )
+from pipeline.ablation.power_law import NoFit
 from pipeline.ablation.table import (
     FinalValue,
     LearningCurve,
+    Series,
     final_values,
     learning_curves,
     methods_of,
@@ -53,8 +53,7 @@ _FIGURE_NAME = re.compile(r"(size|epoch|setting)--.*\.(png|svg)")
 """Names of figure files; other files in the folder are kept."""
 
 
-@dataclass(frozen=True)
-class PageFigure:
+class PageFigure(NamedTuple):
     """A figure with its file name, caption and remarks."""
 
     name: str
@@ -68,9 +67,7 @@ class PageFigure:
 
 
 def write_report_files(folder: Path, table: pyarrow.Table, about: Mapping[str, Any], laws: Laws) -> None:
-    """Write report.html, figures/*.png and *.svg, table.md and table.csv.
-
-    The page is written last, when all files that it mentions exist.
+    """Write report.html, figures/*.png and *.svg, table.md and table.csv; the page last, when the others exist.
 
     Args:
         folder: the ablation's folder.
@@ -78,8 +75,7 @@ def write_report_files(folder: Path, table: pyarrow.Table, about: Mapping[str, A
         about: `name`, `description`, `match` ("steps" or "epochs"), `facts` as (name, text), `sentences` with the
             conclusions, `unfinished` as (cell, reason), `config` as TOML. Rows of unfinished cells are left out, because
             their last step is not the end of their training.
-        laws: the fits by setting (`AblationSetting.text`), method and metric. If a fit has a `reason` instead of a
-            curve, the reason is printed.
+        laws: fits; the reason of a `NoFit` is printed.
 
     Raises:
         Refused: the folder cannot be written to.
@@ -87,9 +83,7 @@ def write_report_files(folder: Path, table: pyarrow.Table, about: Mapping[str, A
     """
     unfinished = {cell for cell, _ in about["unfinished"]}
     finals, curves = final_values(table, unfinished), learning_curves(table, unfinished)
-    by_size = [
-        figure for metric, title in PLOTTED_METRICS.items() for figure in _figures_by_size(finals, laws, metric, title)
-    ]
+    by_size = [*chain.from_iterable(_figures_by_size(finals, laws, *plotted) for plotted in PLOTTED_METRICS.items())]
     gap_title = "Overfitting gap (held-out less training cross-entropy)"
     gap = list(_figures_by_size(finals, laws, GENERALISATION_GAP, gap_title))
     by_epoch = [
@@ -106,7 +100,7 @@ def write_report_files(folder: Path, table: pyarrow.Table, about: Mapping[str, A
         **{key: about[key] for key in ("name", "description", "facts", "sentences", "unfinished", "config")},
         matched=MATCHED[about["match"]],
         has_spread=any(final.spread is not None for final in finals),
-        has_laws=any(isinstance(law, Law) for law in laws.values()),
+        has_laws=any(not isinstance(law, NoFit) for law in laws.values()),
         table=summary,
         protocols=sorted({final.protocol for final in finals if final.series.metric in PLOTTED_METRICS}),
         by_size=by_size,
@@ -131,13 +125,9 @@ def _write_figures(folder: Path, figures: Iterable[PageFigure]) -> None:
 def _figures_by_size(finals: Sequence[FinalValue], laws: Laws, metric: str, title: str) -> Iterator[PageFigure]:
     """Final values of a metric against the number of pairs, for each method."""
     for method in methods_of(finals, metric):
-        if metric == GENERALISATION_GAP:
-            figure = gap_against_size(finals, laws)
-        else:
-            figure = metric_against_size(finals, metric, method, laws)
-        caption = f"{_of(title, method)} against the number of training pairs."
-        remarks = tuple(_reasons(finals, metric, method, laws))
-        yield PageFigure(_file_name("size", metric, method), caption, draw(figure), remarks)
+        name, caption = _file_name("size", metric, method), f"{_of(title, method)} against the number of training pairs."
+        figure = draw(metric_against_size(finals, metric, method, laws))
+        yield PageFigure(name, caption, figure, tuple(_reasons(finals, metric, method, laws)))
 
 
 def _figures_by_epoch(curves: Sequence[LearningCurve], metric: str, title: str) -> Iterator[PageFigure]:
@@ -174,11 +164,11 @@ def _of(title: str, method: str | None) -> str:
 def _reasons(finals: Sequence[FinalValue], metric: str, method: str | None, laws: Laws) -> Iterator[str]:
     """Why there is no law, with the settings of each reason."""
     settings = settings_of(finals)
-    by_reason: dict[str, list[str]] = {}
+    by_reason = defaultdict(list)
     for setting in settings:
-        reason = getattr(laws.get((setting.text, method, metric)), "reason", None)
-        if reason is not None:
-            by_reason.setdefault(str(reason).rstrip("."), []).append(setting.text)
+        law = laws.get(Series(setting, method, metric))
+        if isinstance(law, NoFit):
+            by_reason[law.reason].append(setting.text)
     for reason, texts in by_reason.items():
         scope = "" if len(texts) == len(settings) else f" for {' or '.join(texts)}"
         yield f"No law{scope}: {reason}."

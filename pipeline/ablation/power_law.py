@@ -62,13 +62,10 @@ class Runs(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """C weighted straight lines over `_axis`.
+    """C weighted straight lines over `_axis`; level and slope are independent at the centre.
 
-    Attributes:
-        centre_C: where on the axis level and slope are independent.
-        total_C: sum of the weights.
-        square_C: weighted sum of squares along the axis.
-        residual_C: weighted sum of squared residuals.
+    `total_C` is the sum of the weights, `square_C` the weighted sum of squares along the axis, and `residual_C` that of
+    the residuals.
     """
 
     exponent_C: Array
@@ -145,8 +142,7 @@ class PowerLaw:
             low_3N, high_3N = np.where(is_low_3N, guess_3N, low_3N), np.where(is_low_3N, high_3N, guess_3N)
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
                 next_3N = guess_3N + (tail_31 - below_3N) / density_3N
-            is_inside_3N = (low_3N <= next_3N) & (next_3N <= high_3N)
-            next_3N = np.where(is_inside_3N, next_3N, (low_3N + high_3N) / 2)
+            next_3N = np.where((low_3N <= next_3N) & (next_3N <= high_3N), next_3N, (low_3N + high_3N) / 2)
             # Relative to the quantile, which far from the data can be much smaller than the widest line's spread.
             if (np.abs(next_3N - guess_3N) <= 1e-10 * np.abs(next_3N)).all():
                 break
@@ -154,11 +150,7 @@ class PowerLaw:
 
 
 def fit_power_law(size_N: Array, value_N: Array) -> PowerLaw | NoFit:
-    """Fit y(n) = a + b n^-c, with c > 0 and b of either sign, to a metric of N runs.
-
-    Args:
-        size_N: numbers of pairs, > 0; equal for seeds of one size.
-        value_N: the metric of each run, in any unit.
+    """Fit y(n) = a + b n^-c, with c > 0 and b of either sign, to a metric (N,) of N runs with numbers of pairs (N,).
 
     Returns:
         The power law, or the reason why there is none: fewer than `MIN_SIZES` sizes, values that are not finite or all
@@ -172,8 +164,7 @@ def fit_power_law(size_N: Array, value_N: Array) -> PowerLaw | NoFit:
         raise ValueError(f"sizes and values must have the same length, got shapes {size_N.shape} and {value_N.shape}")
     if not (np.isfinite(size_N) & (size_N > 0)).all():
         raise ValueError("sizes must be positive numbers of pairs")
-    num_bad = np.count_nonzero(~np.isfinite(value_N))
-    if num_bad:
+    if num_bad := np.count_nonzero(~np.isfinite(value_N)):
         return NoFit(f"{num_bad} of {len(value_N)} values are not finite")
     # Sort, because the last bit of a sum depends on the order of its terms.
     order = np.lexsort((value_N, size_N))

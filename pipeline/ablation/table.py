@@ -49,8 +49,6 @@ SUMMARY = (
 )
 """Metrics of the summary table, with titles and digits; the CSV file has all metrics."""
 
-_LOSSES = ("heldout_token_loss", "train_token_loss")
-
 
 @dataclass(frozen=True)
 class AblationSetting:
@@ -88,20 +86,13 @@ class Series(NamedTuple):
     metric: str
 
 
-class SeedValue(NamedTuple):
-    """The value of one cell."""
-
-    seed: int
-    value: float
-
-
 @dataclass(frozen=True)
 class FinalValue:
-    """A metric at the last step, over the seeds of one size."""
+    """A metric at the last step, over the seeds of one size; `seeds` contains (seed, value)."""
 
     series: Series
     size: int
-    seeds: tuple[SeedValue, ...]
+    seeds: tuple[tuple[int, float], ...]
     step: int
     epoch: float
     protocol: str
@@ -161,23 +152,18 @@ def read_table(path: Path) -> pyarrow.Table:
 def final_values(table: pyarrow.Table, without: Collection[str] = ()) -> list[FinalValue]:
     """Metrics at the last steps, combined over seeds; sorted by setting, size, method and metric.
 
-    Args:
-        table: the long table.
-        without: names of unfinished cells, whose last step is not the end of their training.
+    The last step of the unfinished cells in `without` is not the end of their training.
     """
     rows = _rows(table, without)
     last: dict[str, int] = {}
     for row in rows:
         last[row["cell"]] = max(row["step"], last.get(row["cell"], 0))
-    groups = defaultdict(list)
-    for row in rows:
-        if row["step"] == last[row["cell"]]:
-            groups[row["series"], row["size"]].append(row)
+    groups = _by_series_and_size(row for row in rows if row["step"] == last[row["cell"]])
     finals = [
         FinalValue(
             series=series,
             size=size,
-            seeds=tuple(sorted(SeedValue(row["seed"], row["value"]) for row in group)),
+            seeds=tuple(sorted((row["seed"], row["value"]) for row in group)),
             step=max(row["step"] for row in group),
             epoch=max(row["epoch"] for row in group),
             protocol=group[0]["protocol"],
@@ -189,19 +175,13 @@ def final_values(table: pyarrow.Table, without: Collection[str] = ()) -> list[Fi
 
 def learning_curves(table: pyarrow.Table, without: Collection[str] = ()) -> list[LearningCurve]:
     """Metrics at every step, combined over seeds; in the order of `final_values`."""
-    groups: defaultdict[tuple[Series, int], defaultdict[int, list[dict[str, Any]]]]
-    groups = defaultdict(lambda: defaultdict(list))
-    for row in _rows(table, without):
-        groups[row["series"], row["size"]][row["step"]].append(row)
     curves = []
-    for (series, size), by_step in groups.items():
-        points = [
-            Point(group[0]["epoch"], statistics.fmean(values), _spread(values))
-            for group in by_step.values()
-            for values in ([row["value"] for row in group],)
-        ]
-        protocol = next(iter(by_step.values()))[0]["protocol"]
-        curves.append(LearningCurve(series, size, tuple(sorted(points)), protocol))
+    for (series, size), group in _by_series_and_size(_rows(table, without)).items():
+        by_epoch = defaultdict(list)
+        for row in group:
+            by_epoch[row["epoch"]].append(row["value"])
+        points = (Point(epoch, statistics.fmean(values), _spread(values)) for epoch, values in sorted(by_epoch.items()))
+        curves.append(LearningCurve(series, size, tuple(points), group[0]["protocol"]))
     return sorted(curves, key=_sort_key)
 
 
@@ -238,15 +218,15 @@ def summary_table(finals: Sequence[FinalValue]) -> Table:
     ]
     by_series = {(final.series, final.size): final for final in finals}
     keys = [key for key, _ in finals[0].series.setting.swept] if finals else []
-    rows, classes, previous = [], [], None
-    for setting, size in dict.fromkeys((final.series.setting, final.size) for final in finals):
+    grid = list(dict.fromkeys((final.series.setting, final.size) for final in finals))
+    rows = []
+    for setting, size in grid:
         cells = [by_series.get((Series(setting, method, metric), size)) for method, metric, _, _ in columns]
         num_seeds = max((len(final.seeds) for final in cells if final), default=0)
         numbers = [_describe(final, digits, num_seeds) for final, (_, _, _, digits) in zip(cells, columns, strict=True)]
         swept = [MISSING if value is None else value for _, value in setting.swept]
         rows.append((setting.timesteps, *swept, f"{size:,}", str(num_seeds), *numbers))
-        classes.append("first" if previous not in (None, setting) else "")
-        previous = setting
+    classes = ("first" if before[0] != row[0] else "" for before, row in zip([*grid[:1], *grid], grid, strict=False))
     header = ("timesteps", *keys, "training pairs", "seeds", *(title for _, _, title, _ in columns))
     return Table(header, tuple(rows), num_labels=1 + len(keys), row_classes=tuple(classes))
 
@@ -277,13 +257,10 @@ def _rows(table: pyarrow.Table, without: Collection[str]) -> list[dict[str, Any]
 
 
 def _gaps(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    losses: defaultdict[tuple[str, int], dict[str, dict[str, Any]]] = defaultdict(dict)
-    for row in rows:
-        if row["metric"] in _LOSSES:
-            losses[row["cell"], row["step"]][row["metric"]] = row
-    for by_metric in losses.values():
-        if len(by_metric) == len(_LOSSES):
-            heldout, train = (by_metric[metric] for metric in _LOSSES)
+    by_metric = {(row["cell"], row["step"], row["metric"]): row for row in rows}
+    for (cell, step, metric), heldout in by_metric.items():
+        train = by_metric.get((cell, step, "train_token_loss"))
+        if metric == "heldout_token_loss" and train:
             yield {
                 **heldout,
                 "series": Series(heldout["series"].setting, None, GENERALISATION_GAP),
@@ -291,6 +268,13 @@ def _gaps(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 "value": heldout["value"] - train["value"],
                 "protocol": f"{heldout['protocol']} against {train['protocol']}",
             }
+
+
+def _by_series_and_size(rows: Iterable[dict[str, Any]]) -> dict[tuple[Series, int], list[dict[str, Any]]]:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["series"], row["size"]].append(row)
+    return groups
 
 
 def _sort_key(number: FinalValue | LearningCurve) -> tuple[Any, ...]:

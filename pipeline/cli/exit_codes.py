@@ -13,22 +13,19 @@ _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIS
 
 
 def explain(error: BaseException, command: str) -> tuple[str, int]:
-    """The message and the exit code of an exception.
-
-    Args:
-        error: the exception that ends the command.
-        command: the command line as the user gave it, which resumes the work after a stop.
-    """
+    """The message and the exit code of an exception; `command` is the user's command line, which resumes the work."""
     # First, because with a package of the same name the project's own exceptions cannot be imported.
     if isinstance(error, ImportError):
         return f"cannot start: {error}", REFUSED
     if isinstance(error, KeyboardInterrupt):
-        return (
-            f"stopped at once: finished work is kept, the current step is lost. Resume with: {command}",
-            INTERRUPTED,
-        )
+        return f"stopped at once: finished work is kept, the current step is lost. Resume with: {command}", INTERRUPTED
     if isinstance(error, OSError):
-        return _explain_os_error(error)
+        path = error.filename or "a file"
+        if error.errno in _NO_SPACE:
+            return f"no space left for {path}; free some and run the same command again: finished work is kept", FAILED
+        if error.errno in _NOT_ALLOWED:
+            return f"cannot use {path}: {error.strerror}; choose a path that you may write to", REFUSED
+        return f"cannot use {path}: {error.strerror or error}", FAILED
 
     from pydantic import ValidationError
 
@@ -51,15 +48,3 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
         "`tokenleap --debug` before the same command prints the traceback",
         FAILED,
     )
-
-
-def _explain_os_error(error: OSError) -> tuple[str, int]:
-    path = error.filename or "a file"
-    if error.errno in _NO_SPACE:
-        return (
-            f"no space left for {path}; free some and run the same command again: finished work is kept",
-            FAILED,
-        )
-    if error.errno in _NOT_ALLOWED:
-        return f"cannot use {path}: {error.strerror}; choose a path that you may write to", REFUSED
-    return f"cannot use {path}: {error.strerror or error}", FAILED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from generate_pairs.generation.shard_jobs import GenerationSummary
+    from pipeline.config.run_config import RunConfig
     from shards.storage.paths import Location
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -73,6 +74,22 @@ def output_option(suffix: str, option: str = "--out") -> Callable[[Decorated], D
     return click.option(option, "out", type=OutputFile(suffix), required=True, metavar="FILE", help=f"A {suffix} file.")
 
 
+def number_option(
+    *names: str, text: str, minimum: int = 1, maximum: int | None = None, metavar: str = "N", **more: Any
+) -> Callable[[Decorated], Decorated]:
+    """An option for a whole number in a range; `text` is its help."""
+    return click.option(*names, type=click.IntRange(minimum, maximum), metavar=metavar, help=text, **more)
+
+
+def literal(ctx: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """A click callback for the name of a file: no value of `KEY=VALUE` that looks like a number or a list."""
+    if text is None:
+        return None
+    from pipeline.config.run_config import as_text
+
+    return as_text(text)
+
+
 FolderPath = LocalFolder()
 StudentPath = StudentLocation()
 PairsPath = PairsLocation()
@@ -87,11 +104,10 @@ set_option = click.option(
     help="Override a setting, as in --set train.seed=1; repeatable, the last one wins. --dry-run shows all keys.",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the configuration and the plan; write nothing.")
-workers_option = click.option(
+workers_option = number_option(
     "--workers",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Worker processes on this machine; 0 computes in this process.  [default: one for each GPU, or for each core]",
+    minimum=0,
+    text="Worker processes on this machine; 0 computes in this process.  [default: one for each GPU, or for each core]",
 )
 pairs_option = click.option(
     "--pairs", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set."
@@ -102,10 +118,7 @@ cluster_option = click.option(
     help="local, slurm or a Dask scheduler, tcp://HOST:PORT; short for --set cluster.scheduler=WHERE.",
 )
 num_pairs_option = click.option(
-    "--num-pairs",
-    type=int,
-    metavar="N",
-    help="Training pairs; short for --set pairs.num_pairs=N, and overrides it.",
+    "--num-pairs", type=int, metavar="N", help="Training pairs; short for --set pairs.num_pairs=N, and overrides it."
 )
 tiny_random_option = click.option(
     "--tiny-random",
@@ -115,19 +128,34 @@ tiny_random_option = click.option(
 captions_option = click.option(
     "--captions",
     metavar="FILE",
+    callback=literal,
     help="Captions for a text-conditional teacher; short for --set captions.file=FILE.",
 )
 num_steps_option = click.option(
-    "--num-steps",
-    type=int,
-    metavar="N",
-    help="Optimizer steps; short for --set train.num_steps=N, and overrides it.",
+    "--num-steps", type=int, metavar="N", help="Optimizer steps; short for --set train.num_steps=N, and overrides it."
 )
 
 
-def overrides(settings: Sequence[str], flags: Mapping[str, int | str | None]) -> list[str]:
+SHORT_OPTIONS = {
+    "captions": "captions.file",
+    "num_pairs": "pairs.num_pairs",
+    "num_steps": "train.num_steps",
+    "device_batch_size": "train.device_batch_size",
+    "cluster": "cluster.scheduler",
+}
+"""Parameters of commands with the settings key that each is short for."""
+
+
+def overrides(options: Mapping[str, Any], keys: Mapping[str, str] = SHORT_OPTIONS) -> list[str]:
     """All overrides in order of precedence: `--set`, then the options that are short for a key."""
-    return [*settings, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+    return [*options["settings"], *(f"{keys[name]}={options[name]}" for name in keys if options.get(name) is not None)]
+
+
+def composed(options: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a command with the options `PRESET`, `--tiny-random`, `--set` and those short for a key."""
+    from pipeline.config.run_config import compose
+
+    return compose(options["preset"], overrides(options), tiny_random=options["tiny_random"])
 
 
 def number_of_workers(workers: int | None, device: str = "auto") -> int:

@@ -70,9 +70,7 @@ def bounds(field: FieldInfo) -> str:
 def describe_errors(error: ValidationError, model: type[BaseModel] | None = None) -> str:
     """Describe all validation errors: each key with its value and the values that are valid.
 
-    Args:
-        error: raised by pydantic.
-        model: the validated settings; without it, pydantic's own messages describe types and ranges.
+    Without `model`, the class of the settings, pydantic's own messages describe types and ranges.
     """
     fields = dict(leaves(model)) if model else {}
     sections = {key.rpartition(".")[0] for key in fields}
@@ -103,6 +101,4 @@ def describe_errors(error: ValidationError, model: type[BaseModel] | None = None
 def unknown_key(key: str, keys: Sequence[str]) -> str:
     """The message about an unknown key, with the nearest known one."""
     hint = nearest(key, keys)
-    if hint:
-        return f"there is no key {key}; the nearest is {hint}"
-    return f"there is no key {key}; keys are {', '.join(keys)}"
+    return f"there is no key {key}; " + (f"the nearest is {hint}" if hint else f"keys are {', '.join(keys)}")

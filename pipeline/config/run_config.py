@@ -57,12 +57,9 @@ def run_name(preset: str, *, tiny_random: bool = False) -> str:
 
 
 def compose(preset: str, overrides: Sequence[str] = (), *, tiny_random: bool = False) -> RunConfig:
-    """The configuration of a preset with overrides; of two overrides of a key the last one wins.
+    """The configuration of a preset, a shipped one or a TOML file, with overrides `KEY=VALUE`; the last one wins.
 
-    Args:
-        preset: name of a shipped preset, or path of a TOML file.
-        overrides: `KEY=VALUE` with dotted keys; see `parse_value`.
-        tiny_random: first shrink the preset to a short trial; see `pipeline/config/tiny_random.py`.
+    With `tiny_random`, the preset is first shrunk to a short trial; see `pipeline/config/tiny_random.py`.
 
     Raises:
         Refused: the preset or a key is unknown, a value has the wrong type or is out of range, the file is not
@@ -94,11 +91,7 @@ def compose_onto(settings: Mapping[str, Any], overrides: Sequence[str], origin: 
 
 
 def validated(settings: Mapping[str, Any], origin: str) -> RunConfig:
-    """Validate settings as a configuration.
-
-    Raises:
-        Refused: names `origin` and every invalid key with its type and range.
-    """
+    """Validate settings as a configuration; `Refused` names `origin` and every invalid key with its type and range."""
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
@@ -106,11 +99,7 @@ def validated(settings: Mapping[str, Any], origin: str) -> RunConfig:
 
 
 def changed(config: RunConfig, changes: Mapping[str, Any], origin: str) -> RunConfig:
-    """A copy of a configuration with other values for some dotted keys.
-
-    Raises:
-        Refused: names `origin` and every key with an invalid value.
-    """
+    """A copy of a configuration with other values for some dotted keys; raises as `validated`."""
     settings = config.model_dump()
     for key, value in changes.items():
         settings = _with(settings, key.split("."), value)
@@ -136,11 +125,7 @@ def as_text(value: str) -> str:
 
 
 def parse_toml(text: str, origin: str) -> dict[str, Any]:
-    """Parse TOML text.
-
-    Raises:
-        Refused: the text is not TOML; names `origin` and the line.
-    """
+    """Parse TOML text; `Refused` names `origin` and the line that is not TOML."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -38,15 +38,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 
 
 def shrunk(settings: Mapping[str, Any], preset: str) -> dict[str, Any]:
-    """Shrink a preset's settings to those of a trial.
-
-    Args:
-        settings: valid settings from the preset's TOML.
-        preset: the preset's name, for the message.
-
-    Raises:
-        Refused: the preset's teacher is not a published one.
-    """
+    """Shrink a preset's valid settings to those of a trial; `Refused` if its teacher is not a published one."""
     name = settings["teacher"]["name"]
     if name not in TEACHERS:
         raise Refused(

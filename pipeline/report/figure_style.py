@@ -9,13 +9,12 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, LINE = 4.4, 3.2, 0.18
@@ -96,7 +95,7 @@ def scale_values(axes: Axes, values: Sequence[float], linear: bool) -> None:
     if values:
         low, high = min(values), max(values)
         logarithmic = not linear and low > 0 and high / low > LOG_RATIO
-        scale(axes.yaxis, axes.set_yscale, axes.set_ylim, low, high, logarithmic)
+        scale(axes, "y", low, high, logarithmic)
 
 
 def scale_sizes(axes: Axes, sizes: Sequence[int], furthest: int) -> None:
@@ -124,25 +123,19 @@ def short_count(count: float) -> str:
     return f"{count:,.0f}"
 
 
-def scale(
-    axis: Axis,
-    set_scale: Callable[..., Any],
-    set_limits: Callable[..., Any],
-    low: float,
-    high: float,
-    logarithmic: bool,
-) -> None:
-    """Set an axis' limits with a margin, and on a logarithmic axis round ticks in plain numbers."""
+def scale(axes: Axes, name: str, low: float, high: float, logarithmic: bool) -> None:
+    """Set the limits of the axis "x" or "y" with a margin, and on a logarithmic axis round ticks in plain numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     if not logarithmic:
         margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-        set_limits(low - margin, high + margin)
+        axes.set(**{f"{name}lim": (low - margin, high + margin)})
         return
-    set_scale("log")
     margin = (high / low) ** 0.04 if high > low else 1.5
     low, high = low / margin, high * margin
-    set_limits(low, high)
+    axes.set(**{f"{name}scale": "log"})
+    axes.set(**{f"{name}lim": (low, high)})
+    axis = axes.xaxis if name == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(_log_ticks(low, high)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))

@@ -4,44 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from pipeline.report import table
 from pipeline.report.published_numbers import Published, published_rows, published_source
-from pipeline.report.table import Table
-from pipeline.run_folder.results import (
-    Row,
-    describe_evaluation,
-    largest_timed_batch,
-    seconds_per_image,
-    speedup,
-)
+from pipeline.report.table import TERMINAL_MISSING, Table, format_mean, terminal_number
+from pipeline.run_folder.results import Row, describe_evaluation, largest_timed_batch, seconds_per_image, speedup
 
 HEADER = (
     *("method", "steps", "parameters", "Frechet", "to teacher", "inception", "precision", "recall"),
     *("s/image", "speed-up"),
 )
-SCORES = (
-    ("frechet_distance", 3),
-    ("teacher_distance", 4),
-    ("inception_score", 2),
-    ("precision", 3),
-    ("recall", 3),
-)
-
-_number = partial(table.format_number, missing=table.TERMINAL_MISSING)
+SCORES = {"frechet_distance": 3, "teacher_distance": 4, "inception_score": 2, "precision": 3, "recall": 3}
+"""Columns of quality, with their digits."""
 
 
 @dataclass(frozen=True)
 class MethodTable:
-    """An evaluation as a table.
-
-    Attributes:
-        heading: protocol, number of images and noise seeds.
-        rows: cells by `HEADER`.
-        notes: sentences printed below the table.
-    """
+    """An evaluation as a heading with its protocol, cells by `HEADER`, and sentences below the table."""
 
     heading: str
     rows: tuple[tuple[str, ...], ...]
@@ -57,12 +36,7 @@ class MethodTable:
 
 
 def method_table(evaluation: Mapping[str, Any], teacher: str) -> MethodTable:
-    """The table of an evaluation.
-
-    Args:
-        evaluation: content of evaluation.json.
-        teacher: the teacher's name; if the papers have rows for it, they are added and marked as published.
-    """
+    """The table of an evaluation.json; published rows of the teacher are added and marked as such."""
     rows: Sequence[Row] = evaluation["rows"]
     batch = largest_timed_batch(rows)
     published = published_rows(teacher)
@@ -79,25 +53,25 @@ def method_table(evaluation: Mapping[str, Any], teacher: str) -> MethodTable:
 def _measured_cells(row: Row, rows: Sequence[Row], batch: int | None) -> tuple[str, ...]:
     return (
         row["method"],
-        _number(row.get("num_steps"), ","),
+        terminal_number(row.get("num_steps"), ","),
         short_parameters(row.get("num_parameters")),
         *(
-            table.format_mean(row.get(key), row.get(f"{key}_std"), digits, missing=table.TERMINAL_MISSING)
-            for key, digits in SCORES
+            format_mean(row.get(key), row.get(f"{key}_std"), digits, missing=TERMINAL_MISSING)
+            for key, digits in SCORES.items()
         ),
-        _number(None if batch is None else seconds_per_image(row, batch), ".3g"),
-        _number(None if batch is None else speedup(row, rows, batch), ".1f", unit="x"),
+        terminal_number(None if batch is None else seconds_per_image(row, batch), ".3g"),
+        terminal_number(None if batch is None else speedup(row, rows, batch), ".1f", unit="x"),
     )
 
 
 def _published_cells(entry: Published, method: str) -> tuple[str, ...]:
     return (
         f"{method}  published: {entry.name}",
-        _number(entry.num_steps, ","),
+        terminal_number(entry.num_steps, ","),
         short_parameters(entry.num_parameters),
-        *(_number(getattr(entry, key, None), "g") for key, _ in SCORES),
-        _number(entry.seconds_per_image, ".3g"),
-        _number(entry.speedup, ".1f", unit="x"),
+        *(terminal_number(getattr(entry, key, None), "g") for key in SCORES),
+        terminal_number(entry.seconds_per_image, ".3g"),
+        terminal_number(entry.speedup, ".1f", unit="x"),
     )
 
 
@@ -126,7 +100,7 @@ def _notes(evaluation: Mapping[str, Any], batch: int | None, published: Sequence
 def short_parameters(count: int | None) -> str:
     """A number of parameters in the papers' style: `1.09B`, `327M`, `50.7k`."""
     if count is None:
-        return table.TERMINAL_MISSING
+        return TERMINAL_MISSING
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= 0.9995 * unit:
             return f"{count / unit:.3g}{letter}"

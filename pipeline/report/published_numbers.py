@@ -12,11 +12,7 @@ from typing import Any
 class Published:
     """One row of a paper's tables; None where the paper has no number.
 
-    Attributes:
-        teacher: the teacher's name in this project.
-        method: the method's name in evaluation.json.
-        name: the model's name in the paper.
-        is_later: whether the row is of the later method, Distilled Decoding 2.
+    Teacher and method have this project's names. `is_later` marks rows of the later method, Distilled Decoding 2.
     """
 
     teacher: str

@@ -13,6 +13,7 @@ from pipeline.run_folder.results import Row, largest_timed_batch, seconds_per_im
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 KINDS = {
     "teacher": ("the teacher", "s"),
@@ -40,13 +41,12 @@ class Point(NamedTuple):
 def points(rows: Sequence[Row]) -> list[Point]:
     """The methods of an evaluation with both a time and a distance."""
     batch = largest_timed_batch(rows)
-    result = []
-    for row in rows:
-        seconds = None if batch is None else seconds_per_image(row, batch)
-        kind, distance = _kind(row["method"]), row.get(METRIC)
-        if seconds and distance is not None and kind:
-            result.append(Point(row["method"], kind, 1e3 * seconds, distance))
-    return result
+    return [
+        Point(row["method"], kind, 1e3 * seconds, row[METRIC])
+        for row in rows
+        if batch and (seconds := seconds_per_image(row, batch)) and (kind := _kind(row["method"]))
+        if row.get(METRIC) is not None
+    ]
 
 
 def _kind(method: str) -> str | None:
@@ -57,10 +57,7 @@ def _kind(method: str) -> str | None:
 def quality_against_time(rows: Sequence[Row], protocol: str, published: Sequence[Published] = ()) -> Figure:
     """Frechet distance over milliseconds per image, both logarithmic; published points have hollow markers.
 
-    Args:
-        rows: rows of an evaluation; `points` must find at least one method.
-        protocol: the protocol's name, for the axis label.
-        published: published rows of the same teacher.
+    `points` must find at least one method in the rows; `published` has rows of the same teacher.
     """
     measured = points(rows)
     references = [
@@ -87,25 +84,32 @@ def quality_against_time(rows: Sequence[Row], protocol: str, published: Sequence
                 zorder=3,
             )
             handles.append((markers, label))
-    for axis, set_scale, set_limits, values in (
-        (axes.xaxis, axes.set_xscale, axes.set_xlim, [point.milliseconds for point in measured + references]),
-        (axes.yaxis, axes.set_yscale, axes.set_ylim, [point.distance for point in measured + references]),
-    ):
-        low, high = min(values), max(values)
+    every = measured + references
+    for name, values in (("x", [point.milliseconds for point in every]), ("y", [point.distance for point in every])):
         # Rounding can make a distance zero or negative, which has no logarithm.
-        scale(axis, set_scale, set_limits, low, high, logarithmic=low > 0)
+        scale(axes, name, min(values), max(values), logarithmic=min(values) > 0)
     add_header(figure, "", handles)
     _name_points(figure, axes, measured, references)
     return figure
 
 
+def _name_box(x: float, y: float, across: int, width: float, height: float) -> Bbox:
+    """Box of a name to the right (`across` = 1), to the left (-1), or above or below (0) a point, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    start = {1: x + 2 * MARK, -1: x - 2 * MARK - width, 0: x - width / 2}[across]
+    return Bbox.from_extents(start, y - height / 2, start + width, y + height / 2)
+
+
 def _name_points(figure: Figure, axes: Axes, named: Sequence[Point], others: Sequence[Point]) -> None:
     """Put each name next to its point, or farther away with a line to it, where it overlaps no name and no point."""
+    from matplotlib.transforms import Bbox
+
     # The positions of points in pixels are known after the layout.
     figure.draw_without_rendering()
     positions = axes.transData.transform([(point.milliseconds, point.distance) for point in (*named, *others)])
-    occupied = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in positions]
-    inside = Box(*axes.get_window_extent().extents)
+    occupied = [Bbox.from_extents(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in positions]
+    inside = axes.get_window_extent()
     height = NAME_POINTS * LINE_HEIGHT * figure.dpi / 72
     for index, point in enumerate(named):
         (x, y), width = positions[index], 0.4 * height * len(point.name)
@@ -113,11 +117,12 @@ def _name_points(figure: Figure, axes: Axes, named: Sequence[Point], others: Seq
             (across, rise * height)
             for rise in (0, 1, -1, 2, -2, 3, -3, 4, -4)
             for across in ((1, -1) if rise == 0 else (1, -1, 0))
-            if (box := Box.of_name(x, y + rise * height, across, width, height)).is_inside(inside)
-            and not any(box.overlaps(other) for other in occupied)
+            for box in [_name_box(x, y + rise * height, across, width, height)]
+            if all(inside.contains(*corner) for corner in (box.min, box.max))
+            and not any(box.fully_overlaps(other) for other in occupied)
         ]
         across, up = free[0] if free else (0, height)
-        occupied.append(Box.of_name(x, y + up, across, width, height))
+        occupied.append(_name_box(x, y + up, across, width, height))
         axes.annotate(
             point.name,
             (point.milliseconds, point.distance),
@@ -132,24 +137,3 @@ def _name_points(figure: Figure, axes: Axes, named: Sequence[Point], others: Seq
             else None,
             zorder=4,
         )
-
-
-class Box(NamedTuple):
-    """A rectangle in the figure, in pixels."""
-
-    left: float
-    low: float
-    right: float
-    high: float
-
-    @classmethod
-    def of_name(cls, x: float, y: float, across: int, width: float, height: float) -> Box:
-        """Box of a name to the right (`across` = 1), to the left (-1), or above or below (0) a point."""
-        start = {1: x + 2 * MARK, -1: x - 2 * MARK - width, 0: x - width / 2}[across]
-        return cls(start, y - height / 2, start + width, y + height / 2)
-
-    def overlaps(self, other: Box) -> bool:
-        return self.left < other.right and other.left < self.right and self.low < other.high and other.low < self.high
-
-    def is_inside(self, other: Box) -> bool:
-        return other.left <= self.left and self.right <= other.right and other.low <= self.low and self.high <= other.high

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.run_config import to_toml
@@ -12,16 +11,9 @@ from pipeline.report.html import data_url, render_template
 from pipeline.report.published_numbers import published_rows
 from pipeline.report.quality_vs_time import points, quality_against_time
 from pipeline.report.table import Table, format_mean, format_number
-from pipeline.report.terminal_summary import describe_wall_time
+from pipeline.report.terminal_summary import describe_wall_time, milliseconds_per_image
 from pipeline.report.training_charts import training_charts
-from pipeline.run_folder.results import (
-    Results,
-    Row,
-    describe_evaluation,
-    read_results,
-    seconds_per_image,
-    speedup,
-)
+from pipeline.run_folder.results import Results, Row, describe_evaluation, read_results, speedup
 from pipeline.run_folder.run_dir import RunDir
 from pipeline.runtime.progress import duration
 from shards.storage.files import commit_bytes
@@ -37,43 +29,6 @@ MEASURES = (
     ("clip_score", "CLIP score", 2),
     ("token_match", "token match", 3),
 )
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image inside the page."""
-
-    name: str
-    url: str
-
-
-@dataclass(frozen=True)
-class EvaluationSection:
-    """An evaluation on the page.
-
-    Attributes:
-        protocol: protocol, number of images and noise seeds.
-        quality: URL of the figure of quality against time, None if no method has both numbers.
-        has_spread: whether the numbers are means over several noise seeds.
-        is_unscored: whether the protocol has no real images to compare with.
-    """
-
-    protocol: str
-    table: Table
-    quality: str | None
-    has_spread: bool
-    is_unscored: bool
-
-    @classmethod
-    def of(cls, evaluation: Mapping[str, Any], teacher: str) -> EvaluationSection:
-        """The section of an evaluation.json; the teacher's name selects the published rows."""
-        return cls(
-            protocol=describe_evaluation(evaluation),
-            table=evaluation_table(evaluation["rows"]),
-            quality=_quality_url(evaluation, teacher),
-            has_spread=evaluation.get("repeats", 1) > 1,
-            is_unscored=evaluation["protocol"] == "samples",
-        )
 
 
 def write_report(run_dir: RunDir) -> None:
@@ -96,7 +51,7 @@ def render(results: Results) -> str:
         pictures=pictures(results),
         captions=[_shortened(caption) for caption in results.evaluation.get("captions", [])],
         protocol=describe_evaluation(results.evaluation) if results.rows else "",
-        evaluations=[EvaluationSection.of(evaluation, teacher) for evaluation in results.evaluations],
+        evaluations=[_section(evaluation, teacher) for evaluation in results.evaluations],
         charts=list(training_charts(results.metrics)),
         facts=facts(results),
         config=to_toml(results.config),
@@ -104,11 +59,19 @@ def render(results: Results) -> str:
     )
 
 
-def _quality_url(evaluation: Mapping[str, Any], teacher: str) -> str | None:
-    if not points(evaluation["rows"]):
-        return None
-    figure = quality_against_time(evaluation["rows"], evaluation["protocol"], published_rows(teacher))
-    return data_url("image/svg+xml", draw(figure).svg)
+def _section(evaluation: Mapping[str, Any], teacher: str) -> dict[str, Any]:
+    """An evaluation on the page; the teacher's name selects the published rows."""
+    quality = None
+    if points(evaluation["rows"]):
+        figure = quality_against_time(evaluation["rows"], evaluation["protocol"], published_rows(teacher))
+        quality = data_url("image/svg+xml", draw(figure).svg)
+    return {
+        "protocol": describe_evaluation(evaluation),
+        "table": evaluation_table(evaluation["rows"]),
+        "quality": quality,
+        "has_spread": evaluation.get("repeats", 1) > 1,
+        "is_unscored": evaluation["protocol"] == "samples",
+    }
 
 
 def headlines(results: Results) -> list[tuple[str, str]]:
@@ -148,12 +111,6 @@ def evaluation_table(rows: Sequence[Row]) -> Table:
     return Table(header, cells, row_classes=classes).without_empty_columns()
 
 
-def milliseconds_per_image(row: Row, batch_size: int) -> float | None:
-    """A method's time per image at a batch size, None if it was not measured."""
-    seconds = seconds_per_image(row, batch_size)
-    return None if seconds is None else 1e3 * seconds
-
-
 def facts(results: Results) -> list[tuple[str, str]]:
     """Pairs, training and cost as name and text."""
     config = results.config
@@ -174,13 +131,13 @@ def facts(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def pictures(results: Results) -> list[Picture]:
-    """The comparison, then the methods' grids in the order of the table, then all others."""
+def pictures(results: Results) -> list[tuple[str, str]]:
+    """Names and URLs: the comparison, then the methods' grids in the order of the table, then all others."""
     # Some file systems do not allow an asterisk in a file's name.
     order = ["comparison", *(row["method"].replace("*", "-star") for row in results.rows)]
-    listed = sorted((path for path in results.samples if path.stem in order), key=lambda path: order.index(path.stem))
+    listed = [path for stem in order for path in results.samples if path.stem == stem]
     others = [path for path in results.samples if path.stem not in order]
-    return [Picture(path.stem, data_url("image/png", path.read_bytes())) for path in (*listed, *others)]
+    return [(path.stem, data_url("image/png", path.read_bytes())) for path in (*listed, *others)]
 
 
 def _shortened(caption: str) -> str:

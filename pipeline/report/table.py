@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import compress
 
 MISSING = "–"
 TERMINAL_MISSING = "-"
@@ -49,11 +51,10 @@ class Table:
 
     def without_empty_columns(self) -> Table:
         """The table without the columns that have a number in no row."""
-        kept = [
-            column for column in range(len(self.header)) if any(cells[column] not in ("", MISSING) for cells in self.rows)
-        ]
-        rows = tuple(tuple(cells[column] for column in kept) for cells in self.rows)
-        return replace(self, header=tuple(self.header[column] for column in kept), rows=rows)
+        columns = zip(*self.rows, strict=True)
+        kept = [any(cell not in ("", MISSING) for cell in column) for column in columns] or [False] * len(self.header)
+        header, *rows = (tuple(compress(cells, kept)) for cells in (self.header, *self.rows))
+        return replace(self, header=header, rows=tuple(rows))
 
 
 def format_number(value: float | None, spec: str, *, unit: str = "", missing: str = MISSING) -> str:
@@ -65,3 +66,6 @@ def format_mean(mean: float | None, spread: float | None, digits: int, *, missin
     """`mean ± spread`, or the mean alone if there is no spread."""
     suffix = "" if mean is None or spread is None else f" ± {spread:.{digits}f}"
     return format_number(mean, f".{digits}f", missing=missing) + suffix
+
+
+terminal_number = partial(format_number, missing=TERMINAL_MISSING)

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from pipeline.report.table import TERMINAL_MISSING, Table, format_number
-from pipeline.run_folder.results import (
-    PairStatistics,
-    Results,
-    Row,
-    describe_evaluation,
-    seconds_per_image,
-    speedup,
-)
+from pipeline.report.table import Table, terminal_number
+from pipeline.run_folder.results import PairStatistics, Results, Row, describe_evaluation, seconds_per_image, speedup
 from pipeline.runtime.progress import duration
 from shards.dataset.replace_shard import Replacement
 
-SCORES = (
-    ("frechet_distance", "Frechet"),
-    ("precision", "precision"),
-    ("recall", "recall"),
-    ("class_accuracy", "accuracy"),
-)
-UNSCORED = (("token_match", "token match"),)
+SCORES = {"frechet_distance": "Frechet", "precision": "precision", "recall": "recall", "class_accuracy": "accuracy"}
+UNSCORED = {"token_match": "token match"}
 """Shown instead of `SCORES` if the evaluation has no real images."""
-CLIP = ("clip_score", "CLIP")
+CLIP = {"clip_score": "CLIP"}
 """Shown in addition if the evaluation used a CLIP model."""
 SUMMARY_METHODS = ("real", "teacher", "student-1", "student-2", "onestep*")
 MAX_SHARD_LINES = 20
@@ -33,19 +21,16 @@ MAX_SHARD_LINES = 20
 def summary_lines(results: Results) -> list[str]:
     """The outcome of a run, in about ten lines."""
     config, run_dir = results.config, results.run_dir
-    lines = [f"run       {run_dir.root}"]
-    if results.pairs:
-        lines.append(f"pairs     {pairs_line(results.pairs)}")
-    lines.append(
+    return [
+        f"run       {run_dir.root}",
+        *([f"pairs     {pairs_line(results.pairs)}"] if results.pairs else []),
         f"student   {config.train.num_steps:,} steps of {config.train.batch_size} pairs, "
-        f"timesteps {','.join(map(str, config.student.timesteps))}, split {config.student.split}"
-    )
-    if results.rows:
-        lines.append(f"protocol  {describe_evaluation(results.evaluation)}")
-    lines += table_lines(results.rows, SUMMARY_METHODS)
-    lines.append(f"wall time {describe_wall_time(results)}")
-    lines.append(f"saved in  {run_dir.student} (student), {run_dir.samples} (images), {run_dir.report} (report)")
-    return lines
+        f"timesteps {','.join(map(str, config.student.timesteps))}, split {config.student.split}",
+        *([f"protocol  {describe_evaluation(results.evaluation)}"] if results.rows else []),
+        *table_lines(results.rows, SUMMARY_METHODS),
+        f"wall time {describe_wall_time(results)}",
+        f"saved in  {run_dir.student} (student), {run_dir.samples} (images), {run_dir.report} (report)",
+    ]
 
 
 def pairs_line(pairs: PairStatistics) -> str:
@@ -94,25 +79,28 @@ def _difference(replacement: Replacement) -> str:
 def table_lines(rows: Sequence[Row], methods: Collection[str] | None = None) -> list[str]:
     """Rows of evaluation.json as a table with a header; no lines if there are no rows.
 
-    Args:
-        rows: all rows, since speed-ups refer to the teacher's.
-        methods: the methods to show; all by default.
+    Only `methods` are shown, all by default; `rows` must include the teacher's, to which speed-ups refer.
     """
-    scored = any(row.get(key) is not None for row in rows for key, _ in SCORES)
-    has_clip = any(row.get(CLIP[0]) is not None for row in rows)
-    measures = [*(SCORES if scored else UNSCORED), *([CLIP] if has_clip else [])]
+    measured = {key for row in rows for key, value in row.items() if value is not None}
+    measures = (SCORES if measured & SCORES.keys() else UNSCORED) | (CLIP if measured & CLIP.keys() else {})
     cells = tuple(
         (
             row["method"],
-            *(_number(row.get(key), ".3f") for key, _ in measures),
-            _number(None if (seconds := seconds_per_image(row)) is None else 1e3 * seconds, ".2f"),
-            _number(speedup(row, rows), ".1f"),
+            *(terminal_number(row.get(key), ".3f") for key in measures),
+            terminal_number(milliseconds_per_image(row), ".2f"),
+            terminal_number(speedup(row, rows), ".1f"),
         )
         for row in rows
         if methods is None or row["method"] in methods
     )
-    header = ("method", *(title for _, title in measures), "ms/image", "speed-up")
+    header = ("method", *measures.values(), "ms/image", "speed-up")
     return Table(header, cells).text() if cells else []
+
+
+def milliseconds_per_image(row: Row, batch_size: int = 1) -> float | None:
+    """A method's time per image at a batch size, None if it was not measured."""
+    seconds = seconds_per_image(row, batch_size)
+    return None if seconds is None else 1e3 * seconds
 
 
 def describe_wall_time(results: Results) -> str:
@@ -121,7 +109,3 @@ def describe_wall_time(results: Results) -> str:
         return "not measured"
     phases = [f"{phase} {duration(seconds)}" for phase, seconds in results.seconds.items()]
     return ", ".join([*phases, f"{duration(sum(results.seconds.values()))} in all"])
-
-
-def _number(value: float | None, spec: str) -> str:
-    return format_number(value, spec, missing=TERMINAL_MISSING)

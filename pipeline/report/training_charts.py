@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pipeline.report.figure_style import SETTING_COLOURS, add_header, draw, new_figure, scale_values, style
 from pipeline.report.html import data_url
@@ -15,30 +15,21 @@ if TYPE_CHECKING:
 MAX_POINTS = 400
 
 
-class Chart(NamedTuple):
-    """A chart on the page."""
-
-    title: str
-    url: str
-
-
-def training_charts(metrics: Mapping[str, Sequence[float]]) -> Iterator[Chart]:
-    """A chart for each column of the training log that is not constant, over its `step` column."""
+def training_charts(metrics: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, str]]:
+    """Title and URL of a chart for each column of the training log that is not constant, over its `step` column."""
     steps = metrics.get("step", ())
     for name, values in metrics.items():
         points = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
         if name != "step" and len({value for _, value in points}) > 1:
             title = name.replace("_", " ")
-            yield Chart(title, data_url("image/svg+xml", draw(line_chart(title, points)).svg))
+            yield title, data_url("image/svg+xml", draw(line_chart(title, points)).svg)
 
 
 @style()
 def line_chart(title: str, points: Sequence[tuple[float, float]]) -> Figure:
     """One line over training steps; the value axis is logarithmic if the values span a large ratio.
 
-    Args:
-        title: the metric's name.
-        points: (step, value), finite, by ascending step. At most `MAX_POINTS` are drawn, always with the last one.
+    The points (step, value) are finite, by ascending step. At most `MAX_POINTS` are drawn, always with the last one.
     """
     stride = -(-len(points) // MAX_POINTS)
     steps, values = zip(*points[::-1][::stride][::-1], strict=True)

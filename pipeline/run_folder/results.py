@@ -24,10 +24,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """Totals of a pair data set.
-
-    `pairs_per_class` is the smallest and the largest number of pairs of a class, held-out pairs included.
-    """
+    """Totals of a pair data set; `pairs_per_class` is the fewest and the most of a class, held-out pairs included."""
 
     num_training: int
     num_heldout: int
@@ -131,12 +128,11 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
         table = read_parquet(read_bytes(path))
     except (pyarrow.ArrowException, OSError) as error:
         raise Refused(f"{path} is damaged: delete it; `tokenleap run` writes it again from student/metrics") from error
-    numeric = [
-        field.name
+    return {
+        field.name: [math.nan if value is None else float(value) for value in table[field.name].to_pylist()]
         for field in table.schema
         if pyarrow.types.is_integer(field.type) or pyarrow.types.is_floating(field.type)
-    ]
-    return {name: [math.nan if value is None else float(value) for value in table[name].to_pylist()] for name in numeric}
+    }
 
 
 def add_seconds(run_dir: RunDir, phase: str, seconds: float) -> None:

@@ -6,8 +6,7 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -22,31 +21,27 @@ from shards.core.settings import FREE, UPWARD
 from shards.storage.files import commit_bytes, read_bytes
 from shards.storage.paths import Location, location
 
-RECORDED_PACKAGES = (
-    "torch",
-    "numpy",
-    "pyarrow",
-    "webdataset",
-    "safetensors",
-    "dask",
-    "pydantic",
-    "scikit-learn",
-)
+RECORDED_PACKAGES = ("torch", "numpy", "pyarrow", "webdataset", "safetensors", "dask", "pydantic", "scikit-learn")
 
 
-@dataclass(frozen=True)
 class RunDir:
-    """The paths in a run's folder."""
+    """The paths in a run's folder.
 
-    root: Path
+    `external_pairs` is a file with the folder or URL of the pairs; it exists only if the run has no pairs of its own.
+    """
 
-    @property
-    def config(self) -> Path:
-        return self.root / "config.toml"
-
-    @property
-    def environment(self) -> Path:
-        return self.root / "environment.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.toml"
+        self.environment = root / "environment.json"
+        self.external_pairs = root / "pairs.location"
+        self.student = root / "student"
+        self.checkpoints = self.student / "checkpoints"
+        self.samples = root / "samples"
+        self.metrics = root / "metrics.parquet"
+        self.evaluation = root / "evaluation.json"
+        self.seconds = root / "seconds.json"
+        self.report = root / "report.html"
 
     @property
     def pairs(self) -> Location:
@@ -57,42 +52,9 @@ class RunDir:
             return self.root / "pairs"
 
     @property
-    def external_pairs(self) -> Path:
-        """A file with the folder or URL of the pairs; it exists only if the run has no pairs of its own."""
-        return self.root / "pairs.location"
-
-    @property
-    def student(self) -> Path:
-        return self.root / "student"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.student / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        return self.root / "samples"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.parquet"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.root / "evaluation.json"
-
-    @property
     def other_evaluations(self) -> list[Path]:
         """The evaluations by protocols other than the run's own."""
         return sorted(self.root.glob("evaluation-*.json"))
-
-    @property
-    def seconds(self) -> Path:
-        return self.root / "seconds.json"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
 
     def read_config(self) -> RunConfig:
         """The configuration of the run's latest command.
@@ -116,12 +78,11 @@ class RunDir:
         """
         if not path.is_file():
             return {}
-        try:
+        content = None
+        with suppress(ValueError):
             content = json.loads(read_bytes(path))
-        except ValueError as error:
-            raise Refused(_damaged(path)) from error
         if not isinstance(content, dict):
-            raise Refused(_damaged(path))
+            raise Refused(f"{path} is damaged: delete it and run the same command again")
         return content
 
 
@@ -179,10 +140,14 @@ def forbidden_changes(stored: RunConfig, requested: RunConfig) -> list[str]:
 
 def environment() -> dict[str, Any]:
     """What a result may depend on in addition to its settings: versions, machine and processor."""
+    packages = {}
+    for name in RECORDED_PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = installed_version(name)
     return {
         "tokenleap": version(),
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": packages,
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "cpu": _cpu_name(),
@@ -190,30 +155,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _damaged(path: Path) -> str:
-    return f"{path} is damaged: delete it and run the same command again"
-
-
 def _is_foreign(entry: Path) -> bool:
     """Whether this entry belongs to no run. Existing pairs and hidden files of a killed writer are allowed."""
     return entry.name not in {"pairs", "pairs.location"} and not entry.name.startswith(".")
 
 
-def _versions() -> Mapping[str, str]:
-    versions = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            versions[name] = installed_version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
 def _cpu_name() -> str:
     """The processor's name, from /proc/cpuinfo on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

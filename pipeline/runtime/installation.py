@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
+HOME = Path(__file__).resolve().parents[2]
 
 
 def version() -> str:
@@ -19,20 +20,13 @@ def version() -> str:
         return "unknown"
 
 
-def package_folder(name: str) -> Path | None:
-    """Folder (or file) that `import name` would use, found without importing it; None if there is none."""
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-        return None
-    folders = list(spec.submodule_search_locations or ())
-    return Path(folders[0] if folders else str(spec.origin)).resolve()
-
-
 def foreign_packages() -> dict[str, Path | None]:
-    """The import names that resolve outside this installation, with the folder of each."""
-    home = Path(__file__).resolve().parents[2]
-    folders = {name: package_folder(name) for name in PACKAGES}
-    return {name: folder for name, folder in folders.items() if folder != home / name}
+    """The import names that resolve outside this installation, with the folder (or file) of each; imports none."""
+    found: dict[str, Path | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        if spec := importlib.util.find_spec(name):
+            found[name] = Path(next(iter(spec.submodule_search_locations or ()), str(spec.origin))).resolve()
+    return {name: folder for name, folder in found.items() if folder != HOME / name}
 
 
 def refuse_foreign_packages() -> None:
@@ -41,12 +35,9 @@ def refuse_foreign_packages() -> None:
     Raises:
         ImportError: one of the four names resolves outside this installation.
     """
-    foreign = foreign_packages()
-    if not foreign:
-        return
-    places = "; ".join(f"`import {name}` finds {folder or 'nothing'}" for name, folder in foreign.items())
-    home = Path(__file__).resolve().parents[2]
-    raise ImportError(
-        f"{places}, but this tokenleap is installed in {home}. Another package uses the same name: "
-        "uninstall or rename it, change to another folder, or install tokenleap in its own environment"
-    )
+    if foreign := foreign_packages():
+        places = "; ".join(f"`import {name}` finds {folder or 'nothing'}" for name, folder in foreign.items())
+        raise ImportError(
+            f"{places}, but this tokenleap is installed in {HOME}. Another package uses the same name: "
+            "uninstall or rename it, change to another folder, or install tokenleap in its own environment"
+        )

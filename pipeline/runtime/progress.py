@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TextIO
 
 from tqdm import tqdm
@@ -33,78 +33,62 @@ def notifier(title: str) -> Notify:
     return lambda sentence: tqdm.write(f"{title}: {sentence}", file=sys.stderr)
 
 
-class _Lines:
-    """Plain lines with the finished and total units, the rate and the time left."""
+def _lines(title: str, unit: str, stream: TextIO, clock: Callable[[], float]) -> Report:
+    """Print plain lines with the finished and total units, the rate and the time left."""
+    started = clock()
+    next_line = started + FIRST_LINE_SECONDS
+    done_before: int | None = None
 
-    def __init__(self, title: str, unit: str, stream: TextIO, clock: Callable[[], float]) -> None:
-        self.title, self.unit, self.stream, self.clock = title, unit, stream, clock
-        self.started = clock()
-        self.next_line = self.started + FIRST_LINE_SECONDS
-        self.done_before: int | None = None
-
-    def report(self, done: int, total: int, note: str) -> None:
+    def report(done: int, total: int, note: str) -> None:
+        nonlocal next_line, done_before
         # Units that an earlier run finished do not count for this run's rate.
-        if self.done_before is None:
-            self.done_before = done
-        now = self.clock()
-        if now < self.next_line:
+        if done_before is None:
+            done_before = done
+        now = clock()
+        if now < next_line:
             return
-        self.next_line = now + LINE_INTERVAL_SECONDS
-        rate = (done - self.done_before) / (now - self.started)
-        parts = [f"{done:,}/{total:,} {self.unit}"]
+        next_line = now + LINE_INTERVAL_SECONDS
+        rate = (done - done_before) / (now - started)
+        parts = [f"{done:,}/{total:,} {unit}"]
         if rate > 0:
-            parts += [f"{rate:,.1f} {self.unit}/s", f"{duration((total - done) / rate)} left"]
-        print(f"{self.title}: {', '.join([*parts, *filter(None, [note])])}", file=self.stream, flush=True)
+            parts += [f"{rate:,.1f} {unit}/s", f"{duration((total - done) / rate)} left"]
+        print(f"{title}: {', '.join([*parts, *filter(None, [note])])}", file=stream, flush=True)
 
-    def close(self) -> None:
-        """Nothing to close."""
+    return report
 
 
-class _Bar:
-    """A tqdm bar. It is created at the first report, which supplies the total and the units already finished."""
+@contextmanager
+def _bar(title: str, unit: str, stream: TextIO) -> Iterator[Report]:
+    """Show a tqdm bar, created at the first report, which supplies the total and the units already finished."""
+    bar: tqdm | None = None
 
-    def __init__(self, title: str, unit: str, stream: TextIO) -> None:
-        self.title, self.unit, self.stream = title, unit, stream
-        self.bar: tqdm | None = None
+    def report(done: int, total: int, note: str) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}", file=stream, dynamic_ncols=True)
+        bar.total = total
+        bar.set_postfix_str(note, refresh=False)
+        bar.update(done - bar.n)
 
-    def report(self, done: int, total: int, note: str) -> None:
-        if self.bar is None:
-            self.bar = tqdm(
-                total=total,
-                initial=done,
-                desc=self.title,
-                unit=f" {self.unit}",
-                file=self.stream,
-                dynamic_ncols=True,
-            )
-        self.bar.total = total
-        self.bar.set_postfix_str(note, refresh=False)
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 @contextmanager
 def progress(
     title: str, unit: str, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Report]:
-    """Show the progress of a phase.
+    """Show the progress of a phase, counted in `unit` (plural), on a stream, by default standard error.
 
-    Args:
-        title: name of the phase, such as `pairs`.
-        unit: what is counted, in the plural, such as `steps`.
-        stream: output stream, standard error by default. A terminal gets a bar, any other stream plain lines:
-            the first after 5 s, then at most one every 10 s.
-        clock: returns seconds from any origin.
+    A terminal gets a bar, any other stream plain lines: the first after 5 s, then at most one every 10 s.
 
     Yields:
         A callback (done, total, note); `done` includes the units that earlier runs finished.
     """
     stream = stream or sys.stderr
-    display = _Bar(title, unit, stream) if stream.isatty() else _Lines(title, unit, stream, clock)
-    try:
-        yield display.report
-    finally:
-        display.close()
+    display = _bar(title, unit, stream) if stream.isatty() else nullcontext(_lines(title, unit, stream, clock))
+    with display as report:
+        yield report

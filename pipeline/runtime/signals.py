@@ -23,43 +23,30 @@ class StoppedBySignal(Stopped):
         self.resumable = resumable
 
 
-class _StopRequest:
-    """The first stopping signal that arrived."""
-
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
-
-    def handle(self, signal_number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
-            if signal_number == signal.SIGINT:
-                raise KeyboardInterrupt
-            return
-        self.signal_number = signal_number
-        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-
-
 @contextmanager
 def stopping(*, resumable: bool = True) -> Iterator[ShouldStop]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs.
-
-    Args:
-        resumable: whether the same command resumes from saved work, or starts again.
-
-    Yields:
-        `should_stop`, which long functions poll.
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a flag while the block runs; yields `should_stop`, which long functions poll.
 
     Raises:
         StoppedBySignal: a long function saw the flag or reached its time limit, saved its state and raised `Stopped`.
         KeyboardInterrupt: SIGINT arrived after an earlier stopping signal.
     """
-    request = _StopRequest()
-    handlers_before = {number: signal.signal(number, request.handle) for number in STOPPING_SIGNALS}
+    first: int | None = None
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if first is None:
+            first = number
+            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    handlers_before = {number: signal.signal(number, handle) for number in STOPPING_SIGNALS}
     try:
-        yield lambda: request.signal_number is not None
+        yield lambda: first is not None
     except Stopped as stopped:
         default = signal.SIGTERM if isinstance(stopped, OutOfTime | OtherStopped) else signal.SIGINT
-        number = request.signal_number or default
-        raise StoppedBySignal(str(stopped), number, resumable=resumable) from stopped
+        raise StoppedBySignal(str(stopped), first or default, resumable=resumable) from stopped
     finally:
         for number, handler in handlers_before.items():
             signal.signal(number, handler)

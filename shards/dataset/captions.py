@@ -30,12 +30,7 @@ def captions_sha256(captions: Sequence[str]) -> str:
 
 
 def commit_captions(root: Location | str, captions: Sequence[str]) -> bool:
-    """Write a data set's captions. Returns False, and writes nothing, if the file exists.
-
-    Raises:
-        Failed: the disk is full.
-        Refused: the location is not writable.
-    """
+    """Write a data set's captions. Returns False, and writes nothing, if the file exists."""
     import pyarrow
     import pyarrow.parquet
 
@@ -47,11 +42,7 @@ def commit_captions(root: Location | str, captions: Sequence[str]) -> bool:
 
 
 def load_captions(root: Location | str, spec: PairSpec) -> list[str]:
-    """Read a data set's captions, in the order of their labels.
-
-    Raises:
-        Failed: the file is missing or damaged, or contains other captions; the message contains the remedy.
-    """
+    """Read a data set's captions, in the order of their labels. Raises `Failed` with the remedy if they are not there."""
     import pyarrow
 
     path = location(root) / CAPTIONS_FILE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,20 +27,17 @@ from shards.format.spec import Array, PairSpec
 from shards.storage.files import read_bytes, sha256_bytes
 from shards.storage.paths import Location, is_web
 
+_NO_DIGESTS = np.empty(0, dtype=np.uint64)
 
-@dataclass(frozen=True)
-class Finding:
-    """One problem of a data set.
 
-    Attributes:
-        kind: "dataset" (dataset.json unreadable or edited), "missing" (a gap in the sequence), "row"
-            (unreadable or misplaced row), "joined" (the joined table differs from the rows), "foreign" (a row of
-            other pairs), "broken" (file missing, short or changed), "tokens", "labels", "noise" (content that
-            breaks its rule), "captions" (their list is missing or damaged, or a pair has a caption that is not its
-            label's), "duplicate" (content of another shard or pair), or "uncommitted" (a tar without a row, which
-            the next writer replaces: no damage).
-        where: path of the file.
-        message: description for the user.
+class Finding(NamedTuple):
+    """One problem of a data set, in the file `where`.
+
+    Its kind is "dataset" (dataset.json unreadable or edited), "missing" (a gap in the sequence), "row" (unreadable or
+    misplaced row), "joined" (the joined table differs from the rows), "foreign" (a row of other pairs), "broken" (file
+    missing, short or changed), "tokens", "labels", "noise" (content that breaks its rule), "captions" (their list is
+    missing or damaged, or a pair has a caption that is not its label's), "duplicate" (content of another shard or
+    pair), or "uncommitted" (a tar without a row, which the next writer replaces: no damage).
     """
 
     kind: str
@@ -53,25 +50,15 @@ class Finding:
         return self.kind == "dataset" or PurePath(self.where).name == CAPTIONS_FILE
 
 
-@dataclass(frozen=True)
-class ShardCheck:
-    """The findings about one shard, and the data needed to compare it with the others.
-
-    Attributes:
-        findings: the findings about this shard alone.
-        row_sha256: sha256 in its row, None without a valid row of this data set.
-        sha256: sha256 of the file, None if it was not read.
-        first_pair: pair_index of its first pair.
-        noise_B: 64-bit digests of the stored noise of its pairs, uint64; empty if no noise is stored or was read.
-        wrong_noise_B: which of these pairs have noise that differs from their counter's, bool.
-    """
+class ShardCheck(NamedTuple):
+    """The findings about one shard alone, and the data needed to compare it with the others."""
 
     findings: tuple[Finding, ...]
-    row_sha256: str | None = None
-    sha256: str | None = None
+    row_sha256: str | None = None  # None without a valid row of this data set
+    sha256: str | None = None  # of the file, None if it was not read
     first_pair: int = 0
-    noise_B: Array = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
-    wrong_noise_B: Array = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+    noise_B: Array = _NO_DIGESTS  # 64-bit digests of its pairs' stored noise, uint64; empty if it was not read
+    wrong_noise_B: Array = _NO_DIGESTS  # which of these pairs have noise that differs from their counter's, bool
 
 
 def check_shard(
@@ -82,15 +69,10 @@ def check_shard(
     reads_content: bool = True,
     texts: Sequence[str] | None = None,
 ) -> ShardCheck:
-    """Check a shard that has a row file.
+    """Check a shard that has a row file and, with `reads_content`, its tar.
 
-    Args:
-        root: the data set's folder.
-        spec: the data set's spec.
-        name: stem of the shard's files.
-        joined: its row in the joined table, None if the table does not contain it.
-        reads_content: also read the tar, not only the row.
-        texts: the captions of its pairs; None without captions, or if their list cannot be read.
+    `joined` is its row in the joined table, if the table contains it; `texts` are the captions of its pairs, None
+    without captions or if their list cannot be read.
     """
     where = str(row_path(root, name))
     try:
@@ -143,6 +125,6 @@ def _content_check(
 def _noise_digests(spec: PairSpec, pairs: Pairs) -> Array:
     """Digests (B,) uint64 of stored noise; empty if noise is not stored."""
     if spec.noise != "stored":
-        return np.empty(0, dtype=np.uint64)
+        return _NO_DIGESTS
     digests = b"".join(hashlib.blake2b(noise_LC, digest_size=8).digest() for noise_LC in pairs.noise_BLC)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)

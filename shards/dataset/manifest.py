@@ -33,22 +33,14 @@ def dataset_exists(root: Location | str) -> bool:
 
 
 def create_dataset(root: Location | str, spec: PairSpec) -> None:
-    """Create a pair data set, or check that the existing one has the same spec.
-
-    Raises:
-        Refused: as `refuse_other_spec`.
-    """
+    """Create a pair data set, or check that the existing one has the same spec, as `refuse_other_spec`."""
     data = (json.dumps(spec.to_json(), indent=2, allow_nan=False) + "\n").encode()
     if not commit_bytes(location(root) / DATASET_FILE, data, exclusive=True):
         refuse_other_spec(root, spec)
 
 
 def refuse_other_spec(root: Location | str, spec: PairSpec) -> None:
-    """Check that the existing data set has this spec, apart from names. Writes nothing.
-
-    Raises:
-        Refused: the spec differs; names every key that differs.
-    """
+    """Raise `Refused`, naming every key that differs, unless the existing data set has this spec, apart from names."""
     found = without_names(read_spec(root).to_json())
     # A round trip through JSON converts tuples to lists, as in the stored spec.
     requested = without_names(json.loads(json.dumps(spec.to_json())))
@@ -61,11 +53,7 @@ def refuse_other_spec(root: Location | str, spec: PairSpec) -> None:
 
 
 def read_spec(root: Location | str) -> PairSpec:
-    """Read the spec in dataset.json.
-
-    Raises:
-        Refused: there is no data set, or dataset.json is not as tokenleap wrote it.
-    """
+    """Read the spec in dataset.json. Raises `Refused` if it is missing, or not as tokenleap wrote it."""
     path = location(root) / DATASET_FILE
     (data,) = read_each([path])
     if data is None:
@@ -83,11 +71,7 @@ def read_spec(root: Location | str) -> PairSpec:
 
 
 def committed_names(root: Location | str) -> list[str]:
-    """Names of the committed shards: from the row files or, without a folder of rows, from the joined table.
-
-    Raises:
-        Failed: the joined table is needed and cannot be read.
-    """
+    """Names of the committed shards: from the row files or, without a folder of rows, from the joined table."""
     root = location(root)
     names = row_names(root)
     if is_web(root) or (not names and not is_folder(root / ROW_FOLDER)):
@@ -97,19 +81,12 @@ def committed_names(root: Location | str) -> list[str]:
 
 @dataclass(frozen=True)
 class View:
-    """The consecutive pairs `first` .. `first + size - 1`, which may start and end within a shard.
-
-    Attributes:
-        first: pair_index of the first pair.
-        size: number of pairs.
-        spec: the data set's spec.
-        rows: rows of the shards that contain these pairs, in order.
-    """
+    """The consecutive pairs `first` .. `first + size - 1`, which may start and end within a shard."""
 
     first: int
     size: int
     spec: PairSpec
-    rows: tuple[ManifestRow, ...]
+    rows: tuple[ManifestRow, ...]  # of the shards that contain these pairs, in order
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -166,15 +143,9 @@ class Manifest:
         return max(0, self._first_gap() - self.spec.num_heldout)
 
     def view(self, size: int | None = None) -> View:
-        """The first `size` training pairs, or all if `size` is None.
-
-        Raises:
-            Refused: there are fewer pairs, or an earlier shard is missing.
-        """
-        first = self.spec.num_heldout
+        """The first `size` training pairs, or all. Raises `Refused` if there are fewer or an earlier shard is missing."""
         gap, available = self._first_gap(), self.num_available
-        beyond = any(row.first_pair >= gap for row in self.rows)
-        if size is None and beyond:
+        if size is None and any(row.first_pair >= gap for row in self.rows):
             missing = shard_name(gap // self.spec.pairs_per_shard)
             raise Refused(
                 f"{self.root}: {missing} is missing, but later shards exist; "
@@ -186,14 +157,10 @@ class Manifest:
                 f"{self.root} has {available} training pairs, but {size or 'at least 1'} are needed; "
                 f"extend it with `tokenleap generate ... --out {self.root} --num-pairs {max(requested, 1)}`"
             )
-        return self._cut(first, requested)
+        return self._cut(self.spec.num_heldout, requested)
 
     def heldout(self) -> View:
-        """The held-out pairs, which training never uses.
-
-        Raises:
-            Refused: they are not all committed yet.
-        """
+        """The held-out pairs, which training never uses. Raises `Refused` if they are not all committed yet."""
         size = self.spec.num_heldout
         if self._first_gap() < size:
             raise Refused(
@@ -208,12 +175,8 @@ class Manifest:
 
     def _first_gap(self) -> int:
         """The first pair_index that is in no committed shard."""
-        position = 0
-        for row in self.rows:
-            if row.first_pair != position:
-                break
-            position += row.num_pairs
-        return position
+        shard = next((number for number, row in enumerate(self.rows) if row.shard != shard_name(number)), len(self.rows))
+        return shard * self.spec.pairs_per_shard
 
     def _cut(self, first: int, size: int) -> View:
         rows = (row for row in self.rows if row.first_pair < first + size and row.first_pair + row.num_pairs > first)
@@ -232,11 +195,7 @@ def join(root: Location | str) -> Manifest:
     after their change, and here all rows are read once more after the table was written. If rows were only added
     meanwhile, the table is rewritten once; the process that adds rows joins them itself at its end.
 
-    Returns:
-        The manifest whose rows were written.
-
-    Raises:
-        Refused, Failed: as `Manifest.open`, or the location is not writable.
+    Returns the manifest whose rows were written. Raises as `Manifest.open`, or if the location is not writable.
     """
     root = location(root)
     refuse_web(root, "write to")

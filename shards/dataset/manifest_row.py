@@ -8,8 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from shards.core.errors import Failed
@@ -22,55 +21,30 @@ JOINED_FILE = "manifest.parquet"
 ROW_FOLDER = "manifest"
 SHARD_FOLDER = "shards"
 _WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[-.\w]*")
-_COLUMNS = {
-    "shard": "string",
-    "first_pair": "int64",
-    "num_pairs": "int64",
-    "num_bytes": "int64",
-    "sha256": "string",
-    "fingerprint": "string",
-    "seconds": "float64",
-    "host": "string",
-    "device": "string",
-    "batch_size": "int64",
-    "versions": "string",
-    "xxh3_128": "string",
-}
+_TYPES = {"str": "string", "str | None": "string", "int": "int64", "float": "float64"}
 _ADDED_COLUMNS = {"xxh3_128"}
 """Columns that are missing in tables of earlier versions."""
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One committed shard: its pairs, its file and its origin.
+    """One committed shard: its pairs, its tar (hashes in hex), and the host, device and software that generated it.
 
-    Attributes:
-        shard: stem of its file, `pairs-000000`.
-        first_pair: pair_index of its first pair.
-        num_pairs: number of its pairs.
-        num_bytes: size of the tar.
-        sha256: hash of the tar (hex).
-        fingerprint: fingerprint of its data set.
-        seconds: wall time of its generation.
-        host: host that generated it.
-        device: kind of device that generated it.
-        batch_size: pairs mapped at a time.
-        versions: software that generated it, as text.
-        xxh3_128: fast hash of the tar (hex), which detects accidental damage. None in rows of earlier versions.
+    The fields are the columns of the tables, in their order. Changing them breaks: SHARD FORMAT.
     """
 
-    shard: str
+    shard: str  # the stem of its file, `pairs-000000`
     first_pair: int
     num_pairs: int
     num_bytes: int
     sha256: str
-    fingerprint: str
+    fingerprint: str  # of its data set
     seconds: float
     host: str
     device: str
-    batch_size: int
+    batch_size: int  # pairs mapped at a time
     versions: str
-    xxh3_128: str | None = None
+    xxh3_128: str | None = None  # a fast hash that detects accidental damage; None in rows of earlier versions
 
     def same_file(self, other: ManifestRow) -> bool:
         """True if both rows record the same size and the same hashes; a missing xxh3_128 is ignored."""
@@ -99,9 +73,9 @@ def row_path(root: Location | str, name: str) -> Location:
     return location(root) / ROW_FOLDER / f"{name}.parquet"
 
 
-def write_row(root: Location | str, row: ManifestRow) -> bool:
-    """Commit a shard's row. Returns False, and writes nothing, if the shard has one."""
-    return commit_bytes(row_path(root, row.shard), _to_parquet([row]), exclusive=True)
+def write_row(root: Location | str, row: ManifestRow, exclusive: bool = True) -> bool:
+    """Commit a shard's row. With `exclusive`, returns False and writes nothing if the shard has one."""
+    return commit_bytes(row_path(root, row.shard), _to_parquet([row]), exclusive)
 
 
 def replace_row(root: Location | str, row: ManifestRow) -> None:
@@ -109,21 +83,12 @@ def replace_row(root: Location | str, row: ManifestRow) -> None:
     # Remove the joined table before the change (it contains the old row) and again after it (a concurrent join may
     # have rewritten it).
     remove(location(root) / JOINED_FILE)
-    commit_bytes(row_path(root, row.shard), _to_parquet([row]))
+    write_row(root, row, exclusive=False)
     remove(location(root) / JOINED_FILE)
 
 
-def restore_row(root: Location | str, row: ManifestRow) -> None:
-    """Rewrite a row whose file was lost or damaged. A joined table that contains the row stays valid."""
-    commit_bytes(row_path(root, row.shard), _to_parquet([row]))
-
-
 def read_row(root: Location | str, name: str) -> ManifestRow | None:
-    """Read the committed row of a shard, None if there is none.
-
-    Raises:
-        Failed: the file exists but is not a readable row of this shard.
-    """
+    """Read the committed row of a shard, None if there is none. Raises `Failed` if it is not a row of this shard."""
     (row,) = read_rows(root, [name])
     return row
 
@@ -145,11 +110,7 @@ def read_rows(root: Location | str, names: Sequence[str]) -> Iterator[ManifestRo
 
 
 def read_joined(root: Location | str) -> dict[str, ManifestRow]:
-    """The rows of the joined table by shard; empty if there is no such table.
-
-    Raises:
-        Failed: the file exists but cannot be read.
-    """
+    """The rows of the joined table by shard; empty if there is no such table. Raises `Failed` if it cannot be read."""
     path = location(root) / JOINED_FILE
     (data,) = read_each([path])
     if data is None:
@@ -217,13 +178,12 @@ def _writer(data: bytes) -> str:
     return writer or ""
 
 
-@cache
 def _schema(with_added: bool) -> Any:
     """Schema of a table of shards, with or without the columns that earlier versions lack."""
     import pyarrow
 
-    names = [name for name in _COLUMNS if with_added or name not in _ADDED_COLUMNS]
-    return pyarrow.schema([(name, pyarrow.type_for_alias(_COLUMNS[name])) for name in names])
+    columns = [field for field in fields(ManifestRow) if with_added or field.name not in _ADDED_COLUMNS]
+    return pyarrow.schema([(column.name, pyarrow.type_for_alias(_TYPES[str(column.type)])) for column in columns])
 
 
 def _to_parquet(rows: Sequence[ManifestRow]) -> bytes:

@@ -30,14 +30,7 @@ def export_parquet(manifest: Manifest, out: Path, size: int | None = None, repor
     L numbers of the spec's token_dtype). Noise is stored as bytes of fixed size: L * C float16 numbers, little-endian,
     row by row. This keeps the exact bits for readers without half precision, and is 20 times faster than lists.
 
-    Args:
-        manifest: the data set's manifest.
-        out: the output file; an existing file is replaced.
-        size: number of training pairs, from the first; None for all.
-        report: called with (shards written, shards in total, note).
-
-    Returns:
-        The view that was written.
+    Returns the view that was written: the first `size` training pairs, or all. `report` counts shards.
 
     Raises:
         Refused: the data set has fewer pairs, or `out` is not writable.
@@ -65,18 +58,14 @@ def _write(root: Location, view: View, out: Path, report: Report | None) -> None
 def _schema(spec: PairSpec) -> Any:
     import pyarrow
 
-    token = pyarrow.from_numpy_dtype(spec.token_dtype)
+    token_field = pyarrow.field("element", pyarrow.from_numpy_dtype(spec.token_dtype), nullable=False)
     num_tokens, codebook_dim = spec.noise_shape
     columns = [
         pyarrow.field("pair_index", pyarrow.int64(), nullable=False),
         pyarrow.field("label", pyarrow.int64(), nullable=False),
         *([pyarrow.field("caption", pyarrow.string(), nullable=False)] if spec.captions else []),
         pyarrow.field("noise", pyarrow.binary(2 * num_tokens * codebook_dim), nullable=False),
-        pyarrow.field(
-            "tokens",
-            pyarrow.list_(pyarrow.field("element", token, nullable=False), num_tokens),
-            nullable=False,
-        ),
+        pyarrow.field("tokens", pyarrow.list_(token_field, num_tokens), nullable=False),
     ]
     return pyarrow.schema(columns, metadata={SPEC_KEY: json.dumps(spec.to_json(), allow_nan=False)})
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +28,6 @@ def read_shard(root: Location | str, spec: PairSpec, row: ManifestRow, verify: b
     With `verify`, size and hashes of the file are checked against the row, and with `rules` also the content against
     its rules (of noise, the first numbers of each pair). Headers and padding are always checked.
 
-    Raises:
-        Failed: the file is missing, differs from what was committed, or breaks a rule.
     """
     path = shard_path(root, row.shard)
     with repairable(root, path):
@@ -60,11 +59,7 @@ def repairable(root: object, path: object) -> Iterator[None]:
 
 
 def check_file(row: ManifestRow, data: bytes) -> None:
-    """Check size and all hashes of a shard's bytes against its row.
-
-    Raises:
-        Failed: size, sha256 or xxh3_128 differ.
-    """
+    """Check size and all hashes of a shard's bytes against its row. Raises `Failed` if they differ."""
     if len(data) != row.num_bytes:
         raise Failed(f"it has {len(data)} bytes, but {row.num_bytes} were committed")
     _check_hash(row, "sha256", sha256_bytes(data))
@@ -72,11 +67,7 @@ def check_file(row: ManifestRow, data: bytes) -> None:
 
 
 def check_digest(row: ManifestRow, data: bytes | memoryview) -> None:
-    """Check a shard's bytes against the fastest hash in its row: xxh3_128, or sha256 in rows without it.
-
-    Raises:
-        Failed: the hash differs.
-    """
+    """Check a shard's bytes against the fastest hash in its row: xxh3_128, or sha256 in rows without it."""
     if row.xxh3_128 is None:
         _check_hash(row, "sha256", sha256_bytes(data))
     else:
@@ -89,11 +80,7 @@ def _check_hash(row: ManifestRow, kind: str, computed: str) -> None:
 
 
 def decode_shard(spec: PairSpec, row: ManifestRow, data: bytes) -> Pairs:
-    """Decode a shard's bytes to its pairs.
-
-    Raises:
-        Failed: the writer would have written other bytes for this row.
-    """
+    """Decode a shard's bytes to its pairs. Raises `Failed` if the writer would have written other bytes for this row."""
     samples = framed_samples(spec, row, np.frombuffer(data, dtype=np.uint8))
     noise_BLC = None if spec.noise == "stored" else regenerated_noise(spec, row, samples.rows)
     pairs = pairs_in_place(spec, row, samples, noise_BLC)
@@ -105,29 +92,17 @@ def decode_shard(spec: PairSpec, row: ManifestRow, data: bytes) -> Pairs:
     )
 
 
-@dataclass(frozen=True)
-class FramedSamples:
-    """A parsed shard whose headers and padding are as the writer writes them.
+class FramedSamples(NamedTuple):
+    """A parsed shard whose headers and padding are as the writer writes them."""
 
-    Attributes:
-        rows: (B, stride) uint8, one sample per row, without its caption.
-        label_B: int64.
-        text_B: captions, str as objects; None if labels are classes.
-        blocks: first block of each sample in the file, and the block after the last, (B + 1,) int64.
-    """
-
-    rows: Array
-    label_B: Array
-    text_B: Array | None
-    blocks: Array
+    rows: Array  # (B, stride) uint8, one sample per row, without its caption
+    label_B: Array  # int64
+    text_B: Array | None  # captions, str as objects; None if labels are classes
+    blocks: Array  # first block of each sample in the file, and the block after the last, (B + 1,) int64
 
 
 def framed_samples(spec: PairSpec, row: ManifestRow, data: Array) -> FramedSamples:
-    """Parse a shard's bytes (uint8) and check its headers and padding.
-
-    Raises:
-        Failed: the writer would have written other bytes for this row.
-    """
+    """Parse a shard's bytes (uint8) and check its headers and padding. Raises as `decode_shard`."""
     layout = layout_of(spec)
     blocks = sample_blocks(spec, data, row.num_pairs)
     rows = sample_rows(layout, data, blocks)
@@ -160,11 +135,7 @@ def pairs_in_place(spec: PairSpec, row: ManifestRow, samples: FramedSamples, noi
 
 
 def regenerated_noise(spec: PairSpec, row: ManifestRow, rows: Array) -> Array:
-    """Noise (B, L, C) float16 of a shard that stores only checksums of its noise.
-
-    Raises:
-        Failed: the floating-point arithmetic of this platform gives other noise than was mapped.
-    """
+    """Noise (B, L, C) float16 of a shard with checksums only; raises `Failed` if this platform computes other bits."""
     noise_BLC = gaussian_noise(spec.seed, row.first_pair, row.num_pairs, spec.noise_shape)
     recorded = rows[:, layout_of(spec).noise.data].view("<u4")[:, 0]
     computed = np.fromiter((checksum(noise_LC) for noise_LC in noise_BLC), dtype=np.uint32, count=row.num_pairs)

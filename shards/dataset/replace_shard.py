@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shards.core.errors import Failed, Refused
-from shards.dataset.manifest_row import ManifestRow, read_row, replace_row, restore_row, shard_path
+from shards.dataset.manifest_row import ManifestRow, read_row, replace_row, shard_path, write_row
 from shards.dataset.writer import shard_and_row
 from shards.format.caption_members import sample_blocks, sample_rows
 from shards.format.pairs import Pairs
@@ -21,21 +21,13 @@ from shards.storage.paths import Location
 
 @dataclass(frozen=True)
 class Replacement:
-    """How a regenerated shard compares with the one that it replaces.
+    """How a regenerated shard compares with the one that it replaces."""
 
-    Attributes:
-        row: the row after the replacement.
-        is_equal: True if the new bytes equal the committed ones; then the committed row is kept.
-        num_tokens: number of tokens in the shard.
-        num_compared: number of readable tokens in the old file; 0 if `is_equal`.
-        num_differing: how many of these differ from the new ones, through other arithmetic or through the damage.
-    """
-
-    row: ManifestRow
-    is_equal: bool
+    row: ManifestRow  # after the replacement
+    is_equal: bool  # the new bytes equal the committed ones; then the committed row is kept
     num_tokens: int
-    num_compared: int = 0
-    num_differing: int = 0
+    num_compared: int = 0  # readable tokens in the old file; 0 if `is_equal`
+    num_differing: int = 0  # how many of these differ from the new ones, through other arithmetic or through the damage
 
 
 def replace_shard(
@@ -60,7 +52,8 @@ def replace_shard(
         if not has_sha256(path, committed.sha256):
             commit_bytes(path, data)
         if not _has_row(root, committed):
-            restore_row(root, committed)
+            # A joined table that contains the row stays valid.
+            write_row(root, committed, exclusive=False)
         return Replacement(committed, True, pairs.tokens_BL.size)
     blocks = sample_blocks(spec, np.frombuffer(data, dtype=np.uint8), len(pairs))
     num_compared, num_differing = _compare_tokens(spec, pairs, blocks, path)

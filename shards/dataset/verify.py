@@ -42,12 +42,7 @@ SHARDS_PER_PROCESS = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """A random choice of shards. The same seed and the same shards give the same choice.
-
-    Attributes:
-        num_shards: number of shards.
-        seed: seed of the choice.
-    """
+    """A random choice of shards. The same seed and the same shards give the same choice."""
 
     num_shards: int
     seed: int
@@ -63,12 +58,8 @@ def verify(
 ) -> list[Finding]:
     """Find everything that is wrong with a data set: first by shard, then content that several shards share.
 
-    Args:
-        root: the data set's folder.
-        report: called with (shards checked, shards in total, note).
-        workers: number of processes that check shards; 0 checks in this process. The findings and their order do
-            not depend on it.
-        sample: read only these shards; every row is still checked.
+    The shards are checked in `workers` processes, or in this one; the findings and their order do not depend on it.
+    With a sample, only its shards are read, but every row is still checked.
 
     Raises:
         Refused: there is no data set at `root`.
@@ -166,11 +157,9 @@ def _checks(
 def _rowless_findings(root: Location, name: str, in_joined: bool, expected: bool, has_tar: bool) -> Iterator[Finding]:
     """Findings about a shard without a row file."""
     if in_joined:
-        message = f"it contains {name}, which has no row file; delete this table"
-        yield Finding("joined", str(root / JOINED_FILE), message)
+        yield Finding("joined", str(root / JOINED_FILE), f"it contains {name}, which has no row file; delete this table")
     if expected:
-        message = "this shard has no row, but later shards have one"
-        yield Finding("missing", str(row_path(root, name)), message)
+        yield Finding("missing", str(row_path(root, name)), "this shard has no row, but later shards have one")
     if has_tar:
         message = "this file has no row: its writer was killed or is still running"
         yield Finding("uncommitted", str(shard_path(root, name)), message)
@@ -197,13 +186,10 @@ def _same_noise(root: Location, checks: dict[str, ShardCheck]) -> Iterator[Findi
 
     Two pairs that both match their counters can have equal noise by chance, if a pair has very few numbers.
     """
-    noise_N = np.concatenate([np.empty(0, dtype=np.uint64), *(check.noise_B for check in checks.values())])
-    index_N = np.concatenate(
-        [
-            np.empty(0, dtype=np.int64),
-            *(check.first_pair + np.arange(len(check.noise_B)) for check in checks.values()),
-        ]
-    )
+    if not checks:
+        return
+    noise_N = np.concatenate([check.noise_B for check in checks.values()])
+    index_N = np.concatenate([check.first_pair + np.arange(len(check.noise_B)) for check in checks.values()])
     by_noise = np.argsort(noise_N, kind="stable")
     sorted_noise_N, sorted_index_N = noise_N[by_noise], index_N[by_noise]
     for name, check in checks.items():

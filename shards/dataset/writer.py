@@ -19,10 +19,9 @@ from shards.storage.paths import Location
 
 
 def shard_bytes(spec: PairSpec, pairs: Pairs) -> bytes:
-    """Encode pairs as a tar. The same pairs give the same bytes. Changing any byte breaks: SHARD FORMAT.
+    """Encode pairs, checked by `check_pairs`, as a tar. The same pairs give the same bytes.
 
-    Raises:
-        Failed: the pairs do not have the spec's shapes, dtypes and ranges.
+    Changing any byte breaks: SHARD FORMAT.
     """
     # Imported here because webdataset imports torch, which reading and listing shards do not need.
     from webdataset import TarWriter
@@ -51,15 +50,8 @@ def commit_shard(
     If the process is killed, the same call completes the commit. Of several writers of one shard, the first row
     wins, and the work of the others is discarded.
 
-    Args:
-        root: the data set's folder.
-        spec: the data set's spec, as in dataset.json.
-        shard_index: index of the shard.
-        pairs: all pairs of the shard, in the order of their index.
-        row_extras: the columns seconds, host, device, batch_size and versions.
-
-    Returns:
-        The committed row, written by this or by an earlier writer.
+    Returns the committed row, written by this or by an earlier writer. `row_extras` are the columns seconds, host,
+    device, batch_size and versions.
 
     Raises:
         Failed: the pairs are not those of this shard, or the disk is full.
@@ -83,11 +75,7 @@ def commit_shard(
 def shard_and_row(
     spec: PairSpec, shard_index: int, pairs: Pairs, row_extras: Mapping[str, Any]
 ) -> tuple[bytes, ManifestRow]:
-    """The bytes of a shard's tar, and its manifest row.
-
-    Raises:
-        Failed: the pairs are not those of this shard.
-    """
+    """The bytes of a shard's tar, and its manifest row. Raises `Failed` if the pairs are not those of this shard."""
     name = shard_name(shard_index)
     first_pair = shard_index * spec.pairs_per_shard
     if not np.array_equal(pairs.index_B, np.arange(first_pair, first_pair + spec.pairs_per_shard)):
@@ -123,12 +111,7 @@ def _put_tar(root: Location | str, spec: PairSpec, row: ManifestRow, data: bytes
 
 
 def committed_row(root: Location | str, spec: PairSpec, name: str) -> ManifestRow | None:
-    """The row of a committed shard, None if it is not committed.
-
-    Raises:
-        Refused: the row belongs to other pairs.
-        Failed: the row cannot be read.
-    """
+    """The row of a committed shard, None if it is not committed. Raises `Refused` if it belongs to other pairs."""
     row = read_row(root, name)
     if row is not None and (problem := row_problem(spec, row)):
         raise Refused(f"{root} already contains {name}: {problem}")

@@ -13,7 +13,6 @@ from shards.format.pairs import KEY_DIGITS
 from shards.format.spec import Array, PairSpec
 from shards.format.tar_layout import BLOCK, Layout, archive_size, layout_of, tar_header
 
-_EXTENSION = "txt"
 _SIZE = slice(124, 135)
 """Bytes of a tar header that contain the octal digits of the member's size."""
 
@@ -21,12 +20,12 @@ _SIZE = slice(124, 135)
 def sample_blocks(spec: PairSpec, data: Array, num_pairs: int) -> Array:
     """The first block of each sample in a file (uint8), and the block after the last: (num_pairs + 1,) int64.
 
-    Raises:
-        Failed: the file has the wrong size, or the size of a caption is not a number.
+    Raises `Failed` if the file has the wrong size, or the size of a caption is not a number.
     """
     stride = layout_of(spec).stride // BLOCK
-    has_captions = spec.captions is not None
-    blocks = _blocks_with_captions(data, num_pairs, stride) if has_captions else np.arange(num_pairs + 1) * stride
+    blocks = np.arange(num_pairs + 1) * stride
+    if spec.captions is not None:
+        blocks = _blocks_with_captions(data, num_pairs, stride)
     expected = archive_size(int(blocks[-1]) * BLOCK)
     if len(data) != expected:
         raise Failed(f"{num_pairs} pairs take {expected} bytes, not {len(data)}")
@@ -62,17 +61,14 @@ def sample_rows(layout: Layout, data: Array, blocks: Array) -> Array:
 def read_texts(layout: Layout, data: Array, blocks: Array, index_B: Array) -> Array:
     """The captions (B,), str as objects, of a file (uint8) with the blocks that `sample_blocks` returns.
 
-    Their headers and padding are checked; `index_B` is the expected pair_index of each sample.
-
-    Raises:
-        Failed: the writer would have written other bytes.
+    `index_B` is the expected pair_index of each sample. Raises `Failed` if the writer would have written other bytes.
     """
     texts = np.empty(len(index_B), dtype=object)
     starts, ends = blocks[:-1] * BLOCK + layout.stride, blocks[1:] * BLOCK
     for place, (index, start, end) in enumerate(zip(index_B.tolist(), starts.tolist(), ends.tolist(), strict=True)):
         header, content = data[start : start + BLOCK].tobytes(), data[start + BLOCK : end].tobytes()
         size = int(header[_SIZE], 8)
-        if header != tar_header(f"{index:0{KEY_DIGITS}d}.{_EXTENSION}", size) or any(content[size:]):
+        if header != tar_header(f"{index:0{KEY_DIGITS}d}.txt", size) or any(content[size:]):
             raise Failed(f"the sample of pair {index} does not have the layout of this data set")
         try:
             texts[place] = content[:size].decode()

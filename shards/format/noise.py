@@ -25,18 +25,8 @@ def gaussian_noise(seed: int, first: int, count: int, shape: tuple[int, int], st
     uses the n counters from i*n + 1 onwards. Box-Muller in float64 is rounded once to float16. Platforms whose
     logarithm or sine differ in the last bits disagree in about one float16 in 2**39.
 
-    Args:
-        seed: 0 <= seed < 2**64.
-        first: pair_index of the first pair.
-        count: number of pairs B.
-        shape: (L, C).
-        stream: separates independent uses of one seed; pairs use stream 0.
-
-    Returns:
-        (B, L, C) float16, all finite (below 8.6 in magnitude).
-
-    Raises:
-        ValueError: an argument is out of range.
+    Returns (count, *shape) float16, all finite (below 8.6 in magnitude). Seed and stream are below 2**64; streams
+    separate independent uses of one seed, and pairs use stream 0.
     """
     size = shape[0] * shape[1]
     blocks = -(-size // _WORDS_PER_BLOCK)
@@ -52,22 +42,10 @@ def gaussian_noise(seed: int, first: int, count: int, shape: tuple[int, int], st
 
 
 def uniform_numbers(seed: int, first: int, count: int, size: int, stream: int) -> Array:
-    """Uniform numbers of the items `first` .. `first + count - 1`, counted as `gaussian_noise` counts pairs.
+    """Uniform numbers of the items `first` .. `first + count - 1`: the words of `gaussian_noise` before Box-Muller.
 
-    These are the same Philox words before Box-Muller.
-
-    Args:
-        seed: 0 <= seed < 2**64.
-        first: index of the first item.
-        count: number of items B.
-        size: numbers per item L.
-        stream: must differ from the stream of any other use of the seed.
-
-    Returns:
-        (B, L) float64, strictly between 0 and 1.
-
-    Raises:
-        ValueError: an argument is out of range.
+    Returns (count, size) float64, strictly between 0 and 1. The stream must differ from that of any other use of the
+    seed.
     """
     blocks = -(-size // _WORDS_PER_BLOCK)
     words_per_item = blocks * _WORDS_PER_BLOCK

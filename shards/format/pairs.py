@@ -24,21 +24,13 @@ def label(pair_index: PairIndex, num_classes: int) -> PairIndex:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A batch of pairs in columns.
+    """A batch of pairs in columns."""
 
-    Attributes:
-        index_B: pair_index, int64.
-        noise_BLC: float16.
-        tokens_BL: the spec's token_dtype.
-        label_B: int64.
-        text_B: captions, str as objects; None if labels are classes or captions were not read.
-    """
-
-    index_B: Array
-    noise_BLC: Array
-    tokens_BL: Array
-    label_B: Array
-    text_B: Array | None = None
+    index_B: Array  # pair_index, int64
+    noise_BLC: Array  # float16
+    tokens_BL: Array  # the spec's token_dtype
+    label_B: Array  # int64
+    text_B: Array | None = None  # captions, str as objects; None if labels are classes or captions were not read
 
     def __len__(self) -> int:
         return len(self.index_B)
@@ -60,11 +52,7 @@ class Pairs:
 
 
 def check_pairs(spec: PairSpec, pairs: Pairs) -> None:
-    """Check a batch against its spec before it is written.
-
-    Raises:
-        Failed: a column has another shape, dtype or range; names the first one.
-    """
+    """Raise `Failed`, naming the first column of another shape, dtype or range than the spec's."""
     count = len(pairs)
     expected = {
         "index_B": ((count,), np.dtype(np.int64)),
@@ -83,11 +71,7 @@ def check_pairs(spec: PairSpec, pairs: Pairs) -> None:
         )
     if not np.isfinite(pairs.noise_BLC).all():
         raise Failed("noise_BLC contains numbers that are not finite")
-    for name, limit in (
-        ("index_B", 10**KEY_DIGITS),
-        ("tokens_BL", spec.vocab_size),
-        ("label_B", spec.num_classes),
-    ):
+    for name, limit in (("index_B", 10**KEY_DIGITS), ("tokens_BL", spec.vocab_size), ("label_B", spec.num_classes)):
         column = getattr(pairs, name)
         if count and (column.min() < 0 or column.max() >= limit):
             raise Failed(f"{name} ranges over {column.min()} .. {column.max()}: it must be in 0 .. {limit - 1}")
@@ -99,18 +83,12 @@ def checksum(noise_LC: Array) -> int:
 
 
 def encode_pair(
-    spec: PairSpec,
-    pair_index: int,
-    noise_LC: Array,
-    tokens_L: Array,
-    pair_label: int,
-    text: str | None = None,
+    spec: PairSpec, pair_index: int, noise_LC: Array, tokens_L: Array, pair_label: int, text: str | None = None
 ) -> dict[str, str | bytes]:
-    """Encode one pair as a WebDataset sample.
+    """Encode one pair as a WebDataset sample: `__key__`, and the bytes of each member by extension.
 
-    Returns:
-        `__key__` and the bytes of each member by extension: "cls" (ASCII), "tokens.npy", "noise.npy" or, with
-        noise "counter", "crc" (uint32, little-endian), and "txt" (UTF-8) if the data set has captions.
+    These are "cls" (ASCII), "tokens.npy", "noise.npy" or, with noise "counter", "crc" (uint32, little-endian), and
+    "txt" (UTF-8) if the data set has captions.
     """
     sample: dict[str, str | bytes] = {
         "__key__": f"{pair_index:0{KEY_DIGITS}d}",

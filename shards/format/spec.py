@@ -34,30 +34,21 @@ def without_names(lineage: Mapping[str, Any]) -> dict[str, Any]:
 class PairSpec:
     """Everything that the pairs of one data set have in common.
 
-    Attributes:
-        lineage: JSON-serialisable record of all that determines a pair, except its index and the fields below
-            (weights, settings, flow map, dtype). Values of keys `name` are for readers and determine nothing.
-        tokens_per_step: tokens that each AR step generates; their sum is L.
-        vocab_size: V, rows of the codebook.
-        codebook_dim: C, numbers in a row.
-        num_classes: labels are 0 .. num_classes - 1.
-        num_heldout: H, number of pairs at the start that training never uses.
-        pairs_per_shard: pairs in every shard.
-        seed: seed of the noise, 0 <= seed < 2**64.
-        noise: "stored" in every sample, or regenerated from its "counter" and compared with a checksum.
-        captions: if labels are indices into a list of captions, what determines the list: at least its `sha256`,
-            see `shards.dataset.captions`. None if labels are classes.
+    The lineage is a JSON-serialisable record of all that determines a pair, except its index and the other fields
+    (weights, settings, flow map, dtype). Values of keys `name` are for readers and determine nothing. If labels are
+    indices into a list of captions, `captions` contains what determines the list: at least its `sha256`, see
+    `shards.dataset.captions`.
     """
 
     lineage: dict[str, Any]
-    tokens_per_step: tuple[int, ...]
-    vocab_size: int
-    codebook_dim: int
-    num_classes: int
-    num_heldout: int
+    tokens_per_step: tuple[int, ...]  # tokens that each AR step generates; their sum is L
+    vocab_size: int  # V, rows of the codebook
+    codebook_dim: int  # C, numbers in a row
+    num_classes: int  # labels are 0 .. num_classes - 1
+    num_heldout: int  # number of pairs at the start that training never uses
     pairs_per_shard: int
-    seed: int
-    noise: str
+    seed: int  # of the noise
+    noise: str  # "stored" in every sample, or regenerated from its "counter" and compared with a checksum
     captions: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -104,24 +95,18 @@ class PairSpec:
         It excludes how pairs are stored (num_heldout, pairs_per_shard, noise) and the names in the lineage: the same
         weights under another name give the same pairs.
         """
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "lineage": without_names(self.lineage),
-            "seed": self.seed,
-            "tokens_per_step": self.tokens_per_step,
-            "V": self.vocab_size,
-            "C": self.codebook_dim,
-            "num_classes": self.num_classes,
-        }
-        if self.captions is not None:
-            content["captions"] = without_names(self.captions)
-        return _sha256_json(content)
+        storage = {"num_heldout", "pairs_per_shard", "noise"}
+        content = {key: value for key, value in self._fields().items() if key not in storage}
+        return _sha256_json(without_names({"schema_version": SCHEMA_VERSION} | content))
 
     def to_json(self) -> dict[str, Any]:
         """The content of dataset.json. Its `sha256` covers all other keys, also those outside the fingerprint."""
+        content = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, **self._fields()}
+        return content | {"sha256": _sha256_json(content)}
+
+    def _fields(self) -> dict[str, Any]:
+        """The fields by their keys in dataset.json."""
         content = {
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": self.fingerprint,
             "lineage": self.lineage,
             "tokens_per_step": list(self.tokens_per_step),
             "V": self.vocab_size,
@@ -134,15 +119,11 @@ class PairSpec:
         }
         if self.captions is not None:
             content["captions"] = self.captions
-        return content | {"sha256": _sha256_json(content)}
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PairSpec:
-        """Parse the content that `to_json` returns.
-
-        Raises:
-            Refused: another schema version, a missing, unknown or malformed key, or a hash that does not match.
-        """
+        """Parse the content that `to_json` returns. Raises `Refused` for any other."""
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
             raise Refused(f"schema_version is {version!r}: this version of tokenleap reads {SCHEMA_VERSION}")
@@ -165,20 +146,20 @@ class PairSpec:
         except (TypeError, ValueError) as error:
             raise Refused(f"a key has a value of the wrong type: {error}") from error
         if recorded != spec.fingerprint:
-            raise Refused(
-                f"fingerprint is {recorded}, but the content has {spec.fingerprint}: the file was edited; "
-                "restore the original content"
-            )
+            raise _edited("fingerprint", recorded, spec.fingerprint)
         if unknown := content.keys() - spec.to_json().keys():
             raise Refused(f"the key {min(unknown)!r} is unknown to this version of tokenleap")
         # Older data sets do not have this key.
         rest = {key: value for key, value in content.items() if key != "sha256"}
         if content.get("sha256", digest := _sha256_json(rest)) != digest:
-            raise Refused(
-                f"sha256 is {content['sha256']}, but the content has {digest}: the file was edited; "
-                "restore the original content"
-            )
+            raise _edited("sha256", content["sha256"], digest)
         return spec
+
+
+def _edited(key: str, recorded: object, actual: str) -> Refused:
+    return Refused(
+        f"{key} is {recorded}, but the content has {actual}: the file was edited; restore the original content"
+    )
 
 
 def _sha256_json(content: Mapping[str, Any]) -> str:

@@ -30,19 +30,12 @@ _POWERS_OF_TEN = 10 ** np.arange(1, _LABEL_DIGITS, dtype=np.int64)
 
 @dataclass(frozen=True)
 class Member:
-    """One file of a sample: a header block at `offset` of the row, followed by its payload.
+    """One file of a sample: a header block at `offset` of the row, followed by its payload."""
 
-    Attributes:
-        extension: the file's name after the sample's key and a dot.
-        offset: bytes from the start of the sample to the member's tar header.
-        prefix: constant bytes at the start of the content (the npy header).
-        num_bytes: size of the content after the prefix; 0 for the label, whose text varies within one block.
-    """
-
-    extension: str
+    extension: str  # the file's name after the sample's key and a dot
     offset: int
-    prefix: bytes
-    num_bytes: int
+    prefix: bytes  # constant bytes at the start of the content (the npy header)
+    num_bytes: int  # size of the content after the prefix; 0 for the label, whose text varies within one block
 
     @property
     def size(self) -> int:
@@ -84,10 +77,6 @@ class Layout:
         """Bytes of one sample with headers and padding, without its caption."""
         return self.tokens.stop
 
-    def num_bytes(self, num_pairs: int) -> int:
-        """Bytes of a whole shard without captions."""
-        return archive_size(num_pairs * self.stride)
-
 
 def archive_size(num_sample_bytes: int) -> int:
     """Size of a tar whose samples take `num_sample_bytes`: two empty blocks follow, and the last record is filled."""
@@ -115,11 +104,7 @@ def bytes_per_pair(spec: PairSpec) -> int:
 
 
 def read_labels(layout: Layout, rows: Array) -> Array:
-    """Parse the labels (B,) int64 from the samples' bytes (B, stride).
-
-    Raises:
-        ValueError: a label is not a number.
-    """
+    """Parse the labels (B,) int64 from the samples' bytes (B, stride). Raises ValueError if one is not a number."""
     start = layout.label.offset + BLOCK
     text = np.ascontiguousarray(rows[:, start : start + _LABEL_DIGITS])
     return text.view(f"S{_LABEL_DIGITS}")[:, 0].astype(np.int64)
@@ -170,6 +155,7 @@ def _template(layout: Layout) -> Array:
     for member in layout.members:
         content = tar_header(f"{'0' * KEY_DIGITS}.{member.extension}", member.size) + member.prefix
         template[member.offset : member.offset + len(content)] = np.frombuffer(content, dtype=np.uint8)
+
     template.flags.writeable = False
     return template
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,76 +18,54 @@ import xxhash
 
 from shards.core.errors import Failed, Refused
 from shards.storage import objects as object_storage
-from shards.storage.paths import Location
+from shards.storage.paths import TEMPORARY_SUFFIX, Location, temporary_name
 
-TEMPORARY_SUFFIX = ".tmp"
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_NOT_ALLOWED = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 def commit_bytes(path: Location, data: bytes, exclusive: bool = False) -> bool:
     """Write a complete file and flush it to disk. Creates the folder if it is missing.
 
-    Args:
-        path: the final name.
-        data: the whole content.
-        exclusive: keep an existing file instead of replacing it.
-
-    Returns:
-        True if the file was written; False only if `exclusive` is set and the file exists.
+    Returns False, and writes nothing, only if `exclusive` is set and the file exists; otherwise it is replaced.
 
     Raises:
         Refused: the location is not writable.
         Failed: the disk is full or has an error.
     """
     if not isinstance(path, Path):
-        return object_storage.commit_object(path, data, TEMPORARY_SUFFIX, exclusive)
-    with _temporary_for(path) as temporary:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if exclusive:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-        else:
-            os.replace(temporary, path)
-        _sync_folder(path.parent)
-    return True
+        return object_storage.commit_object(path, data, exclusive)
+    return commit_file(path, lambda temporary: temporary.write_bytes(data), exclusive)
 
 
-def commit_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Commit a file that a callback writes, and flush it to disk.
+def commit_file(path: Path, write: Callable[[Path], object], exclusive: bool = False) -> bool:
+    """Commit a file as `commit_bytes` does; a callback writes the content to an empty temporary file.
 
-    Args:
-        path: the final name; an existing file is replaced.
-        write: receives the name of an empty temporary file and writes the content there. The committed file has
-            the permissions of a newly created file, whichever mode the callback sets.
-
-    Raises:
-        Refused, Failed: as `commit_bytes`.
+    The committed file has the permissions of a newly created file, whichever mode the callback sets.
     """
-    with _temporary_for(path) as temporary:
-        with open(temporary, "xb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-        write(temporary)
-        with open(temporary, "rb") as file:
-            # safetensors creates files that only their owner can read.
-            if os.fstat(file.fileno()).st_mode != mode:
-                os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+    temporary = temporary_name(path)
+    with _translated_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+            write(temporary)
+            with open(temporary, "rb") as file:
+                # safetensors creates files that only their owner can read.
+                if os.fstat(file.fileno()).st_mode != mode:
+                    os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            if exclusive:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+            else:
+                os.replace(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
 
 
 def remove(path: Location) -> bool:
@@ -105,10 +82,17 @@ def remove(path: Location) -> bool:
 
 
 def pop_bytes(path: Location) -> bytes | None:
-    """Delete a file and return its content, None if it does not exist. Of concurrent callers, one gets the content."""
+    """Delete a file and return its content, None if it does not exist. Of concurrent callers, one gets the content.
+
+    An object store cannot rename: there, several concurrent callers may get the content, and content that another
+    process writes between the two steps is lost.
+    """
     if not isinstance(path, Path):
-        return object_storage.pop_object(path)
-    renamed = _temporary_name(path)
+        (content,) = read_each([path])
+        if content is not None:
+            remove(path)
+        return content
+    renamed = temporary_name(path)
     with _translated_errors("remove", path):
         try:
             os.rename(path, renamed)
@@ -121,14 +105,12 @@ def pop_bytes(path: Location) -> bytes | None:
 
 def has_sha256(path: Location, sha256: str) -> bool:
     """True if the file exists and its content has this sha256 (hex)."""
-    if not isinstance(path, Path):
-        return object_storage.object_has_sha256(path, sha256)
-    with _translated_errors("read", path):
-        try:
-            with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-        except FileNotFoundError:
+    try:
+        return sha256_file(path) == sha256
+    except Failed as error:
+        if isinstance(error.__cause__, FileNotFoundError):
             return False
+        raise
 
 
 def read_bytes(path: Location) -> bytes:
@@ -152,11 +134,7 @@ def reading(path: Path) -> Iterator[FileIO]:
 
 
 def read_each(paths: Sequence[Location]) -> Iterator[bytes | None]:
-    """Content of each file, None for a missing one. Objects behind URLs are requested in batches.
-
-    Raises:
-        Failed, Refused: as `read_bytes`.
-    """
+    """Content of each file, None for a missing one. Objects behind URLs are requested in batches."""
     urls = [path for path in paths if not isinstance(path, Path)]
     if urls:
         yield from object_storage.read_objects(urls)
@@ -209,12 +187,10 @@ def list_names(folder: Location, suffix: str) -> list[str]:
 def remove_stale_temporaries(folder: Location, older_than_seconds: float) -> int:
     """Delete the temporary files of killed writers, and return how many were deleted.
 
-    Args:
-        folder: a folder that `commit_bytes` wrote to.
-        older_than_seconds: keep younger files, as they may belong to a running writer on any machine.
+    Younger files are kept, as they may belong to a running writer on any machine.
     """
     if not isinstance(folder, Path):
-        return object_storage.remove_stale_objects(folder, TEMPORARY_SUFFIX, older_than_seconds)
+        return object_storage.remove_stale_objects(folder, older_than_seconds)
     limit = time.time() - older_than_seconds
     removed = 0
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
@@ -232,33 +208,10 @@ def is_forbidden(error: OSError) -> bool:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Check that a folder is writable by creating and deleting a file.
-
-    Raises:
-        Refused: the folder is not writable.
-        Failed: the disk is full.
-    """
+    """Check that a folder is writable by creating and deleting a file. Raises as `commit_bytes`."""
     probe = folder / ".probe"
     commit_bytes(probe, b"")
     remove(probe)
-
-
-@contextmanager
-def _temporary_for(path: Path) -> Iterator[Path]:
-    """Unused name next to `path`, whose folder is created if missing. The file is deleted after the block."""
-    temporary = _temporary_name(path)
-    with _translated_errors("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _temporary_name(path: Path) -> Path:
-    """Unique name next to `path` that `list_names` ignores."""
-    return path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
 
 
 def _sync_folder(folder: Path) -> None:
@@ -280,8 +233,9 @@ def _translated_errors(action: str, path: Path) -> Iterator[None]:
     except OSError as error:
         problem = f"cannot {action} {path}: {error.strerror or error}"
         if error.errno in _OUT_OF_SPACE:
-            remedy = "no space left there; free some and run the same command again"
-            raise Failed(f"cannot {action} {path}: {remedy}") from error
+            raise Failed(
+                f"cannot {action} {path}: no space left there; free some and run the same command again"
+            ) from error
         if is_forbidden(error):
             raise Refused(f"{problem}; choose a place where you may {action}") from error
         raise Failed(problem) from error

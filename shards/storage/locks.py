@@ -15,11 +15,8 @@ from shards.core.errors import Refused
 def locked(path: Path) -> Iterator[BinaryIO]:
     """Wait for an exclusive lock on a file, which is created if missing, and hold it during the block.
 
-    Yields:
-        The open file. Lock holders may store data in it for each other.
-
-    Raises:
-        Refused: the file cannot be opened or locked.
+    Yields the open file, in which lock holders may store data for each other. Raises `Refused` if it cannot be opened
+    or locked.
     """
     with ExitStack() as stack:
         try:

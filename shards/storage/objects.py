@@ -6,16 +6,13 @@ temporary name, is read back and compared, and then the store itself copies it t
 
 from __future__ import annotations
 
-import hashlib
-import os
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from shards.core.errors import Failed, Refused
-from shards.storage.paths import is_web, refuse_web
+from shards.storage.paths import TEMPORARY_SUFFIX, is_web, refuse_web, temporary_name
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -32,17 +29,12 @@ _NO_CREDENTIALS = {
     "TokenRetrievalError",
     "UnauthorizedSSOTokenError",
 }
-_NO_HOST = {
-    "ClientConnectorError",
-    "ClientConnectorDNSError",
-    "ConnectTimeoutError",
-    "EndpointConnectionError",
-}
+_NO_HOST = {"ClientConnectorError", "ClientConnectorDNSError", "ConnectTimeoutError", "EndpointConnectionError"}
 _NOT_ALLOWED = {401, 403}
 
 
-def commit_object(path: UPath, data: bytes, temporary_suffix: str, exclusive: bool = False) -> bool:
-    """Write a complete object.
+def commit_object(path: UPath, data: bytes, exclusive: bool = False) -> bool:
+    """Write a complete object. Returns False only if `exclusive` is set and the object exists.
 
     The content is uploaded to a temporary name, read back and compared, since stores share no checksum. Then the
     store copies it. A broken upload never appears under the final name, because no data are sent to that name.
@@ -50,22 +42,11 @@ def commit_object(path: UPath, data: bytes, temporary_suffix: str, exclusive: bo
     With `exclusive` on S3, exactly one of several writers wins (a conditional write). fsspec offers no conditional
     copy for other stores: the name is checked just before the copy, and of two simultaneous writers the later wins.
 
-    Args:
-        path: the final name.
-        data: the whole content.
-        temporary_suffix: suffix of temporary names.
-        exclusive: keep an existing object instead of replacing it.
-
-    Returns:
-        True if the object was written; False only if `exclusive` is set and the object exists.
-
-    Raises:
-        Refused: the location is not writable.
-        Failed: the store reported an error, or the uploaded content differs from the data.
     """
     refuse_web(path, "write")
     system = _system(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(6)}{temporary_suffix}"
+    temporary = temporary_name(path)
+    written = True
     with _translated_errors("write", path):
         if exclusive and _is_file(path):
             return False
@@ -79,7 +60,6 @@ def commit_object(path: UPath, data: bytes, temporary_suffix: str, exclusive: bo
                 written = _copy_if_free(system, temporary.path, path)
             else:
                 system.cp_file(temporary.path, path.path)
-                written = True
         except BaseException:
             # Report the first error; `remove_stale_objects` deletes the temporary object later if this fails.
             with suppress(Exception):
@@ -90,19 +70,14 @@ def commit_object(path: UPath, data: bytes, temporary_suffix: str, exclusive: bo
 
 
 def read_object(path: UPath) -> bytes:
-    """Read a whole object.
-
-    Raises:
-        Failed: the object is missing or cannot be read.
-        Refused: reading is not permitted.
-    """
+    """Read a whole object."""
     with _translated_errors("read", path):
         data: bytes = _system(path).cat_file(path.path)
     return data
 
 
 def read_objects(paths: Sequence[UPath]) -> Iterator[bytes | None]:
-    """Content of each object, None for a missing one, requested in batches. Raises as `read_object`."""
+    """Content of each object, None for a missing one, requested in batches."""
     for first in range(0, len(paths), _READ_AT_ONCE):
         batch = paths[first : first + _READ_AT_ONCE]
         with _translated_errors("read", batch[0]):
@@ -115,11 +90,6 @@ def read_objects(paths: Sequence[UPath]) -> Iterator[bytes | None]:
                 if isinstance(content, Exception):
                     raise content
             yield content
-
-
-def object_has_sha256(path: UPath, sha256: str) -> bool:
-    """True if the object exists and its content has this sha256 (hex)."""
-    return any(data is not None and hashlib.sha256(data).hexdigest() == sha256 for data in read_objects([path]))
 
 
 def is_object(path: UPath) -> bool:
@@ -164,24 +134,12 @@ def remove_object(path: UPath) -> bool:
     return True
 
 
-def pop_object(path: UPath) -> bytes | None:
-    """Delete an object and return its content, None if it does not exist.
-
-    An object store cannot rename: several concurrent callers may get the content, and content that another process
-    writes between the two steps is lost.
-    """
-    (content,) = read_objects([path])
-    if content is not None:
-        remove_object(path)
-    return content
-
-
-def remove_stale_objects(folder: UPath, temporary_suffix: str, older_than_seconds: float) -> int:
+def remove_stale_objects(folder: UPath, older_than_seconds: float) -> int:
     """Delete temporary objects of killed writers, and return how many. Their age is measured by the store's clock."""
     limit = time.time() - older_than_seconds
     removed = 0
     for name in list_objects(folder):
-        if not (name.startswith(".") and name.endswith(temporary_suffix)):
+        if not (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)):
             continue
         path = folder / name
         # Another process, or the writer itself, may delete the object first.

@@ -13,15 +13,10 @@ if TYPE_CHECKING:
 
 
 def read_parquet(data: bytes, columns: Sequence[str] | None = None, verify_checksums: bool = False) -> pyarrow.Table:
-    """Read the table of a Parquet file.
+    """Read the table of a Parquet file, or only some columns.
 
-    Args:
-        data: the bytes of the file.
-        columns: names of the columns to read; None for all.
-        verify_checksums: check the pages that have a checksum.
-
-    Raises:
-        pyarrow.ArrowException, OSError: the bytes are not a readable Parquet file.
+    With `verify_checksums`, pages that have a checksum are checked. Raises pyarrow.ArrowException or OSError if the
+    bytes are not a readable Parquet file.
     """
     import pyarrow
     import pyarrow.parquet

@@ -19,21 +19,13 @@ from shards.streaming.shard_window import ShardWindow
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A batch on the CPU.
+    """A batch on the CPU."""
 
-    Attributes:
-        index_B: pair_index, int64.
-        epoch_B: number of the epoch, from 0, int64.
-        noise_BLC: float16 as stored; the GPU receives half the bytes and converts.
-        tokens_BL: int64.
-        label_B: int64.
-    """
-
-    index_B: torch.Tensor
-    epoch_B: torch.Tensor
-    noise_BLC: torch.Tensor
-    tokens_BL: torch.Tensor
-    label_B: torch.Tensor
+    index_B: torch.Tensor  # pair_index, int64
+    epoch_B: torch.Tensor  # number of the epoch, from 0, int64
+    noise_BLC: torch.Tensor  # float16 as stored; the GPU receives half the bytes and converts
+    tokens_BL: torch.Tensor  # int64
+    label_B: torch.Tensor  # int64
 
     def pin_memory(self) -> PairBatch:
         """The same batch in pinned memory, from which a GPU copies asynchronously."""
@@ -42,21 +34,12 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class PairBatches(Dataset[PairBatch]):
-    """Maps the number of a global batch to the part of it that belongs to one rank.
-
-    Attributes:
-        source: opens the shards' files.
-        view: which pairs.
-        order: in which order.
-        batch_size: of the global batch, all ranks together.
-        rank: which part of a batch.
-        world_size: number of parts.
-    """
+    """Maps the number of a global batch to the part of it that belongs to one rank."""
 
     source: ShardSource
     view: View
     order: Order
-    batch_size: int
+    batch_size: int  # of the global batch, all ranks together
     rank: int
     world_size: int
 

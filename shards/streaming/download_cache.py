@@ -10,7 +10,6 @@ from io import FileIO
 from pathlib import Path
 
 from shards.core.errors import Failed, Refused
-from shards.core.host import home_folder
 from shards.storage.files import commit_bytes, remove_stale_temporaries, sha256_bytes
 from shards.storage.locks import locked
 
@@ -18,28 +17,14 @@ DEFAULT_BYTES = 8 * 2**30
 _SUFFIX = ".tar"
 
 
-def default_folder() -> Path:
-    """Where shards are kept: `${TOKENLEAP_HOME:-~/.cache/tokenleap}/shards`."""
-    return home_folder() / "shards"
-
-
 class ShardCache:
     """Files named by the sha256 of their content, so that shards of different data sets and versions never mix.
 
-    The files never hold more than the limit together. The least recently used file is deleted first; a process that
-    has it open can still read it.
+    The files never hold more than the limit together; each must be smaller. The least recently used file is deleted
+    first; a process that has it open can still read it.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Open the cache in a folder.
-
-        Args:
-            folder: created if missing.
-            max_bytes: limit for all files together; each file must be smaller.
-
-        Raises:
-            Refused: the folder cannot be written to.
-        """
         self.folder = folder
         self.max_bytes = max_bytes
         with locked(self._lock("write")):
@@ -48,12 +33,8 @@ class ShardCache:
     def open(self, sha256: str, fetch: Callable[[], bytes]) -> FileIO:
         """A shard's file, open for reading. A missing one is downloaded by one process while the others wait.
 
-        Args:
-            sha256: hash of the content (hex).
-            fetch: downloads the content.
-
         Raises:
-            Failed: the downloaded content has another sha256, or the disk is full; also whatever `fetch` raises.
+            Failed: the content that `fetch` returns has another sha256, or the disk is full.
             Refused: the file cannot be read, or the folder cannot be written to.
         """
         path = self._path(sha256)
@@ -71,8 +52,7 @@ class ShardCache:
 
     def drop(self, sha256: str) -> None:
         """Delete a shard whose content is damaged."""
-        with suppress(FileNotFoundError):
-            self._path(sha256).unlink()
+        self._path(sha256).unlink(missing_ok=True)
 
     def _path(self, sha256: str) -> Path:
         return self.folder / f"{sha256}{_SUFFIX}"

@@ -21,17 +21,11 @@ _KEY = 0x4F52444552
 
 @dataclass(frozen=True)
 class Order:
-    """The endless sequence over a view. Changing it for any (sizes, seed, window) breaks: ORDER.
+    """The endless sequence over a view. Changing it for any (sizes, seed, window) breaks: ORDER."""
 
-    Attributes:
-        sizes: samples that each shard contributes, in the order of the manifest.
-        seed: 0 <= seed < 2**64.
-        window: shards whose samples are shuffled together.
-    """
-
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # samples that each shard contributes, in the order of the manifest
     seed: int
-    window: int = 16
+    window: int = 16  # shards whose samples are shuffled together
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1:
@@ -46,10 +40,6 @@ class Order:
         """Samples in one epoch."""
         return sum(self.sizes)
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """(epoch, offset in that epoch) of a position of the endless sequence."""
-        return divmod(position, self.epoch_size)
-
     def indices(self, start: int, stop: int) -> Array:
         """Samples at positions `start` .. `stop - 1`, as int64 places in the view (0 .. epoch_size - 1).
 
@@ -61,7 +51,7 @@ class Order:
     def pieces(self, start: int, stop: int) -> Iterator[Array]:
         """The result of `indices`, cut at the boundaries of windows."""
         while start < stop:
-            epoch, offset = self.locate(start)
+            epoch, offset = divmod(start, self.epoch_size)
             _, bounds = _windows(self, epoch)
             number = int(np.searchsorted(bounds, offset, side="right")) - 1
             within = offset - int(bounds[number])

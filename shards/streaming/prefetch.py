@@ -29,19 +29,22 @@ class PrefetchedBatches(Iterator[PairBatch]):
     """
 
     def __init__(self, batches: PairBatches, first: int, num_workers: int, prefetch: int, pin_memory: bool) -> None:
-        """Start the workers.
-
-        Args:
-            batches: the batches; each worker gets a copy of this mapping.
-            first: number of the first batch.
-            num_workers: processes, at least 1.
-            prefetch: batches that each worker makes in advance.
-            pin_memory: return batches in pinned memory.
-        """
+        """Start the workers, each with a copy of the mapping `batches`."""
         with warnings.catch_warnings(), without_sigchld_handler():
             # More workers than cores are useful for remote shards: most of them wait for the network.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            self._outcomes: Any = iter(_loader(batches, first, num_workers, prefetch, pin_memory))
+            outcomes = DataLoader(
+                _Outcomes(batches),
+                batch_size=None,
+                sampler=range(first, sys.maxsize),
+                num_workers=num_workers,
+                prefetch_factor=prefetch,
+                pin_memory=pin_memory,
+                worker_init_fn=_obey_parent_alone,
+                # The default would draw a number from the global generator.
+                generator=torch.Generator(),
+            )
+            self._outcomes: Any = iter(outcomes)
 
     def __next__(self) -> PairBatch:
         try:
@@ -77,22 +80,6 @@ def without_sigchld_handler() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def _loader(
-    batches: PairBatches, first: int, num_workers: int, prefetch: int, pin_memory: bool
-) -> DataLoader[PairBatch | Failed | Refused]:
-    return DataLoader(
-        _Outcomes(batches),
-        batch_size=None,
-        sampler=range(first, sys.maxsize),
-        num_workers=num_workers,
-        prefetch_factor=prefetch,
-        pin_memory=pin_memory,
-        worker_init_fn=_obey_parent_alone,
-        # The default would draw a number from the global generator.
-        generator=torch.Generator(),
-    )
-
-
 class _Outcomes(Dataset["PairBatch | Failed | Refused"]):
     """Batches, or the error in place of a batch, as values.
 
@@ -118,10 +105,7 @@ def _obey_parent_alone(worker: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Exit when the parent sends SIGTERM or is gone.
-
-    torch's own check misses a parent that died before the worker started.
-    """
+    """Exit when the parent sends SIGTERM or is gone: torch's check misses one that died before the worker started."""
     # Not with `getppid`: under the forkserver start method it returns the server.
     parent = multiprocessing.parent_process()
     while parent is not None and parent.is_alive():

@@ -17,15 +17,9 @@ Loaded = TypeVar("Loaded")
 
 
 class ShardSource:
-    """The files of a data set's shards."""
+    """The files of a data set's shards. The cache stores those of a remote root; it is None for a local root."""
 
     def __init__(self, root: Location, cache: ShardCache | None) -> None:
-        """The shards below a root.
-
-        Args:
-            root: the data set's folder or URL.
-            cache: stores the shards of a remote root on this host; None for a local root.
-        """
         self.root = root
         self._cache = cache
 
@@ -37,9 +31,6 @@ class ShardSource:
         """Return `load(file)` of a shard's file, open for reading; the file is closed afterwards.
 
         A copy in the cache that `load` rejects with `Failed` is deleted and downloaded once more.
-
-        Raises:
-            Failed: the file is missing, or whatever `load` raises.
         """
         path = self.path(row)
         if self._cache is None:

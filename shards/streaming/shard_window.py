@@ -23,23 +23,14 @@ from shards.streaming.shard_source import ShardSource
 
 @dataclass(frozen=True)
 class MappedShard:
-    """A shard's file, memory-mapped and checked.
+    """A shard's file, memory-mapped and checked."""
 
-    Attributes:
-        file: its open file, see `is_unchanged`.
-        state: size and modification time of the file when it was mapped.
-        data: uint8, the whole file.
-        label_B: int64.
-        start_B: offset of each sample in the file, int64.
-        noise_BLC: regenerated noise, float16, where only its checksum is stored; else None.
-    """
-
-    file: FileIO
-    state: tuple[int, int]
-    data: Array
-    label_B: Array
-    start_B: Array
-    noise_BLC: Array | None
+    file: FileIO  # open, see `is_unchanged`
+    state: tuple[int, int]  # size and modification time of the file when it was mapped
+    data: Array  # uint8, the whole file
+    label_B: Array  # int64
+    start_B: Array  # offset of each sample in the file, int64
+    noise_BLC: Array | None  # regenerated noise, float16, where only its checksum is stored
 
     def is_unchanged(self) -> bool:
         """Whether the file still has the size and modification time that it had when it was mapped."""
@@ -64,13 +55,9 @@ class ShardWindow:
         self._checked: set[tuple[int, ...]] = set()
 
     def gather(self, pair_index_B: Array) -> Pairs:
-        """Copy pairs out of their shards, in the given order, without captions.
+        """Copy pairs out of their shards, at most `capacity`, in the given order, without captions.
 
-        Args:
-            pair_index_B: pairs of the view, out of at most `capacity` shards.
-
-        Raises:
-            Failed: a shard is missing or damaged, or changes while it is read; names it and the remedy.
+        Raises `Failed` with the remedy if a shard is missing or damaged, or changes while it is read.
         """
         spec, layout, count = self._view.spec, self._layout, len(pair_index_B)
         token_dtype = spec.token_dtype.newbyteorder("<")
@@ -111,11 +98,7 @@ class ShardWindow:
         return rows[number - rows[0].first_pair // self._view.spec.pairs_per_shard]
 
     def _load(self, row: ManifestRow, file: FileIO) -> MappedShard:
-        """Map a file and read its labels; check hash and content unless this process has checked this very state.
-
-        Raises:
-            Failed: its size, hash or content is not what was committed, or the file system cannot map files.
-        """
+        """Map a file and read its labels; check hash and content unless this process has checked this very state."""
         spec = self._view.spec
         # A descriptor of its own: the caller closes the file.
         file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)

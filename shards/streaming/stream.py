@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from shards.core.errors import Refused
+from shards.core.host import home_folder
 from shards.core.mismatch import format_mismatch, mismatches
 from shards.dataset.manifest import View
 from shards.format.spec import Array
 from shards.storage.paths import Location, location
 from shards.streaming.batches import PairBatch, PairBatches
-from shards.streaming.download_cache import DEFAULT_BYTES, ShardCache, default_folder
+from shards.streaming.download_cache import DEFAULT_BYTES, ShardCache
 from shards.streaming.order import Order
 from shards.streaming.prefetch import PrefetchedBatches
 from shards.streaming.shard_source import ShardSource
@@ -48,12 +49,7 @@ class PairStream(Iterator[PairBatch]):
         """A stream at position 0.
 
         Args:
-            root: the data set's folder or URL.
-            view: which of its pairs.
             batch_size: of the global batch, all ranks together.
-            seed: of the order.
-            rank: which part of each batch this process takes.
-            world_size: number of parts of a batch.
             window: shards whose samples are shuffled together.
             num_workers: processes that read ahead, 0 for none; the batches are the same.
             prefetch: batches that each worker makes in advance.
@@ -98,8 +94,7 @@ class PairStream(Iterator[PairBatch]):
 
     def upcoming(self) -> tuple[Array, Array]:
         """pair_index and epoch (int64) of the next global batch, all ranks' pairs in order of rank; reads no pair."""
-        start, stop = self.position, self.position + self.batch_size
-        return self._batches.places(start, stop)
+        return self._batches.places(self.position, self.position + self.batch_size)
 
     def close(self) -> None:
         """Stop the workers; the next batch starts them again."""
@@ -112,11 +107,7 @@ class PairStream(Iterator[PairBatch]):
         return {"version": STATE_VERSION, "position": self.position, **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where the stream that returned `state` stopped.
-
-        Raises:
-            Refused: a state of another sequence; names every difference.
-        """
+        """Resume where the stream that returned `state` stopped. Refuses a state of another sequence."""
         if state.get("version") != STATE_VERSION:
             raise Refused(f"the stream's state has version {state.get('version')!r}: this reads {STATE_VERSION}")
         identity = self._identity()
@@ -177,15 +168,11 @@ def _unequal_parts(batch_size: int, world_size: int) -> str:
 
 
 def _cache(folder: Path | None, max_bytes: int, view: View, window: int) -> ShardCache:
-    """The cache of a remote root.
-
-    Raises:
-        Refused: it cannot hold the shards of two windows, so the same shards would be downloaded repeatedly.
-    """
+    """The cache of a remote root. Refuses one so small that the same shards would be downloaded repeatedly."""
     sizes = sorted((row.num_bytes for row in view.rows), reverse=True)
     needed = sum(sizes[: 2 * window])
     if max_bytes < needed:
         raise Refused(
             f"cache_bytes is {max_bytes}: two windows of {window} shards take {needed}; allow as much, or shrink window"
         )
-    return ShardCache(folder or default_folder(), max_bytes)
+    return ShardCache(folder or home_folder() / "shards", max_bytes)

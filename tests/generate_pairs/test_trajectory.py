@@ -15,7 +15,7 @@ from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.trajectory import Draw, Force, MapNoise, draw, generate_tokens
+from generate_pairs.trajectory import Draw, MapNoise, draw, generate_tokens
 from shards.format.noise import uniform_numbers
 
 SETTINGS = SamplingSettings(guidance_scale=1.5)
@@ -35,26 +35,30 @@ def uniform(teacher: Teacher, count: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(uniform_numbers(seed, 0, count, teacher.layout.num_tokens, 2))
 
 
-def test_forced_tokens_are_returned(teacher: Teacher) -> None:
-    tokens_BL = torch.randint(24, (4, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(generate_tokens(teacher, torch.arange(4), SETTINGS, Force(tokens_BL)), tokens_BL)
+class Force:
+    """Choose the given tokens, independently of the teacher; record its log-probabilities."""
+
+    def __init__(self, tokens_BL: torch.Tensor) -> None:
+        self.tokens_BL = tokens_BL
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, log_probs_BsV: torch.Tensor, span: slice) -> torch.Tensor:
+        self.steps.append(log_probs_BsV)
+        return self.tokens_BL[:, span]
+
+
+def random_tokens(teacher: Teacher, count: int) -> torch.Tensor:
+    return torch.randint(24, (count, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(1))
 
 
 def test_every_step_depends_on_the_tokens_before_it(teacher: Teacher) -> None:
     """The log-probabilities passed to the choice equal those of one forced pass."""
-    tokens_BL = torch.randint(24, (3, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(2))
-    steps: list[torch.Tensor] = []
-
-    def choose(log_probs_BsV: torch.Tensor, span: slice) -> torch.Tensor:
-        steps.append(log_probs_BsV)
-        return tokens_BL[:, span]
-
+    force, labels_B = Force(random_tokens(teacher, 3)), torch.tensor([0, 4, 9])
     unguided = SamplingSettings(guidance_scale=1.0 if teacher.layout.num_steps == 16 else 0.0)
-    labels_B = torch.tensor([0, 4, 9])
-    generate_tokens(teacher, labels_B, unguided, choose)
+    assert torch.equal(generate_tokens(teacher, labels_B, unguided, force), force.tokens_BL)
     with torch.no_grad():
-        expected_BLV = teacher.forced_logits(labels_B, tokens_BL).log_softmax(-1)
-    torch.testing.assert_close(torch.cat(steps, dim=1), expected_BLV, atol=2e-5, rtol=0)
+        expected_BLV = teacher.forced_logits(labels_B, force.tokens_BL).log_softmax(-1)
+    torch.testing.assert_close(torch.cat(force.steps, dim=1), expected_BLV, atol=2e-5, rtol=0)
 
 
 def test_generation_uses_full_float32_and_restores_the_settings(
@@ -136,24 +140,16 @@ def test_map_and_draw_agree_in_distribution(teacher: Teacher, label: int) -> Non
 def test_generation_continues_after_a_prefix(teacher: Teacher, guidance_scale: float, steps: int) -> None:
     """The log-probabilities are those of a generation in which the prefix was forced."""
     settings, labels_B = SamplingSettings(guidance_scale=guidance_scale), torch.tensor([0, 4, 9])
-    tokens_BL = torch.randint(24, (3, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(2))
-    recorded: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-    for prefilled, steps_of_run in recorded.items():
-
-        def choose(log_probs_BsV: torch.Tensor, span: slice, record: list[torch.Tensor] = steps_of_run) -> torch.Tensor:
-            record.append(log_probs_BsV)
-            return tokens_BL[:, span]
-
-        prefix_BP = tokens_BL[:, : teacher.layout.starts[steps]] if prefilled else None
-        generated_BL = generate_tokens(teacher, labels_B, settings, choose, prefix_BP=prefix_BP)
-        assert torch.equal(generated_BL, tokens_BL)
-    assert len(recorded[True]) == len(recorded[False]) - steps
-    for one, other in zip(recorded[True], recorded[False][steps:], strict=True):
+    tokens_BL = random_tokens(teacher, 3)
+    whole, after = Force(tokens_BL), Force(tokens_BL)
+    for force, prefix_BP in ((whole, None), (after, tokens_BL[:, : teacher.layout.starts[steps]])):
+        assert torch.equal(generate_tokens(teacher, labels_B, settings, force, prefix_BP=prefix_BP), tokens_BL)
+    for one, other in zip(after.steps, whole.steps[steps:], strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
 
 
 def test_generation_stops_after_num_steps(teacher: Teacher) -> None:
-    tokens_BL = torch.randint(24, (4, teacher.layout.num_tokens), generator=torch.Generator().manual_seed(1))
+    tokens_BL = random_tokens(teacher, 4)
     first_BP = generate_tokens(teacher, torch.arange(4), SETTINGS, Force(tokens_BL), num_steps=2)
     assert torch.equal(first_BP, tokens_BL[:, : teacher.layout.starts[2]])
 
@@ -190,9 +186,7 @@ def test_the_smallest_and_the_largest_number_draw_possible_tokens(number: float,
         assert draw(P_11V, torch.tensor([[number]], dtype=torch.float64)).tolist() == [[token]]
 
 
-def test_rounded_sums_never_draw_an_impossible_token(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rounded_sums_never_draw_an_impossible_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, the sum may grow at an impossible token, or be too small at the last possible one."""
     P_11V = torch.tensor([[[0.25, 0.0, 0.75, 0.0]]])
     number = torch.tensor([[0.25]], dtype=torch.float64)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +13,6 @@ import pytest
 
 from distill.training.metrics import CLOCK_COLUMNS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_SHARDS = 8
 CHECKPOINTS = 6
 PRESET = f"""
@@ -41,48 +35,6 @@ log_interval = 7
 [evaluation]
 num_images = 100
 """
-
-Moment = Callable[[Path], bool]
-
-
-@contextmanager
-def started(tokenleap: list[str], preset: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`tokenleap run` in its own process group, which is killed at the end of the block."""
-    with log_of(out).open("ab") as log:
-        process = subprocess.Popen(
-            [*tokenleap, "run", str(preset), "--out", str(out), "--workers", "0"],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def log_of(out: Path) -> Path:
-    """The output of all runs of a folder."""
-    return out.with_suffix(".log")
-
-
-def run_to_the_end(tokenleap: list[str], preset: Path, out: Path) -> None:
-    with started(tokenleap, preset, out) as process:
-        assert process.wait() == 0, log_of(out).read_text()
-
-
-def run_and_kill(tokenleap: list[str], preset: Path, out: Path, moment: Moment, delay: float) -> None:
-    """Kill the run `delay` seconds after `moment` returns True; the run must not end earlier."""
-    with started(tokenleap, preset, out) as process:
-        deadline = time.monotonic() + 60
-        while not moment(out) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert moment(out), log_of(out).read_text()
-        time.sleep(delay)
-        assert process.poll() is None, log_of(out).read_text()
 
 
 def committed_rows(out: Path) -> dict[str, tuple[bytes, int]]:
@@ -111,27 +63,34 @@ def scores(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("family", ["llamagen"], indirect=True)
 def test_a_run_killed_in_every_phase_resumes_to_the_same_bytes(
-    brief_tokenleap: list[str], teacher_path: Path, tmp_path: Path
+    brief_tokenleap: list[str],
+    teacher_path: Path,
+    run_python: Callable[..., Any],
+    run_and_kill: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET.format(teacher=teacher_path))
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    run_to_the_end(brief_tokenleap, preset, uninterrupted)
+    command = [*brief_tokenleap, "run", preset, "--workers", 0, "--out"]
+    ran = run_python(*command[1:], uninterrupted)
+    assert ran.returncode == 0, ran.stderr
     generator = random.Random(0)
     shards, checkpoint = generator.randint(1, NUM_SHARDS - 3), 20 * generator.randint(1, CHECKPOINTS - 2)
     evaluating = json.loads((uninterrupted / "seconds.json").read_text())["evaluation"]
-    moments: list[tuple[Moment, float]] = [
-        (lambda out: len(committed_rows(out)) >= shards, 0.0),
-        (lambda out: (out / "student" / "checkpoints" / f"step-{checkpoint:06d}.json").exists(), 0.0),
-        (lambda out: (out / "metrics.parquet").exists(), generator.uniform(0.0, 0.3) * evaluating),
+    moments: list[tuple[Callable[[], bool], float]] = [
+        (lambda: len(committed_rows(killed)) >= shards, 0.0),
+        ((killed / "student" / "checkpoints" / f"step-{checkpoint:06d}.json").exists, 0.0),
+        ((killed / "metrics.parquet").exists, generator.uniform(0.0, 0.3) * evaluating),
     ]
     rows: dict[str, tuple[bytes, int]] = {}
     for moment, delay in moments:
-        run_and_kill(brief_tokenleap, preset, killed, moment, delay)
+        run_and_kill([*command, killed], tmp_path / "killed.log", moment, delay)
         assert rows.items() <= committed_rows(killed).items()
         rows = committed_rows(killed)
         assert not (killed / "evaluation.json").exists()
-    run_to_the_end(brief_tokenleap, preset, killed)
+    ran = run_python(*command[1:], killed)
+    assert ran.returncode == 0, ran.stderr
 
     assert rows.items() == committed_rows(killed).items()
     assert len(rows) == NUM_SHARDS

@@ -97,7 +97,6 @@ def test_the_script_runs_the_command_without_the_script_options(
 ) -> None:
     words = ["--pairs", "my pairs; rm -rf $HOME", "--out", "it's/here", "--set", 'cluster.prologue=["true"]']
     result = tokenleap("distill", "digits", *before, *words, *after)
-    assert result.exit_code == 0, result.output
     assert "true" in result.output.splitlines()
     refuse_bad_syntax(result.output)
     again = launched(result.output)
@@ -109,7 +108,6 @@ def test_the_script_runs_the_command_without_the_script_options(
 
 @pytest.mark.parametrize("option", ["--nodes", "--processes"])
 def test_job_options_without_a_job_script_are_refused(tokenleap: Command, pairs: Path, option: str) -> None:
-    result = tokenleap("distill", "digits", "--pairs", pairs, "--out", pairs.parent / "out", option, "2")
-    assert result.exit_code == 2
+    result = tokenleap("distill", "digits", "--pairs", pairs, "--out", pairs.parent / "out", option, "2", code=2)
     assert "--print-job-script" in result.output
     assert "torchrun --nproc-per-node=" in result.output

@@ -57,12 +57,12 @@ def make_pairs() -> Callable[[PairSpec, int], Pairs]:
 
 
 @pytest.fixture
-def make_dataset(tmp_path: Path, make_pairs: Callable[[PairSpec, int], Pairs]) -> Callable[[PairSpec, int], Manifest]:
-    def make(spec: PairSpec, num_shards: int) -> Manifest:
+def make_dataset(tmp_path: Path, make_pairs: Callable[[PairSpec, int], Pairs]) -> Callable[..., Manifest]:
+    def make(spec: PairSpec, num_shards: int, pairs_of: Callable[[PairSpec, int], Pairs] = make_pairs) -> Manifest:
         root = tmp_path / "pairs"
         create_dataset(root, spec)
         for index in range(num_shards):
-            commit_shard(root, spec, index, make_pairs(spec, index), ROW_EXTRAS)
+            commit_shard(root, spec, index, pairs_of(spec, index), ROW_EXTRAS)
         return Manifest.open(root)
 
     return make

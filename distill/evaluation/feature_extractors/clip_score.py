@@ -60,14 +60,7 @@ def refuse_missing(name: str) -> Path:
 
 
 class ClipScore:
-    """A CLIP with its own tokenizer and its own preprocessing of images.
-
-    Args:
-        sha256: of its files.
-        model: transformers' CLIPModel.
-        tokenizer: of captions.
-        processor: preprocesses PIL images.
-    """
+    """A CLIP with its own tokenizer, its own preprocessing of PIL images, and the sha256 of its files."""
 
     def __init__(self, sha256: str, model: Any, tokenizer: Any, processor: Any) -> None:
         self.sha256 = sha256
@@ -77,11 +70,7 @@ class ClipScore:
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> Self:
-        """Load a CLIP in float32.
-
-        Args:
-            name: a folder, or `hf://OWNER/REPOSITORY[@REVISION]` on the Hugging Face Hub.
-            device: of the model.
+        """Load a CLIP in float32 from a folder, or `hf://OWNER/REPOSITORY[@REVISION]` on the Hugging Face Hub.
 
         Raises:
             Refused: it does not exist, it is no CLIP, its files do not fit together, or transformers is not installed.
@@ -91,7 +80,10 @@ class ClipScore:
         preprocessing = _preprocessing(folder)
         with quiet_transformers(KEY, name) as transformers:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            processor = _pil_processor(transformers).from_dict(preprocessing)
+            # The class that resizes with PIL, as OpenAI's code does; where the first name exists, the second is that of a
+            # class that needs torchvision.
+            by_pil = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+            processor = by_pil.from_dict(preprocessing)
             model, info = transformers.CLIPModel.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -113,9 +105,7 @@ class ClipScore:
         Images are rounded to 8 bits a channel, as files store them; a grey channel is repeated three times. The score of
         an image that contains NaN is NaN.
 
-        Args:
-            images_BIHW: (B, 1 or 3, height, width) in [0, 1]; values outside are clamped.
-            captions: B captions.
+        Images are (B, 1 or 3, height, width) in [0, 1]; values outside are clamped.
 
         Raises:
             ValueError: no images, another number of channels, or another number of captions.
@@ -162,14 +152,6 @@ def _preprocess(processor: Any, pictures: Sequence[Image.Image]) -> Tensor:
     return inputs["pixel_values"].float()
 
 
-def _pil_processor(transformers: Any) -> Any:
-    """transformers' class that resizes with PIL, as OpenAI's code does, whether torchvision is installed or not.
-
-    Its name ends in Pil in versions of transformers that use the shorter name for the class that needs torchvision.
-    """
-    return getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-
-
 def _preprocessing(folder: Path) -> dict[str, Any]:
     """The settings of the image preprocessing in a folder.
 
@@ -193,13 +175,9 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_other_parts(name: str, config: Any, tokenizer: Any, pixels_B3HW: Tensor) -> None:
-    """Check that a tokenizer and preprocessed images fit a model.
+    """Check that a tokenizer and a preprocessed image fit the model of a name, with this config.
 
-    Args:
-        name: of the model.
-        config: of the model.
-        tokenizer: its end-of-text token must be the one where the model takes its features.
-        pixels_B3HW: a preprocessed image.
+    The tokenizer's end-of-text token must be the one where the model takes its features.
 
     Raises:
         Refused: they belong to another model.

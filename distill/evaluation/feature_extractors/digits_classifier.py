@@ -91,13 +91,8 @@ def load_digits_classifier(path: Path = WEIGHTS) -> DigitsClassifier:
 def train_digits_classifier(seed: int, epochs: int = 16, copies: int = 12) -> tuple[DigitsClassifier, float]:
     """Train the classifier from scratch on the augmented training digits; takes less than a minute on one thread.
 
-    Args:
-        seed: of the initial weights, the augmentation and the order of batches.
-        epochs: passes over the augmented digits.
-        copies: transformed copies of each digit.
-
-    Returns:
-        The classifier in evaluation mode, and its accuracy on the test digits.
+    The seed determines the initial weights, the augmentation, `copies` of each digit, and the order of batches. Returns
+    the classifier in evaluation mode, and its accuracy on the test digits.
     """
     split = load_digits_split()
     images, labels = augmented(split.train_images, split.train_labels, copies, seed)

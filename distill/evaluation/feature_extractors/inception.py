@@ -9,7 +9,6 @@ the last block. Only evaluation imports this module, never the trainer.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -38,11 +37,8 @@ Convention = Literal["tensorflow", "torch"]
 class Inception(nn.Module):
     """Features (B, 2048) of the last pool, and probabilities of 1,008 outputs, which are not the labels of ImageNet.
 
-    Images are rounded to 8 bits a channel, as files store them; a grey channel is repeated three times.
-
-    Args:
-        network: torch-fidelity's, with its weights.
-        convention: how images are preprocessed.
+    Images are rounded to 8 bits a channel, as files store them; a grey channel is repeated three times. `network` is
+    torch-fidelity's, with its weights.
     """
 
     dim = DIM
@@ -83,11 +79,9 @@ def preprocess(bytes_B3HW: Tensor, convention: Convention) -> Tensor:
 
 
 def load_inception(convention: Convention, weights: str | None = None) -> Inception:
-    """The network with its weights, in eval mode and without gradients.
+    """The network in eval mode and without gradients.
 
-    Args:
-        convention: how images are preprocessed.
-        weights: file of torch-fidelity's weights; None for the copy in torch's hub folder, downloaded if it is missing.
+    `weights` is a file of torch-fidelity's weights; None for the copy in torch's hub folder, downloaded if it is missing.
 
     Raises:
         Refused: torch-fidelity is not installed, or the weights are missing, cannot be downloaded, or do not fit.
@@ -95,7 +89,9 @@ def load_inception(convention: Convention, weights: str | None = None) -> Incept
     refuse_missing_package()
     path = local_weights(weights) or _download()
     network = _network_on_meta_device()
-    load_strictly(network, _with_counts(read_checkpoint(path).content, network), path)
+    content = read_checkpoint(path).content
+    counts = {name: torch.zeros((), dtype=torch.int64) for name in network.state_dict() if name.endswith(UNTRACKED)}
+    load_strictly(network, counts | content if isinstance(content, dict) else {}, path)
     return Inception(network, convention).eval().requires_grad_(False)
 
 
@@ -127,31 +123,19 @@ def local_weights(weights: str | None) -> Path | None:
     return path if path.is_file() else None
 
 
-def _with_counts(content: Any, network: nn.Module) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        return {}
-    counts = {name: tensor for name, tensor in network.state_dict().items() if name.endswith(UNTRACKED)}
-    zeros = {name: torch.zeros(like.shape, dtype=like.dtype) for name, like in counts.items()}
-    return {**zeros, **content}
-
-
 def _network_on_meta_device() -> nn.Module:
     """torch-fidelity's network without weights; its own loader, which trusts any pickle, gets an empty file."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class OnMetaDevice(FeatureExtractorInceptionV3):
-        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-            return super().load_state_dict(*args, **kwargs) if self.can_load else None
-
-        can_load = False
+        def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().load_state_dict(state_dict, *args, **kwargs) if state_dict else None
 
     empty_file = io.BytesIO()
     torch.save({}, empty_file)
     empty_file.seek(0)
     with on_meta_device():
-        network = OnMetaDevice("blank", [str(DIM)], feature_extractor_weights_path=empty_file)
-    network.can_load = True
-    return network
+        return OnMetaDevice("blank", [str(DIM)], feature_extractor_weights_path=empty_file)
 
 
 def _download() -> Path:

@@ -127,11 +127,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_parts(files: Sequence[Path], parts: Sequence[tuple[Part, nn.Module]]) -> tuple[Path, ...]:
-    """Load networks from files, strictly, with the assignment of files to networks that has the fewest problems.
+    """Load networks from as many files, strictly, with the assignment of files that has the fewest problems.
 
-    Args:
-        files: as many as `parts`, in any order.
-        parts: the networks, on the meta device, and the containers of their weights.
+    The networks are on the meta device.
 
     Returns:
         The file of each network.

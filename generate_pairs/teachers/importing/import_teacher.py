@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from generate_pairs.teachers.checkpoints import imported_folder, read_about, save_teacher
 from generate_pairs.teachers.importing.checkpoint_file import SAFETENSORS, load_parts, two_files
@@ -44,7 +43,12 @@ def import_teacher(files: Sequence[str], name: str) -> Path:
     sha256 = {path: sha256_file(path) for path in paths}
     out = imported_folder() / f"{name}{SAFETENSORS}"
     if out.is_file():
-        _refuse_other_import(out, [sha256[path] for path in paths])
+        made_from = read_about(out).get("files", {})
+        if sorted(made_from.values()) != sorted(sha256[path] for path in paths):
+            hashes = ", ".join(f"{role} {digest[:12]}" for role, digest in made_from.items()) or "not recorded"
+            raise Refused(
+                f"{out} exists already, made from files of another sha256 ({hashes}): delete it first, or keep it"
+            )
         return out
     # The meta device allocates nothing, so memory contains the weights only once.
     with on_meta_device():
@@ -57,24 +61,8 @@ def import_teacher(files: Sequence[str], name: str) -> Path:
         "files": {role: sha256[path] for role, path in zip(parts, sources, strict=True)},
         "published": [str(part.file) for part in parts.values()],
         "licence": published.licence,
-        "codebook_rows_repeated": _repeated_rows(teacher.codebook_VC),
+        # The flow map counts equal rows as one point.
+        "codebook_rows_repeated": teacher.vocab_size - len(torch.unique(teacher.codebook_VC, dim=0)),
     }
     save_teacher(teacher, published.family, out, about, dtype=None)
     return out
-
-
-def _refuse_other_import(path: Path, sha256: Sequence[str]) -> None:
-    """Check that an imported teacher was made from files of these hashes.
-
-    Raises:
-        Refused: it was made from others.
-    """
-    made_from = read_about(path).get("files", {})
-    if sorted(made_from.values()) != sorted(sha256):
-        hashes = ", ".join(f"{role} {digest[:12]}" for role, digest in made_from.items()) or "not recorded"
-        raise Refused(f"{path} exists already, made from files of another sha256 ({hashes}): delete it first, or keep it")
-
-
-def _repeated_rows(codebook_VC: Tensor) -> int:
-    """The number of codebook rows that equal an earlier one; the flow map counts such rows as one point."""
-    return len(codebook_VC) - len(torch.unique(codebook_VC, dim=0))

@@ -37,12 +37,8 @@ class LlamaGenDecoding(Decoding):
     ) -> None:
         """Start with empty caches.
 
-        Args:
-            transformer: the network.
-            condition_BTD: condition tokens; unless `guidance_scale` is 1, followed by those of the null rows.
-            guidance_scale: 1 is no guidance.
-            num_guided_tokens: the number of first tokens that are guided; None is all.
-            seen_BT: bool, False at padding of the condition.
+        Unless `guidance_scale` is 1, the condition tokens are followed by those of the null rows. `seen_BT` is False at
+        padding of the condition.
         """
         config = transformer.config
         self.transformer = transformer
@@ -159,19 +155,12 @@ class LlamaGenTeacher(Teacher):
     def start_text(
         self, condition: TextCondition, guidance_scale: float, num_guided_tokens: int | None = None
     ) -> LlamaGenDecoding:
-        """Start decoding a batch for captions.
-
-        Args:
-            condition: the text encoder's output, at most `num_condition_tokens` tokens.
-            guidance_scale: 1 is no guidance.
-            num_guided_tokens: as in `start`.
+        """Start decoding a batch for captions of at most `num_condition_tokens` tokens, otherwise as `start`.
 
         Raises:
             ValueError: the teacher is conditioned on classes, or a shape is wrong.
         """
-        embedding = self.transformer.cls_embedding
-        if not isinstance(embedding, CaptionEmbedding):
-            raise ValueError("this teacher is conditioned on classes: use start")
+        embedding = self._caption_embedding("start")
         shape, seen_BT = tuple(condition.features_BTE.shape), condition.seen_BT
         max_tokens, dim = embedding.uncond_embedding.shape
         if shape != (*seen_BT.shape, dim) or not 1 <= shape[1] <= max_tokens:
@@ -185,20 +174,23 @@ class LlamaGenTeacher(Teacher):
             condition_BTD, seen_BT = torch.cat([condition_BTD, null_BTD]), torch.cat([seen_BT, seen_BT])
         return LlamaGenDecoding(self.transformer, condition_BTD, guidance_scale, num_guided_tokens, seen_BT)
 
+    def _caption_embedding(self, alternative: str) -> CaptionEmbedding:
+        embedding = self.transformer.cls_embedding
+        if not isinstance(embedding, CaptionEmbedding):
+            raise ValueError(f"this teacher is conditioned on classes: use {alternative}")
+        return embedding
+
     def filter(self, logits_NV: Tensor, settings: SamplingSettings) -> Tensor:
         return filter_llamagen(logits_NV, settings.top_k, settings.top_p, settings.temperature)
 
     def forced_logits(self, labels_B: Tensor, tokens_BL: Tensor) -> Tensor:
-        embedding = self.transformer.cls_embedding
-        if isinstance(embedding, CaptionEmbedding):
+        if self.is_text_conditional:
             raise ValueError("this teacher is conditioned on text: use forced_text_logits")
-        return self.transformer(embedding(labels_B), tokens_BL)
+        return self.transformer(self.transformer.cls_embedding(labels_B), tokens_BL)
 
     def forced_text_logits(self, condition: TextCondition, tokens_BL: Tensor, is_null_B: Tensor | None = None) -> Tensor:
         """As `forced_logits`, for captions; rows with `is_null_B` True have the null condition."""
-        embedding = self.transformer.cls_embedding
-        if not isinstance(embedding, CaptionEmbedding):
-            raise ValueError("this teacher is conditioned on classes: use forced_logits")
+        embedding = self._caption_embedding("forced_logits")
         condition_BTD = embedding.of(condition)
         if is_null_B is not None:
             null_BTD = embedding.unconditional(condition)

@@ -145,13 +145,10 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: Tensor, rotation: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """Attend from T positions to themselves and, with a cache, to all before them.
+        """Attend from T positions to themselves and, with a cache, to all before them; if it is not empty, T must be 1.
 
-        Args:
-            x_BTD: normalised input of T consecutive positions; with a non-empty cache T must be 1.
-            rotation: the rows of `rotary_2d` for these positions.
-            cache: the new keys and values are appended to it.
-            mask: bool, broadcastable to (B, H, T, positions so far), True where attended to; None is causal.
+        `rotation` has the rows of `rotary_2d` for these positions; `mask`, broadcastable to (B, H, T, positions so far),
+        is True where attended to; None is causal.
         """
         B, T, D = x_BTD.shape
         qkv = rotated(self.wqkv(x_BTD).view(B, T, 3, self.num_heads, -1), rotation)
@@ -284,11 +281,7 @@ class LlamaGenTransformer(nn.Module):
         return [LayerCache(batch_size, length, self.config, like) for _ in self.layers]
 
     def hidden(
-        self,
-        x_BTD: Tensor,
-        rotation: Tensor,
-        caches: Sequence[LayerCache] | None = None,
-        mask: Tensor | None = None,
+        self, x_BTD: Tensor, rotation: Tensor, caches: Sequence[LayerCache] | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """Apply all layers and the last norm to the embeddings of T consecutive positions, (B, T, D)."""
         for index, layer in enumerate(self.layers):
@@ -298,10 +291,8 @@ class LlamaGenTransformer(nn.Module):
     def forward(self, condition_BTD: Tensor, tokens_BL: Tensor, seen_BT: Tensor | None = None) -> Tensor:
         """Logits (B, L, V) of every token given those before it.
 
-        Args:
-            condition_BTD: condition tokens; first positions that are padding in the full batch may be omitted.
-            tokens_BL: int64; the last one is not used.
-            seen_BT: bool, False at padding; None without padding.
+        The first condition tokens may be omitted if they are padding in the full batch; `seen_BT` is False at other
+        padding. The last token is not used.
         """
         num_condition, num_before = condition_BTD.shape[1], tokens_BL.shape[1] - 1
         x_BPD = torch.cat([condition_BTD, self.tok_embeddings(tokens_BL[:, :-1])], dim=1)

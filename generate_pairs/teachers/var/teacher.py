@@ -21,20 +21,9 @@ class VarDecoding(Decoding):
     """The state of decoding one batch."""
 
     def __init__(
-        self,
-        transformer: VarTransformer,
-        tokenizer: VarTokenizer,
-        condition_BD: Tensor,
-        guidance_scale: float,
+        self, transformer: VarTransformer, tokenizer: VarTokenizer, condition_BD: Tensor, guidance_scale: float
     ) -> None:
-        """Start with empty caches.
-
-        Args:
-            transformer: the network, with the tokenizer's scales.
-            tokenizer: computes the next scale's input from tokens.
-            condition_BD: class embeddings; unless `guidance_scale` is 0, followed by those of the null rows.
-            guidance_scale: 0 is no guidance.
-        """
+        """Start with empty caches; unless `guidance_scale` is 0, those of the null rows follow the class embeddings."""
         self.transformer = transformer
         self.quantizer = tokenizer.quantize
         self.condition_BD = condition_BD
@@ -102,15 +91,7 @@ class VarTeacher(Teacher):
 
     @torch.no_grad()
     def start(self, labels_B: Tensor, guidance_scale: float) -> VarDecoding:
-        """Start decoding a batch.
-
-        Args:
-            labels_B: int64, 0..num_classes-1.
-            guidance_scale: 0 is no guidance.
-
-        Raises:
-            ValueError: a label is out of range.
-        """
+        """As in the base class; a guidance scale of 0 is no guidance."""
         self.check_labels(labels_B)
         if guidance_scale != 0.0:
             labels_B = torch.cat([labels_B, torch.full_like(labels_B, self.num_classes)])
@@ -118,11 +99,7 @@ class VarTeacher(Teacher):
         return VarDecoding(self.transformer, self.tokenizer, condition_BD, guidance_scale)
 
     def filter(self, logits_NV: Tensor, settings: SamplingSettings) -> Tensor:
-        """Filter as VAR's sampler does: top-k, then top-p.
-
-        Raises:
-            ValueError: the temperature is not 1; VAR's sampler has none.
-        """
+        """As in the base class; raises ValueError if the temperature is not 1, as VAR's sampler has none."""
         if settings.temperature != 1.0:
             raise ValueError(f"temperature is {settings.temperature}: VAR samples without a temperature, so it must be 1")
         return filter_var(logits_NV, settings.top_k, settings.top_p)

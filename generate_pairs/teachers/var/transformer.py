@@ -140,13 +140,9 @@ class Attention(nn.Module):
     def forward(
         self, x_BLD: Tensor, mask_LL: Tensor | None, cache: LayerCache | None = None, span: slice = slice(0)
     ) -> Tensor:
-        """Attend from L positions to themselves and, with a cache, to all before them.
+        """Attend from L positions, `span`, to themselves and, with a cache, to all before them.
 
-        Args:
-            x_BLD: normalised and modulated input of L consecutive positions.
-            mask_LL: bool, True where a query (row) attends to a key; None if every query attends to every key.
-            cache: the new keys and values are stored in it.
-            span: the positions.
+        `mask_LL` is True where a query (row) attends to a key; None if every query attends to every key.
         """
         B, L, D = x_BLD.shape
         bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,9 +12,10 @@ from pipeline.cli.options import (
     captions_option,
     cluster_option,
     comma_separated,
+    composed,
     dry_run_option,
     num_steps_option,
-    overrides,
+    number_option,
     pairs_option,
     preset_argument,
     set_option,
@@ -33,10 +34,7 @@ if TYPE_CHECKING:
 @pairs_option
 @click.option("--out", type=FolderPath, required=True, metavar="DIR", help="Folder of the ablation.")
 @click.option(
-    "--sizes",
-    required=True,
-    metavar="N,N",
-    help="Numbers of training pairs, or fractions of the data set as 0.5 or 50%.",
+    "--sizes", required=True, metavar="N,N", help="Numbers of training pairs, or fractions of the data set as 0.5 or 50%."
 )
 @click.option(
     "--timesteps",
@@ -60,27 +58,20 @@ if TYPE_CHECKING:
     show_default=True,
     help="Train all cells for equally many steps or epochs, as many as in the preset.",
 )
-@click.option(
-    "--every",
-    type=click.IntRange(min=1),
-    metavar="K",
-    help="Steps between evaluations during training.  [default: a tenth of the steps]",
-)
+@number_option("--every", metavar="K", text="Steps between evaluations during training.  [default: a tenth of the steps]")
 @tiny_random_option
 @captions_option
 @num_steps_option
-@click.option(
+@number_option(
     "--workers",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Cells trained in parallel on this machine, each in a process; 0 trains one after another in this process.  "
+    minimum=0,
+    text="Cells trained in parallel on this machine, each in a process; 0 trains one after another in this process.  "
     "[default: cores divided by train.threads; 0 if that is 1]",
 )
 @cluster_option
 @set_option
 @dry_run_option
 def command(
-    preset: str,
     pairs: Location,
     out: Path,
     sizes: str,
@@ -89,13 +80,9 @@ def command(
     seeds: int,
     match: Match,
     every: int | None,
-    tiny_random: bool,
-    captions: str | None,
-    num_steps: int | None,
     workers: int | None,
-    cluster: str | None,
-    settings: tuple[str, ...],
     dry_run: bool,
+    **options: Any,
 ) -> None:
     """Train a student on every size of the data set, and report how many pairs are enough.
 
@@ -115,10 +102,7 @@ def command(
       ablation.parquet                               all measurements of all cells
       cells/*/                                       a run folder for each cell
     """
-    from pipeline.config.run_config import compose
-
-    flags = {"captions.file": captions, "train.num_steps": num_steps, "cluster.scheduler": cluster}
-    base = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
+    base = composed(options)
     axes = _axes(base, pairs, sizes, seeds, timesteps, sweeps)
     ablation = _check_ablation(base, axes, pairs, out, match, every)
     if dry_run:
@@ -135,11 +119,7 @@ def _axes(
     timesteps: tuple[tuple[int, ...], ...],
     sweeps: tuple[str, ...],
 ) -> Axes:
-    """Parse the axes of the grid.
-
-    Raises:
-        Refused: an axis is invalid or has a value twice, or the evaluation uses a CLIP model.
-    """
+    """Parse the axes of the grid."""
     from pipeline.ablation.grid import Axes, parse_sizes, parse_sweep
     from shards.core.errors import Refused
     from shards.dataset.manifest import Manifest
@@ -159,11 +139,7 @@ def _axes(
 
 
 def _check_ablation(base: RunConfig, axes: Axes, pairs: Location, out: Path, match: Match, every: int | None) -> Ablation:
-    """Create the cells and check everything that can be refused before the work; writes nothing.
-
-    Raises:
-        Refused: as `refuse_ablation`, or the pairs were generated with other settings.
-    """
+    """Create the cells and check everything that can be refused before the work; writes nothing."""
     from pipeline.ablation.grid import make_cells
 
     # A cell is a run folder, and a command in another working folder may continue it.
@@ -193,22 +169,20 @@ def _print_plan(ablation: Ablation) -> None:
 
 
 def _train_cells(ablation: Ablation, workers: int | None) -> None:
-    """Train the unfinished cells and print the conclusions.
-
-    Raises:
-        Failed: some cells failed.
-    """
+    """Train the unfinished cells and print the conclusions."""
     from generate_pairs.generation.shard_jobs import join_first
     from pipeline.ablation.conclusions import write_conclusions
     from pipeline.ablation.runner import run_ablation
     from pipeline.runtime.progress import progress
     from pipeline.runtime.signals import stopping
     from shards.core.errors import Failed
+    from shards.core.host import available_cores
 
     with stopping() as should_stop, progress("ablation", "steps") as report:
+        parallel = available_cores() // ablation.base.train.threads
         failures = run_ablation(
             ablation,
-            workers=_number_of_workers(workers, ablation.base.train.threads),
+            workers=workers if workers is not None else parallel if parallel > 1 else 0,
             report=report,
             should_stop=should_stop,
             notify=lambda sentence: click.echo(sentence, err=True),
@@ -220,13 +194,3 @@ def _train_cells(ablation: Ablation, workers: int | None) -> None:
             f"{join_first([': '.join(failure) for failure in failures])}. "
             "The other cells are done; run the same command to retry the failed ones"
         )
-
-
-def _number_of_workers(workers: int | None, threads: int) -> int:
-    """The value of `--workers`, or as many as the cores allow; 0 instead of a single worker."""
-    if workers is not None:
-        return workers
-    from shards.core.host import available_cores
-
-    parallel = available_cores() // threads
-    return parallel if parallel > 1 else 0

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli.options import (
     FolderPath,
     captions_option,
+    composed,
     dry_run_option,
     num_steps_option,
-    overrides,
+    number_option,
     pairs_option,
     preset_argument,
     set_option,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @preset_argument
 @pairs_option
 @click.option("--out", type=FolderPath, required=True, metavar="STUDENT", help="Folder of the student.")
-@click.option("--size", type=click.IntRange(min=1), metavar="N", help="Train on the first N pairs.  [default: all]")
+@number_option("--size", text="Train on the first N pairs.  [default: all]")
 @tiny_random_option
 @captions_option
 @num_steps_option
@@ -38,32 +39,21 @@ if TYPE_CHECKING:
     help="Pairs per device in one forward pass; short for --set train.device_batch_size=N.  [default: as many as fit]",
 )
 @click.option("--print-job-script", is_flag=True, help="Print a Slurm job that trains, and resumes after a requeue.")
-@click.option("--nodes", type=click.IntRange(min=1), default=1, metavar="N", help="Nodes of that job.  [default: 1]")
-@click.option(
-    "--processes",
-    type=click.IntRange(min=1),
-    default=1,
-    metavar="N",
-    help="Processes on each node, one GPU each.  [default: 1]",
-)
+@number_option("--nodes", default=1, text="Nodes of that job.  [default: 1]")
+@number_option("--processes", default=1, text="Processes on each node, one GPU each.  [default: 1]")
 @set_option
 @dry_run_option
 @click.pass_context
 def command(
     ctx: click.Context,
-    preset: str,
     pairs: Location,
     out: Path,
     size: int | None,
-    tiny_random: bool,
-    captions: str | None,
-    num_steps: int | None,
-    device_batch_size: str | None,
     print_job_script: bool,
     nodes: int,
     processes: int,
-    settings: tuple[str, ...],
     dry_run: bool,
+    **options: Any,
 ) -> None:
     """Train the student on a pair data set.
 
@@ -78,14 +68,7 @@ def command(
       torchrun --nproc-per-node=8 --no-python tokenleap distill var-d16 --pairs pairs/d16 --out students/d16
       tokenleap distill var-d16 --pairs pairs/d16 --out students/d16 --processes 8 --print-job-script > job.sh
     """
-    from pipeline.config.run_config import compose
-
-    flags = {
-        "captions.file": captions,
-        "train.num_steps": num_steps,
-        "train.device_batch_size": device_batch_size,
-    }
-    config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
+    config = composed(options)
     if print_job_script:
         from pipeline.training_job import training_job
 
@@ -102,12 +85,7 @@ def command(
 
 
 def _distill(config: RunConfig, pairs: Location, out: Path, size: int | None, dry_run: bool) -> None:
-    """Train the student and print the outcome, or only print the plan.
-
-    Raises:
-        Refused: the pairs have other settings or another teacher, or `out` contains another training.
-        Failed, StoppedBySignal: as `distill.training.trainer.train`.
-    """
+    """Train the student and print the outcome, or only print the plan."""
     from shards.dataset.manifest import Manifest
 
     view = Manifest.open(pairs).view(size)

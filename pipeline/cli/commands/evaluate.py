@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.options import FolderPath, dry_run_option, overrides
+from pipeline.cli.options import FolderPath, dry_run_option, literal, overrides
 
 if TYPE_CHECKING:
     from distill.config import EvaluationConfig
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--reference",
     metavar="PATH",
+    callback=literal,
     help="Reference images or statistics: adm's .npz, dd's statistic.pth, folder's folder; "
     "short for --set evaluation.reference=PATH, and overrides it.",
 )
@@ -47,18 +48,7 @@ if TYPE_CHECKING:
 @click.option("--table", is_flag=True, help="Print tables of stored results; compute nothing.")
 @click.option("--markdown", is_flag=True, help="Print these tables as Markdown.")
 @dry_run_option
-def command(
-    run: Path,
-    protocol: str | None,
-    reference: str | None,
-    num_images: int | None,
-    repeats: int | None,
-    seed: int | None,
-    settings: tuple[str, ...],
-    table: bool,
-    markdown: bool,
-    dry_run: bool,
-) -> None:
+def command(run: Path, table: bool, markdown: bool, dry_run: bool, **options: Any) -> None:
     """Evaluate the student of a run again, or print stored results.
 
     RUN is the folder of `tokenleap run`; its own settings are the defaults. evaluation.json and samples/ are replaced.
@@ -71,20 +61,13 @@ def command(
       tokenleap evaluate runs/var-d16 --protocol adm --reference VIRTUAL_imagenet256_labeled.npz
       tokenleap evaluate runs/var-d16 --protocol folder --reference photos --set evaluation.features=inception
     """
-    from pipeline.config.run_config import as_text
     from pipeline.evaluation_request import requested_evaluation, tables
     from pipeline.run_folder.run_dir import RunDir
 
     run_dir = RunDir(run)
     config = run_dir.read_config()
-    flags = {
-        "evaluation.protocol": protocol,
-        "evaluation.reference": None if reference is None else as_text(reference),
-        "evaluation.num_images": num_images,
-        "evaluation.repeats": repeats,
-        "evaluation.seed": seed,
-    }
-    changes = overrides(settings, flags)
+    names = ("protocol", "reference", "num_images", "repeats", "seed")
+    changes = overrides(options, {name: f"evaluation.{name}" for name in names})
     evaluation = requested_evaluation(config, changes)
     if table or markdown:
         shown = tables(run_dir, config, evaluation, changes, f"tokenleap evaluate {run}")
@@ -94,11 +77,7 @@ def command(
 
 
 def _evaluate(run_dir: RunDir, config: RunConfig, evaluation: EvaluationConfig, dry_run: bool) -> None:
-    """Evaluate the student and print the result, or only print the plan.
-
-    Raises:
-        Refused: the run has no student, or something that the evaluation needs is missing.
-    """
+    """Evaluate the student and print the result, or only print the plan."""
     from distill.student.export import refuse_missing_export
     from pipeline.evaluation_request import plan_lines, result_file
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +11,12 @@ from pipeline.cli.options import (
     PairsPath,
     captions_option,
     cluster_option,
+    composed,
     dry_run_option,
     echo_generated,
     num_pairs_option,
     number_of_workers,
-    overrides,
+    number_option,
     preset_argument,
     set_option,
     tiny_random_option,
@@ -37,13 +38,8 @@ if TYPE_CHECKING:
 @workers_option
 @cluster_option
 @click.option("--print-job-script", is_flag=True, help="Print the job script of --cluster slurm; submit nothing.")
-@click.option(
-    "--task-index",
-    type=click.IntRange(min=0),
-    metavar="I",
-    help="Generate only the shards of task I, counted from 0.",
-)
-@click.option("--task-count", type=click.IntRange(min=1), metavar="N", help="Number of tasks that share the shards.")
+@number_option("--task-index", minimum=0, metavar="I", text="Generate only the shards of task I, counted from 0.")
+@number_option("--task-count", text="Number of tasks that share the shards.")
 @click.option("--time-limit", metavar="H:MM:SS", help="Start no shard that would end after this time.")
 @set_option
 @dry_run_option
@@ -53,20 +49,15 @@ if TYPE_CHECKING:
     help="Measure a few batches on this machine and print pairs per second and remaining device-hours; write no pairs.",
 )
 def command(
-    preset: str,
     out: Location,
-    tiny_random: bool,
-    captions: str | None,
-    num_pairs: int | None,
     workers: int | None,
-    cluster: str | None,
     print_job_script: bool,
     task_index: int | None,
     task_count: int | None,
     time_limit: str | None,
-    settings: tuple[str, ...],
     dry_run: bool,
     probe: bool,
+    **options: Any,
 ) -> None:
     """Generate pairs of noise and the teacher's tokens for this noise.
 
@@ -91,18 +82,16 @@ def command(
     started = time.monotonic()
     if dry_run and probe:
         raise click.UsageError("--dry-run computes nothing and --probe measures: give one of them")
-    from pipeline.config.run_config import as_text, compose
-
-    flags = {
-        "captions.file": None if captions is None else as_text(captions),
-        "pairs.num_pairs": num_pairs,
-        "cluster.scheduler": cluster,
-    }
-    config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
+    config = composed(options)
     task = _task(config, task_index, task_count, workers)
     deadline = None if time_limit is None else started + _seconds(time_limit)
     if print_job_script:
-        click.echo(_job_script(config, out))
+        from generate_pairs.cluster.slurm import job_script
+        from shards.core.errors import Refused
+
+        if config.cluster.scheduler != "slurm":
+            raise Refused("--print-job-script prints a Slurm job: give --cluster slurm")
+        click.echo(job_script(config.cluster.with_log_folder(out)))
     elif dry_run or probe:
         _print_plan(config, out, probe)
     else:
@@ -110,11 +99,7 @@ def command(
 
 
 def _print_plan(config: RunConfig, out: Location, probe: bool) -> None:
-    """Print the configuration and the plan or, with `probe`, a measured rate.
-
-    Raises:
-        Refused: the data set cannot be generated or extended with this configuration.
-    """
+    """Print the configuration and the plan or, with `probe`, a measured rate."""
     from generate_pairs.generation.plan import plan_generation, refuse_fewer_pairs
     from pipeline.config.run_config import to_toml
     from pipeline.runtime.progress import progress
@@ -131,11 +116,7 @@ def _print_plan(config: RunConfig, out: Location, probe: bool) -> None:
 
 
 def _generate(config: RunConfig, out: Location, workers: int | None, task: Task | None, deadline: float | None) -> None:
-    """Generate the missing pairs and print totals.
-
-    Raises:
-        Refused, Failed, StoppedBySignal: as `generate_pairs.generation.generate.generate`.
-    """
+    """Generate the missing pairs and print totals."""
     # Imported after the settings are checked, because torch takes seconds to load.
     from generate_pairs.generation.generate import generate
     from generate_pairs.generation.plan import refuse_fewer_pairs
@@ -159,11 +140,7 @@ def _generate(config: RunConfig, out: Location, workers: int | None, task: Task 
 
 
 def _task(config: RunConfig, index: int | None, count: int | None, workers: int | None) -> Task | None:
-    """The task of --task-index and --task-count; None without these options.
-
-    Raises:
-        Refused: options exclude each other, or one needs another.
-    """
+    """The task of --task-index and --task-count; None without these options."""
     from generate_pairs.generation.work_units import Task
     from shards.core.errors import Refused
 
@@ -191,11 +168,6 @@ def _task(config: RunConfig, index: int | None, count: int | None, workers: int 
 
 
 def _seconds(time_limit: str) -> int:
-    """The seconds of --time-limit.
-
-    Raises:
-        Refused: the value is not a duration.
-    """
     import re
 
     from generate_pairs.config import WALLTIME, walltime_seconds
@@ -204,17 +176,3 @@ def _seconds(time_limit: str) -> int:
     if not re.match(WALLTIME, time_limit):
         raise Refused(f"--time-limit is {time_limit!r}: write H:MM:SS, as in 3:50:00, or D-H:MM:SS")
     return walltime_seconds(time_limit)
-
-
-def _job_script(config: RunConfig, out: Location) -> str:
-    """The Slurm job of --print-job-script.
-
-    Raises:
-        Refused: the scheduler is not Slurm.
-    """
-    from generate_pairs.cluster.slurm import job_script
-    from shards.core.errors import Refused
-
-    if config.cluster.scheduler != "slurm":
-        raise Refused("--print-job-script prints a Slurm job: give --cluster slurm")
-    return job_script(config.cluster.with_log_folder(out))

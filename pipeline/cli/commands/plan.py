@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from pipeline.cli.options import num_pairs_option, overrides, preset_argument, set_option, tiny_random_option
+from pipeline.cli.options import composed, num_pairs_option, preset_argument, set_option, tiny_random_option
 
 DEVICES = ("a100", "h100", "h200", "cpu")
 
@@ -21,9 +23,7 @@ DEVICES = ("a100", "h100", "h200", "cpu")
     help="Estimate for this device; repeatable. cpu is this machine's, measured within a second.  [default: all]",
 )
 @set_option
-def command(
-    preset: str, tiny_random: bool, num_pairs: int | None, devices: tuple[str, ...], settings: tuple[str, ...]
-) -> None:
+def command(devices: tuple[str, ...], **options: Any) -> None:
     """Print the cost of a pair data set: shards, bytes, pairs per second and device-hours.
 
     Rates come from stored probes of the same settings (`tokenleap generate PRESET --out PAIRS --probe`), and from
@@ -35,9 +35,7 @@ def command(
       tokenleap plan var-d16 --num-pairs 1200000
       tokenleap plan digits --device cpu
     """
-    from pipeline.config.run_config import compose
-
-    config = compose(preset, overrides(settings, {"pairs.num_pairs": num_pairs}), tiny_random=tiny_random)
+    config = composed(options)
     # Imported after the settings are checked, because torch takes seconds to load.
     from pipeline.cost_report import plan_lines
 

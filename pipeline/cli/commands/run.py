@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline.cli.options import (
     FolderPath,
     captions_option,
+    composed,
     dry_run_option,
     num_pairs_option,
     num_steps_option,
     number_of_workers,
-    overrides,
     preset_argument,
     set_option,
     tiny_random_option,
@@ -31,17 +32,7 @@ from pipeline.cli.options import (
 @workers_option
 @set_option
 @dry_run_option
-def command(
-    preset: str,
-    out: Path | None,
-    tiny_random: bool,
-    captions: str | None,
-    num_pairs: int | None,
-    num_steps: int | None,
-    workers: int | None,
-    settings: tuple[str, ...],
-    dry_run: bool,
-) -> None:
+def command(out: Path | None, workers: int | None, dry_run: bool, **options: Any) -> None:
     """Run both stages, evaluate the student and write a report.
 
     PRESET is a TOML file or a shipped preset. The teachers of digits, digits-64, digits-text and digits-var are included.
@@ -64,18 +55,12 @@ def command(
       evaluation.json, samples/         scores and images
       report.html                       all results on one page
     """
-    from pipeline.config.run_config import as_text, compose, run_name, to_toml
-
-    flags = {
-        "captions.file": None if captions is None else as_text(captions),
-        "pairs.num_pairs": num_pairs,
-        "train.num_steps": num_steps,
-    }
-    config = compose(preset, overrides(settings, flags), tiny_random=tiny_random)
+    config = composed(options)
     # Imported after the settings are checked, because torch takes seconds to load.
+    from pipeline.config.run_config import run_name, to_toml
     from pipeline.run import plan, run
 
-    out = out or Path("runs") / run_name(preset, tiny_random=tiny_random)
+    out = out or Path("runs") / run_name(options["preset"], tiny_random=options["tiny_random"])
     if dry_run:
         click.echo(to_toml(config))
         click.echo("\n".join(plan(config, out)))

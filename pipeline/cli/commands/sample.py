@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.options import MAX_SEED, StudentPath, comma_separated, dry_run_option, weights
+from pipeline.cli.options import MAX_SEED, StudentPath, comma_separated, dry_run_option, number_option, weights
 
 if TYPE_CHECKING:
     from distill.sampling.job import SamplingJob
@@ -38,22 +38,15 @@ def label_cycle(ctx: click.Context, parameter: click.Parameter, text: str | None
 
 @click.command("sample")
 @click.argument("student", type=StudentPath)
-@click.option("--steps", type=click.IntRange(min=1), metavar="K", help="Passes of the student.  [default: 1]")
-@click.option(
-    "--timesteps",
-    callback=comma_separated,
-    metavar="0,5",
-    help="Timesteps of the passes, instead of --steps.",
-)
+@number_option("--steps", metavar="K", text="Passes of the student.  [default: 1]")
+@click.option("--timesteps", callback=comma_separated, metavar="0,5", help="Timesteps of the passes, instead of --steps.")
 @click.option(
     "--method",
     metavar="M",
     help="Method, instead of both: student-K, pre-trained-N-M, pre-trained-N-M-flow, teacher or teacher-flow.",
 )
 @click.option(
-    "--teacher",
-    metavar="NAME",
-    help="Name or file of the student's teacher, if it differs from the recorded name.",
+    "--teacher", metavar="NAME", help="Name or file of the student's teacher, if it differs from the recorded name."
 )
 @click.option(
     "--labels",
@@ -74,29 +67,16 @@ def label_cycle(ctx: click.Context, parameter: click.Parameter, text: str | None
     metavar="FILE",
     help="Captions from a file: text with one a line, .jsonl or .parquet; or digits, the included ones.",
 )
+@click.option("--column", metavar="NAME", help="Column of the captions in a .jsonl or .parquet FILE.  [default: caption]")
 @click.option(
-    "--column",
-    metavar="NAME",
-    help="Column of the captions in a .jsonl or .parquet FILE.  [default: caption]",
+    "--text-encoder", metavar="NAME", help="Name or location of the text encoder, if it differs from the recorded one."
 )
-@click.option(
-    "--text-encoder",
-    metavar="NAME",
-    help="Name or location of the text encoder, if it differs from the recorded one.",
-)
-@click.option(
+@number_option(
     "--num-images",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help=f"Images in total; may grow.  [default: {IMAGES_PER_LABEL} of each label; one for each line of a FILE]",
+    text=f"Images in total; may grow.  [default: {IMAGES_PER_LABEL} of each label; one for each line of a FILE]",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, MAX_SEED),
-    default=0,
-    show_default=True,
-    metavar="S",
-    help="Seed of noise and draws.",
+@number_option(
+    "--seed", minimum=0, maximum=MAX_SEED, default=0, show_default=True, metavar="S", text="Seed of noise and draws."
 )
 @click.option(
     "--noise-weight",
@@ -105,11 +85,10 @@ def label_cycle(ctx: click.Context, parameter: click.Parameter, text: str | None
     help="Weight of a position's own noise in the choice of its token, or W,W for each timestep; 0 is the official "
     "sampler.  [default: the student's]",
 )
-@click.option(
+@number_option(
     "--batch-size",
-    type=click.IntRange(min=1),
     metavar="B",
-    help="Images in one batch; it changes images only by rounding.  [default: 250, fewer for large images]",
+    text="Images in one batch; it changes images only by rounding.  [default: 250, fewer for large images]",
 )
 @click.option(
     "--device",
@@ -142,7 +121,11 @@ def command(dry_run: bool, **options: Any) -> None:
     """
     if sum(options[name] is not None for name in ("steps", "timesteps", "method")) > 1:
         raise click.UsageError("--steps, --timesteps and --method all select the method: give one of them")
-    _check_output(options["out"])
+    out = options["out"]
+    if out.suffix not in ("", ".png", ".npz"):
+        raise click.BadParameter(f"{out} ends in {out.suffix}: {OUTPUTS}", param_hint="--out")
+    if out.suffix and out.is_dir():
+        raise click.BadParameter(f"{out} is a folder: {OUTPUTS}", param_hint="--out")
     if isinstance(options["student"], Path):
         from distill.student.export import refuse_missing_export
 
@@ -163,11 +146,7 @@ def command(dry_run: bool, **options: Any) -> None:
 
 
 def _sample(job: SamplingJob, dry_run: bool) -> None:
-    """Generate the missing images, or only print the plan.
-
-    Raises:
-        Refused, Failed, StoppedBySignal: as `SamplingJob.run`, or the teacher cannot be loaded.
-    """
+    """Generate the missing images, or only print the plan."""
     from pipeline.runtime.progress import progress
     from pipeline.runtime.signals import stopping
 
@@ -180,15 +159,3 @@ def _sample(job: SamplingJob, dry_run: bool) -> None:
     with stopping(resumable=out.suffix != ".png") as should_stop, progress("images", "images") as report:
         job.run(teacher, report, should_stop)
     click.echo(f"{out}: {len(job.labels_N):,} images, {job.method.describe()}, seed {job.options.seed}")
-
-
-def _check_output(out: Path) -> None:
-    """Check the suffix of the output path.
-
-    Raises:
-        click.BadParameter: the suffix is neither .png nor .npz, or such a path is a folder.
-    """
-    if out.suffix not in ("", ".png", ".npz"):
-        raise click.BadParameter(f"{out} ends in {out.suffix}: {OUTPUTS}", param_hint="--out")
-    if out.suffix and out.is_dir():
-        raise click.BadParameter(f"{out} is a folder: {OUTPUTS}", param_hint="--out")

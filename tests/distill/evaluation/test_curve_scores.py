@@ -35,16 +35,8 @@ CONFIG = DistillConfig.model_validate(
 
 
 def trained(out: Path, pairs_root: Path, teacher_path: Path, callback: EvalCallback | None) -> dict[str, bytes]:
-    train(
-        CONFIG,
-        str(teacher_path),
-        pairs_root,
-        out,
-        size=96,
-        report=lambda *_: None,
-        should_stop=lambda: False,
-        eval_callback=callback,
-    )
+    quiet = {"report": lambda *_: None, "should_stop": lambda: False}
+    train(CONFIG, str(teacher_path), pairs_root, out, size=96, eval_callback=callback, **quiet)
     return {name: (out / name).read_bytes() for name in ("student.safetensors", "config.json")}
 
 
@@ -113,7 +105,9 @@ def test_scores_equal_those_of_the_evaluation(pairs_root: Path, teacher_path: Pa
             lambda functions, _: dict.fromkeys(functions, 0.25),
         )
         scorer = open_scorer(config, (1, 8, 8))
-        evaluation = Evaluation(config, methods, scorer, None, PartialResults(), lambda *_: None, lambda: False)
+        evaluation = Evaluation(
+            config, methods, scorer, None, PartialResults(tmp_path / "partial"), lambda *_: None, lambda: False
+        )
         rows, _ = evaluate_methods(evaluation)
     expected = {row["method"]: row for row in rows}
     scores = StudentScores(config)

@@ -6,6 +6,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from distill.config import DistillConfig, EvaluationConfig
-from distill.evaluation.evaluate import evaluate
+from distill.config import EvaluationConfig
 from distill.evaluation.feature_extractors import inception
 from distill.evaluation.feature_extractors.base import extract
 from distill.evaluation.feature_extractors.digits_classifier import load_digits_classifier
@@ -38,7 +38,6 @@ from distill.sampling.method_spec import (
 from distill.sampling.methods import Methods, count_tokens, generate_batches, open_methods
 from distill.student.sampler import max_batch_size
 from distill.student.student import Student
-from distill.training.trainer import train
 from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
 from shards.core.errors import Refused, Stopped
@@ -46,24 +45,7 @@ from shards.dataset.manifest import Manifest
 from shards.dataset.reader import read_shard
 
 NUM_PAIRS = 40
-
-
-@pytest.fixture(scope="module")
-def student_folder(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student trained on the first 40 of 96 training pairs."""
-    out = tmp_path_factory.mktemp("student")
-    settings = {"num_steps": 2, "batch_size": 8, "embedding_weight": 0.1}
-    config = DistillConfig.model_validate({"student": {"timesteps": [0, 2], "split": 2}, "train": settings})
-    train(
-        config,
-        str(teacher_path),
-        pairs_root,
-        out,
-        size=NUM_PAIRS,
-        report=lambda *_: None,
-        should_stop=lambda: False,
-    )
-    return out
+Rows = dict[str, dict[str, Any]]
 
 
 def generate_all(
@@ -75,54 +57,37 @@ def generate_all(
     return images, torch.cat([batch.tokens_BL for batch in batches])
 
 
-def samples_evaluation(methods: Methods) -> Evaluation:
-    """An evaluation of 12 images without scores."""
+def evaluate_samples(methods: Methods, folder: Path) -> dict[Method, torch.Tensor]:
+    """The shown images of an evaluation of 12 images without scores."""
     config = EvaluationConfig(protocol="samples", num_images=12)
-    return Evaluation(config, methods, None, None, PartialResults(), lambda *_: None, lambda: False)
-
-
-def evaluated(
-    student_folder: Path,
-    teacher_path: Path,
-    pairs_root: Path,
-    out: Path,
-    config: EvaluationConfig,
-    name: str = "evaluation.json",
-) -> dict[str, dict[str, object]]:
-    """The rows of an evaluation by method, without timing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "distill.evaluation.timing.seconds_per_image",
-            lambda functions, _: dict.fromkeys(functions, 0.25),
-        )
-        threads = torch.get_num_threads()
-        result = evaluate(
-            student_folder,
-            str(teacher_path),
-            pairs_root,
-            out,
-            config,
-            report=lambda *_: None,
-            should_stop=lambda: False,
-            name=name,
-        )
-    assert torch.get_num_threads() == threads
-    assert result == json.loads((out / name).read_text())
-    assert (result["protocol"], result["num_images"]) == (config.protocol, config.num_images)
-    assert (out / "samples" / "comparison.png").is_file()
-    return {row["method"]: row for row in result["rows"]}
+    _, images = evaluate_methods(
+        Evaluation(config, methods, None, None, PartialResults(folder), lambda *_: None, lambda: False)
+    )
+    return images
 
 
 @pytest.fixture(scope="module")
-def result(
-    student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, object]]:
+def evaluated(evaluate_student: Callable[..., dict[str, Any]]) -> Callable[..., Rows]:
+    """The rows of an evaluation by method."""
+
+    def run(out: Path, config: EvaluationConfig, name: str = "evaluation.json") -> Rows:
+        threads = torch.get_num_threads()
+        result = evaluate_student(out, config, name)
+        assert torch.get_num_threads() == threads
+        assert (result["protocol"], result["num_images"]) == (config.protocol, config.num_images)
+        assert (out / "samples" / "comparison.png").is_file()
+        return {row["method"]: row for row in result["rows"]}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def result(evaluated: Callable[..., Rows], tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """The rows of evaluation.json by method."""
-    out = tmp_path_factory.mktemp("evaluated")
-    return evaluated(student_folder, teacher_path, pairs_root, out, EvaluationConfig(num_images=100))
+    return evaluated(tmp_path_factory.mktemp("evaluated"), EvaluationConfig(num_images=100))
 
 
-def test_every_method_has_its_number_of_steps(result: dict[str, dict[str, object]], family: str) -> None:
+def test_every_method_has_its_number_of_steps(result: Rows, family: str) -> None:
     steps = {"llamagen": 16, "var": 3}[family]
     skips = {"llamagen": (4, 8), "var": (1, 2)}[family]
     assert {method: row["num_steps"] for method, row in result.items()} == {
@@ -140,22 +105,20 @@ def test_every_method_has_its_number_of_steps(result: dict[str, dict[str, object
     }
 
 
-def test_rows_name_what_fills_the_skipped_steps(result: dict[str, dict[str, object]], family: str) -> None:
+def test_rows_name_what_fills_the_skipped_steps(result: Rows, family: str) -> None:
     fill = {"llamagen": "marginals", "var": "nothing"}[family]
     assert {row["fill"] for method, row in result.items() if method.startswith("skip-")} == {fill}
     assert {row["fill"] for method, row in result.items() if not method.startswith("skip-")} == {None}
 
 
-def test_tokens_are_matched_for_methods_that_share_the_teachers_noise(
-    result: dict[str, dict[str, object]],
-) -> None:
+def test_tokens_are_matched_for_methods_that_share_the_teachers_noise(result: Rows) -> None:
     followed = {method for method, row in result.items() if row["token_match"] is not None}
     assert followed == {"teacher-flow", "student-1", "student-2"}
     assert result["teacher-flow"]["token_match"] == 1.0
     assert 0 < result["student-1"]["token_match"] < 1
 
 
-def test_scores_compare_with_the_real_digits(result: dict[str, dict[str, object]]) -> None:
+def test_scores_compare_with_the_real_digits(result: Rows) -> None:
     for row in result.values():
         assert 0 <= row["precision"] <= 1
         assert 0 <= row["recall"] <= 1
@@ -164,38 +127,45 @@ def test_scores_compare_with_the_real_digits(result: dict[str, dict[str, object]
     assert result["real"]["class_accuracy"] > 0.95
 
 
-def test_seconds_are_measured_except_for_skip_n(result: dict[str, dict[str, object]]) -> None:
+def test_seconds_are_measured_except_for_skip_n(result: Rows) -> None:
     quarter = {"1": 0.25, "64": 0.25}
     for method, row in result.items():
         untimed = method in ("real", "reconstruction") or method.startswith("skip-")
         assert row["seconds_per_image"] == (None if untimed else quarter)
 
 
-def test_frequencies_are_those_of_the_students_training_pairs(
-    student_folder: Path, pairs_root: Path, teacher_path: Path
-) -> None:
-    manifest = Manifest.open(pairs_root)
-    methods = open_methods(Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=100)
-    shards = [read_shard(pairs_root, manifest.spec, row) for row in manifest.rows]
-    trained_on = [
-        (label, tokens)
+def pairs_from(root: Path, first: int, count: int) -> list[tuple[int, np.ndarray]]:
+    """Labels and tokens of pairs with consecutive indices, read shard by shard."""
+    manifest = Manifest.open(root)
+    shards = [read_shard(root, manifest.spec, row) for row in manifest.rows]
+    pairs = [
+        (label, tokens_L)
         for shard in shards
-        for index, label, tokens in zip(shard.index_B, shard.label_B, shard.tokens_BL, strict=True)
-        if manifest.spec.num_heldout <= index < manifest.spec.num_heldout + NUM_PAIRS
+        for index, label, tokens_L in zip(shard.index_B, shard.label_B, shard.tokens_BL, strict=True)
+        if first <= index < first + count
     ]
-    assert len(trained_on) == NUM_PAIRS
-    fours = [tokens for label, tokens in trained_on if label == 4]
+    assert len(pairs) == count
+    return pairs
+
+
+def shares(sequences: list[np.ndarray], position: int) -> torch.Tensor:
+    """The share of each token at a position."""
+    tokens = torch.tensor([int(tokens_L[position]) for tokens_L in sequences])
+    return torch.bincount(tokens, minlength=24) / len(sequences)
+
+
+def test_frequencies_are_those_of_the_students_training_pairs(methods: Methods, pairs_root: Path) -> None:
+    manifest = Manifest.open(pairs_root)
+    trained_on = pairs_from(pairs_root, manifest.spec.num_heldout, NUM_PAIRS)
+    fours = [tokens_L for label, tokens_L in trained_on if label == 4]
     for position in range(manifest.spec.num_tokens):
-        shares = torch.bincount(torch.tensor([int(t[position]) for t in fours]), minlength=24) / len(fours)
-        torch.testing.assert_close(methods.frequencies_KLV[4, position], shares)
+        torch.testing.assert_close(methods.frequencies_KLV[4, position], shares(fours, position))
     few = count_tokens(pairs_root, manifest.view(NUM_PAIRS), 5)
     assert torch.equal(few, methods.frequencies_KLV[:5])
     assert not torch.equal(methods.frequencies_KLV, count_tokens(pairs_root, manifest.view(), 100))
 
 
-def test_generation_is_reproducible(student_folder: Path, pairs_root: Path, teacher_path: Path) -> None:
-    student = Student.from_pretrained(student_folder)
-    methods = open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
+def test_generation_is_reproducible(methods: Methods) -> None:
     labels = torch.arange(12) % 10
     for method in methods.compared:
         once, again = generate_all(methods, method, labels), generate_all(methods, method, labels)
@@ -213,14 +183,8 @@ def test_generation_is_reproducible(student_folder: Path, pairs_root: Path, teac
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_an_image_is_the_same_in_any_batch(
-    student_folder: Path,
-    pairs_root: Path,
-    teacher_path: Path,
-    size: int,
-) -> None:
-    student = Student.from_pretrained(student_folder)
-    methods = open_methods(student, str(teacher_path), pairs_root, seed=3, num_images=100)
+def test_an_image_is_the_same_in_any_batch(methods: Methods, size: int) -> None:
+    methods = replace(methods, seed=3)
     labels = torch.arange(50) % 10
     for method in methods.compared:
         whole = methods.generate(method, 0, labels)
@@ -232,7 +196,7 @@ def test_an_image_is_the_same_in_any_batch(
 
 
 def test_the_teacher_computes_in_the_dtype_of_the_pairs(
-    student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
+    student: Student, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lineage = Manifest.open(pairs_root).spec.lineage
     opened = Manifest.open
@@ -243,7 +207,6 @@ def test_the_teacher_computes_in_the_dtype_of_the_pairs(
         return manifest
 
     assert lineage["teacher"]["dtype"] == "float32"
-    student = Student.from_pretrained(student_folder)
     student.fingerprint = in_bfloat16(pairs_root).spec.fingerprint
     monkeypatch.setattr("distill.sampling.methods.Manifest.open", in_bfloat16)
     monkeypatch.setattr("distill.sampling.methods.count_tokens", lambda *_: torch.ones(10, 1, 24))
@@ -253,27 +216,13 @@ def test_the_teacher_computes_in_the_dtype_of_the_pairs(
 
 
 @pytest.fixture
-def small(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callable[..., dict[str, Any]]:
+def small(evaluate_student: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """Evaluates with the protocol samples: 12 images, three at a time; every call measures other times."""
     seconds = itertools.count(1)
 
     def run(out: Path, should_stop: Callable[[], bool] = lambda: False, **settings: object) -> dict[str, Any]:
         config = EvaluationConfig(protocol="samples", num_images=12, **settings)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("distill.student.sampler.BATCH_PIXELS", 3 * 64)
-            patch.setattr(
-                "distill.evaluation.timing.seconds_per_image",
-                lambda functions, _: dict.fromkeys(functions, next(seconds)),
-            )
-            return evaluate(
-                student_folder,
-                str(teacher_path),
-                pairs_root,
-                out,
-                config,
-                report=lambda *_: None,
-                should_stop=should_stop,
-            )
+        return evaluate_student(out, config, should_stop=should_stop, seconds=next(seconds), batch_size=3)
 
     return run
 
@@ -331,12 +280,9 @@ def test_a_damaged_partial_result_is_refused_with_instructions(
         small(tmp_path)
 
 
-def test_repeats_give_means_and_deviations_over_noise_seeds(
-    student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
-    def rows(**settings: int) -> dict[str, dict[str, Any]]:
-        config = EvaluationConfig(num_images=100, **settings)
-        return evaluated(student_folder, teacher_path, pairs_root, tmp_path, config)
+def test_repeats_give_means_and_deviations_over_noise_seeds(evaluated: Callable[..., Rows], tmp_path: Path) -> None:
+    def rows(**settings: int) -> Rows:
+        return evaluated(tmp_path, EvaluationConfig(num_images=100, **settings))
 
     both, first, second = rows(seed=5, repeats=2), rows(seed=5), rows(seed=6)
     for method in ("teacher", "student-1", "onestep*"):
@@ -351,9 +297,7 @@ def test_repeats_give_means_and_deviations_over_noise_seeds(
     assert both["teacher-flow"]["token_match"] == 1.0
 
 
-def test_the_comparison_has_the_papers_rows(student_folder: Path, pairs_root: Path, teacher_path: Path) -> None:
-    student = Student.from_pretrained(student_folder)
-    methods = open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
+def test_the_comparison_has_the_papers_rows(methods: Methods) -> None:
     assert comparison_rows(methods.compared) == [
         *(StudentAlone((0,)), StudentAlone((0, 2)), PreTrained(2, 3), PreTrained(1, 3)),
         *(TEACHER_FLOW, ONESTEP_STAR),
@@ -361,22 +305,16 @@ def test_the_comparison_has_the_papers_rows(student_folder: Path, pairs_root: Pa
     assert comparison_rows([TEACHER, StudentAlone((0,))]) == [StudentAlone((0,))]
 
 
-def test_a_student_of_other_pairs_is_refused(student_folder: Path, pairs_root: Path, teacher_path: Path) -> None:
-    student = Student.from_pretrained(student_folder)
+def test_a_student_of_other_pairs_is_refused(student: Student, pairs_root: Path, teacher_path: Path) -> None:
     student.fingerprint = "0" * 64
     with pytest.raises(Refused, match="the student was trained on pairs 000000000000, but"):
         open_methods(student, str(teacher_path), pairs_root, seed=0, num_images=100)
 
 
 def test_the_protocol_samples_changes_only_the_scores(
-    result: dict[str, dict[str, object]],
-    student_folder: Path,
-    pairs_root: Path,
-    teacher_path: Path,
-    tmp_path: Path,
+    result: Rows, evaluated: Callable[..., Rows], tmp_path: Path
 ) -> None:
-    config = EvaluationConfig(protocol="samples", num_images=100)
-    rows = evaluated(student_folder, teacher_path, pairs_root, tmp_path, config)
+    rows = evaluated(tmp_path, EvaluationConfig(protocol="samples", num_images=100))
     assert list(rows) == [method for method in result if method not in ("real", "reconstruction")]
     for method, row in rows.items():
         assert row == {**result[method], **dict.fromkeys(SCORES)}
@@ -388,11 +326,8 @@ def test_the_protocol_samples_changes_only_the_scores(
     assert grids == {method.replace("*", "-star") for method in rows} | {"comparison"}
 
 
-def test_batch_sizes_above_the_number_of_images_are_not_timed(
-    student_folder: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
-    config = EvaluationConfig(protocol="samples", num_images=2)
-    rows = evaluated(student_folder, teacher_path, pairs_root, tmp_path, config, "evaluation-samples.json")
+def test_batch_sizes_above_the_number_of_images_are_not_timed(evaluated: Callable[..., Rows], tmp_path: Path) -> None:
+    rows = evaluated(tmp_path, EvaluationConfig(protocol="samples", num_images=2), "evaluation-samples.json")
     assert [path.name for path in tmp_path.glob("*.json")] == ["evaluation-samples.json"]
     assert rows["student-1"]["seconds_per_image"] == {"1": 0.25}
     assert rows["teacher"]["decode_seconds_per_image"] == {"1": 0.25}
@@ -402,12 +337,7 @@ def test_batch_sizes_above_the_number_of_images_are_not_timed(
 
 @pytest.mark.parametrize("protocol", ["adm", "dd", "folder"])
 def test_other_references_score_every_method(
-    student_folder: Path,
-    pairs_root: Path,
-    teacher_path: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    protocol: str,
+    evaluated: Callable[..., Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     """The digits classifier replaces the Inception network; the real digits are the reference."""
     real = to_unit_range(load_digits_split().train_images[:150])
@@ -437,7 +367,7 @@ def test_other_references_score_every_method(
         protocol=protocol, reference=str(reference), num_images=100, features="digits", repeats=repeats
     )
     name = f"evaluation-{protocol}.json"
-    rows = evaluated(student_folder, teacher_path, pairs_root, tmp_path / "out", config, name)
+    rows = evaluated(tmp_path / "out", config, name)
     assert not {"real", "reconstruction"} & rows.keys()
     assert len(rows) == 9
     for row in rows.values():
@@ -459,35 +389,22 @@ def test_too_few_images_to_score_are_refused() -> None:
 
 
 def test_images_of_another_shape_are_not_scored_as_digits(
-    student_folder: Path,
-    pairs_root: Path,
-    teacher_path: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    evaluated: Callable[..., Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distill.evaluation.protocols.DIGITS_SHAPE", (1, 28, 28))
     with pytest.raises(Refused, match="digits scores images of 1 x 28 x 28, and this teacher's are of 1 x 8 x 8"):
-        evaluated(student_folder, teacher_path, pairs_root, tmp_path, EvaluationConfig(num_images=100))
+        evaluated(tmp_path, EvaluationConfig(num_images=100))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_classes_without_pairs_get_the_marginals_of_all_pairs(
-    pairs_root: Path,
-) -> None:
+def test_classes_without_pairs_get_the_marginals_of_all_pairs(pairs_root: Path) -> None:
     # Fewer pairs than classes.
     view = Manifest.open(pairs_root).view(5)
     labels = {index % view.spec.num_classes for index in range(view.first, view.first + view.size)}
     absent = min(set(range(view.spec.num_classes - 1)) - labels)
     table = count_tokens(pairs_root, view, view.spec.num_classes - 1)
-    shards = [read_shard(pairs_root, view.spec, row) for row in view.rows]
-    first_tokens = [
-        int(tokens[0])
-        for shard in shards
-        for index, tokens in zip(shard.index_B, shard.tokens_BL, strict=True)
-        if view.first <= index < view.first + view.size
-    ]
-    marginal = torch.bincount(torch.tensor(first_tokens), minlength=24) / len(first_tokens)
-    torch.testing.assert_close(table[absent, 0], marginal)
+    of_all = [tokens_L for _, tokens_L in pairs_from(pairs_root, view.first, view.size)]
+    torch.testing.assert_close(table[absent, 0], shares(of_all, 0))
     assert torch.equal(count_tokens(pairs_root, view, 3), table[:3])
 
 
@@ -497,11 +414,8 @@ def test_batches_of_large_images_are_small() -> None:
     assert max_batch_size((3, 4096, 4096)) == 1
 
 
-def test_no_batch_is_larger_than_the_limit(
-    student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_batch_is_larger_than_the_limit(methods: Methods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill.student.sampler.BATCH_PIXELS", 5 * 64)
-    methods = open_methods(Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12)
     timed: list[int] = []
 
     def seconds_per_image(functions: dict[str, object], batch_size: int) -> dict[str, float]:
@@ -519,20 +433,17 @@ def test_no_batch_is_larger_than_the_limit(
         return generate(self, method, first, labels_B, tokens_BL)
 
     monkeypatch.setattr(Methods, "generate", counting)
-    _, images = evaluate_methods(samples_evaluation(methods))
+    images = evaluate_samples(methods, tmp_path)
     assert timed == [1]
     assert batches == [5, 5, 2] * len(methods.compared)
     assert {len(batch) for batch in images.values()} == {12}
 
 
-def test_only_the_shown_images_are_kept(
-    student_folder: Path, pairs_root: Path, teacher_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_shown_images_are_kept(methods: Methods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill.evaluation.method_evaluation.grid_size", lambda side: (3, 2))
     monkeypatch.setattr("distill.student.sampler.BATCH_PIXELS", 4 * 64)
     monkeypatch.setattr("distill.evaluation.method_evaluation.time_methods", lambda *_: {"decode": {}})
-    methods = open_methods(Student.from_pretrained(student_folder), str(teacher_path), pairs_root, seed=0, num_images=12)
-    _, images = evaluate_methods(samples_evaluation(methods))
+    images = evaluate_samples(methods, tmp_path)
     assert {len(shown) for shown in images.values()} == {6}
     labels = torch.arange(12) % 10
     student_1 = StudentAlone((0,))

@@ -31,12 +31,8 @@ def test_moments_are_the_mean_and_the_unbiased_covariance():
     assert moments.mean_F.tolist() == [2.0, 5.0]
     assert moments.covariance_FF.tolist() == [[2.0, 6.0], [6.0, 18.0]]
     features = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
-    np.testing.assert_allclose(
-        Moments.of(features).covariance_FF,
-        np.cov(features.double().numpy(), rowvar=False),
-        rtol=1e-12,
-        atol=1e-14,
-    )
+    expected = np.cov(features.double().numpy(), rowvar=False)
+    np.testing.assert_allclose(Moments.of(features).covariance_FF, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_moments_of_one_image_or_of_nan_are_refused():
@@ -208,10 +204,9 @@ def test_the_block_size_changes_nothing(monkeypatch):
     rng = torch.Generator().manual_seed(3)
     real, fake = torch.randn(70, 4, generator=rng), torch.randn(55, 4, generator=rng)
     whole = measured(real, fake)
-    monkeypatch.setattr(image_metrics, "BLOCK_DISTANCES", 3 * 70)
-    assert measured(real, fake) == whole
-    monkeypatch.setattr(image_metrics, "BLOCK_DISTANCES", 1)
-    assert measured(real, fake) == whole
+    for distances in (3 * 70, 1):
+        monkeypatch.setattr(image_metrics, "BLOCK_DISTANCES", distances)
+        assert measured(real, fake) == whole
 
 
 @pytest.mark.parametrize("k", [0, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,12 +97,18 @@ def fake() -> Tensor:
     return to_unit_range(load_digits_split().test_images[:110]).add(0.01).clamp(0, 1)
 
 
+REFERENCE = Moments(np.full(DIM, 0.5), 2.0 * np.eye(DIM))
+
+
+def write_batch(path: Path, real: Tensor, **moments: np.ndarray) -> Path:
+    pixels = (real * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    np.savez(path, arr_0=pixels.numpy(), **moments)
+    return path
+
+
 @pytest.fixture
 def batch_file(real: Tensor, tmp_path: Path) -> Path:
-    pixels = (real * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
-    moments = {"mu": np.full(DIM, 0.5), "sigma": 2.0 * np.eye(DIM)}
-    np.savez(tmp_path / "batch.npz", arr_0=pixels.numpy(), **moments)
-    return tmp_path / "batch.npz"
+    return write_batch(tmp_path / "batch.npz", real, mu=REFERENCE.mean_F, sigma=REFERENCE.covariance_FF)
 
 
 @pytest.fixture
@@ -113,12 +120,17 @@ def image_folder(real: Tensor, tmp_path: Path) -> Path:
     return folder
 
 
-def scores_of(config: EvaluationConfig, images: Tensor, batch_size: int = 37) -> dict[str, Any]:
-    """Scores of images that are added a batch at a time."""
+def scorer_of(config: EvaluationConfig) -> Scorer:
     scorer = open_scorer(config, SHAPE)
     assert scorer is not None
+    return scorer
+
+
+def scores_of(config: EvaluationConfig, images: Tensor) -> dict[str, Any]:
+    """Scores of images that are added 37 at a time."""
+    scorer = scorer_of(config)
     features = scorer.new_accumulator()
-    for batch in images.split(batch_size):
+    for batch in images.split(37):
         features.add(batch)
     return scorer.scores_of_features(features, torch.zeros(len(images), dtype=torch.int64))
 
@@ -135,10 +147,9 @@ def test_adm_reads_moments_from_the_file_and_neighbours_from_its_images(
     found = scores_of(EvaluationConfig(protocol="adm", reference=str(batch_file)), fake)
     projection = Projection()
     ours, theirs = projection(rounded(fake)), projection(real)
-    reference = Moments(np.full(DIM, 0.5), 2.0 * np.eye(DIM))
-    assert found["frechet_distance"] == pytest.approx(frechet_distance(reference, Moments.of(ours)), rel=1e-6)
+    assert found["frechet_distance"] == pytest.approx(frechet_distance(REFERENCE, Moments.of(ours)), rel=1e-6)
     nearest = precision_recall(Manifold.of(theirs), Manifold.of(ours))
-    assert (found["precision"], found["recall"]) == (nearest.precision, nearest.recall)
+    assert (found["precision"], found["recall"]) == nearest
     parts = [inception_score(projection.probabilities(part)) for part in ours.split(40)]
     assert found["inception_score"] == pytest.approx(sum(parts) / 3, rel=1e-6)
     assert found["class_accuracy"] is None
@@ -146,24 +157,21 @@ def test_adm_reads_moments_from_the_file_and_neighbours_from_its_images(
 
 @pytest.mark.usefixtures("small_inception")
 def test_adm_computes_missing_moments_from_the_images(real: Tensor, fake: Tensor, tmp_path: Path) -> None:
-    pixels = (real * 255).round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
-    np.savez(tmp_path / "bare.npz", arr_0=pixels.numpy())
-    found = scores_of(EvaluationConfig(protocol="adm", reference=str(tmp_path / "bare.npz")), fake)
+    bare = write_batch(tmp_path / "bare.npz", real)
+    found = scores_of(EvaluationConfig(protocol="adm", reference=str(bare)), fake)
     expected = frechet_distance(Moments.of(Projection()(real)), Moments.of(Projection()(rounded(fake))))
     assert found["frechet_distance"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.usefixtures("small_inception")
 def test_dd_computes_only_a_distance(fake: Tensor, tmp_path: Path) -> None:
-    torch.save({"m": np.full(DIM, 0.5), "s": 2.0 * np.eye(DIM)}, tmp_path / "statistic.pth")
+    torch.save({"m": REFERENCE.mean_F, "s": REFERENCE.covariance_FF}, tmp_path / "statistic.pth")
     config = EvaluationConfig(protocol="dd", reference=str(tmp_path))
     found = scores_of(config, fake)
-    reference = Moments(np.full(DIM, 0.5), 2.0 * np.eye(DIM))
-    expected = frechet_distance(reference, Moments.of(Projection()(rounded(fake))))
+    expected = frechet_distance(REFERENCE, Moments.of(Projection()(rounded(fake))))
     assert found["frechet_distance"] == pytest.approx(expected, rel=1e-6)
     assert {found[score] for score in SCORES if score != "frechet_distance"} == {None}
-    scorer = open_scorer(config, SHAPE)
-    assert scorer is not None
+    scorer = scorer_of(config)
     assert len(scorer.facts["reference_sha256"]) == 64
 
 
@@ -177,17 +185,15 @@ def test_a_folder_can_use_the_extractor_of_another_package(image_folder: Path, r
     assert found["frechet_distance"] == pytest.approx(expected, rel=1e-5)
     assert found["inception_score"] == pytest.approx(inception_score(projection.probabilities(ours)))
     nearest = precision_recall(Manifold.of(theirs), Manifold.of(ours))
-    assert (found["precision"], found["recall"]) == (nearest.precision, nearest.recall)
+    assert (found["precision"], found["recall"]) == nearest
     assert found["class_accuracy"] is None
-    scorer = open_scorer(config, SHAPE)
-    assert scorer is not None
+    scorer = scorer_of(config)
     assert scorer.facts["reference_images"] == 130
 
 
 def test_a_folder_of_digits_can_use_the_digits_classifier(image_folder: Path, fake: Tensor) -> None:
     config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="digits")
-    scorer = open_scorer(config, SHAPE)
-    assert scorer is not None
+    scorer = scorer_of(config)
     found = scorer.scores(fake, load_digits_split().test_labels[:110])
     assert found["frechet_distance"] < 2
     assert found["class_accuracy"] > 0.95
@@ -197,12 +203,11 @@ def test_a_teacher_reference_adds_the_distance_to_the_teachers_images(
     image_folder: Path, real: Tensor, fake: Tensor
 ) -> None:
     config = EvaluationConfig(protocol="folder", reference=str(image_folder), features="digits")
-    alone = open_scorer(config, SHAPE)
-    assert alone is not None
+    alone = scorer_of(config)
     assert alone.scores(fake, None)["teacher_distance"] is None
     # In batches of any size, and rounded as files store them, like all scored images.
     teacher_images = torch.cat([real[:60], fake[:40]]) - 0.001
-    scorer = alone.with_teacher_reference(alone.moments(teacher_images.split(33)))
+    scorer = replace(alone, teacher=alone.moments(teacher_images.split(33)))
     found = scorer.scores(fake, None)
     classifier = load_digits_classifier()
     theirs, ours = (Moments.of(extract(classifier, rounded(images))) for images in (teacher_images, fake))
@@ -242,7 +247,7 @@ def test_the_extractors_batch_size_does_not_depend_on_the_added_batches() -> Non
 
 def test_pixels_are_kept_only_if_the_scorer_needs_them(fake: Tensor) -> None:
     features = FeatureAccumulator(Projection(), 50).add(fake)
-    assert features._pixels == []
+    assert features.pixels == []
     assert features._pending is not None
     assert len(features._pending) == 10
 
@@ -259,17 +264,9 @@ def test_only_images_of_the_real_digits_shape_are_scored_as_digits() -> None:
 @pytest.mark.parametrize(
     ("settings", "shape", "message"),
     [
-        (
-            {"reference": "real"},
-            SHAPE,
-            r"evaluation\.reference is real, and the protocol digits takes no reference",
-        ),
+        ({"reference": "real"}, SHAPE, r"evaluation\.reference is real, and the protocol digits takes no reference"),
         ({"protocol": "adm"}, SHAPE, r"adm needs --set evaluation\.reference=PATH: a reference batch"),
-        (
-            {"protocol": "dd"},
-            SHAPE,
-            r"dd needs --set evaluation\.reference=PATH: the official code's statist",
-        ),
+        ({"protocol": "dd"}, SHAPE, r"dd needs --set evaluation\.reference=PATH: the official code's statist"),
         ({"protocol": "folder"}, SHAPE, r"folder needs --set evaluation\.reference=PATH: a folder of PNG"),
         ({"protocol": "adm", "reference": "nowhere.npz"}, SHAPE, r"there is no file nowhere\.npz"),
         ({"protocol": "dd", "reference": "nowhere.pth"}, SHAPE, r"there is no file nowhere\.pth"),
@@ -314,18 +311,10 @@ def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_default_numbers_of_images_depend_on_the_protocol() -> None:
-    numbers = {
-        protocol: (config.num_images, config.curve_images)
-        for protocol in ("digits", "samples", "adm", "dd", "folder")
-        for config in [EvaluationConfig(protocol=protocol)]
-    }
-    assert numbers == {
-        "digits": (2_000, 2_000),
-        "samples": (64, 64),
-        "adm": (50_000, 5_000),
-        "dd": (50_000, 5_000),
-        "folder": (10_000, 5_000),
-    }
+    images = {"digits": 2_000, "samples": 64, "adm": 50_000, "dd": 50_000, "folder": 10_000}
+    for protocol, count in images.items():
+        config = EvaluationConfig(protocol=protocol)
+        assert (config.num_images, config.curve_images) == (count, min(count, 5_000))
     assert EvaluationConfig() == EvaluationConfig(protocol="digits")
     assert EvaluationConfig(num_images=300).curve_images == 300
     assert EvaluationConfig(num_images=30_000).curve_images == 5_000
@@ -342,21 +331,11 @@ def test_too_few_images_for_a_score_are_refused(protocol: str) -> None:
 
 
 def test_the_settings_that_a_result_depends_on() -> None:
-    assert EvaluationConfig(reference="unused").result_settings == {
-        "protocol": "digits",
-        "num_images": 2_000,
-        "seed": 0,
-        "repeats": 1,
-    }
-    folder = EvaluationConfig(protocol="folder", reference="real", features="mine", seed=4, repeats=3)
-    assert folder.result_settings == {
-        "protocol": "folder",
-        "num_images": 10_000,
-        "seed": 4,
-        "repeats": 3,
-        "reference": "real",
-        "features": "mine",
-    }
+    own = {"protocol": "digits", "num_images": 2_000, "seed": 0, "repeats": 1}
+    assert EvaluationConfig(reference="unused").result_settings == own
+    given = {"protocol": "folder", "reference": "real", "features": "mine", "seed": 4, "repeats": 3}
+    folder = EvaluationConfig(**given)
+    assert folder.result_settings == {**given, "num_images": 10_000}
     assert list(folder.seeds) == [4, 5, 6]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from distill.config import DistillConfig, EvaluationConfig
-from distill.evaluation.evaluate import evaluate
+from distill.config import EvaluationConfig
 from distill.evaluation.feature_extractors.base import extract
 from distill.evaluation.feature_extractors.digits_classifier import load_digits_classifier
 from distill.evaluation.image_metrics import Moments, frechet_distance
 from distill.evaluation.partial_results import MOMENTS_FILE, PartialResults
 from distill.evaluation.teacher_images import TeacherImages
-from distill.training.trainer import train
 from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import Tokenizer, to_unit_range
 from generate_pairs.teachers.checkpoints import load_teacher
@@ -28,26 +26,6 @@ from shards.dataset.manifest import Manifest
 from shards.dataset.reader import read_shard, read_view
 
 TRAINED_ON = 40
-TRAINING = {"num_steps": 1, "batch_size": 8}
-
-
-@pytest.fixture(scope="module")
-def student_folder(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student trained on a part of the pairs."""
-    out = tmp_path_factory.mktemp("student")
-    config = DistillConfig.model_validate(
-        {"student": {"timesteps": [0], "split": 3}, "train": {**TRAINING, "embedding_weight": 0.1}}
-    )
-    train(
-        config,
-        str(teacher_path),
-        pairs_root,
-        out,
-        size=TRAINED_ON,
-        report=lambda *_: None,
-        should_stop=lambda: False,
-    )
-    return out
 
 
 @pytest.fixture
@@ -65,33 +43,9 @@ def training_tokens(pairs_root: Path) -> torch.Tensor:
 
 
 @pytest.fixture
-def evaluate_again(student_folder: Path, pairs_root: Path, teacher_path: Path) -> Callable[..., dict[str, Any]]:
+def evaluate_again(evaluate_student: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """Evaluates with 100 images, 12 at a time, and returns the content of evaluation.json."""
-
-    def run(
-        out: Path,
-        should_stop: Callable[[], bool] = lambda: False,
-        report: Callable[..., None] = lambda *_: None,
-    ) -> dict[str, Any]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                "distill.evaluation.timing.seconds_per_image",
-                lambda functions, _: dict.fromkeys(functions, 1.0),
-            )
-            patch.setattr("distill.student.sampler.BATCH_PIXELS", 12 * 64)
-            evaluate(
-                student_folder,
-                str(teacher_path),
-                pairs_root,
-                out,
-                EvaluationConfig(num_images=100),
-                report=report,
-                should_stop=should_stop,
-            )
-        content: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
-        return content
-
-    return run
+    return partial(evaluate_student, config=EvaluationConfig(num_images=100), batch_size=12)
 
 
 def test_teacher_images_are_the_decoded_first_training_pairs(
@@ -148,14 +102,16 @@ def test_their_moments_are_saved_when_an_evaluation_is_stopped(
 ) -> None:
     calls, reports = itertools.count(), list[tuple[int, int, str]]()
     with pytest.raises(Stopped, match="in the middle of the teacher's images"):
-        evaluate_again(tmp_path / "out", lambda: next(calls) == 2, lambda *report: reports.append(report))
-    # Two rows of real images and six methods.
-    assert reports == [(0, 8, f"{done} of the teacher's 96 images") for done in (0, 12)]
+        evaluate_again(
+            tmp_path / "out", should_stop=lambda: next(calls) == 2, report=lambda *report: reports.append(report)
+        )
+    # Two rows of real images and nine methods.
+    assert reports == [(0, 11, f"{done} of the teacher's 96 images") for done in (0, 12)]
     saved = tmp_path / "out" / ".evaluation" / "evaluation" / MOMENTS_FILE
     assert not saved.exists()
     calls = itertools.count()
     with pytest.raises(Stopped, match=r"0 of \d+ methods are done and kept"):
-        evaluate_again(tmp_path / "out", lambda: next(calls) == 14)
+        evaluate_again(tmp_path / "out", should_stop=lambda: next(calls) == 14)
     assert saved.is_file()
     whole = evaluate_again(tmp_path / "whole")
     monkeypatch.setattr(TeacherImages, "batches", lambda self: pytest.fail("the images were decoded again"))
@@ -163,9 +119,9 @@ def test_their_moments_are_saved_when_an_evaluation_is_stopped(
 
 
 def test_moments_are_restored_exactly_and_damaged_ones_are_refused(tmp_path: Path) -> None:
-    partial = PartialResults.open(tmp_path, {"one": 1})
+    results = PartialResults.open(tmp_path, {"one": 1})
     measured = Moments.of(torch.randn(50, 7, generator=torch.Generator().manual_seed(0)))
-    again = [partial.moments(lambda: measured), partial.moments(lambda: pytest.fail("measured twice"))]
+    again = [results.moments(lambda: measured), results.moments(lambda: pytest.fail("measured twice"))]
     for moments in again:
         assert np.array_equal(moments.mean_F, measured.mean_F)
         assert np.array_equal(moments.covariance_FF, measured.covariance_FF)
@@ -173,5 +129,4 @@ def test_moments_are_restored_exactly_and_damaged_ones_are_refused(tmp_path: Pat
     for damaged in (file.read_bytes()[:300], b"", b"{}"):
         file.write_bytes(damaged)
         with pytest.raises(Refused, match=rf"teacher\.npz is damaged: delete {tmp_path} to start"):
-            partial.moments(lambda: measured)
-    assert PartialResults().moments(lambda: measured) is measured
+            results.moments(lambda: measured)

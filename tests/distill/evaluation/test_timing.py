@@ -17,37 +17,27 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ROUNDS", ROUNDS)
 
 
-def test_each_function_gets_its_own_median_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    def takes(seconds: float):
-        def make(batch_size: int) -> None:
-            nonlocal now
-            now += seconds * batch_size
-
-        return make
-
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
-    measured = timing.seconds_per_image({"slow": takes(0.5), "fast": takes(0.002)}, 8)
-    assert measured == {"slow": pytest.approx(0.5), "fast": pytest.approx(0.002)}
-
-
-def test_a_function_that_used_its_time_gets_no_more_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    turns = {"slow": 0, "fast": 0}
+@pytest.mark.parametrize(
+    ("slow", "fast", "batch_size", "turns"),
+    [(0.5, 0.002, 8, None), (60.0, 0.125, 1, {"slow": 1 + timing.MIN_ROUNDS, "fast": 1 + ROUNDS})],
+)
+def test_each_function_gets_its_own_median_per_image_until_it_used_its_time(
+    monkeypatch: pytest.MonkeyPatch, slow: float, fast: float, batch_size: int, turns: dict[str, int] | None
+) -> None:
+    now, counts = 0.0, {"slow": 0, "fast": 0}
 
     def takes(name: str, seconds: float):
         def make(batch_size: int) -> None:
             nonlocal now
-            now += seconds
-            turns[name] += 1
+            now += seconds * batch_size
+            counts[name] += 1
 
         return make
 
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
-    measured = timing.seconds_per_image({"slow": takes("slow", 60.0), "fast": takes("fast", 0.125)}, 1)
-    assert measured == {"slow": pytest.approx(60.0), "fast": pytest.approx(0.125)}
-    assert turns == {"slow": 1 + timing.MIN_ROUNDS, "fast": 1 + ROUNDS}
+    measured = timing.seconds_per_image({"slow": takes("slow", slow), "fast": takes("fast", fast)}, batch_size)
+    assert measured == {"slow": pytest.approx(slow), "fast": pytest.approx(fast)}
+    assert turns in (None, counts)
 
 
 def test_functions_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from distill.config import TrainConfig
 from distill.objective.losses import (
     BatchTargets,
+    Losses,
     MicroBatch,
     decoder_inputs,
     squared_distance,
@@ -46,13 +48,14 @@ def batch(student: Student) -> tuple[Targets, Tensor, Tensor]:
     return targets, tokens_BL, torch.tensor([1, 5, 9])
 
 
-def batch_targets_of(student: Student) -> BatchTargets:
-    return BatchTargets.of(np.array([0, 2, 2]), student.layout)
+def losses_of(student: Student, batch: tuple[Targets, Tensor, Tensor], *image_distance: Any, **weights: float) -> Losses:
+    batch_targets = BatchTargets.of(np.array([0, 2, 2]), student.layout)
+    return student_losses(student, MicroBatch(*batch), batch_targets, TrainConfig(**weights), *image_distance)
 
 
 def test_each_part_is_the_mean_over_its_targets(student: Student, batch: tuple[Targets, Tensor, Tensor]) -> None:
     targets, tokens_BL, labels_B = batch
-    losses = student_losses(student, MicroBatch(*batch), batch_targets_of(student), TrainConfig(**WEIGHTS))
+    losses = losses_of(student, batch, **WEIGHTS)
     logits_BLV, embeddings_BLC = student(targets.states_BLC, targets.timestep_B, labels_B)
     codebook_VC = student.tokenizer.codebook_VC
     positions = [
@@ -90,7 +93,7 @@ def test_a_part_with_weight_zero_is_not_computed(
     student: Student, batch: tuple[Targets, Tensor, Tensor], name: str
 ) -> None:
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
-    losses = student_losses(student, MicroBatch(*batch), batch_targets_of(student), TrainConfig(**alone))
+    losses = losses_of(student, batch, **alone)
     at = [] if name == "image" else [f"{name}_loss_at_0", f"{name}_loss_at_2"]
     assert list(losses.parts) == [f"{name}_loss", *at]
     assert losses.total == losses.parts[f"{name}_loss"]
@@ -102,7 +105,7 @@ def test_each_part_gives_gradients_to_the_heads_that_it_depends_on(
 ) -> None:
     alone = {key: 1.0 if key == f"{name}_weight" else 0.0 for key in WEIGHTS}
     student.zero_grad()
-    student_losses(student, MicroBatch(*batch), batch_targets_of(student), TrainConfig(**alone)).total.backward()
+    losses_of(student, batch, **alone).total.backward()
     # An image uses the token head below the split and the continuous head after it.
     image = {"tokens", "embeddings"} if student.split < student.layout.num_steps else {"tokens"}
     learning = {"token": {"tokens"}, "embedding": {"embeddings"}, "image": image}[name]
@@ -133,13 +136,7 @@ def test_decoder_inputs_are_the_certain_token_below_the_split_and_the_embedding_
 
 
 def test_another_image_distance_replaces_the_squared_one(student: Student, batch: tuple[Targets, Tensor, Tensor]) -> None:
-    config = TrainConfig(token_weight=0.0, image_weight=1.0)
-    plain = student_losses(student, MicroBatch(*batch), batch_targets_of(student), config)
-    doubled = student_losses(
-        student,
-        MicroBatch(*batch),
-        batch_targets_of(student),
-        config,
-        lambda a, b: 2.0 * squared_distance(a, b),
-    )
+    weights = {"token_weight": 0.0, "image_weight": 1.0}
+    plain = losses_of(student, batch, **weights)
+    doubled = losses_of(student, batch, lambda a, b: 2.0 * squared_distance(a, b), **weights)
     torch.testing.assert_close(doubled.total, 2.0 * plain.total)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from distill.sampling.baselines import TokenFrequencies, sample_onestep_star, sample_skip_n, skip_n_fill
-from generate_pairs.teachers.base import Teacher, Tokenizer, TokenLayout
+from generate_pairs.teachers.base import TokenLayout
 from generate_pairs.teachers.var.tokenizer import VarTokenizer, VarTokenizerConfig
 from shards.core.errors import Refused
 
@@ -26,42 +29,19 @@ def token_frequencies(tokens: Tensor, labels: Tensor, num_classes: int, vocab_si
     return frequencies.probabilities()
 
 
-class PlainTokenizer(Tokenizer):
-    """The image of a sequence is its codebook rows, one per pixel, so that a test can read the tokens from the pixels."""
+class PlainTokenizer:
+    """The image of a sequence is its tokens, one per pixel."""
 
-    def __init__(self, num_tokens: int, vocab_size: int) -> None:
-        super().__init__()
-        self.image_shape = (1, num_tokens, 1)
-        self.rows_VC = torch.arange(float(vocab_size)).unsqueeze(1)
-
-    @property
-    def codebook_VC(self) -> Tensor:
-        return self.rows_VC
-
-    def encode(self, images_BIHW: Tensor) -> Tensor:
-        return images_BIHW.flatten(1).long()
+    def embed(self, tokens_BL: Tensor) -> Tensor:
+        return tokens_BL.unsqueeze(2).float()
 
     def decode(self, embeddings_BLC: Tensor) -> Tensor:
         return embeddings_BLC.unsqueeze(1)
 
 
-class StillTeacher(Teacher):
+def still_teacher(tokenizer: object, tokens_per_step: tuple[int, ...]) -> Any:
     """A teacher with a tokenizer and a layout only."""
-
-    def __init__(self, tokenizer: Tokenizer, tokens_per_step: tuple[int, ...]) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.layout = TokenLayout(tokens_per_step)
-        self.num_classes = 2
-
-    def start(self, labels_B, guidance_scale):
-        raise NotImplementedError
-
-    def filter(self, logits_NV, settings):
-        raise NotImplementedError
-
-    def forced_logits(self, labels_B, tokens_BL):
-        raise NotImplementedError
+    return SimpleNamespace(tokenizer=tokenizer, layout=TokenLayout(tokens_per_step))
 
 
 def test_frequencies_are_shares_within_the_class():
@@ -141,7 +121,7 @@ def test_onestep_star_uses_the_given_uniform_numbers():
 
 def test_skip_n_draws_the_last_tokens_from_the_marginals():
     """Three AR steps of 1, 2 and 3 tokens; leaving out two keeps one token."""
-    teacher = StillTeacher(PlainTokenizer(num_tokens=6, vocab_size=4), (1, 2, 3))
+    teacher = still_teacher(PlainTokenizer(), (1, 2, 3))
     P = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2, 3, 2, 1], [3, 3, 3, 0, 0, 0]]), 4).float()
     tokens = torch.tensor([[2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1]])
     labels = torch.tensor([0, 1])
@@ -157,7 +137,7 @@ def test_skip_n_of_var_adds_nothing_for_the_skipped_scales():
     torch.manual_seed(0)
     config = VarTokenizerConfig(16, 4, 32, (1, 2), 1, scales=(1, 2, 4), image_channels=1, image_size=8)
     tokenizer = VarTokenizer(config).eval().requires_grad_(False)
-    teacher = StillTeacher(tokenizer, (1, 4, 16))
+    teacher = still_teacher(tokenizer, (1, 4, 16))
     tokens = torch.randint(16, (2, 21), generator=seeded(1))
     rows = tokenizer.embed(tokens)
     f_hat = tokenizer.quantize.upsampled(rows[:, :1], 0) + tokenizer.quantize.upsampled(rows[:, 1:5], 1)
@@ -172,6 +152,6 @@ def test_skip_n_of_var_adds_nothing_for_the_skipped_scales():
 
 @pytest.mark.parametrize("n", [0, 3, -1])
 def test_skip_n_that_leaves_no_step_or_skips_none_is_refused(n):
-    teacher = StillTeacher(PlainTokenizer(num_tokens=3, vocab_size=2), (1, 1, 1))
+    teacher = still_teacher(PlainTokenizer(), (1, 1, 1))
     with pytest.raises(Refused, match=f"skip-{n} does not exist: this teacher has 3 AR steps, so n is 1 to 2"):
         sample_skip_n(teacher, torch.zeros(1, 3).long(), n, torch.ones(1, 3, 2) / 2, torch.tensor([0]), uniform(1, 3, 0))

@@ -24,7 +24,7 @@ from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.base import Teacher, TokenLayout
 from generate_pairs.teachers.checkpoints import load_teacher
 from generate_pairs.teachers.filtering import SamplingSettings
-from generate_pairs.trajectory import Draw, Force, MapNoise, generate_tokens
+from generate_pairs.trajectory import Draw, MapNoise, generate_tokens
 from shards.core.errors import Refused
 
 VAR = TokenLayout(tuple(side**2 for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)))
@@ -89,13 +89,7 @@ def test_methods_that_do_not_exist_are_refused(name: str, message: str) -> None:
 
 
 def test_parsing_a_name_gives_the_method_of_that_name() -> None:
-    methods = (
-        TEACHER,
-        TEACHER_FLOW,
-        StudentAlone((0,)),
-        StudentAlone((0, 5)),
-        PreTrained(2, 11, from_noise=True),
-    )
+    methods = (TEACHER, TEACHER_FLOW, StudentAlone((0,)), StudentAlone((0, 5)), PreTrained(2, 11, from_noise=True))
     assert [parse_method(method.name, VAR, (0, 5)) for method in methods] == list(methods)
     assert [method.num_steps(VAR) for method in methods] == [10, 10, 1, 2, 10]
     assert (OnestepStar().name, OnestepStar().num_steps(VAR)) == ("onestep*", 1)
@@ -125,13 +119,7 @@ def test_without_a_prefix_the_teacher_starts_and_the_student_finishes(teacher: T
     noise_BLC, labels_B = noise(teacher, 6), torch.arange(6)
     uniform_BL = torch.rand(6, teacher.layout.num_tokens, dtype=torch.float64)
     sequence = sample_teacher_involved(
-        PreTrained(1, 3),
-        teacher,
-        student,
-        noise_BLC,
-        labels_B,
-        SETTINGS,
-        Draw(uniform_BL),
+        PreTrained(1, 3), teacher, student, noise_BLC, labels_B, SETTINGS, Draw(uniform_BL)
     )
     tokens_BL = generate_tokens(teacher, labels_B, SETTINGS, Draw(uniform_BL), num_steps=2)
     start = teacher.layout.starts[2]
@@ -159,7 +147,7 @@ def test_with_a_prefix_the_teacher_generates_only_the_steps_after_it(teacher: Te
 
         def choose(log_probs_BsV: torch.Tensor, span: slice) -> torch.Tensor:
             if span.start < first:
-                return Force(prefix_BL)(log_probs_BsV, span)
+                return prefix_BL[:, span]
             chosen.append(MapNoise(flow_map, noise_BLC)(log_probs_BsV, span))
             return chosen[-1]
 
@@ -184,14 +172,7 @@ def test_the_teacher_may_generate_the_last_step(teacher: Teacher, student: Stude
 
 
 def test_all_steps_of_the_teacher_equal_the_teacher_alone(teacher: Teacher, student: Student) -> None:
-    methods = Methods(
-        teacher,
-        SETTINGS,
-        FlowMap(teacher.codebook_VC.float(), 16),
-        student,
-        frequencies_KLV=torch.empty(0),
-        seed=3,
-    )
+    methods = Methods(teacher, SETTINGS, FlowMap(teacher.codebook_VC.float(), 16), student, torch.empty(0), seed=3)
     labels_B, last = torch.tensor([1, 4, 7]), teacher.layout.num_steps + 1
     mapped_BL = methods.sequence(PreTrained(1, last, from_noise=True), 5, labels_B).tokens_BL
     assert torch.equal(mapped_BL, methods.sequence(TEACHER_FLOW, 5, labels_B).tokens_BL)

@@ -1,120 +1,20 @@
-"""The LlamaGen student: official outputs, dependencies of each output, and initialisation from a teacher."""
+"""The LlamaGen student: dependencies of each output, and initialisation from a teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from distill.student.llamagen import LlamaGenStudent, affine_fit
-from distill.student.sampler import sample_sequence
-from distill.student.student import Student
 from generate_pairs.teachers.base import TextCondition
 from generate_pairs.teachers.llamagen.teacher import LlamaGenTeacher
 from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
 from generate_pairs.teachers.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer
 
 SMALL = LlamaGenConfig(width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Results of the official sampler for one pass; the first `data_tokens` positions of the input are data."""
-
-    logits: Tensor
-    embeddings: Tensor
-    final_logits: Tensor
-    final_embeddings: Tensor
-    codebook: Tensor
-
-    def sequence(self, split: int) -> Tensor:
-        rows = self.codebook[self.final_logits.argmax(-1)]
-        return torch.cat([rows[:, :split], self.final_embeddings[:, split:]], dim=1)
-
-
-def predict(student: LlamaGenStudent, x: Tensor, data_tokens: Tensor, labels: Tensor, codebook: Tensor) -> Prediction:
-    logits, embeddings = student(x, data_tokens, labels)
-    is_data = (torch.arange(x.shape[1]) < data_tokens[:, None])[..., None]
-    nearest = torch.cdist(x, codebook.expand(len(x), -1, -1)).argmin(-1)
-    certain = torch.full_like(logits, -torch.inf).scatter(-1, nearest[..., None], 0.0)
-    return Prediction(
-        logits,
-        embeddings,
-        torch.where(is_data, certain, logits),
-        torch.where(is_data, x, embeddings),
-        codebook,
-    )
-
-
-def perturbed(x: Tensor, data_tokens: Tensor, noise: Tensor) -> Tensor:
-    return torch.where((torch.arange(x.shape[1]) < data_tokens[:, None])[..., None], x, noise)
-
-
-def official_student(case: Any) -> LlamaGenStudent:
-    """The student of a case, with its weights."""
-    student = LlamaGenStudent(case.config("lgdd"), codebook_dim=case.settings("lgdd")["codebook_dim"]).eval()
-    student.load_state_dict(case.models["lgdd"])
-    return student
-
-
-@torch.no_grad()
-def test_predictions_are_the_official_ones(golden: Callable[[str], Any]) -> None:
-    case = golden("lg_dd_a")
-    student = official_student(case)
-    labels, x, noise = (case.inputs[name] for name in ("label", "x", "noise"))
-    codebook = torch.nn.functional.normalize(case.inputs["codebook"], dim=-1)
-    results = {}
-    for timestep in case.spec["config"]["timesteps"]:
-        timesteps = timestep if isinstance(timestep, list) else [timestep]
-        tag = "t" + "_".join(map(str, timesteps))
-        data_tokens = torch.tensor(timesteps).expand(len(x))
-        prediction = predict(student, x, data_tokens, labels, codebook)
-        results |= {
-            f"logits_{tag}": prediction.logits,
-            f"tokens_{tag}": prediction.embeddings,
-            f"perturbed_{tag}": perturbed(x, data_tokens, noise),
-            f"final_logits_{tag}": prediction.final_logits,
-            f"final_argmax_{tag}": prediction.final_logits.argmax(-1),
-            f"final_tokens_{tag}": prediction.final_embeddings,
-        }
-        for split in case.spec["config"]["splits"]:
-            results[f"sequence_{tag}_split{split}"] = prediction.sequence(split)
-    case.check_all(results)
-
-
-@torch.no_grad()
-def test_sampling_gives_the_official_images(golden: Callable[[str], Any]) -> None:
-    case = golden("lg_dd_loop_a")
-    student = official_student(case)
-    tokenizer = LlamaGenTokenizer(case.config("vq")).eval()
-    tokenizer.load_state_dict(case.models["vq"])
-    labels, noise = case.inputs["label"], case.inputs["noise"]
-    results = {}
-    for run in case.spec["config"]["runs"]:
-        tag = "t" + "_".join(map(str, run["t_list"]))
-        x = noise
-        for step, timestep in enumerate(run["t_list"]):
-            data_tokens = torch.full((len(noise),), timestep)
-            x = perturbed(x, data_tokens, noise)
-            results[f"{tag}_step{step}_input"] = x
-            x = predict(student, x, data_tokens, labels, tokenizer.codebook_VC).sequence(run["split"])
-            results[f"{tag}_step{step}_sequence"] = x
-        # The package's sampler ends in the same sequence.
-        layout = student.config.layout
-        sampled = Student("llamagen", student, tokenizer, layout, (0, 4), run["split"], "", 1)
-        sequence = sample_sequence(sampled, noise, labels, run["t_list"])
-        results[f"{tag}_step{len(run['t_list']) - 1}_sequence"] = sequence.embeddings_BLC
-        results[f"{tag}_image_01"] = (tokenizer.decode(sequence.embeddings_BLC) + 1) / 2
-    case.check_all(results)
 
 
 @pytest.fixture

@@ -21,11 +21,9 @@ def save_at(folder: Path, *steps: int) -> None:
 
 
 def newest(folder: Path, num_steps: int = 10**9) -> Checkpoint | None:
-    resumed = newest_checkpoint(folder, IDENTITY, num_steps)
-    if resumed is None:
-        return None
-    assert resumed.damaged == ()
-    return resumed.checkpoint
+    checkpoint, damaged = newest_checkpoint(folder, IDENTITY, num_steps) or (None, ())
+    assert damaged == ()
+    return checkpoint
 
 
 def test_a_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
@@ -35,7 +33,6 @@ def test_a_missing_folder_has_no_checkpoint(tmp_path: Path) -> None:
 def test_the_highest_step_is_the_newest_and_two_checkpoints_are_kept(tmp_path: Path) -> None:
     save_at(tmp_path, 999_998, 999_999, 1_000_000)
     found = newest(tmp_path)
-    assert found is not None
     assert found.step == 1_000_000
     assert found.tensors["weights"].tolist() == [1e6, 1e6]
     stems = {path.stem for path in tmp_path.iterdir()}
@@ -46,9 +43,7 @@ def test_the_highest_step_is_the_newest_and_two_checkpoints_are_kept(tmp_path: P
 def test_other_names_are_no_checkpoints(tmp_path: Path, name: str) -> None:
     save_at(tmp_path, 4)
     (tmp_path / name).write_text("{}")
-    found = newest(tmp_path)
-    assert found is not None
-    assert found.step == 4
+    assert newest(tmp_path).step == 4
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "null", "{}", '{"schema_version": 2, "step": 8}'])
@@ -56,10 +51,8 @@ def test_with_a_damaged_mark_the_checkpoint_before_is_loaded(tmp_path: Path, con
     save_at(tmp_path, 4, 8)
     mark = tmp_path / "step-000008.json"
     mark.write_text(content)
-    resumed = newest_checkpoint(tmp_path, IDENTITY, 10)
-    assert resumed is not None
-    assert resumed.checkpoint.step == 4
-    (message,) = resumed.damaged
+    checkpoint, (message,) = newest_checkpoint(tmp_path, IDENTITY, 10)
+    assert checkpoint.step == 4
     assert str(mark) in message
     assert "is damaged" in message
 
@@ -72,10 +65,8 @@ def test_with_missing_or_damaged_tensors_the_checkpoint_before_is_loaded(tmp_pat
         tensors.unlink()
     else:
         tensors.write_bytes(tensors.read_bytes()[:-1] + b"!")
-    resumed = newest_checkpoint(tmp_path, IDENTITY, 10)
-    assert resumed is not None
-    assert resumed.checkpoint.tensors["weights"].tolist() == [4.0, 4.0]
-    (message,) = resumed.damaged
+    checkpoint, (message,) = newest_checkpoint(tmp_path, IDENTITY, 10)
+    assert checkpoint.tensors["weights"].tolist() == [4.0, 4.0]
     assert str(tensors) in message
     assert damage in message
 
@@ -95,13 +86,10 @@ def test_damaged_newer_checkpoints_are_deleted_by_the_next_commit(tmp_path: Path
         save_checkpoint(tmp_path, Checkpoint(step, {}, {}, IDENTITY), kept=4)
     for step in (16, 20):
         (tmp_path / f"step-0000{step}.safetensors").unlink()
-    resumed = newest_checkpoint(tmp_path, IDENTITY, 30)
-    assert resumed is not None
-    assert resumed.checkpoint.step == 12
+    checkpoint, _ = newest_checkpoint(tmp_path, IDENTITY, 30)
+    assert checkpoint.step == 12
     save_checkpoint(tmp_path, Checkpoint(14, {}, {}, IDENTITY), kept=kept)
-    found = newest(tmp_path)
-    assert found is not None
-    assert found.step == 14
+    assert newest(tmp_path).step == 14
     marks = sorted(path.stem for path in tmp_path.glob("*.json"))
     assert marks == ["step-000012", "step-000014"][-kept:]
 
@@ -125,9 +113,7 @@ def test_fewer_steps_than_are_done_are_refused_and_as_many_are_not(tmp_path: Pat
     save_at(tmp_path, 8)
     with pytest.raises(Refused, match=r"train\.num_steps is 7, but .*step-000008\.json already has 8 steps"):
         newest(tmp_path, num_steps=7)
-    found = newest(tmp_path, num_steps=8)
-    assert found is not None
-    assert found.step == 8
+    assert newest(tmp_path, num_steps=8).step == 8
 
 
 def test_another_training_is_refused_by_what_differs(tmp_path: Path) -> None:

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import shards.dataset.reader
-from distill.config import DistillConfig
 from distill.student.sampler import sample_images
 from distill.student.student import Student
-from distill.training.trainer import train
 from generate_pairs.config import GenerateConfig
 from generate_pairs.generation.generate import generate
 from shards import Manifest, gaussian_noise, read_shard, verify
 from shards.core.errors import Failed
 
-QUIETLY = {"report": lambda *_: None, "should_stop": lambda: False}
-CONFIG = DistillConfig.model_validate(
-    {
-        "student": {"timesteps": [0, 2], "split": 3},
-        "train": {"num_steps": 4, "batch_size": 24, "embedding_weight": 0.1, "checkpoint_interval": 2},
-    }
-)
+SETTINGS = {"num_steps": 4, "checkpoint_interval": 2}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +28,9 @@ def counter_root(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     root = tmp_path_factory.mktemp("counter") / "pairs"
-    generate(generate_config(teacher_path, noise="counter"), root, workers=0, **QUIETLY)
+    generate(
+        generate_config(teacher_path, noise="counter"), root, workers=0, report=lambda *_: None, should_stop=lambda: False
+    )
     return root
 
 
@@ -51,9 +46,9 @@ def test_the_same_pairs_in_fewer_bytes(pairs_root: Path, counter_root: Path) -> 
     assert verify(counter_root) == []
 
 
-def test_they_give_the_same_student(pairs_root: Path, counter_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+def test_they_give_the_same_student(run: Any, pairs_root: Path, counter_root: Path, tmp_path: Path) -> None:
     for name, root in (("stored", pairs_root), ("counter", counter_root)):
-        train(CONFIG, str(teacher_path), root, tmp_path / name, size=96, **QUIETLY)
+        run(tmp_path / name, pairs=root, **SETTINGS)
     for name in ("student.safetensors", "tokenizer.safetensors", "config.json"):
         assert (tmp_path / "counter" / name).read_bytes() == (tmp_path / "stored" / name).read_bytes()
     student = Student.from_pretrained(tmp_path / "counter")
@@ -63,7 +58,7 @@ def test_they_give_the_same_student(pairs_root: Path, counter_root: Path, teache
 
 @pytest.mark.parametrize("pair_index", [40, 127])
 def test_different_noise_of_another_platform_is_refused(
-    counter_root: Path, teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair_index: int
+    run: Any, counter_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair_index: int
 ) -> None:
     """The last bit of one float16 number differs, as with another cosine implementation."""
 
@@ -75,5 +70,5 @@ def test_different_noise_of_another_platform_is_refused(
 
     monkeypatch.setattr(shards.dataset.reader, "gaussian_noise", elsewhere)
     with pytest.raises(Failed, match=rf"the noise of pair {pair_index} regenerated from its counter"):
-        train(CONFIG, str(teacher_path), counter_root, tmp_path / "student", size=96, **QUIETLY)
+        run(tmp_path / "student", pairs=counter_root, **SETTINGS)
     assert list((tmp_path / "student").rglob("*.safetensors")) == []

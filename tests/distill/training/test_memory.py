@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from distill.config import DistillConfig, TrainConfig
+from distill.config import TrainConfig
 from distill.training.checkpoint import load_checkpoint
 from distill.training.memory import USABLE_FRACTION, MemoryNeed, device_batch_size
 from distill.training.metrics import read_metrics
-from distill.training.trainer import train
 from generate_pairs.teachers.checkpoints import load_teacher
 from shards.core.errors import Refused, Stopped
 
@@ -49,24 +49,23 @@ def test_the_requested_size_is_used_up_to_the_number_of_pairs() -> None:
     assert device_batch_size(NEED, 24, 100, free(54)) == 24
 
 
-def test_more_than_fits_is_refused_with_what_fits_and_what_needs_less() -> None:
+@pytest.mark.parametrize(
+    ("requested", "usable", "total", "pairs", "advice"),
+    [
+        (24, 45, 54, 24, "train.device_batch_size=12 fits, and " + " or ".join(SAVERS) + " needs less"),
+        ("auto", 20, 31, 1, " or ".join(SAVERS) + " needs less"),
+    ],
+    ids=["more than fits", "not even one pair fits"],
+)
+def test_the_refusal_states_what_is_needed_what_fits_and_what_needs_less(
+    requested: int | str, usable: int, total: int, pairs: int, advice: str
+) -> None:
     with pytest.raises(Refused) as refused:
-        device_batch_size(NEED, 24, 24, free(45))
+        device_batch_size(NEED, 24, requested, free(usable))
     assert str(refused.value) == (
-        "this training does not fit: it needs 54.0 GB a process: 24.0 GB for weights, gradients, averages and optimizer "
-        "of 1,000,000,000 parameters, 6.0 GB for the tokenizer, about 24.0 GB for 24 pairs at once; 45.0 GB can be used "
-        "here: train.device_batch_size=12 fits, and train.precision=bfloat16 or train.checkpoint_activations=true needs "
-        "less"
-    )
-
-
-def test_if_not_even_one_pair_fits_the_message_is_about_one_pair() -> None:
-    with pytest.raises(Refused) as refused:
-        device_batch_size(NEED, 24, "auto", free(20))
-    assert str(refused.value) == (
-        "this training does not fit: it needs 31.0 GB a process: 24.0 GB for weights, gradients, averages and optimizer "
-        "of 1,000,000,000 parameters, 6.0 GB for the tokenizer, about 1.0 GB for 1 pairs at once; 20.0 GB can be used "
-        "here: train.precision=bfloat16 or train.checkpoint_activations=true needs less"
+        f"this training does not fit: it needs {total}.0 GB a process: 24.0 GB for weights, gradients, averages and "
+        f"optimizer of 1,000,000,000 parameters, 6.0 GB for the tokenizer, about {pairs}.0 GB for {pairs} pairs at once; "
+        f"{usable}.0 GB can be used here: {advice}"
     )
 
 
@@ -112,36 +111,11 @@ def test_the_precision_determines_the_bytes_of_parameters_and_pairs(teacher_path
     )
 
 
-def settings(**train_settings: object) -> DistillConfig:
-    base = {"num_steps": 8, "batch_size": 24, "warmup_steps": 2, "checkpoint_interval": 4, "log_interval": 1}
-    return DistillConfig.model_validate(
-        {
-            "student": {"timesteps": [0, 2], "split": 3},
-            "train": {**base, "embedding_weight": 0.1, "image_weight": 0.1, **train_settings},
-        }
-    )
-
-
-def run(out: Path, teacher: Path, pairs: Path, config: DistillConfig, stop_after: int = 10**6) -> None:
-    calls = iter(range(1, 10**6))
-    train(
-        config,
-        str(teacher),
-        pairs,
-        out,
-        size=96,
-        report=lambda *_: None,
-        should_stop=lambda: next(calls) >= stop_after,
-    )
-
-
 @pytest.mark.parametrize("family", ["llamagen"], indirect=True)
-def test_a_training_in_micro_batches_equals_one_in_whole_batches(
-    teacher_path: Path, pairs_root: Path, tmp_path: Path
-) -> None:
+def test_a_training_in_micro_batches_equals_one_in_whole_batches(run: Any, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(whole, teacher_path, pairs_root, settings(num_steps=4, precision="float64"))
-    run(parts, teacher_path, pairs_root, settings(num_steps=4, precision="float64", device_batch_size=7))
+    run(whole, num_steps=4, precision="float64")
+    run(parts, num_steps=4, precision="float64", device_batch_size=7)
     expected, found = (read_metrics(out / "metrics")["loss"].to_pylist() for out in (whole, parts))
     assert found == pytest.approx(expected, rel=1e-11, abs=0)
     assert found != expected
@@ -152,13 +126,11 @@ def test_a_training_in_micro_batches_equals_one_in_whole_batches(
 
 
 @pytest.mark.parametrize("family", ["llamagen"], indirect=True)
-def test_auto_keeps_the_size_of_the_checkpoint_and_a_number_replaces_it(
-    teacher_path: Path, pairs_root: Path, tmp_path: Path
-) -> None:
+def test_auto_keeps_the_size_of_the_checkpoint_and_a_number_replaces_it(run: Any, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        run(tmp_path, teacher_path, pairs_root, settings(device_batch_size=7), stop_after=3)
-    run(tmp_path, teacher_path, pairs_root, settings(num_steps=8, device_batch_size="auto"), stop_after=8)
+        run(tmp_path, device_batch_size=7, stop_after=3)
+    run(tmp_path, num_steps=8, device_batch_size="auto", stop_after=8)
     kept = [load_checkpoint(tmp_path / "checkpoints", step).state["device_batch_size"] for step in (4, 8)]
     assert kept == [7, 7]
-    run(tmp_path, teacher_path, pairs_root, settings(num_steps=9, device_batch_size=5))
+    run(tmp_path, num_steps=9, device_batch_size=5)
     assert load_checkpoint(tmp_path / "checkpoints", 9).state["device_batch_size"] == 5

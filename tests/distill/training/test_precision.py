@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.config import DistillConfig
 from distill.student.student import Student
 from distill.training.metrics import read_metrics
 from distill.training.precision import deterministic_kernels
-from distill.training.trainer import train
 from shards.core.errors import Refused
 
 
-def run(out: Path, teacher: Path, pairs: Path, **train_settings: object) -> np.ndarray:
-    """Train; returns the loss of every step."""
-    settings = {"batch_size": 24, "warmup_steps": 2, "checkpoint_interval": 1_000, "log_interval": 1}
-    config = DistillConfig.model_validate(
-        {
-            "student": {"timesteps": [0, 2], "split": 3},
-            "train": {**settings, "embedding_weight": 0.1, **train_settings},
-        }
-    )
-    train(config, str(teacher), pairs, out, size=96, report=lambda *_: None, should_stop=lambda: False)
-    return read_metrics(out / "metrics")["loss"].to_numpy()
+@pytest.fixture
+def losses_of(run: Any) -> Callable[..., np.ndarray]:
+    """Trains, by default without decoding images, and returns the loss of every step."""
+
+    def losses(out: Path, **settings: Any) -> np.ndarray:
+        run(out, **{"checkpoint_interval": 1_000, "log_interval": 1, "image_weight": 0.0, **settings})
+        return read_metrics(out / "metrics")["loss"].to_numpy()
+
+    return losses
 
 
 def dtypes(path: Path) -> set[torch.dtype]:
@@ -41,10 +39,10 @@ def dtypes(path: Path) -> set[torch.dtype]:
     ids=["bfloat16", "float64"],
 )
 def test_training_learns_keeps_its_state_in_full_precision_and_exports_float32(
-    teacher_path: Path, pairs_root: Path, tmp_path: Path, precision: str, kept: torch.dtype
+    losses_of: Any, tmp_path: Path, precision: str, kept: torch.dtype
 ) -> None:
     settings = {"num_steps": 60, "learning_rate": 5e-3, "precision": precision}
-    losses = run(tmp_path, teacher_path, pairs_root, **settings)
+    losses = losses_of(tmp_path, **settings)
     assert losses[-10:].mean() < 0.75 * losses[:10].mean()
     state = load_file(tmp_path / "checkpoints" / "step-000060.safetensors")
     names = {name.split(".")[0] for name in state}
@@ -58,10 +56,10 @@ def test_training_learns_keeps_its_state_in_full_precision_and_exports_float32(
             assert torch.equal(tensor, average.float())
 
 
-def test_bfloat16_rounds_and_float32_does_not(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
+def test_bfloat16_rounds_and_float32_does_not(losses_of: Any, tmp_path: Path) -> None:
     """The first losses are computed from equal weights and include decoded images."""
     exact, single, half = (
-        run(tmp_path / precision, teacher_path, pairs_root, num_steps=1, image_weight=0.1, precision=precision)[0]
+        losses_of(tmp_path / precision, num_steps=1, image_weight=0.1, precision=precision)[0]
         for precision in ("float64", "float32", "bfloat16")
     )
     assert single == pytest.approx(exact, rel=1e-5)
@@ -74,10 +72,8 @@ def test_bfloat16_rounds_and_float32_does_not(teacher_path: Path, pairs_root: Pa
     not any(map(shutil.which, ("g++", "c++", "clang++"))),
     reason="torch.compile needs a C++ compiler on a CPU",
 )
-def test_a_compiled_network_has_the_same_losses(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
-    plain, compiled = (
-        run(tmp_path / str(value), teacher_path, pairs_root, num_steps=5, compile=value) for value in (False, True)
-    )
+def test_a_compiled_network_has_the_same_losses(losses_of: Any, tmp_path: Path) -> None:
+    plain, compiled = (losses_of(tmp_path / str(value), num_steps=5, compile=value) for value in (False, True))
     np.testing.assert_allclose(compiled, plain, rtol=1e-4)
     names = [load_file(tmp_path / str(value) / "student.safetensors").keys() for value in (False, True)]
     assert names[0] == names[1]
@@ -99,10 +95,8 @@ def test_deterministic_kernels_restores_the_setting(before: bool, monkeypatch: p
         torch.use_deterministic_algorithms(original)
 
 
-def test_a_deterministic_training_is_the_same_on_a_cpu(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
-    losses = [
-        run(tmp_path / str(value), teacher_path, pairs_root, num_steps=3, deterministic=value) for value in (False, True)
-    ]
+def test_a_deterministic_training_is_the_same_on_a_cpu(losses_of: Any, tmp_path: Path) -> None:
+    losses = [losses_of(tmp_path / str(value), num_steps=3, deterministic=value) for value in (False, True)]
     assert (losses[0] == losses[1]).all()
     assert not torch.are_deterministic_algorithms_enabled()
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from distill.config import DistillConfig
 from distill.training.metrics import read_metrics, tensorboard
-from distill.training.trainer import train
 from shards.core.errors import Refused
 
 one_family = pytest.mark.parametrize("family", ["llamagen"], indirect=True)
@@ -20,33 +19,22 @@ class Killed(Exception):
     """Simulates a kill: nothing is saved."""
 
 
-def run(out: Path, teacher: Path, pairs: Path, killed_at: int | None = None) -> None:
-    settings = {
-        "num_steps": 9,
-        "batch_size": 24,
-        "warmup_steps": 2,
-        "checkpoint_interval": 4,
-        "log_interval": 1,
-    }
-    config = DistillConfig.model_validate(
-        {"student": {"timesteps": [0, 2], "split": 16}, "train": {**settings, "tensorboard": True}}
-    )
+SETTINGS = {"num_steps": 9, "log_interval": 1, "tensorboard": True}
 
-    def report(done: int, total: int, note: str) -> None:
-        if done == killed_at:
-            raise Killed
 
-    train(config, str(teacher), pairs, out, size=96, report=report, should_stop=lambda: False)
+def kill_at_step_7(done: int, total: int, note: str) -> None:
+    if done == 7:
+        raise Killed
 
 
 @one_family
-def test_repeated_steps_appear_once(teacher_path: Path, pairs_root: Path, tmp_path: Path) -> None:
+def test_repeated_steps_appear_once(run: Any, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with pytest.raises(Killed):
-        run(tmp_path, teacher_path, pairs_root, killed_at=7)
-    run(tmp_path, teacher_path, pairs_root)
+        run(tmp_path, options={"report": kill_at_step_7}, **SETTINGS)
+    run(tmp_path, **SETTINGS)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     log = read_metrics(tmp_path / "metrics").select(["step", "loss", "heldout_token_loss"]).to_pylist()
@@ -61,11 +49,11 @@ def test_repeated_steps_appear_once(teacher_path: Path, pairs_root: Path, tmp_pa
 
 @one_family
 def test_without_tensorboard_it_is_refused_before_anything_is_written(
-    teacher_path: Path, pairs_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(Refused, match=r"pip install '\.\[tensorboard\]', or set it to false"):
-        run(tmp_path, teacher_path, pairs_root)
+        run(tmp_path, **SETTINGS)
     assert list(tmp_path.iterdir()) == []
 
 

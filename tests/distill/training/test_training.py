@@ -8,35 +8,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from distill.config import DistillConfig
 from distill.student.student import Student
 from distill.training.metrics import CLOCK_COLUMNS, read_metrics
-from distill.training.trainer import train
 from shards.core.errors import Refused, Stopped
 from shards.dataset.manifest import Manifest
 from shards.storage.files import refuse_unwritable
-
-REPORT = lambda *_: None  # noqa: E731
-NEVER = lambda: False  # noqa: E731
-
-
-SETTINGS = {"num_steps": 12, "batch_size": 24, "warmup_steps": 2, "checkpoint_interval": 4}
-WEIGHTS = {"embedding_weight": 0.1, "image_weight": 0.1}
-
-
-def distill_config(**train_settings: object) -> DistillConfig:
-    train_table = {**SETTINGS, **WEIGHTS, "log_interval": 2, **train_settings}
-    return DistillConfig.model_validate({"student": {"timesteps": [0, 2], "split": 3}, "train": train_table})
-
-
-def run(out: Path, pairs_root: Path, teacher: Path, config: DistillConfig, **options: object) -> None:
-    arguments = {"size": 96, "report": REPORT, "should_stop": NEVER} | options
-    train(config, str(teacher), pairs_root, out, **arguments)  # type: ignore[arg-type]
 
 
 def export_bytes(folder: Path) -> dict[str, bytes]:
@@ -45,35 +27,26 @@ def export_bytes(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(pairs_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted")
-    run(out, pairs_root, teacher_path, distill_config())
+    run(out)
     return out
 
 
-def stop_after(steps: int):
-    calls = iter(range(1, 10_000))
-    return lambda: next(calls) >= steps
-
-
 @pytest.mark.parametrize("steps", [1, 4, 7])
-def test_stopped_and_run_again_ends_in_the_same_bytes(
-    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, steps: int
-) -> None:
+def test_stopped_and_run_again_ends_in_the_same_bytes(run: Any, uninterrupted: Path, tmp_path: Path, steps: int) -> None:
     with pytest.raises(Stopped, match=f"{steps} of 12 steps"):
-        run(tmp_path, pairs_root, teacher_path, distill_config(), should_stop=stop_after(steps))
-    run(tmp_path, pairs_root, teacher_path, distill_config())
+        run(tmp_path, stop_after=steps)
+    run(tmp_path)
     assert export_bytes(tmp_path) == export_bytes(uninterrupted)
     again, once = (read_metrics(out / "metrics").drop_columns(list(CLOCK_COLUMNS)) for out in (tmp_path, uninterrupted))
     assert again.equals(once)
 
 
-def test_data_workers_do_not_affect_the_result_and_may_change(
-    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
+def test_data_workers_do_not_affect_the_result_and_may_change(run: Any, uninterrupted: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="5 of 12 steps"):
-        run(tmp_path, pairs_root, teacher_path, distill_config(num_workers=2), should_stop=stop_after(5))
-    run(tmp_path, pairs_root, teacher_path, distill_config(num_workers=1))
+        run(tmp_path, num_workers=2, stop_after=5)
+    run(tmp_path, num_workers=1)
     assert multiprocessing.active_children() == []
     assert export_bytes(tmp_path) == export_bytes(uninterrupted)
 
@@ -103,18 +76,12 @@ trainer.train(config, sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), size=96
 )
 @pytest.mark.parametrize("when", [0, 1, 3])
 def test_killed_while_writing_a_checkpoint_it_resumes_from_the_one_before(
-    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, when: int
+    run: Any, distill_config: Any, uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, when: int
 ) -> None:
-    arguments = [
-        distill_config().model_dump_json(),
-        str(teacher_path),
-        str(pairs_root),
-        str(tmp_path),
-        str(when),
-    ]
+    arguments = map(str, (distill_config().model_dump_json(), teacher_path, pairs_root, tmp_path, when))
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
-    run(tmp_path, pairs_root, teacher_path, distill_config())
+    run(tmp_path)
     assert export_bytes(tmp_path) == export_bytes(uninterrupted)
 
 
@@ -124,9 +91,9 @@ def no_updates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_updates")
-def test_finished_training_is_not_repeated(uninterrupted: Path, pairs_root: Path, teacher_path: Path) -> None:
+def test_finished_training_is_not_repeated(run: Any, uninterrupted: Path) -> None:
     before = export_bytes(uninterrupted)
-    run(uninterrupted, pairs_root, teacher_path, distill_config())
+    run(uninterrupted)
     assert export_bytes(uninterrupted) == before
 
 
@@ -151,39 +118,36 @@ assert not forbidden, forbidden
 """
 
 
-def test_stage_two_reads_nothing_but_pairs_and_teacher(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
-    config = distill_config(num_steps=1).model_dump_json()
-    arguments = [config, str(teacher_path), str(pairs_root), str(tmp_path)]
+def test_stage_two_reads_nothing_but_pairs_and_teacher(
+    distill_config: Any, pairs_root: Path, teacher_path: Path, tmp_path: Path
+) -> None:
+    arguments = map(str, (distill_config(num_steps=1).model_dump_json(), teacher_path, pairs_root, tmp_path))
     finished = subprocess.run([sys.executable, "-c", NO_DIGITS, *arguments], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "student.safetensors").exists()
 
 
-def test_progress_begins_where_the_training_does(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+def test_progress_begins_where_the_training_does(run: Any, tmp_path: Path) -> None:
     reported: list[tuple[int, int]] = []
-
-    def report(done: int, total: int, note: str) -> None:
-        reported.append((done, total))
-
+    options = {"report": lambda done, total, _: reported.append((done, total))}
     with pytest.raises(Stopped):
-        run(tmp_path, pairs_root, teacher_path, distill_config(), should_stop=stop_after(3), report=report)
+        run(tmp_path, stop_after=3, options=options)
     assert reported == [(0, 12), (2, 12)]
     reported.clear()
-    run(tmp_path, pairs_root, teacher_path, distill_config(), report=report)
+    run(tmp_path, options=options)
     assert reported == [(3, 12), (4, 12), (6, 12), (8, 12), (10, 12), (12, 12)]
 
 
-def test_a_finished_training_returns_its_last_metrics(uninterrupted: Path, pairs_root: Path, teacher_path: Path) -> None:
-    config = distill_config()
-    summary = train(config, str(teacher_path), pairs_root, uninterrupted, size=96, report=REPORT, should_stop=NEVER)
+def test_a_finished_training_returns_its_last_metrics(run: Any, uninterrupted: Path) -> None:
+    summary = run(uninterrupted)
     last = read_metrics(uninterrupted / "metrics").to_pylist()[-1]
     assert summary.num_steps == last.pop("step") == 12
     assert summary.metrics == last
 
 
-def test_the_thread_count_is_restored(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+def test_the_thread_count_is_restored(run: Any, tmp_path: Path) -> None:
     before = torch.get_num_threads()
-    run(tmp_path, pairs_root, teacher_path, distill_config(num_steps=1, threads=before + 1))
+    run(tmp_path, num_steps=1, threads=before + 1)
     assert torch.get_num_threads() == before
 
 
@@ -194,18 +158,16 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_work")
-def test_fewer_steps_than_the_checkpoint_has_are_refused(
-    uninterrupted: Path, pairs_root: Path, teacher_path: Path
-) -> None:
+def test_fewer_steps_than_the_checkpoint_has_are_refused(run: Any, uninterrupted: Path) -> None:
     with pytest.raises(Refused, match=r"train\.num_steps is 5, but .* already has 12 steps"):
-        run(uninterrupted, pairs_root, teacher_path, distill_config(num_steps=5))
+        run(uninterrupted, num_steps=5)
 
 
 @pytest.mark.usefixtures("no_work")
-def test_an_unwritable_folder_is_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused(run: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here already")
     with pytest.raises(Refused, match="choose a place where you may"):
-        run(tmp_path / "file" / "student", pairs_root, teacher_path, distill_config())
+        run(tmp_path / "file" / "student")
 
 
 def test_the_check_for_an_unwritable_folder_leaves_no_files(tmp_path: Path) -> None:
@@ -239,8 +201,7 @@ def test_the_export_records_its_pairs(uninterrupted: Path, pairs_root: Path) -> 
 def test_a_damaged_configuration_of_an_export_is_refused_by_its_name(
     uninterrupted: Path, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    for file, content in export_bytes(uninterrupted).items():
-        (tmp_path / file).write_bytes(content)
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_bytes()) | change
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     with pytest.raises(Refused, match=rf"config\.json .*{message}"):
@@ -254,13 +215,13 @@ def test_a_configuration_that_is_not_an_object_is_refused_by_its_name(tmp_path: 
         Student.from_pretrained(tmp_path)
 
 
-def test_the_loss_falls(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
-    run(tmp_path, pairs_root, teacher_path, distill_config(num_steps=80, learning_rate=1e-2, log_interval=1))
+def test_the_loss_falls(run: Any, tmp_path: Path) -> None:
+    run(tmp_path, num_steps=80, learning_rate=1e-2, log_interval=1)
     losses = read_metrics(tmp_path / "metrics")["token_loss"].to_pylist()
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
 
 
-def test_export_samples_without_the_teacher_and_reloads_the_same(uninterrupted: Path, pairs_root: Path) -> None:
+def test_export_samples_without_the_teacher_and_reloads_the_same(uninterrupted: Path) -> None:
     student = Student.from_pretrained(uninterrupted)
     noise_BLC = torch.randn(3, student.layout.num_tokens, 3, generator=torch.Generator().manual_seed(0))
     labels_B = torch.tensor([0, 5, 9])
@@ -270,56 +231,46 @@ def test_export_samples_without_the_teacher_and_reloads_the_same(uninterrupted: 
     assert student.tokenizer.decode(once.embeddings_BLC).shape == (3, 1, 8, 8)
 
 
-def test_a_checkpoint_of_another_training_is_refused(uninterrupted: Path, pairs_root: Path, teacher_path: Path) -> None:
+def test_a_checkpoint_of_another_training_is_refused(run: Any, uninterrupted: Path) -> None:
     with pytest.raises(Refused, match=r"learning_rate: found 0\.001, requested 0\.5"):
-        run(uninterrupted, pairs_root, teacher_path, distill_config(learning_rate=0.5))
+        run(uninterrupted, learning_rate=0.5)
 
 
-def test_a_damaged_checkpoint_is_skipped_with_a_message(
-    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
-    run(tmp_path, pairs_root, teacher_path, distill_config())
+def test_a_damaged_checkpoint_is_skipped_with_a_message(run: Any, uninterrupted: Path, tmp_path: Path) -> None:
+    run(tmp_path)
     path = tmp_path / "checkpoints" / "step-000012.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     (tmp_path / "student.safetensors").unlink()
     messages: list[str] = []
-    run(tmp_path, pairs_root, teacher_path, distill_config(), notify=messages.append)
+    run(tmp_path, options={"notify": messages.append})
     assert messages == [f"{path} is damaged (its sha256 is not the recorded one): resuming from step 8 instead"]
     assert export_bytes(tmp_path) == export_bytes(uninterrupted)
 
 
 @pytest.mark.parametrize("name", ["student.safetensors", "tokenizer.safetensors", "config.json"])
 def test_an_incomplete_export_is_refused(uninterrupted: Path, tmp_path: Path, name: str) -> None:
-    for file, content in export_bytes(uninterrupted).items():
-        if file != name:
-            (tmp_path / file).write_bytes(content)
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink()
     with pytest.raises(Refused, match=name.split(".")[0]):
         Student.from_pretrained(tmp_path)
 
 
-def test_timesteps_outside_the_teacher_are_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
-    config = distill_config().model_copy(
-        update={"student": distill_config().student.model_copy(update={"timesteps": (0, 40)})}
-    )
+def test_timesteps_outside_the_teacher_are_refused(run: Any, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="teacher's AR steps"):
-        run(tmp_path, pairs_root, teacher_path, config)
+        run(tmp_path, student={"timesteps": [0, 40]})
 
 
-def test_more_pairs_than_available_are_refused(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+def test_more_pairs_than_available_are_refused(run: Any, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="has 96 training pairs"):
-        run(tmp_path, pairs_root, teacher_path, distill_config(), size=97)
+        run(tmp_path, options={"size": 97})
 
 
 @pytest.mark.usefixtures("no_updates")
-def test_the_noise_weight_may_change_after_training(
-    uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path
-) -> None:
+def test_the_noise_weight_may_change_after_training(run: Any, uninterrupted: Path, tmp_path: Path) -> None:
     shutil.copytree(uninterrupted, tmp_path / "student")
-    config = distill_config()
-    weighed = config.model_copy(update={"student": config.student.model_copy(update={"noise_weight": 0.5})})
-    run(tmp_path / "student", pairs_root, teacher_path, weighed)
+    run(tmp_path / "student", student={"noise_weight": 0.5})
     assert Student.from_pretrained(tmp_path / "student").noise_weight == 0.5
     before, after = export_bytes(uninterrupted), export_bytes(tmp_path / "student")
     assert [name for name in before if before[name] != after[name]] == ["config.json"]

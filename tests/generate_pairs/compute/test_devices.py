@@ -1,4 +1,4 @@
-"""Which device a worker gets; no GPU is needed, torch is told that there are some."""
+"""Which device a worker gets; no GPU is needed, torch is patched to report some."""
 
 from __future__ import annotations
 

@@ -36,12 +36,10 @@ def test_the_seed_determines_the_teacher(name: str, tmp_path: Path, monkeypatch:
     loaded = load_teacher(str(tmp_path / "a.safetensors"))
     assert loaded.about["seed"] == 0
     assert loaded.teacher.layout.num_tokens == {"digits-64": 64, "digits-var": 21}.get(name, 16)
-    encoders = sorted(path.name for path in tmp_path.glob("*.encoder.safetensors"))
-    assert encoders == (
-        ["a.encoder.safetensors", "b.encoder.safetensors", "c.encoder.safetensors"] if recipe.encoder else []
-    )
+    encoders = sorted(tmp_path.glob("*.encoder.safetensors"))
+    assert [path.name[0] for path in encoders] == (["a", "b", "c"] if recipe.encoder else [])
     if recipe.encoder:
-        assert (tmp_path / encoders[0]).read_bytes() == (tmp_path / encoders[1]).read_bytes()
+        assert encoders[0].read_bytes() == encoders[1].read_bytes()
 
 
 def test_an_unknown_recipe_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from generate_pairs.flow_map.closed_form import default_num_steps
+from generate_pairs.flow_map.exponential_adams import default_num_steps
 from generate_pairs.flow_map.flow_map import FlowMap
 
 CASES = [  # V, C, perplexity; small codebooks in few dimensions are the hardest

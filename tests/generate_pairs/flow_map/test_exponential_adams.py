@@ -7,7 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from generate_pairs.flow_map.exponential_adams import adams_coefficients
+from generate_pairs.flow_map.exponential_adams import adams_coefficients, default_num_steps
+
+
+def test_default_num_steps():
+    assert [default_num_steps(dim) for dim in (1, 3, 4, 6, 8, 32)] == [64, 64, 64, 32, 32, 32]
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 16, 64])

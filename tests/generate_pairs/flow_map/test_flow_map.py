@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from generate_pairs.flow_map.closed_form import default_num_steps
+from generate_pairs.flow_map.exponential_adams import default_num_steps
 from generate_pairs.flow_map.flow_map import FlowMap
 from generate_pairs.teachers.filtering import filter_llamagen, filter_var
 
@@ -33,6 +33,17 @@ def share_that_differs(a: Tensor, b: Tensor) -> float:
     return (a != b).double().mean().item()
 
 
+def test_the_reference_solver_has_the_posterior_of_the_straight_paths(reference):
+    """The weights of equation (2), in x and t, are those of equation (6), in w = x / (1 - t) and u = t / (1 - t)."""
+    x, codebook = gaussian(5, 3, seed=0).double(), gaussian(7, 3, seed=1).double()
+    p, t = gaussian(5, 7, seed=2).double().softmax(dim=1), torch.tensor([0.0, 0.1, 0.3, 0.7, 0.9]).double()
+    distance = (x[:, None] - t[:, None, None] * codebook).square().sum(dim=2)
+    weights = p * torch.exp(-distance / (2 * (1 - t[:, None]) ** 2))
+    expected = weights / weights.sum(dim=1, keepdim=True)
+    w, u = x / (1 - t[:, None]), t / (1 - t)
+    torch.testing.assert_close(reference.posterior(w, u, p.log(), codebook), expected, atol=1e-12, rtol=1e-12)
+
+
 def test_one_dimension_is_the_quantile_map(reference, log_probs_of_perplexity):
     codebook, noise = gaussian(20, 1, seed=3), stored_noise(20_000, 1, seed=4)
     log_p = log_probs_of_perplexity(20_000, 20, 1.1, 18, 5)
@@ -44,9 +55,7 @@ def test_one_dimension_is_the_quantile_map(reference, log_probs_of_perplexity):
     assert (codebook[mapped] - codebook[expected]).abs().max() < 0.3
 
 
-def test_evenly_spaced_rows_in_one_dimension_give_the_quantile_map(
-    log_probs_of_perplexity,
-):
+def test_evenly_spaced_rows_in_one_dimension_give_the_quantile_map(log_probs_of_perplexity):
     codebook, noise = torch.arange(8.0)[:, None], stored_noise(20_000, 1, seed=6)
     log_p = log_probs_of_perplexity(20_000, 8, 1.1, 7.5, 7)
     mapped = FlowMap(codebook, 64)(noise, log_p).tokens_N

@@ -98,9 +98,7 @@ def test_a_kernel_that_is_compiled_wrongly_is_reported(monkeypatch: pytest.Monke
         mapped(30, 32)
 
 
-def test_the_kernel_is_checked_on_enough_rows_with_a_choice(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_kernel_is_checked_on_enough_rows_with_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECKED_ROWS", 100)
     mapped = Mapped(monkeypatch)
     for first, expected in ((0, 40), (40, 80), (80, 120), (120, 160), (160, 180), (180, 190)):
@@ -131,12 +129,7 @@ def test_the_kernel_gives_the_same_tokens_in_the_same_number_of_steps() -> None:
         pytest.skip(f"triton {triton.__version__}: its interpreter needs an older numpy")
     process = subprocess.run(
         [sys.executable, str(HERE / "interpreted_map.py")],
-        env={
-            **os.environ,
-            "TRITON_INTERPRET": "1",
-            "PYTHONPATH": str(HERE.parents[2]),
-            "OMP_NUM_THREADS": "1",
-        },
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -16,12 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 def test_kills_and_faults_do_not_change_the_bytes(tmp_path: Path) -> None:
     # A new process, not a fork: the test process has threads.
     ended = subprocess.run(
-        [
-            sys.executable,
-            "benchmarks/chaos.py",
-            *["--runs", "3", "--seed", "2", "--work"],
-            tmp_path / "chaos",
-        ],
+        [sys.executable, "benchmarks/chaos.py", "--runs", "3", "--seed", "2", "--work", tmp_path / "chaos"],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -212,9 +212,7 @@ def test_an_error_that_affects_every_shard_ends_the_work(
     assert tried == [0, 1, 2]
 
 
-def test_a_worker_killed_during_start_up_is_a_failure(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_worker_killed_during_start_up_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def dying(**_: object) -> None:
         raise RuntimeError("Nanny failed to start.")
 
@@ -234,11 +232,7 @@ def test_a_refusal_in_a_worker_reaches_the_driver(teacher_path: Path, generate_c
 def test_progress_counts_earlier_runs(teacher_path: Path, generate_config: Configs, tmp_path: Path) -> None:
     generate(generate_config(teacher_path, num_pairs=32), tmp_path, **HERE)
     reports: list[tuple[int, int, str]] = []
-    generate(
-        generate_config(teacher_path),
-        tmp_path,
-        **HERE | {"report": lambda *progress: reports.append(progress)},
-    )
+    generate(generate_config(teacher_path), tmp_path, **HERE | {"report": lambda *progress: reports.append(progress)})
     assert reports == [(64, 128, ""), (96, 128, ""), (128, 128, "")]
 
 
@@ -302,8 +296,7 @@ def damaged_root(teacher_path: Path, generate_config: Configs, tmp_path: Path) -
     """Two shards with batches of eight, then two of sixteen; 1 is damaged, the row of 2 and the joined table are lost."""
     root = tmp_path / "pairs"
     for changes in ({"num_pairs": 32, "batch_size": 8}, {}):
-        config = generate_config(teacher_path, **changes)
-        generate(config, root, **HERE)
+        generate(generate_config(teacher_path, **changes), root, **HERE)
     damaged = root / "shards" / "pairs-000001.tar"
     data = damaged.read_bytes()
     (tmp_path / "undamaged.tar").write_bytes(data)
@@ -327,9 +320,8 @@ def test_repair_reads_a_lost_row_from_the_joined_table(
     pairs_root: Path, teacher_path: Path, generate_config: Configs, tmp_path: Path
 ) -> None:
     root = tmp_path / "pairs"
-    generate(generate_config(teacher_path, num_pairs=32), root, **HERE)
-    larger = generate_config(teacher_path, batch_size=8)
-    generate(larger, root, **HERE)
+    for changes in ({"num_pairs": 32}, {"batch_size": 8}):
+        generate(generate_config(teacher_path, **changes), root, **HERE)
     (root / "manifest" / "pairs-000002.parquet").write_bytes(b"not a row")
     repair(root, str(teacher_path), **HERE)
     assert [row.batch_size for row in Manifest.open(root).rows] == [16, 16, 8, 8]
@@ -364,10 +356,8 @@ def test_repair_refuses_another_teacher(pairs_root: Path, teacher_path: Path, tm
     rows = row_files(pairs_root)
     with pytest.raises(Refused, match=r"not the teacher that made .* --teacher FILE"):
         repair(pairs_root, str(other), **HERE)
-    with pytest.raises(
-        Refused,
-        match=r"no teacher is called .*; give its file with `tokenleap shards repair .* --teacher FILE`",
-    ):
+    remedy = r"no teacher is called .*; give its file with `tokenleap shards repair .* --teacher FILE`"
+    with pytest.raises(Refused, match=remedy):
         repair(pairs_root, **HERE)
     assert row_files(pairs_root) == rows
 

@@ -24,14 +24,11 @@ Configs = Callable[..., GenerateConfig]
 
 def make(config: GenerateConfig, root: Location, workers: int = 0, stop: bool = False) -> int:
     """Generate; returns the number of shards made."""
-    summary = generate(
-        config,
-        root,
-        workers=workers,
-        report=lambda *_: None,
-        should_stop=lambda: stop and len(Manifest.open(root).rows) > 0,
-    )
-    return summary.num_shards
+
+    def should_stop() -> bool:
+        return stop and len(Manifest.open(root).rows) > 0
+
+    return generate(config, root, workers=workers, report=lambda *_: None, should_stop=should_stop).num_shards
 
 
 def tars(root: Location) -> dict[str, bytes]:
@@ -83,11 +80,7 @@ def test_a_deleted_object_is_detected_and_regenerated(
 
 
 def test_a_broken_upload_ends_the_work_and_the_same_call_completes_it(
-    root: Location,
-    pairs_root: Path,
-    teacher_path: Path,
-    generate_config: Configs,
-    monkeypatch: pytest.MonkeyPatch,
+    root: Location, pairs_root: Path, teacher_path: Path, generate_config: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fsspec
 

@@ -58,11 +58,7 @@ def test_repair_proves_every_shard_that_has_a_row(root: Path, teacher_path: Path
         break_shard(root, index)
     (root / "shards" / "pairs-000003.tar").unlink()
     made = repair(root, str(teacher_path), **QUIETLY | {"workers": workers})
-    assert [(one.row.first_pair, one.is_equal) for one in made.replaced] == [
-        (0, True),
-        (64, True),
-        (96, True),
-    ]
+    assert [(one.row.first_pair, one.is_equal) for one in made.replaced] == [(0, True), (64, True), (96, True)]
     assert files(root) == before
 
 

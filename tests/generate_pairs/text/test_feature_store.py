@@ -24,8 +24,6 @@ SPEC = EncoderSpec("letters", "0" * 64, "float32", max_tokens=5, dim=3)
 class Letters(TextEncoder):
     """One token per letter: (code point, position, number of letters)."""
 
-    name, sha256, dim, max_tokens = "letters", "0" * 64, 3, 5
-
     def __init__(self) -> None:
         self.seen: list[str] = []
 

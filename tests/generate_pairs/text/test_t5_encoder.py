@@ -84,9 +84,8 @@ def test_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_decoder_of_a_complete_t5_is_ignored(write_t5: WriteT5, tmp_path: Path) -> None:
-    encoder = load(write_t5(tmp_path, 16, with_decoder=True))
-    assert encoder.dim == 16
-    assert len(encoder.encode(["a"])) == 1
+    (encoded,) = load(write_t5(tmp_path, 16, with_decoder=True)).encode(["a"])
+    assert encoded.features_TE.shape[1] == 16
 
 
 def test_refuses_features_that_float16_cannot_hold(write_t5: WriteT5, tmp_path: Path) -> None:
@@ -98,8 +97,7 @@ def test_refuses_features_that_float16_cannot_hold(write_t5: WriteT5, tmp_path: 
         load(folder).encode(["a cat"])
 
 
-def test_sha256_is_of_the_content_alone(folder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+def test_sha256_is_of_the_content_alone(folder: Path, copy: Path) -> None:
     assert describe(str(copy)) == describe(str(folder)) == (load(folder).sha256, 16)
     (copy / "README.md").write_text("more")
     assert folder_sha256(copy) == folder_sha256(folder)
@@ -110,36 +108,45 @@ def test_sha256_is_of_the_content_alone(folder: Path, tmp_path: Path) -> None:
         (copy / name).write_bytes(content)
 
 
-def test_refuses_folders_of_something_else(write_t5: WriteT5, folder: Path, tmp_path: Path) -> None:
-    def refused(name: Path | str, message: str) -> None:
-        with pytest.raises(Refused, match=message):
-            T5Encoder.load(str(name), max_tokens=8, dtype=torch.float32, device="cpu")
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the folder, to be changed."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
 
-    refused(
-        tmp_path / "nowhere",
-        r"captions\.encoder: there is no folder .*nowhere; a repository needs the form hf://",
-    )
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "bert"}, "holds a model of type 'bert', not of 't5'"),
+        ({"num_layers": 2}, "do not fit its config.json: missing encoder.block.1"),
+        ({"d_ff": 32}, r"another shape of encoder\.block\.0\.layer\.1\."),
+        ({"d_model": None}, "for d_model, which should be a whole number"),
+        ({"d_model": "x"}, "for d_model, which should be a whole number"),
+    ],
+)
+def test_refuses_a_config_that_does_not_fit(copy: Path, changes: dict[str, object], message: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(Refused, match=message):
+        load(copy)
+
+
+def test_refuses_folders_of_something_else(write_t5: WriteT5, copy: Path, tmp_path: Path) -> None:
+    def refused(folder: Path, message: str) -> None:
+        with pytest.raises(Refused, match=message):
+            load(folder, max_tokens=8)
+
+    refused(tmp_path / "nowhere", r"captions\.encoder: there is no folder .*nowhere; a repository needs the form hf://")
     refused(tmp_path, "holds no model: it has no config.json")
-    other = Path(shutil.copytree(folder, tmp_path / "other"))
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    refused(other, "holds a model of type 'bert', not of 't5'")
-    (other / "config.json").write_text("{")
-    refused(other, r"config\.json is not JSON")
-    wider = Path(shutil.copytree(folder, tmp_path / "wider"))
-    (wider / "config.json").write_text(json.dumps({**config, "num_layers": 2}))
-    refused(wider, "do not fit its config.json: missing encoder.block.1")
-    mute = Path(shutil.copytree(folder, tmp_path / "mute"))
-    (mute / "tokenizer_config.json").unlink()
-    refused(mute, "holds no tokenizer: neither tokenizer.json nor spiece.model")
-    fewer = write_t5(tmp_path / "fewer", 16, vocab_size=100)
-    refused(fewer, "the tokenizer in .*fewer does not match its model")
-    cut = Path(shutil.copytree(folder, tmp_path / "cut"))
-    weights = cut / "model.safetensors"
+    refused(write_t5(tmp_path / "fewer", 16, vocab_size=100), "the tokenizer in .*fewer does not match its model")
+    weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    refused(cut, "transformers cannot read")
-    weights.rename(cut / "pytorch_model.bin")
-    refused(cut, "no weights as safetensors, only pickled ones")
+    refused(copy, "transformers cannot read")
+    weights.rename(copy / "pytorch_model.bin")
+    refused(copy, "no weights as safetensors, only pickled ones")
+    (copy / "pytorch_model.bin").rename(weights)
+    (copy / "config.json").write_text("{")
+    refused(copy, r"config\.json is not JSON")
 
 
 def test_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,27 +155,11 @@ def test_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         load(folder)
 
 
-def test_a_folder_without_a_tokenizer_is_refused_when_planning(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_refused_when_planning(copy: Path) -> None:
     """A tokenizer added later would change the encoder's sha256, and thus the data set's fingerprint."""
-    other = Path(shutil.copytree(folder, tmp_path / "t5"))
     for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
-        (other / name).unlink(missing_ok=True)
-    with pytest.raises(Refused, match=f"{other} holds no tokenizer"):
-        describe(str(other))
-
-
-@pytest.mark.parametrize("width", [None, "x"])
-def test_a_config_without_its_width_is_refused(folder: Path, tmp_path: Path, width: object) -> None:
-    other = Path(shutil.copytree(folder, tmp_path / "t5"))
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"d_model": width}))
-    with pytest.raises(Refused, match=r"for d_model, which should be a whole number"):
-        describe(str(other))
-
-
-def test_weights_of_another_shape_are_named(folder: Path, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(folder, tmp_path / "t5"))
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"d_ff": 32}))
-    with pytest.raises(Refused, match=r"another shape of encoder\.block\.0\.layer\.1\."):
-        load(other)
+        (copy / name).unlink(missing_ok=True)
+    with pytest.raises(Refused, match=f"{copy} holds no tokenizer: neither tokenizer.json nor spiece.model"):
+        describe(str(copy))
+    with pytest.raises(Refused, match="holds no tokenizer"):
+        load(copy)

@@ -11,21 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.ablation.figures import (
-    comparable_size,
-    curves_by_setting,
-    curves_by_size,
-    gap_against_size,
-    labels,
-    metric_against_size,
-)
-from pipeline.ablation.table import (
-    AblationSetting,
-    final_values,
-    learning_curves,
-    methods_of,
-    settings_of,
-)
+from pipeline.ablation.figures import comparable_size, curves_by_setting, curves_by_size, labels, metric_against_size
+from pipeline.ablation.power_law import NoFit
+from pipeline.ablation.table import AblationSetting, Series, final_values, learning_curves, methods_of, settings_of
 from pipeline.report.figure_style import DOTS_PER_INCH, WIDTH, _log_ticks, draw, short_count
 from pipeline.report.metric_names import GENERALISATION_GAP
 
@@ -50,10 +38,6 @@ class Line:
         return middle_N, middle_N - 0.5, middle_N + 0.5
 
 
-class NoFit:
-    reason = "four sizes are too few"
-
-
 def figures(table: Any) -> Iterator[Any]:
     """All figures of a table."""
     finals, all_curves = final_values(table), learning_curves(table)
@@ -65,7 +49,6 @@ def figures(table: Any) -> Iterator[Any]:
             size = comparable_size(all_curves, metric, method)
             if size is not None:
                 yield curves_by_setting(all_curves, metric, method, size)
-    yield gap_against_size(finals)
 
 
 def drawn_lines(figure: Any, **properties: Any) -> list[Any]:
@@ -161,8 +144,8 @@ def test_final_values_are_drawn_with_seeds_mean_and_spread(ablation_table: MakeT
 def test_a_law_is_dashed_from_the_largest_size_to_twice_that_size(ablation_table: MakeTable) -> None:
     finals = final_values(ablation_table())
     laws = {
-        ("timesteps 0,8", None, "heldout_token_loss"): Line(),
-        ("timesteps 0,4", None, "heldout_token_loss"): NoFit(),
+        Series(AblationSetting("0,8"), None, "heldout_token_loss"): Line(),
+        Series(AblationSetting("0,4"), None, "heldout_token_loss"): NoFit("four sizes are too few"),
     }
     axes = metric_against_size(finals, "heldout_token_loss", None, laws).axes[0]
     (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
@@ -182,7 +165,7 @@ def test_a_very_wide_band_leaves_the_values_readable(ablation_table: MakeTable) 
             return middle_N, middle_N - 1e6, middle_N + np.inf
 
     finals = final_values(ablation_table(timesteps=("0,8",)))
-    laws = {("timesteps 0,8", None, "heldout_token_loss"): Wide()}
+    laws = {Series(AblationSetting("0,8"), None, "heldout_token_loss"): Wide()}
     low, high = metric_against_size(finals, "heldout_token_loss", None, laws).axes[0].get_ylim()
     # The law runs from 1.975 to 1.6, the means from 1.44 down to 1.09.
     assert 0.5 < low < 1.09
@@ -195,21 +178,18 @@ def test_figures_of_a_kind_and_metric_have_the_same_value_axis(ablation_table: M
         row["value"] += 0.4 * (row["method"] == "student-2")
     table = type(ablation_table()).from_pylist(rows)
     finals, all_curves = final_values(table), learning_curves(table)
+    methods = ("student-1", "student-2")
     for metric in ("frechet_distance", "recall"):
-        limits = {metric_against_size(finals, metric, method).axes[0].get_ylim() for method in ("student-1", "student-2")}
-        assert len(limits) == 1
-        limits = {
-            curves_by_size(all_curves, metric, method, setting).axes[0].get_ylim()
-            for method in ("student-1", "student-2")
+        by_number = [metric_against_size(finals, metric, method) for method in methods]
+        by_size = [
+            curves_by_size(all_curves, metric, method, setting)
+            for method in methods
             for setting in settings_of(all_curves)
-        }
-        assert len(limits) == 1
-        by_setting = {
-            curves_by_setting(all_curves, metric, method, 20000).axes[0].get_ylim()
-            for method in ("student-1", "student-2")
-        }
-        assert len(by_setting) == 1
-        assert by_setting != limits, "these exclude the small sizes"
+        ]
+        by_setting = [curves_by_setting(all_curves, metric, method, 20000) for method in methods]
+        limits = [{figure.axes[0].get_ylim() for figure in kind} for kind in (by_number, by_size, by_setting)]
+        assert [len(kind) for kind in limits] == [1, 1, 1]
+        assert limits[1] != limits[2], "the latter exclude the small sizes"
 
 
 def test_a_large_ratio_gives_a_logarithmic_axis_except_for_shares(ablation_table: MakeTable) -> None:
@@ -224,10 +204,7 @@ def test_a_large_ratio_gives_a_logarithmic_axis_except_for_shares(ablation_table
 def test_settings_are_labelled_by_their_differences() -> None:
     first = AblationSetting("0,8", (("train.learning_rate", "0.003"),))
     second = AblationSetting("0,8", (("train.learning_rate", "0.01"),))
-    assert list(labels([first, second]).values()) == [
-        "train.learning_rate 0.003",
-        "train.learning_rate 0.01",
-    ]
+    assert list(labels([first, second]).values()) == ["train.learning_rate 0.003", "train.learning_rate 0.01"]
     assert labels([first]) == {first: "timesteps 0,8; train.learning_rate 0.003"}
 
 
@@ -245,9 +222,9 @@ def test_the_users_matplotlib_settings_have_no_effect(ablation_table: MakeTable)
     import matplotlib
 
     finals = final_values(ablation_table(sizes=(2500, 5000)))
-    own = draw(gap_against_size(finals))
+    own = draw(metric_against_size(finals, GENERALISATION_GAP))
     with matplotlib.rc_context({"font.size": 20, "xtick.direction": "in", "axes.facecolor": "red"}):
-        assert draw(gap_against_size(finals)) == own
+        assert draw(metric_against_size(finals, GENERALISATION_GAP)) == own
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 110.0), (2.0, 160.0), (40.0, 50.0), (1e-3, 1e6), (0.8, 8.2), (5.0, 5.5)])

@@ -23,8 +23,7 @@ from shards.core.errors import Refused
 @pytest.fixture(scope="module")
 def base() -> RunConfig:
     return compose(
-        "digits",
-        ["pairs.num_pairs=40000", "train.num_steps=1000", "train.batch_size=128", "train.warmup_steps=100"],
+        "digits", ["pairs.num_pairs=40000", "train.num_steps=1000", "train.batch_size=128", "train.warmup_steps=100"]
     )
 
 

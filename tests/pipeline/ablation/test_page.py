@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.ablation.page import write_report_files
-from pipeline.ablation.table import final_values, summary_table, to_csv
+from pipeline.ablation.power_law import NoFit
+from pipeline.ablation.table import AblationSetting, Series, final_values, summary_table, to_csv
+from pipeline.report.html import data_url
 from shards.core.errors import Refused
 
 MakeTable = Callable[..., Any]
+Write = Callable[..., Any]
 ABOUT: dict[str, Any] = {
     "name": "sizes",
     "description": "How many pairs?",
@@ -33,51 +34,29 @@ class Line:
         return size_N * 0 + 1.2, size_N * 0 + 1.1, size_N * 0 + 1.3
 
 
-class NoFit:
-    reason = "two sizes are <too> few"
+@pytest.fixture
+def written(tmp_path: Path, parse_page: Callable[[str], Any]) -> Write:
+    """Writes a report and parses its page."""
 
+    def write(table: Any, laws: Any = None, folder: Path = tmp_path, **about: Any) -> Any:
+        write_report_files(folder, table, {**ABOUT, **about}, laws or {})
+        return parse_page((folder / "report.html").read_text())
 
-class Page(HTMLParser):
-    """Tags with their attributes, table cells, and all text of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[str] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.tags and self.tags[-1][0] == "td" and data.strip():
-            self.cells.append(data.strip())
-
-    @property
-    def images(self) -> list[bytes]:
-        sources = [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
-        assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
-        return [base64.b64decode(source.partition(",")[2]) for source in sources]
-
-
-def written(folder: Path, table: Any, laws: Any = None, **about: Any) -> tuple[str, Page]:
-    write_report_files(folder, table, {**ABOUT, **about}, laws or {})
-    html = (folder / "report.html").read_text()
-    return html, Page(html)
+    return write
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_page_contains_every_figure_and_makes_no_request(tmp_path: Path, ablation_table: MakeTable) -> None:
-    html, page = written(tmp_path, ablation_table(**SMALL))
+def test_the_page_contains_every_figure_and_makes_no_request(
+    tmp_path: Path, written: Write, ablation_table: MakeTable
+) -> None:
+    page = written(ablation_table(**SMALL))
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert not re.search(r"https?:|url\(|@import", html)
+    assert not re.search(r"https?:|url\(|@import", page.html)
     svgs = {path.read_bytes() for path in (tmp_path / "figures").glob("*.svg")}
-    assert set(page.images) == svgs
+    assert set(page.images) == {data_url("image/svg+xml", svg) for svg in svgs}
     # Four metrics by size, four by epoch, and the gap; a single setting has no figure by setting.
     assert len(page.images) == len(svgs) == 9
     for svg in svgs:
@@ -88,14 +67,10 @@ def test_the_page_contains_every_figure_and_makes_no_request(tmp_path: Path, abl
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
 
 
-def test_sections_are_in_order(tmp_path: Path, ablation_table: MakeTable) -> None:
-    _, page = written(tmp_path, ablation_table(**SMALL))
+def test_sections_are_in_order(written: Write, ablation_table: MakeTable) -> None:
+    page = written(ablation_table(**SMALL))
     order = [
-        *(
-            "Twice the pairs lower nothing.",
-            "Effect of more pairs",
-            "Recall of student-1 (one step) against",
-        ),
+        *("Twice the pairs lower nothing.", "Effect of more pairs", "Recall of student-1 (one step) against"),
         *("Final numbers", "During training", "by epoch, a line for each size", "Overfitting"),
         *("Cost", "20,000", "num_steps = 300"),
     ]
@@ -104,9 +79,9 @@ def test_sections_are_in_order(tmp_path: Path, ablation_table: MakeTable) -> Non
     assert "All cells train for the same number of steps" in page.text
 
 
-def test_tables_are_equal_on_the_page_and_in_files(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_tables_are_equal_on_the_page_and_in_files(tmp_path: Path, written: Write, ablation_table: MakeTable) -> None:
     table = ablation_table(**SMALL)
-    _, page = written(tmp_path, table)
+    page = written(table)
     finals = final_values(table)
     assert (tmp_path / "table.md").read_text().splitlines() == summary_table(finals).markdown()
     assert (tmp_path / "table.csv").read_text() == to_csv(finals)
@@ -116,78 +91,81 @@ def test_tables_are_equal_on_the_page_and_in_files(tmp_path: Path, ablation_tabl
     assert len(page.cells) == 2 * 8
 
 
-def test_the_same_table_gives_the_same_bytes(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path, written: Write, ablation_table: MakeTable) -> None:
     for name in ("first", "second"):
-        written(tmp_path / name, ablation_table(**SMALL))
+        written(ablation_table(**SMALL), folder=tmp_path / name)
     assert files(tmp_path / "first") == files(tmp_path / "second")
 
 
-def test_text_of_users_is_escaped(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_text_of_users_is_escaped(tmp_path: Path, written: Write, ablation_table: MakeTable) -> None:
     odd = "<b>$x$ & \"y\" 'z' \\ é"
     table = ablation_table(sizes=(2500,), seeds=1, timesteps=("0,8",), methods=(), swept={"train.odd": (odd,)})
     about = {"name": odd, "description": odd, "sentences": [odd], "facts": [(odd, odd)], "config": odd}
-    html, page = written(tmp_path, table, unfinished=[(odd, odd)], **about)
-    assert "<b>" not in html
+    page = written(table, unfinished=[(odd, odd)], **about)
+    assert "<b>" not in page.html
     assert page.text.count(odd) >= 10
     assert odd in page.cells
     assert all(re.fullmatch(r"[A-Za-z0-9_.+-]+", name.name) for name in (tmp_path / "figures").iterdir())
 
 
-def test_settings_with_equal_file_names_have_separate_figures(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_settings_with_equal_file_names_have_separate_figures(
+    tmp_path: Path, written: Write, ablation_table: MakeTable
+) -> None:
     swept = {"train.odd": ("a b", "a/b", "x" * 300, "x" * 301)}
     table = ablation_table(sizes=(2500,), seeds=1, timesteps=("0,8",), methods=(), swept=swept)
-    _, page = written(tmp_path, table)
+    page = written(table)
     assert len(page.images) == len(list((tmp_path / "figures").glob("*.svg"))) == 2 + 2 * (4 + 1) + 1
 
 
-def test_the_reason_for_a_missing_law_is_printed(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_the_reason_for_a_missing_law_is_printed(written: Write, ablation_table: MakeTable) -> None:
     table = ablation_table(sizes=(2500, 5000), methods=())
-    key = (None, "heldout_token_loss")
-    laws = {("timesteps 0,4", *key): NoFit(), ("timesteps 0,8", *key): Line()}
-    _, page = written(tmp_path, table, laws)
+    first, second = (Series(AblationSetting(steps), None, "heldout_token_loss") for steps in ("0,4", "0,8"))
+    no_fit = NoFit("two sizes are <too> few")
+    page = written(table, {first: no_fit, second: Line()})
     assert "No law for timesteps 0,4: two sizes are <too> few." in page.text
     assert "A curve is a fitted power law" in page.text
-    both = {(setting, *key): NoFit() for setting in ("timesteps 0,4", "timesteps 0,8")}
-    _, page = written(tmp_path, table, both)
+    page = written(table, {first: no_fit, second: no_fit})
     assert "No law: two sizes are <too> few." in page.text
     assert "A curve is a fitted power law" not in page.text
 
 
-def test_unfinished_cells_are_named_and_left_out(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_unfinished_cells_are_named_and_left_out(written: Write, ablation_table: MakeTable) -> None:
     table = ablation_table(**SMALL)
-    _, page = written(tmp_path, table, unfinished=[("cell-1", "failed: out of memory")], match="epochs")
+    page = written(table, unfinished=[("cell-1", "failed: out of memory")], match="epochs")
     assert "1 cell is not finished" in page.text
     assert "failed: out of memory" in page.text
     assert page.cells[:4] == ["0,8", "2,500", "1", "1.4333"]
     assert "All cells make the same number of passes over their pairs" in page.text
 
 
-def test_a_page_is_written_without_finished_cells(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_a_page_is_written_without_finished_cells(written: Write, ablation_table: MakeTable) -> None:
     table = ablation_table(sizes=(2500,), seeds=1, timesteps=("0,8",))
-    _, page = written(tmp_path, table, unfinished=[("cell-0", "running")])
+    page = written(table, unfinished=[("cell-0", "running")])
     assert "No cell is finished yet." in page.text
     assert page.images == []
 
 
 @pytest.mark.parametrize("grid", [{"sizes": (2500,), "seeds": 1, "timesteps": ("0,8",)}, {**SMALL, "methods": ()}])
-def test_one_cell_or_no_methods_give_a_page(tmp_path: Path, ablation_table: MakeTable, grid: dict[str, Any]) -> None:
-    _, page = written(tmp_path, ablation_table(**grid))
+def test_one_cell_or_no_methods_give_a_page(written: Write, ablation_table: MakeTable, grid: dict[str, Any]) -> None:
+    page = written(ablation_table(**grid))
     has_methods = "methods" not in grid
     assert ("Fréchet" in page.text) == has_methods
     assert ("the spread between seeds is unknown" in page.text) == (grid.get("seeds") == 1)
     assert len(page.images) == (13 if has_methods else 5)
 
 
-def test_figures_of_an_earlier_grid_are_removed_and_other_files_stay(tmp_path: Path, ablation_table: MakeTable) -> None:
-    written(tmp_path, ablation_table(**SMALL))
+def test_figures_of_an_earlier_grid_are_removed_and_other_files_stay(
+    tmp_path: Path, written: Write, ablation_table: MakeTable
+) -> None:
+    written(ablation_table(**SMALL))
     (tmp_path / "figures" / "mine.png").write_bytes(b"kept")
-    written(tmp_path, ablation_table(**{**SMALL, "methods": ()}))
+    written(ablation_table(**{**SMALL, "methods": ()}))
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert "mine.png" in names
     assert not [name for name in names if "student-1" in name]
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, ablation_table: MakeTable) -> None:
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, written: Write, ablation_table: MakeTable) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(Refused, match="taken"):
-        written(tmp_path / "taken", ablation_table(**{**SMALL, "methods": ()}))
+        written(ablation_table(**{**SMALL, "methods": ()}), folder=tmp_path / "taken")

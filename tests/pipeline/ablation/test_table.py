@@ -93,18 +93,12 @@ def test_missing_and_non_finite_values_are_left_out() -> None:
 def test_curves_contain_mean_and_spread_of_each_step() -> None:
     (curve,) = [curve for curve in learning_curves(table(two_seeds())) if curve.series.metric == LOSS]
     assert curve.series == Series(BOTH, None, LOSS)
-    assert curve.points == (
-        Point(1.0, 4.0, pytest.approx(math.sqrt(2))),
-        Point(2.0, 1.5, pytest.approx(math.sqrt(0.5))),
-    )
+    assert curve.points == (Point(1.0, 4.0, pytest.approx(math.sqrt(2))), Point(2.0, 1.5, pytest.approx(math.sqrt(0.5))))
 
 
 def test_values_by_size_has_one_value_for_each_seed() -> None:
     rows = [*two_seeds(), row("d", 100, 0, 20, LOSS, 0.5)]
-    assert values_by_size(final_values(table(rows)))[Series(BOTH, None, LOSS)] == (
-        [50, 50, 100],
-        [1.0, 2.0, 0.5],
-    )
+    assert values_by_size(final_values(table(rows)))[Series(BOTH, None, LOSS)] == ([50, 50, 100], [1.0, 2.0, 0.5])
 
 
 def test_settings_differ_by_timesteps_and_swept_keys_and_are_sorted_as_numbers() -> None:

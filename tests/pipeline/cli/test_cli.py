@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -21,7 +20,7 @@ from pipeline.runtime.installation import PACKAGES, foreign_packages
 from pipeline.runtime.signals import StoppedBySignal
 from shards.core.errors import Failed, Refused
 
-REPOSITORY = Path(__file__).parents[3]
+Process = Callable[..., Any]
 
 COMMAND_LINE = {
     "run": "PRESET --out --tiny-random --captions --num-pairs --num-steps --workers --set --dry-run",
@@ -71,20 +70,13 @@ def shape(command: click.Command) -> object:
     )
 
 
-def run_python(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-
-
 def test_commands_and_options_are_unchanged() -> None:
     assert shape(main) == COMMAND_LINE
     assert list(main.params[0].opts) == ["--debug"]
 
 
 @pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS), ["shards", "repair"]], ids="-".join)
-def test_help_imports_only_click(arguments: list[str], tmp_path: Path) -> None:
+def test_help_imports_only_click(run_python: Process, arguments: list[str], tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from pipeline.cli.main import main\n"
@@ -98,7 +90,7 @@ def test_help_imports_only_click(arguments: list[str], tmp_path: Path) -> None:
     assert ran.stdout.startswith("Usage: ")
 
 
-def test_help_prints_in_less_than_half_a_second(tmp_path: Path) -> None:
+def test_help_prints_in_less_than_half_a_second(run_python: Process, tmp_path: Path) -> None:
     def seconds() -> float:
         began = time.monotonic()
         assert run_python("-m", "pipeline.cli", "--help", folder=tmp_path).returncode == 0
@@ -116,7 +108,6 @@ def test_every_command_has_an_example(name: str) -> None:
 
 def test_version(tokenleap: Callable[..., Result]) -> None:
     result = tokenleap("--version")
-    assert result.exit_code == 0
     assert result.output.startswith("tokenleap ")
 
 
@@ -125,16 +116,8 @@ def test_version(tokenleap: Callable[..., Result]) -> None:
     [
         (Refused("no such thing"), 2, "no such thing"),
         (Failed("it broke"), 1, "it broke"),
-        (
-            StoppedBySignal("5 steps are kept.", 2),
-            130,
-            "stopped: 5 steps are kept. Resume with: tokenleap run x",
-        ),
-        (
-            StoppedBySignal("gone", 2, resumable=False),
-            130,
-            "stopped: gone. Start again with: tokenleap run x",
-        ),
+        (StoppedBySignal("5 steps are kept.", 2), 130, "stopped: 5 steps are kept. Resume with: tokenleap run x"),
+        (StoppedBySignal("gone", 2, resumable=False), 130, "stopped: gone. Start again with: tokenleap run x"),
         (StoppedBySignal("5 are kept", 15), 143, "Resume with: tokenleap run x"),
         (KeyboardInterrupt(), 130, "stopped at once: "),
         (PermissionError(errno.EACCES, "Permission denied", "/out"), 2, "cannot use /out: Permission denied"),
@@ -152,8 +135,7 @@ def test_every_kind_of_failure_has_its_exit_code(error: BaseException, exit_code
 
 
 def test_a_failure_is_one_message_and_no_traceback(tokenleap: Callable[..., Result]) -> None:
-    result = tokenleap("run", "digit")
-    assert result.exit_code == 2
+    result = tokenleap("run", "digit", code=2)
     assert result.stdout == ""
     assert result.stderr.startswith(
         "tokenleap: there is no preset 'digit'; presets are digits, digits-64, digits-text, digits-var, "
@@ -161,32 +143,23 @@ def test_a_failure_is_one_message_and_no_traceback(tokenleap: Callable[..., Resu
     assert result.stderr.count("\n") == 1
 
 
-def test_a_closed_pipe_is_not_reported_as_a_failure(pairs: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_reported_as_a_failure(run_python: Process, pairs: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    ran = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "shards", "info", str(pairs)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    ran = run_python("-m", "pipeline.cli", "shards", "info", pairs, stdout=writing)
     os.close(writing)
     assert (ran.returncode, ran.stderr) == (1, "")
 
 
 def test_debug_shows_the_traceback_as_well(tokenleap: Callable[..., Result]) -> None:
-    result = tokenleap("--debug", "run", "digit")
-    assert result.exit_code == 2
+    result = tokenleap("--debug", "run", "digit", code=2)
     assert "Traceback (most recent call last)" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("tokenleap: there is no preset 'digit'")
 
 
 def test_mistyped_commands_and_options_are_refused(tokenleap: Callable[..., Result]) -> None:
-    assert tokenleap("runn").exit_code == 2
-    assert tokenleap("run", "digits", "--worker", "many").exit_code == 2
+    tokenleap("runn", code=2)
+    tokenleap("run", "digits", "--worker", "many", code=2)
 
 
 def test_the_four_import_names_resolve_to_this_installation() -> None:
@@ -194,7 +167,7 @@ def test_the_four_import_names_resolve_to_this_installation() -> None:
 
 
 @pytest.mark.parametrize("name", PACKAGES[:-1])
-def test_a_foreign_package_of_the_same_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_foreign_package_of_the_same_name_is_refused(run_python: Process, name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").touch()
     # `python -m` puts the working folder first on the path.
@@ -209,10 +182,9 @@ def test_torchrun_is_refused_for_commands_that_do_not_share_work(
     tokenleap: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused = tokenleap("run", "digits", "--dry-run")
-    assert refused.exit_code == 2
+    refused = tokenleap("run", "digits", "--dry-run", code=2)
     assert "torchrun started 2 processes, and each would do all the work of `run`" in refused.output
-    assert tokenleap("distill", "--help").exit_code == 0
+    tokenleap("distill", "--help")
 
 
 def test_each_of_several_processes_prints_its_rank(
@@ -220,6 +192,5 @@ def test_each_of_several_processes_prints_its_rank(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    refused = tokenleap("distill", "digits", "--pairs", tmp_path / "none", "--out", tmp_path / "out")
-    assert refused.exit_code == 2
+    refused = tokenleap("distill", "digits", "--pairs", tmp_path / "none", "--out", tmp_path / "out", code=2)
     assert "tokenleap, process 1 of 2: " in refused.output

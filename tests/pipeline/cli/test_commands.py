@@ -18,17 +18,8 @@ from shards.dataset.replace_shard import Replacement
 Command = Callable[..., Result]
 
 
-@pytest.fixture
-def student(tmp_path: Path) -> Path:
-    folder = tmp_path / "run" / "student"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    return folder
-
-
 def test_generate_prints_the_number_of_pairs(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     result = tokenleap("generate", "digits", "--out", tmp_path / "new", "--workers", 0)
-    assert result.exit_code == 0, result.stderr
     assert "made 60 pairs, 30.0 pairs/s" in result.stdout
     assert "40 for training, 20 held out, 3 shards" in result.stdout
     assert stages.arguments["generate"] == {"workers": 0}
@@ -39,7 +30,6 @@ def test_generate_dry_run_shows_configuration_and_plan_and_writes_nothing(
 ) -> None:
     out = tmp_path / "new"
     result = tokenleap("generate", "digits", "--out", out, "--num-pairs", 77, "--set", "pairs.num_pairs=5", "--dry-run")
-    assert result.exit_code == 0, result.stderr
     assert "num_pairs = 77" in result.stdout
     assert "3 shards to make" in result.stdout
     assert stages.calls == []
@@ -51,8 +41,7 @@ def test_generate_refuses_fewer_pairs_than_exist(
     tokenleap: Command, stages: Any, tmp_path: Path, more: list[str]
 ) -> None:
     stages.pairs_done = 100
-    result = tokenleap("generate", "digits", "--out", tmp_path, "--num-pairs", 10, "--workers", 0, *more)
-    assert result.exit_code == 2
+    result = tokenleap("generate", "digits", "--out", tmp_path, "--num-pairs", 10, "--workers", 0, *more, code=2)
     assert f"{tmp_path} already holds 100 training pairs" in result.stderr
     assert stages.calls == []
 
@@ -61,65 +50,47 @@ def test_distill_trains_on_a_view_and_reports_the_metrics(
     tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
     result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 30, "--num-steps", 7)
-    assert result.exit_code == 0, result.stderr
     assert stages.arguments["train"] == {"size": 30, "teacher": "digits"}
     assert "7 steps in 1.0 s; loss 0.25" in result.stdout
 
 
-def test_distill_dry_run_plans_on_the_existing_pairs(
+def test_distill_dry_run_plans_on_the_existing_pairs_and_refuses_what_training_refuses(
     tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
 ) -> None:
-    arguments = ("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--num-steps", 7)
-    result = tokenleap(*arguments, "--dry-run")
-    assert result.stdout.endswith("\n7 steps on 40 pairs\n")
+    arguments = ("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--num-steps", 7, "--dry-run")
+    assert tokenleap(*arguments).stdout.endswith("\n7 steps on 40 pairs\n")
+    stages.steps_done = 10
+    assert f"there are 10 steps in {tmp_path / 's'}" in tokenleap(*arguments, code=2).stderr
     assert stages.calls == []
     assert not (tmp_path / "s").exists()
 
 
-def test_distill_dry_run_refuses_what_training_refuses(
-    tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path
-) -> None:
-    stages.steps_done = 10
-    arguments = ("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--num-steps", 5)
-    result = tokenleap(*arguments, "--dry-run")
-    assert result.exit_code == 2
-    assert f"there are 10 steps in {tmp_path / 's'}" in result.stderr
-
-
 def test_distill_refuses_pairs_of_other_settings(tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path) -> None:
     stages.requested = replace(stages.requested, seed=5)
-    result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s")
-    assert result.exit_code == 2
+    result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", code=2)
     assert "seed: found 0, requested 5" in result.stderr
     assert stages.calls == []
 
 
-def test_distill_refuses_more_pairs_than_exist(tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path) -> None:
-    result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 41)
-    assert result.exit_code == 2
+def test_distill_refuses_missing_pairs(tokenleap: Command, stages: Any, pairs: Path, tmp_path: Path) -> None:
+    result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 41, code=2)
     assert "has 40 training pairs" in result.stderr
     assert "--num-pairs 41" in result.stderr
-
-
-def test_distill_refuses_a_folder_without_pairs(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
-    result = tokenleap("distill", "digits", "--pairs", tmp_path, "--out", tmp_path / "s")
-    assert result.exit_code == 2
+    result = tokenleap("distill", "digits", "--pairs", tmp_path, "--out", tmp_path / "s", code=2)
     assert f"{tmp_path} is not a pair data set" in result.stderr
 
 
-def test_a_missing_student_is_refused_and_a_run_folder_gets_a_hint(
-    tokenleap: Command, student: Path, tmp_path: Path
-) -> None:
-    nothing = tokenleap("sample", tmp_path, "--out", tmp_path / "x.png")
-    assert nothing.exit_code == 2
+def test_a_missing_student_is_refused_and_a_run_folder_gets_a_hint(tokenleap: Command, tmp_path: Path) -> None:
+    nothing = tokenleap("sample", tmp_path, "--out", tmp_path / "x.png", code=2)
     assert f"{tmp_path} contains no student (config.json is missing); `tokenleap distill` writes one" in nothing.stderr
-    run = tokenleap("sample", student.parent, "--out", tmp_path / "x.png")
-    assert f"did you mean {student}?" in run.stderr
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "config.json").write_text("{}")
+    run = tokenleap("sample", tmp_path, "--out", tmp_path / "x.png", code=2)
+    assert f"did you mean {tmp_path / 'student'}?" in run.stderr
 
 
 def test_shards_info_prints_totals_and_lineage(tokenleap: Command, pairs: Path) -> None:
     result = tokenleap("shards", "info", pairs)
-    assert result.exit_code == 0, result.stderr
     lines = dict(line.split(None, 1) for line in result.stdout.splitlines())
     assert lines["pairs"].startswith("40 for training, 20 held out, 3 shards, ")
     assert lines["pairs"].endswith("40.0 pairs/s a worker")
@@ -131,35 +102,26 @@ def test_shards_info_prints_totals_and_lineage(tokenleap: Command, pairs: Path) 
     assert lines["teacher.guidance_scale"] == "1.5"
 
 
-def test_shards_verify_accepts_intact_pairs(tokenleap: Command, pairs: Path) -> None:
-    result = tokenleap("shards", "verify", pairs)
-    assert (result.exit_code, result.stdout) == (0, f"{pairs}: every shard is intact\n")
-
-
 def test_shards_verify_names_the_damaged_file_and_the_remedy(tokenleap: Command, pairs: Path) -> None:
+    assert tokenleap("shards", "verify", pairs).stdout == f"{pairs}: every shard is intact\n"
     broken = pairs / "shards" / "pairs-000001.tar"
     content = bytearray(broken.read_bytes())
     content[2000] ^= 1
     broken.write_bytes(content)
-    result = tokenleap("shards", "verify", pairs)
-    assert result.exit_code == 1
+    result = tokenleap("shards", "verify", pairs, code=1)
     assert f"broken: {broken}: " in result.stdout
     assert f"`tokenleap shards repair {pairs}`" in result.stderr
 
 
 def test_an_uncommitted_shard_is_reported_but_is_no_damage(tokenleap: Command, pairs: Path) -> None:
     (pairs / "manifest" / "pairs-000002.parquet").unlink()
-    result = tokenleap("shards", "verify", pairs)
-    assert result.exit_code == 0
-    assert result.stdout.startswith("uncommitted: ")
+    assert tokenleap("shards", "verify", pairs).stdout.startswith("uncommitted: ")
 
 
 def test_shards_repair_gets_the_findings(tokenleap: Command, stages: Any, pairs: Path) -> None:
     (pairs / "shards" / "pairs-000001.tar").unlink()
     result = tokenleap("shards", "repair", pairs, "--workers", 3, "--teacher", "mine")
-    assert result.exit_code == 0, result.stderr
-    expected = {"workers": 3, "root": pairs, "teacher": "mine", "findings": ["broken"]}
-    assert stages.arguments["repair"] == expected
+    assert stages.arguments["repair"] == {"workers": 3, "root": pairs, "teacher": "mine", "findings": ["broken"]}
     assert result.stdout == f"{pairs}: 2 shards repaired\n"
 
 
@@ -190,7 +152,6 @@ def test_many_repaired_shards_are_summarised(tokenleap: Command, stages: Any, pa
 
 def test_shards_extend_requests_the_larger_number(tokenleap: Command, stages: Any, pairs: Path) -> None:
     result = tokenleap("shards", "extend", pairs, "--num-pairs", 50, "--workers", 0)
-    assert result.exit_code == 0, result.stderr
     assert stages.arguments["extend"] == {"workers": 0, "root": pairs, "num_pairs": 50, "teacher": None}
     assert "40 for training, 20 held out" in result.stdout
 
@@ -201,17 +162,16 @@ def test_shards_verify_reads_a_sample_and_prints_its_seed(tokenleap: Command, pa
     assert found is not None
     again = tokenleap("shards", "verify", pairs, "--sample", 1, "--seed", found[1])
     assert again.stdout == result.stdout
-    assert tokenleap("shards", "verify", pairs, "--seed", 1).exit_code == 2
+    tokenleap("shards", "verify", pairs, "--seed", 1, code=2)
 
 
 def test_shards_export_writes_a_table(tokenleap: Command, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "pairs.parquet"
     result = tokenleap("shards", "export", pairs, "--to", out, "--size", 25)
     assert result.stdout == f"{out}: 25 pairs, {out.stat().st_size:,} bytes\n"
-    wrong = tokenleap("shards", "export", pairs, "--to", tmp_path / "pairs.csv")
-    assert wrong.exit_code == 2
+    wrong = tokenleap("shards", "export", pairs, "--to", tmp_path / "pairs.csv", code=2)
     assert "pairs.csv must end in .parquet" in wrong.stderr
-    assert tokenleap("shards", "export", pairs, "--to", out, "--size", 41).exit_code == 2
+    tokenleap("shards", "export", pairs, "--to", out, "--size", 41, code=2)
 
 
 @pytest.mark.parametrize(
@@ -220,25 +180,20 @@ def test_shards_export_writes_a_table(tokenleap: Command, pairs: Path, tmp_path:
     ids=lambda arguments: arguments[0],
 )
 def test_shards_commands_refuse_a_folder_without_pairs(tokenleap: Command, tmp_path: Path, arguments: list[str]) -> None:
-    result = tokenleap("shards", *arguments, tmp_path / "nowhere")
-    assert result.exit_code == 2
-    assert "is not a pair data set" in result.stderr
+    assert "is not a pair data set" in tokenleap("shards", *arguments, tmp_path / "nowhere", code=2).stderr
     assert not Path(arguments[-1]).exists()
 
 
 @pytest.mark.parametrize("name", ["evaluate", "report"])
 def test_commands_on_a_run_refuse_another_folder(tokenleap: Command, tmp_path: Path, name: str) -> None:
-    result = tokenleap(name, tmp_path)
-    assert result.exit_code == 2
-    assert f"{tmp_path} is not a run: it has no config.toml" in result.stderr
+    assert f"{tmp_path} is not a run: it has no config.toml" in tokenleap(name, tmp_path, code=2).stderr
 
 
 def test_evaluate_runs_again_and_prints_the_table(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert tokenleap("run", "digits", "--out", run, "--workers", 0).exit_code == 0
+    tokenleap("run", "digits", "--out", run, "--workers", 0)
     (run / "evaluation.json").write_text(json.dumps({"rows": []}))
     result = tokenleap("evaluate", run)
-    assert result.exit_code == 0, result.stderr
     assert stages.calls.count("evaluate") == 2
     assert result.stdout.startswith("digits, 2,000 images, noise seed 0\n")
     assert "student-1    3.500      0.850   0.750     0.950      8.00      10.0" in result.stdout
@@ -246,10 +201,8 @@ def test_evaluate_runs_again_and_prints_the_table(tokenleap: Command, stages: An
 
 def test_evaluate_refuses_a_run_without_a_student(tokenleap: Command, stages: Any, tmp_path: Path) -> None:
     stages.stop_in = "train"
-    tokenleap("run", "digits", "--out", tmp_path / "run", "--workers", 0)
-    result = tokenleap("evaluate", tmp_path / "run")
-    assert result.exit_code == 2
-    assert "contains no student" in result.stderr
+    tokenleap("run", "digits", "--out", tmp_path / "run", "--workers", 0, code=130)
+    assert "contains no student" in tokenleap("evaluate", tmp_path / "run", code=2).stderr
 
 
 def test_a_teacher_is_trained_into_a_file(tokenleap: Command, fake_module: Callable[..., None], tmp_path: Path) -> None:
@@ -258,10 +211,9 @@ def test_a_teacher_is_trained_into_a_file(tokenleap: Command, fake_module: Calla
         "generate_pairs.digits.train_teachers",
         train_teacher=lambda name, out, seed, report: calls.append((name, out, seed)),
     )
-    result = tokenleap("teachers", "train", "digits-var", "--out", tmp_path / "t.safetensors", "--seed", 3)
-    assert result.exit_code == 0, result.stderr
+    tokenleap("teachers", "train", "digits-var", "--out", tmp_path / "t.safetensors", "--seed", 3)
     assert calls == [("digits-var", tmp_path / "t.safetensors", 3)]
-    assert tokenleap("teachers", "train", "cats", "--out", tmp_path / "t").exit_code == 2
+    tokenleap("teachers", "train", "cats", "--out", tmp_path / "t", code=2)
 
 
 def test_a_teachers_folder_is_checked_before_its_training(
@@ -269,11 +221,9 @@ def test_a_teachers_folder_is_checked_before_its_training(
 ) -> None:
     fake_module("generate_pairs.digits.train_teachers", train_teacher=lambda *_: pytest.fail("trained"))
     (tmp_path / "file").touch()
-    nowhere = tokenleap("teachers", "train", "digits", "--out", tmp_path / "file" / "t.safetensors")
-    assert nowhere.exit_code == 2
+    nowhere = tokenleap("teachers", "train", "digits", "--out", tmp_path / "file" / "t.safetensors", code=2)
     assert str(tmp_path / "file") in nowhere.stderr
-    unusable = tokenleap("teachers", "train", "digits", "--out", tmp_path / "t.bin")
-    assert unusable.exit_code == 2
+    unusable = tokenleap("teachers", "train", "digits", "--out", tmp_path / "t.bin", code=2)
     assert "t.bin must end in .safetensors" in unusable.stderr
 
 
@@ -284,8 +234,7 @@ def test_an_interrupted_training_of_a_teacher_reports_that_nothing_was_saved(
         raise KeyboardInterrupt
 
     fake_module("generate_pairs.digits.train_teachers", train_teacher=interrupt)
-    result = tokenleap("teachers", "train", "digits", "--out", tmp_path / "t.safetensors")
-    assert result.exit_code == 130
+    result = tokenleap("teachers", "train", "digits", "--out", tmp_path / "t.safetensors", code=130)
     assert result.stderr == (
         "tokenleap: stopped: nothing was saved, this command writes only at its end. "
         f"Start again with: tokenleap teachers train digits --out {tmp_path / 't.safetensors'}\n"

@@ -20,14 +20,8 @@ Command = Callable[..., Result]
         (["--task-index", 1], "--task-index and --task-count: give both"),
         (["--task-count", 4], "--task-index and --task-count: give both"),
         (["--task-index", 4, "--task-count", 4], "--task-index is 4, --task-count 4: the index is 0 to 3"),
-        (
-            ["--task-index", 0, "--task-count", 4, "--workers", 2],
-            "a task generates its shards in its own process",
-        ),
-        (
-            ["--task-index", 0, "--task-count", 4, "--cluster", "slurm"],
-            "a task generates its shards in its own process",
-        ),
+        (["--task-index", 0, "--task-count", 4, "--workers", 2], "a task generates its shards in its own process"),
+        (["--task-index", 0, "--task-count", 4, "--cluster", "slurm"], "a task generates its shards in its own process"),
         (
             ["--cluster", "slurm", "--workers", 2],
             "--workers starts processes on this machine, and cluster.scheduler is slurm",
@@ -41,9 +35,7 @@ Command = Callable[..., Result]
 def test_conflicting_options_are_refused_first(
     tokenleap: Command, tmp_path: Path, flags: list[Any], message: str
 ) -> None:
-    result = tokenleap("generate", "digits", "--out", tmp_path / "pairs", *flags)
-    assert result.exit_code == 2
-    assert message in result.stderr
+    assert message in tokenleap("generate", "digits", "--out", tmp_path / "pairs", *flags, code=2).stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -51,7 +43,6 @@ def test_a_job_script_is_printed_and_nothing_written(tokenleap: Command, tmp_pat
     pytest.importorskip("dask_jobqueue", reason="needs the extra slurm")
     settings = ["--cluster", "slurm", "--set", "cluster.interface=lo", "--set", "cluster.walltime=12:00:00"]
     result = tokenleap("generate", "digits", "--out", tmp_path / "pairs", *settings, "--print-job-script")
-    assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("#!/usr/bin/env bash")
     assert "#SBATCH -t 12:00:00" in result.stdout
     assert list(tmp_path.iterdir()) == []

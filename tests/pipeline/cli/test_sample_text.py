@@ -54,7 +54,6 @@ def test_prompts_are_used_in_turn(tokenleap: Command, student: Path, tmp_path: P
     out = tmp_path / "grid.png"
     prompts = ["--prompt", "a three", "--prompt", "the sum of one and two"]
     drawn = tokenleap("sample", student, *prompts, "--num-images", 6, "--out", out)
-    assert drawn.exit_code == 0, drawn.stderr
     assert "6 images, student-1, timesteps 0, seed 0" in drawn.stdout
     captions = ["a three", "the sum of one and two"] * 3
     images = Student.from_pretrained(student).sample(captions)
@@ -79,8 +78,7 @@ def test_every_method_accepts_unusual_captions(tokenleap: Command, student: Path
     captions = tmp_path / "captions.txt"
     captions.write_text("".join(f"{caption}\n" for caption in ODD))
     out = tmp_path / "images"
-    drawn = tokenleap("sample", student, "--captions", captions, "--method", method, "--out", out)
-    assert drawn.exit_code == 0, drawn.stderr
+    tokenleap("sample", student, "--captions", captions, "--method", method, "--out", out)
     assert len(list(out.glob("*.png"))) == len(ODD)
 
 
@@ -88,34 +86,28 @@ def test_a_folder_grows_and_belongs_to_its_captions(tokenleap: Command, student:
     captions, out = tmp_path / "captions.txt", tmp_path / "images"
     captions.write_text("a three\nan eight\n")
     command = ("sample", student, "--captions", captions, "--out", out)
-    assert tokenleap(*command).exit_code == 0
+    tokenleap(*command)
     first = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    grown = tokenleap(*command, "--num-images", 5)
-    assert grown.exit_code == 0, grown.stderr
+    tokenleap(*command, "--num-images", 5)
     assert len(list(out.glob("*.png"))) == 5
     assert {name: (out / name).read_bytes() for name in first} == first
     assert "all 5 images exist already" in tokenleap(*command, "--num-images", 5).stdout
     captions.write_text("a three\nan eigth\n")
-    refused = tokenleap(*command, "--num-images", 5)
-    assert refused.exit_code == 2
-    assert "captions_sha256" in refused.stderr
+    assert "captions_sha256" in tokenleap(*command, "--num-images", 5, code=2).stderr
     assert "captions_sha256" in json.loads((out / "sample.json").read_text())
 
 
 def test_labels_are_indices_of_captions(tokenleap: Command, student: Path, tmp_path: Path) -> None:
-    chosen = tokenleap(
+    tokenleap(
         *("sample", student, "--captions", "digits", "--labels", "3,13", "--num-images", 2),
         *("--out", tmp_path / "a.png"),
     )
-    assert chosen.exit_code == 0, chosen.stderr
-    prompted = tokenleap(
+    tokenleap(
         *("sample", student, "--prompt", "a three", "--prompt", "the digit three", "--num-images", 2),
         *("--out", tmp_path / "b.png"),
     )
-    assert prompted.exit_code == 0, prompted.stderr
     assert np.abs(pixels(tmp_path / "a.png").astype(int) - pixels(tmp_path / "b.png")).max() <= 1
-    outside = tokenleap("sample", student, "--prompt", "a", "--labels", "1", "--out", tmp_path / "c.png")
-    assert outside.exit_code == 2
+    outside = tokenleap("sample", student, "--prompt", "a", "--labels", "1", "--out", tmp_path / "c.png", code=2)
     assert "label 1" in outside.stderr
 
 
@@ -134,17 +126,14 @@ def test_labels_are_indices_of_captions(tokenleap: Command, student: Path, tmp_p
 def test_invalid_captions_are_refused(
     tokenleap: Command, student: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
-    refused = tokenleap("sample", student, *words, "--out", tmp_path / "grid.png")
-    assert refused.exit_code == 2
-    assert message in refused.stderr
+    assert message in tokenleap("sample", student, *words, "--out", tmp_path / "grid.png", code=2).stderr
     assert not (tmp_path / "grid.png").exists()
 
 
 def test_a_class_conditional_student_refuses_captions(tokenleap: Command, tmp_path: Path) -> None:
     of_classes = exported(tmp_path / "student", "digits")
     for words in (["--prompt", "a three"], ["--captions", "digits"], ["--text-encoder", "digits"]):
-        refused = tokenleap("sample", of_classes, *words, "--out", tmp_path / "grid.png")
-        assert refused.exit_code == 2
+        refused = tokenleap("sample", of_classes, *words, "--out", tmp_path / "grid.png", code=2)
         assert "draws images for classes" in refused.stderr
     with pytest.raises(Refused, match="draws images for classes"):
         Student.from_pretrained(of_classes).sample(["a three"])
@@ -184,8 +173,7 @@ def test_a_moved_encoder_is_recognised_by_its_content(student: Path, tmp_path: P
 def test_captions_of_a_named_column(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     captions, out = tmp_path / "captions.jsonl", tmp_path / "images"
     captions.write_text('{"text": "a three"}\n{"text": "an eight"}\n')
-    drawn = tokenleap("sample", student, "--captions", captions, "--column", "text", "--out", out)
-    assert drawn.exit_code == 0, drawn.stderr
+    tokenleap("sample", student, "--captions", captions, "--column", "text", "--out", out)
     assert len(list(out.glob("*.png"))) == 2
 
 
@@ -206,7 +194,6 @@ def test_captions_apply_to_one_call_only(student: Path) -> None:
 
 def test_there_is_no_official_layout(tokenleap: Command, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "official.pt"
-    refused = tokenleap("export", student, "--format", "official", "--out", out)
-    assert refused.exit_code == 2
+    refused = tokenleap("export", student, "--format", "official", "--out", out, code=2)
     assert "no official layout of such a student was published" in refused.stderr
     assert not out.exists()

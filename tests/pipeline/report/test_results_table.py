@@ -87,10 +87,7 @@ def test_the_page_names_the_commands_and_the_protocol(make_run: MakeRun) -> None
 def test_a_run_that_was_evaluated_again_has_that_command_too(make_run: MakeRun) -> None:
     run = make_run("run", 0, 0.2, repeats=3, num_images=500)
     lines = page("digits", [EvaluatedRun.read(run)])
-    assert lines[1:3] == [
-        f"tokenleap run digits --out {run}",
-        f"tokenleap evaluate {run} --num-images 500 --repeats 3",
-    ]
+    assert lines[1:3] == [f"tokenleap run digits --out {run}", f"tokenleap evaluate {run} --num-images 500 --repeats 3"]
     assert any(line.startswith("Protocol digits, 500 images, noise seeds 0 to 2;") for line in lines)
 
 
@@ -111,12 +108,7 @@ def test_missing_values_give_an_empty_cell() -> None:
     [
         (0, [], {}, "train.seed: 0, 0: each run of a table must have a different seed"),
         (1, ["train.learning_rate=1e-3"], {}, "differs from .* in train.learning_rate"),
-        (
-            1,
-            [],
-            {"num_images": 500},
-            "was evaluated by digits, 500 images, noise seed 0, .* by digits, 2,000",
-        ),
+        (1, [], {"num_images": 500}, "was evaluated by digits, 500 images, noise seed 0, .* by digits, 2,000"),
         (1, [], {"student_sha256": "another"}, "its student is not evaluated; run `tokenleap evaluate"),
         (1, [], {"teacher_images": 50}, "was compared with 50 images of the teacher, .* with None"),
         (1, [], {"rows": [{"method": "real"}]}, "were evaluated with different methods"),

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.config.run_config import compose
 from pipeline.report.figure_style import draw
+from pipeline.report.html import data_url
 from pipeline.report.run_page import evaluation_table, headlines, pictures, render, write_report
 from pipeline.report.terminal_summary import table_lines
 from pipeline.report.training_charts import MAX_POINTS, line_chart, training_charts
@@ -24,31 +25,13 @@ from pipeline.run_folder.results import read_results
 from pipeline.run_folder.run_dir import RunDir, claim
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+ParsePage = Callable[[str], Any]
 TEACHER = {"method": "teacher", "num_steps": 16, "frechet_distance": 1.25, "frechet_distance_std": 0.05}
 STUDENT = {"method": "student-1", "num_steps": 1, "frechet_distance": 3.5, "token_match": 0.625}
 ROWS: list[dict[str, Any]] = [
     {**TEACHER, "seconds_per_image": {"1": 0.08, "64": 0.004}},
     {**STUDENT, "seconds_per_image": {"1": 0.008, "64": 0.001}},
 ]
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, table cells, and all text of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[str] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.tags and self.tags[-1][0] == "td" and data.strip():
-            self.cells.append(data.strip())
 
 
 @pytest.fixture
@@ -64,29 +47,27 @@ def finished(tmp_path: Path) -> RunDir:
     return run_dir
 
 
-def test_the_page_contains_its_images_and_makes_no_request(finished: RunDir) -> None:
+def test_the_page_contains_its_images_and_makes_no_request(finished: RunDir, parse_page: ParsePage) -> None:
     write_report(finished)
-    html = finished.report.read_text()
-    page = Page(html)
-    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert sources[0] == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+    page = parse_page(finished.report.read_text())
+    assert page.images[0] == data_url("image/png", PNG)
     # Quality against time, and the chart of the loss.
-    for source in sources[1:]:
-        svg = base64.b64decode(str(source).removeprefix("data:image/svg+xml;base64,"))
+    for source in page.images[1:]:
+        svg = base64.b64decode(source.removeprefix("data:image/svg+xml;base64,"))
         assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert len(sources) == 3
+    assert len(page.images) == 3
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert not re.search(r"https?://|url\(|@import", html)
+    assert not re.search(r"https?://|url\(|@import", page.html)
 
 
-def test_the_page_names_the_run_and_escapes_it(finished: RunDir) -> None:
-    html = render(read_results(finished))
-    assert "<h1>wide &amp; &lt;bold&gt;</h1>" in html
-    assert compose("digits").description in Page(html).text
+def test_the_page_names_the_run_and_escapes_it(finished: RunDir, parse_page: ParsePage) -> None:
+    page = parse_page(render(read_results(finished)))
+    assert "<h1>wide &amp; &lt;bold&gt;</h1>" in page.html
+    assert compose("digits").description in page.text
 
 
-def test_the_page_agrees_with_evaluation_json(finished: RunDir) -> None:
-    page = Page(render(read_results(finished)))
+def test_the_page_agrees_with_evaluation_json(finished: RunDir, parse_page: ParsePage) -> None:
+    page = parse_page(render(read_results(finished)))
     assert page.cells == [
         *("teacher", "16", "1.250 ± 0.050", "–", "80.00", "4.00", "1.0×"),
         *("student-1", "1", "3.500", "0.625", "8.00", "1.00", "10.0×"),
@@ -97,12 +78,12 @@ def test_the_page_agrees_with_evaluation_json(finished: RunDir) -> None:
     assert f"guidance_scale = {compose('digits').teacher.guidance_scale}" in page.text
 
 
-def test_without_scores_the_token_match_is_shown_instead(finished: RunDir) -> None:
+def test_without_scores_the_token_match_is_shown_instead(finished: RunDir, parse_page: ParsePage) -> None:
     rows = [{**row, "frechet_distance": None, "frechet_distance_std": None} for row in ROWS]
     evaluation = {"protocol": "samples", "num_images": 64, "seed": 0, "rows": rows}
     finished.evaluation.write_text(json.dumps(evaluation))
     results = read_results(finished)
-    page = Page(render(results))
+    page = parse_page(render(results))
     assert page.cells == [
         *("teacher", "16", "–", "80.00", "4.00", "1.0×"),
         *("student-1", "1", "0.625", "8.00", "1.00", "10.0×"),
@@ -124,11 +105,13 @@ def test_without_scores_the_token_match_is_shown_instead(finished: RunDir) -> No
     ]
 
 
-def test_evaluations_by_other_protocols_follow_if_they_are_of_the_same_student(finished: RunDir) -> None:
+def test_evaluations_by_other_protocols_follow_if_they_are_of_the_same_student(
+    finished: RunDir, parse_page: ParsePage
+) -> None:
     evaluation = {"protocol": "adm", "num_images": 50_000, "seed": 0, "repeats": 2, "rows": ROWS}
     (finished.root / "evaluation-adm.json").write_text(json.dumps(evaluation))
     (finished.root / "evaluation-dd.json").write_text(json.dumps({**evaluation, "student_sha256": "another"}))
-    page = Page(render(read_results(finished)))
+    page = parse_page(render(read_results(finished)))
     assert "Protocol adm, 50,000 images, noise seeds 0 to 1; mean ± sample standard deviation" in page.text
     assert page.cells.count("teacher") == 2
     assert "another" not in page.text
@@ -153,9 +136,9 @@ def test_constant_columns_are_not_drawn_and_missing_values_are_left_out(finished
     results = read_results(finished)
     assert results.metrics["loss"][:2] == [4.0, 2.0]
     assert math.isnan(results.metrics["loss"][2])
-    (chart,) = training_charts(results.metrics)
-    assert chart.title == "loss"
-    assert chart.url in render(results)
+    ((title, url),) = training_charts(results.metrics)
+    assert title == "loss"
+    assert url in render(results)
 
 
 def test_a_run_without_results_has_a_report(tmp_path: Path) -> None:
@@ -203,5 +186,5 @@ def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
 def test_pictures_are_in_the_order_of_the_table(finished: RunDir) -> None:
     for name in ("student-1", "comparison", "teacher"):
         (finished.samples / f"{name}.png").write_bytes(PNG)
-    shown = [picture.name for picture in pictures(read_results(finished))]
+    shown = [name for name, _ in pictures(read_results(finished))]
     assert shown == ["comparison", "teacher", "student-1", "same-noise"]

@@ -62,13 +62,7 @@ def test_a_damaged_log_is_refused_with_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    [
-        "pairs.num_pairs=30000",
-        "train.num_steps=2001",
-        "pairs.batch_size=7",
-        "train.log_interval=3",
-        "description=new",
-    ],
+    ["pairs.num_pairs=30000", "train.num_steps=2001", "pairs.batch_size=7", "train.log_interval=3", "description=new"],
 )
 def test_free_settings_may_change_and_upward_ones_grow(tmp_path: Path, override: str) -> None:
     claim(tmp_path, compose("digits", SIZES))

@@ -13,8 +13,7 @@ from pipeline.runtime.progress import duration, progress
 class Clock:
     """A clock that the test sets."""
 
-    def __init__(self) -> None:
-        self.now = 100.0
+    now = 100.0
 
     def __call__(self) -> float:
         return self.now

@@ -11,7 +11,7 @@ import pytest
 from shards import Failed, Manifest, Pairs, read_shard, shard_bytes, verify
 from shards.dataset.manifest_row import ManifestRow, shard_path
 from shards.dataset.reader import decode_shard
-from shards.format.tar_layout import bytes_per_pair, layout_of
+from shards.format.tar_layout import archive_size, bytes_per_pair, layout_of
 
 
 def row_of(spec, pairs: Pairs) -> ManifestRow:
@@ -55,7 +55,7 @@ def test_layout_is_the_writers(make_spec, make_pairs) -> None:
     spec = make_spec()
     data = shard_bytes(spec, make_pairs(spec, 0))
     layout = layout_of(spec)
-    assert (layout.stride, len(data)) == (6 * 512, layout.num_bytes(8))
+    assert (layout.stride, len(data)) == (6 * 512, archive_size(8 * layout.stride))
     assert layout.stride == bytes_per_pair(spec)
     for pair in range(8):
         for member in (layout.label, layout.noise, layout.tokens):

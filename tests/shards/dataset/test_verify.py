@@ -12,15 +12,7 @@ import pytest
 import shards.dataset.reader
 import shards.dataset.writer
 from shards import Failed, Manifest, Refused, commit_shard, gaussian_noise, verify
-from shards.dataset.manifest_row import (
-    read_row,
-    remove_row,
-    replace_row,
-    row_path,
-    shard_path,
-    write_joined,
-    write_row,
-)
+from shards.dataset.manifest_row import read_row, remove_row, replace_row, row_path, shard_path, write_joined, write_row
 from shards.dataset.verify import Sample
 from shards.streaming.stream import PairStream
 
@@ -145,8 +137,7 @@ def test_both_hashes_are_checked(make_spec, make_dataset, column) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "kind"),
-    [({"fingerprint": "f"}, "foreign"), ({"num_pairs": 9}, "row"), ({"first_pair": 0}, "row")],
+    ("change", "kind"), [({"fingerprint": "f"}, "foreign"), ({"num_pairs": 9}, "row"), ({"first_pair": 0}, "row")]
 )
 def test_a_row_that_does_not_belong(make_spec, make_dataset, change, kind) -> None:
     manifest = make_dataset(make_spec(), 2)
@@ -255,14 +246,7 @@ def test_the_findings_are_the_same_in_any_number_of_processes(make_spec, make_da
     reported: list[tuple[int, int, str]] = []
     alone = verify(root)
     together = verify(root, lambda *progress: reported.append(progress), workers=2)
-    assert [finding.kind for finding in alone] == [
-        "noise",
-        "broken",
-        "missing",
-        "uncommitted",
-        "broken",
-        "duplicate",
-    ]
+    assert [finding.kind for finding in alone] == ["noise", "broken", "missing", "uncommitted", "broken", "duplicate"]
     assert together == alone
     assert [done for done, _, _ in reported] == list(range(1, 10))
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,14 +34,19 @@ def test_golden_bytes(make_spec, make_pairs, noise, digest) -> None:
     assert hashlib.sha256(shard_bytes(spec, make_pairs(spec, 0))).hexdigest() == digest
 
 
-def test_plain_webdataset_reads_the_shards(make_spec, make_dataset, make_pairs) -> None:
-    manifest = make_dataset(make_spec(), 2)
+@pytest.mark.parametrize("noise", ["stored", "counter"])
+def test_plain_webdataset_reads_the_shards(make_spec, make_dataset, make_pairs, noise) -> None:
+    manifest = make_dataset(make_spec(noise=noise), 2)
     urls = [str(shard_path(manifest.root, row.shard)) for row in manifest.rows]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     assert [sample["__key__"] for sample in samples] == [f"{index:09d}" for index in range(16)]
     for index, sample in enumerate(samples):
         pairs = make_pairs(manifest.spec, index // 8)
-        assert np.array_equal(sample["noise.npy"], pairs.noise_BLC[index % 8])
+        noise_LC = pairs.noise_BLC[index % 8]
+        if noise == "stored":
+            assert np.array_equal(sample["noise.npy"], noise_LC)
+        else:
+            assert int.from_bytes(sample["crc"], "little") == zlib.crc32(noise_LC.tobytes())
         assert np.array_equal(sample["tokens.npy"], pairs.tokens_BL[index % 8])
         assert sample["cls"] == index % 12
 
@@ -205,12 +211,7 @@ def killed(tmp_path_factory, make_spec) -> Path:
 
 @pytest.mark.parametrize(
     ("place", "has_tar", "has_row"),
-    [
-        ("1-before", False, False),
-        ("1-after", True, False),
-        ("2-before", True, False),
-        ("2-after", True, True),
-    ],
+    [("1-before", False, False), ("1-after", True, False), ("2-before", True, False), ("2-after", True, True)],
 )
 def test_killed_anywhere_the_same_call_completes_it(
     killed, make_spec, make_pairs, row_extras, place, has_tar, has_row

@@ -14,17 +14,7 @@ import pyarrow.parquet
 import pytest
 import webdataset
 
-from shards import (
-    Failed,
-    Manifest,
-    Pairs,
-    PairSpec,
-    Refused,
-    commit_shard,
-    create_dataset,
-    read_shard,
-    verify,
-)
+from shards import Failed, Manifest, Pairs, PairSpec, Refused, commit_shard, read_shard, verify
 from shards.dataset.captions import CAPTIONS_FILE, captions_sha256, commit_captions, load_captions
 from shards.dataset.manifest import refuse_other_spec
 from shards.dataset.manifest_row import shard_path
@@ -74,14 +64,10 @@ def texts(make_pairs):
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, texts):
+def dataset(tmp_path: Path, make_dataset, texts):
     def make(spec: PairSpec, num_shards: int) -> Manifest:
-        root = tmp_path / "pairs"
-        commit_captions(root, ODD)
-        create_dataset(root, spec)
-        for index in range(num_shards):
-            commit_shard(root, spec, index, texts(spec, index), EXTRAS)
-        return Manifest.open(root)
+        commit_captions(tmp_path / "pairs", ODD)
+        return make_dataset(spec, num_shards, texts)
 
     return make
 

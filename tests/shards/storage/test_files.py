@@ -1,9 +1,8 @@
-"""Files are written atomically, and no temporary files remain."""
+"""Local files are written atomically, and no temporary files remain. `test_objects.py` tests what URLs do alike."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 import time
@@ -19,29 +18,10 @@ from shards.storage.files import (
     has_sha256,
     list_names,
     pop_bytes,
-    read_bytes,
     remove,
     remove_stale_temporaries,
     sha256_bytes,
-    sha256_file,
 )
-
-
-def test_commit_creates_the_folder_and_replaces(tmp_path) -> None:
-    path = tmp_path / "deep" / "file"
-    assert commit_bytes(path, b"one")
-    assert commit_bytes(path, b"two")
-    assert read_bytes(path) == b"two"
-    assert sha256_file(path) == hashlib.sha256(b"two").hexdigest()
-    assert os.listdir(path.parent) == ["file"]
-
-
-def test_exclusive_commit_keeps_an_existing_file(tmp_path) -> None:
-    path = tmp_path / "file"
-    assert commit_bytes(path, b"one", exclusive=True)
-    assert not commit_bytes(path, b"two", exclusive=True)
-    assert read_bytes(path) == b"one"
-    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_pop_returns_the_content_to_one_caller(tmp_path) -> None:
@@ -56,23 +36,10 @@ def test_pop_returns_the_content_to_one_caller(tmp_path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_of_many_exclusive_writers_one_wins(tmp_path) -> None:
-    path = tmp_path / "file"
-    with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda number: commit_bytes(path, b"%d" % number, exclusive=True), range(40)))
-    assert sum(won) == 1
-    assert read_bytes(path) == b"%d" % won.index(True)
-    assert os.listdir(tmp_path) == ["file"]
-
-
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize(
     ("code", "kind", "message"),
-    [
-        (errno.ENOSPC, Failed, "no space left"),
-        (errno.EACCES, Refused, "Permission denied"),
-        (errno.EIO, Failed, "error"),
-    ],
+    [(errno.ENOSPC, Failed, "no space left"), (errno.EACCES, Refused, "Permission denied"), (errno.EIO, Failed, "error")],
 )
 def test_a_failed_commit_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch, step, code, kind, message) -> None:
     path = tmp_path / "file"
@@ -120,14 +87,6 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(Refused, match="cannot write"):
         commit_bytes(tmp_path / "file" / "inside", b"")
-
-
-def test_a_missing_file_is_named(tmp_path) -> None:
-    for read in (read_bytes, sha256_file):
-        with pytest.raises(Failed, match=r"nothing: it is missing"):
-            read(tmp_path / "nothing")
-    assert not remove(tmp_path / "nothing")
-    assert list_names(tmp_path / "nothing", ".tar") == []
 
 
 def test_lists_committed_files_only(tmp_path) -> None:

@@ -1,7 +1,8 @@
-"""Objects are written atomically on S3, in memory, and with failing uploads."""
+"""Objects are written atomically on S3, in memory, and with failing uploads; local files do the same."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,11 @@ def place(request: pytest.FixtureRequest) -> Location:
     return location(request.getfixturevalue(request.param))
 
 
+@pytest.fixture(params=["tmp_path", "memory", "bucket"])
+def anywhere(request: pytest.FixtureRequest) -> Location:
+    return location(request.getfixturevalue(request.param))
+
+
 @pytest.fixture
 def faulty() -> Any:
     """The class FaultyFileSystem in faulty.py, registered."""
@@ -54,25 +60,27 @@ def faulty() -> Any:
 
 
 def everything(place: Location) -> list[str]:
-    """Names of all objects below a location, including temporary ones."""
+    """Names of all files below a location, including temporary ones."""
+    if isinstance(place, Path):
+        return sorted(path.name for path in place.rglob("*") if path.is_file())
     return sorted(name.rpartition("/")[2] for name in fsspec.filesystem(place.protocol).find(place.path))
 
 
-def test_commit_replaces_and_leaves_no_temporary(place: Location) -> None:
-    path = place / "deep" / "file"
+def test_commit_replaces_and_leaves_no_temporary(anywhere: Location) -> None:
+    path = anywhere / "deep" / "file"
     assert commit_bytes(path, b"one")
     assert commit_bytes(path, b"two")
     assert read_bytes(path) == b"two"
-    assert sha256_file(path) == sha256_bytes(b"two")
-    assert everything(place) == ["file"]
+    assert sha256_file(path) == hashlib.sha256(b"two").hexdigest()
+    assert everything(anywhere) == ["file"]
 
 
-def test_exclusive_commit_keeps_an_existing_object(place: Location) -> None:
-    path = place / "file"
+def test_exclusive_commit_keeps_an_existing_file(anywhere: Location) -> None:
+    path = anywhere / "file"
     assert commit_bytes(path, b"one", exclusive=True)
     assert not commit_bytes(path, b"two", exclusive=True)
     assert read_bytes(path) == b"one"
-    assert everything(place) == ["file"]
+    assert everything(anywhere) == ["file"]
 
 
 def test_changes_by_another_process_are_visible_at_once(place: Location) -> None:
@@ -86,13 +94,15 @@ def test_changes_by_another_process_are_visible_at_once(place: Location) -> None
     assert not is_file(place / "a.tar")
 
 
-def test_of_many_exclusive_writers_on_s3_one_wins(bucket: str) -> None:
-    path = location(bucket) / "file"
+@pytest.mark.parametrize("atomic", ["tmp_path", "bucket"])
+def test_of_many_exclusive_writers_one_wins(request: pytest.FixtureRequest, atomic: str) -> None:
+    place = location(request.getfixturevalue(atomic))
+    path = place / "file"
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda number: commit_bytes(path, b"%d" % number, exclusive=True), range(40)))
     assert sum(won) == 1
     assert read_bytes(path) == b"%d" % won.index(True)
-    assert everything(location(bucket)) == ["file"]
+    assert everything(place) == ["file"]
 
 
 def test_a_name_that_is_taken_meanwhile_on_s3_stays(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +118,8 @@ def test_a_name_that_is_taken_meanwhile_on_s3_stays(bucket: str, monkeypatch: py
     assert system.list_multipart_uploads(bucket.removeprefix("s3://")) == []
 
 
-def test_existence_listing_and_removal(place: Location) -> None:
+def test_existence_listing_and_removal(anywhere: Location) -> None:
+    place = anywhere
     assert not is_folder(place / "a")
     assert list_names(place / "a", ".tar") == []
     for name in ("b.tar", "a.tar", "d.txt", "below/c.tar"):
@@ -129,10 +140,10 @@ def test_existence_listing_and_removal(place: Location) -> None:
     assert list_names(place / "a", ".tar") == []
 
 
-def test_a_missing_object_is_named(place: Location) -> None:
+def test_a_missing_file_is_named(anywhere: Location) -> None:
     for read in (read_bytes, sha256_file):
         with pytest.raises(Failed, match=r"nothing: it is missing"):
-            read(place / "nothing")
+            read(anywhere / "nothing")
 
 
 def test_only_old_temporaries_are_stale(place: Location) -> None:

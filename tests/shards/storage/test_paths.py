@@ -14,8 +14,7 @@ from shards.storage.paths import is_web, location
 
 
 @pytest.mark.parametrize(
-    ("text", "path"),
-    [("pairs", "pairs"), ("/a/pairs", "/a/pairs"), ("file:///a/pairs", "/a/pairs"), ("a:/b", "a:/b")],
+    ("text", "path"), [("pairs", "pairs"), ("/a/pairs", "/a/pairs"), ("file:///a/pairs", "/a/pairs"), ("a:/b", "a:/b")]
 )
 def test_a_path_is_a_path(text: str, path: str) -> None:
     assert location(text) == Path(path)

@@ -136,17 +136,6 @@ if sys.argv[2] == "killed":
 """
 
 
-@pytest.mark.parametrize("end", ["at its end", "killed"])
-def test_workers_end_silently_with_their_process(manifest, end) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", ABANDONED, str(manifest.root), end], capture_output=True, text=True, timeout=60
-    )
-    assert (finished.returncode, finished.stderr) == (-9 if end == "killed" else 0, "")
-    workers = [int(pid) for pid in finished.stdout.split()]
-    assert len(workers) == 2
-    assert end_soon(workers)
-
-
 KILLED_EARLY = """
 import os, signal, sys, time
 import shards.streaming.prefetch
@@ -166,12 +155,13 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_workers_end_whose_process_died_before_they_began(manifest) -> None:
-    """torch's own check reads the parent's id after the worker has started, and then sees another parent."""
+@pytest.mark.parametrize(("script", "end"), [(ABANDONED, "at its end"), (ABANDONED, "killed"), (KILLED_EARLY, "killed")])
+def test_workers_end_silently_with_their_process(manifest, script, end) -> None:
+    """Also before they began: torch's check reads the parent's id after the worker's start, and sees another parent."""
     finished = subprocess.run(
-        [sys.executable, "-c", KILLED_EARLY, str(manifest.root)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script, str(manifest.root), end], capture_output=True, text=True, timeout=60
     )
-    assert (finished.returncode, finished.stderr) == (-9, "")
+    assert (finished.returncode, finished.stderr) == (-9 if end == "killed" else 0, "")
     workers = [int(pid) for pid in finished.stdout.split()]
     assert len(workers) == 2
     assert end_soon(workers)
@@ -195,11 +185,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ({"num_workers": -1}, "num_workers is -1"),
-        ({"prefetch": 0}, "prefetch 0"),
-        ({"pin_memory": True}, "for a GPU"),
-    ],
+    [({"num_workers": -1}, "num_workers is -1"), ({"prefetch": 0}, "prefetch 0"), ({"pin_memory": True}, "for a GPU")],
 )
 def test_impossible_loading_is_refused(manifest, monkeypatch, arguments, message) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -11,6 +11,7 @@ from pipeline.cli.options import (
     comma_separated,
     echo_generated,
     number_of_workers,
+    number_option,
     output_option,
     pairs_argument,
     workers_option,
@@ -19,16 +20,13 @@ from pipeline.cli.options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from shards.dataset.manifest import Manifest
     from shards.dataset.verify import Finding, Sample
     from shards.storage.paths import Location
 
 DEFAULT_CLASSES = 10
 
 teacher_option = click.option(
-    "--teacher",
-    metavar="NAME-OR-FILE",
-    help="The teacher's current name or file.  [default: its recorded name]",
+    "--teacher", metavar="NAME-OR-FILE", help="The teacher's current name or file.  [default: its recorded name]"
 )
 
 
@@ -51,20 +49,20 @@ def command() -> None:
 @pairs_argument
 def info(pairs: Location) -> None:
     """Show totals, classes, bytes, rate and lineage of the data set PAIRS."""
-    from shards.dataset.manifest import Manifest
-
-    facts = _facts(pairs, Manifest.open(pairs))
+    facts = _facts(pairs)
     width = max(map(len, facts))
     click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
 
 
-def _facts(pairs: Location, manifest: Manifest) -> dict[str, object]:
+def _facts(pairs: Location) -> dict[str, object]:
     """The lines of `info`, by name."""
     from pipeline.report.terminal_summary import pairs_line
     from pipeline.run_folder.results import PairStatistics
     from shards.core.mismatch import flat
+    from shards.dataset.manifest import Manifest
     from shards.format.tar_layout import bytes_per_pair
 
+    manifest = Manifest.open(pairs)
     spec, totals = manifest.spec, PairStatistics.of(manifest)
     fewest, most = totals.pairs_per_class
     per_label = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
@@ -73,10 +71,7 @@ def _facts(pairs: Location, manifest: Manifest) -> dict[str, object]:
         from generate_pairs.text.encoders import dataset_caption_features
 
         name, sha256 = spec.captions.get("name"), spec.captions["sha256"][:12]
-        num_cut, max_tokens = (
-            dataset_caption_features(pairs, spec).num_cut(),
-            spec.lineage["text_encoder"]["max_tokens"],
-        )
+        num_cut, max_tokens = dataset_caption_features(pairs, spec).num_cut(), spec.lineage["text_encoder"]["max_tokens"]
         count = "not counted at a URL" if num_cut is None else f"{num_cut:,} of the captions encoded so far"
         labels = {
             "captions": f"{spec.num_classes:,} from {name} ({sha256})",
@@ -99,25 +94,17 @@ def _facts(pairs: Location, manifest: Manifest) -> dict[str, object]:
 
 @command.command("verify")
 @pairs_argument
-@click.option(
-    "--sample",
-    "num_sampled",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Read N random shards instead of all; every manifest row is still checked.",
+@number_option(
+    "--sample", "num_sampled", text="Read N random shards instead of all; every manifest row is still checked."
 )
-@click.option(
+@number_option(
     "--seed",
-    type=click.IntRange(0, MAX_SEED),
+    minimum=0,
+    maximum=MAX_SEED,
     metavar="S",
-    help="Seed of the choice of --sample.  [default: random; it is printed]",
+    text="Seed of the choice of --sample.  [default: random; it is printed]",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Processes that read; 0 reads in this process.  [default: one for each core]",
-)
+@number_option("--workers", minimum=0, text="Processes that read; 0 reads in this process.  [default: one for each core]")
 def verify(pairs: Location, num_sampled: int | None, seed: int | None, workers: int | None) -> None:
     """Read every byte of PAIRS and report damage.
 
@@ -141,9 +128,8 @@ def verify(pairs: Location, num_sampled: int | None, seed: int | None, workers: 
     options = "" if sample is None else f" (--sample {num_sampled} --seed {sample.seed})"
     damage = [finding for finding in findings if finding.kind != "uncommitted"]
     if damage:
-        first = ""
-        if any(finding.affects_all_pairs for finding in damage):
-            first = "restore the common files of all pairs, then "
+        affects_all = any(finding.affects_all_pairs for finding in damage)
+        first = "restore the common files of all pairs, then " if affects_all else ""
         raise Failed(
             f"{pairs} is damaged ({len(damage)} of the findings above){options}: {first}run "
             f"`tokenleap shards repair {pairs}`"
@@ -179,18 +165,10 @@ def repair(pairs: Location, teacher: str | None, workers: int | None) -> None:
     from pipeline.runtime.signals import stopping
 
     findings = _findings(pairs, workers)
+    count = number_of_workers(workers)
     with stopping() as should_stop, progress("repair", "pairs") as report:
-        summary = repair_shards(
-            pairs,
-            teacher,
-            findings=findings,
-            workers=number_of_workers(workers),
-            report=report,
-            should_stop=should_stop,
-        )
-    for line in replacement_lines(summary.replaced):
-        click.echo(line)
-    click.echo(f"{pairs}: {summary.num_shards:,} shards repaired")
+        summary = repair_shards(pairs, teacher, findings=findings, workers=count, report=report, should_stop=should_stop)
+    click.echo("\n".join([*replacement_lines(summary.replaced), f"{pairs}: {summary.num_shards:,} shards repaired"]))
 
 
 @command.command("join")
@@ -210,13 +188,7 @@ def join(pairs: Location) -> None:
 
 @command.command("extend")
 @pairs_argument
-@click.option(
-    "--num-pairs",
-    type=click.IntRange(min=1),
-    required=True,
-    metavar="N",
-    help="Training pairs in total, rounded up to full shards.",
-)
+@number_option("--num-pairs", required=True, text="Training pairs in total, rounded up to full shards.")
 @teacher_option
 @workers_option
 def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | None) -> None:
@@ -228,27 +200,16 @@ def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | 
     from pipeline.runtime.progress import progress
     from pipeline.runtime.signals import stopping
 
+    count = number_of_workers(workers)
     with stopping() as should_stop, progress("pairs", "pairs") as report:
-        summary = extend_pairs(
-            pairs,
-            num_pairs,
-            teacher,
-            workers=number_of_workers(workers),
-            report=report,
-            should_stop=should_stop,
-        )
+        summary = extend_pairs(pairs, num_pairs, teacher, workers=count, report=report, should_stop=should_stop)
     echo_generated(summary, pairs)
 
 
 @command.command("export")
 @pairs_argument
 @output_option(".parquet", "--to")
-@click.option(
-    "--size",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="The first N training pairs.  [default: all of them]",
-)
+@number_option("--size", text="The first N training pairs.  [default: all of them]")
 def export(pairs: Location, out: Path, size: int | None) -> None:
     """Write training pairs into one Parquet file, one row for each pair.
 
@@ -268,20 +229,8 @@ def export(pairs: Location, out: Path, size: int | None) -> None:
 @command.command("preview")
 @pairs_argument
 @output_option(".png")
-@click.option(
-    "--labels",
-    callback=comma_separated,
-    metavar="0,1,2",
-    help="Classes, one a row.  [default: the first ten]",
-)
-@click.option(
-    "--columns",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    metavar="N",
-    help="Pairs of each class.",
-)
+@click.option("--labels", callback=comma_separated, metavar="0,1,2", help="Classes, one a row.  [default: the first ten]")
+@number_option("--columns", default=8, show_default=True, text="Pairs of each class.")
 @teacher_option
 def preview(pairs: Location, out: Path, labels: tuple[int, ...] | None, columns: int, teacher: str | None) -> None:
     """Draw the images of the first pairs of each class, one class a row."""

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.options import MAX_SEED, output_option
-
-EMBEDDED = ("digits", "digits-64", "digits-var")
+from pipeline.cli.options import MAX_SEED, number_option, output_option
 
 
 @click.group("teachers")
@@ -27,12 +25,7 @@ def command() -> None:
 @command.command("list")
 def list_teachers() -> None:
     """List every known teacher, and whether it is imported."""
-    from generate_pairs.teachers.checkpoints import (
-        embedded_names,
-        imported_folder,
-        imported_names,
-        load_teacher,
-    )
+    from generate_pairs.teachers.checkpoints import embedded_names, imported_folder, imported_names, load_teacher
     from generate_pairs.teachers.importing.inspect import num_parameters, published_transformer
     from generate_pairs.teachers.published import TEACHERS
 
@@ -103,15 +96,10 @@ def inspect_file(file: str) -> None:
 
 
 @command.command("train")
-@click.argument("name", type=click.Choice(EMBEDDED))
+@click.argument("name", type=click.Choice(["digits", "digits-64", "digits-var"]))
 @output_option(".safetensors")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, MAX_SEED),
-    default=0,
-    show_default=True,
-    metavar="S",
-    help="Seed of the training.",
+@number_option(
+    "--seed", minimum=0, maximum=MAX_SEED, default=0, show_default=True, metavar="S", text="Seed of the training."
 )
 def train_teacher(name: str, out: Path, seed: int) -> None:
     """Train an embedded teacher and its tokenizer on handwritten digits, in minutes on one core.

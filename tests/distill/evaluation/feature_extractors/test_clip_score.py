@@ -66,6 +66,11 @@ def made_images(channels: int, height: int, width: int) -> Tensor:
     return 0.4 * tints + 0.4 * coarse + 0.2 * fine
 
 
+@pytest.fixture
+def images() -> Tensor:
+    return made_images(3, 24, 40)
+
+
 def pil_images(images: Tensor) -> list[Image.Image]:
     pixels = images.mul(255.0).round().to(torch.uint8)
     modes = {1: "L", 3: "RGB"}
@@ -111,9 +116,8 @@ def test_scores_are_those_of_transformers(clip: ClipScore, folder: Path, channel
     assert min(expected.std(dim).min() for dim in (0, 1)) > 1
 
 
-def test_scores_follow_the_published_formula(clip: ClipScore, folder: Path) -> None:
+def test_scores_follow_the_published_formula(clip: ClipScore, folder: Path, images: Tensor) -> None:
     """2.5 max(cos, 0) of Hessel et al., bounded for each pair: 40 times it is the score."""
-    images = made_images(3, 24, 40)
     processor, model = peer_of(folder)
     with torch.inference_mode():
         given = processor(text=CAPTIONS[:5], images=pil_images(images[:5]), padding=True, return_tensors="pt")
@@ -123,8 +127,7 @@ def test_scores_follow_the_published_formula(clip: ClipScore, folder: Path) -> N
     torch.testing.assert_close(clip.scores(images[:5], CAPTIONS[:5]), 40 * 2.5 * cosines.clamp(min=0.0), **CLOSE)
 
 
-def test_a_pair_has_the_same_score_in_any_batch_and_order(clip: ClipScore) -> None:
-    images = made_images(3, 24, 40)
+def test_a_pair_has_the_same_score_in_any_batch_and_order(clip: ClipScore, images: Tensor) -> None:
     together = clip.scores(images, CAPTIONS)
     assert (together > 1).sum() > 3
     for place, caption in enumerate(CAPTIONS):
@@ -145,8 +148,7 @@ def test_permuted_captions_permute_the_scores_of_one_image(clip: ClipScore) -> N
     torch.testing.assert_close(clip.scores(image, CAPTIONS[::-1]), scores.flip(0), **CLOSE)
 
 
-def test_images_are_rounded_as_files_store_them(clip: ClipScore) -> None:
-    images = made_images(3, 24, 40)
+def test_images_are_rounded_as_files_store_them(clip: ClipScore, images: Tensor) -> None:
     scores = clip.scores(images, CAPTIONS)
     assert torch.equal(clip.scores(images.mul(255.0).round().div(255.0), CAPTIONS), scores)
     assert torch.equal(clip.scores(images.double(), CAPTIONS), scores)
@@ -164,8 +166,7 @@ def test_grey_images_score_like_three_equal_channels(clip: ClipScore, folder: Pa
     assert torch.equal(plain.scores(images, CAPTIONS), scores)
 
 
-def test_an_image_with_a_nan_has_no_score(clip: ClipScore) -> None:
-    images = made_images(3, 24, 40)
+def test_an_image_with_a_nan_has_no_score(clip: ClipScore, images: Tensor) -> None:
     scores = clip.scores(images, CAPTIONS)
     images[1, 2, 3, 4] = torch.nan
     scores[1] = torch.nan
@@ -188,9 +189,8 @@ def test_long_captions_are_truncated_and_keep_their_end_token(clip: ClipScore) -
         pytest.fail("no image has a score with this caption")
 
 
-def test_a_model_of_fewer_tokens_truncates_earlier(write_clip: WriteClip, tmp_path: Path) -> None:
+def test_a_model_of_fewer_tokens_truncates_earlier(write_clip: WriteClip, tmp_path: Path, images: Tensor) -> None:
     clip = ClipScore.load(str(write_clip(tmp_path, max_position_embeddings=8)))
-    images = made_images(3, 24, 40)
     scores = clip.scores(images, ["cat dog cat dog cat dog"] * len(images))
     assert scores.max() > 1
     torch.testing.assert_close(clip.scores(images, ["cat dog " * 40] * len(images)), scores, **CLOSE)
@@ -201,7 +201,7 @@ def tensor_of(found: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("kept_in", ["tensor", "output"])
-def test_features_of_both_transformers_versions_are_read(clip: ClipScore, kept_in: str) -> None:
+def test_features_of_both_transformers_versions_are_read(clip: ClipScore, kept_in: str, images: Tensor) -> None:
     """transformers 4 returns features, transformers 5 an output that contains them."""
     inner = clip._model
 
@@ -215,12 +215,11 @@ def test_features_of_both_transformers_versions_are_read(clip: ClipScore, kept_i
         get_text_features=lambda **given: features(inner.get_text_features(**given)),
     )
     other = ClipScore("", model, clip._tokenizer, clip._processor)
-    images = made_images(3, 24, 40)
     assert torch.equal(other.scores(images, CAPTIONS), clip.scores(images, CAPTIONS))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_mean_equals_that_of_torchmetrics(clip: ClipScore, folder: Path) -> None:
+def test_the_mean_equals_that_of_torchmetrics(clip: ClipScore, folder: Path, images: Tensor) -> None:
     """Only short captions, as it cuts off the end of long ones; only positive scores, as it bounds their mean."""
     multimodal = pytest.importorskip("torchmetrics.multimodal.clip_score")
     processor, model = peer_of(folder)
@@ -228,7 +227,6 @@ def test_the_mean_equals_that_of_torchmetrics(clip: ClipScore, folder: Path) -> 
     of_images, of_captions = model.get_image_features, model.get_text_features
     model.get_image_features = lambda *given, **more: tensor_of(of_images(*given, **more))
     model.get_text_features = lambda *given, **more: tensor_of(of_captions(*given, **more))
-    images = made_images(3, 24, 40)
     pairs = [
         (image, caption) for image in images for caption in CAPTIONS[:5] if clip.scores(image[None], [caption]).item() > 1
     ]
@@ -244,17 +242,16 @@ def test_scoring_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr() == ("", "")
 
 
-def test_position_ids_in_older_files_are_ignored(folder: Path, clip: ClipScore, tmp_path: Path) -> None:
+def test_position_ids_in_older_files_are_ignored(folder: Path, clip: ClipScore, tmp_path: Path, images: Tensor) -> None:
     older = changed(folder, tmp_path / "older")
     weights = load_file(older / "model.safetensors")
     for part, count in (("text", 77), ("vision", 17)):
         weights[f"{part}_model.embeddings.position_ids"] = torch.arange(count)[None]
     save_file(weights, older / "model.safetensors", {"format": "pt"})
-    images = made_images(3, 24, 40)
     assert torch.equal(ClipScore.load(str(older)).scores(images, CAPTIONS), clip.scores(images, CAPTIONS))
 
 
-def test_newer_settings_give_the_same_scores(folder: Path, clip: ClipScore, tmp_path: Path) -> None:
+def test_newer_settings_give_the_same_scores(folder: Path, clip: ClipScore, tmp_path: Path, images: Tensor) -> None:
     """Named sizes, and the end-of-text token by its index."""
     newer = changed(
         folder,
@@ -265,7 +262,6 @@ def test_newer_settings_give_the_same_scores(folder: Path, clip: ClipScore, tmp_
     config = json.loads((newer / "config.json").read_text())
     config["text_config"]["eos_token_id"] = config["text_config"]["vocab_size"] - 1
     (newer / "config.json").write_text(json.dumps(config))
-    images = made_images(3, 24, 40)
     found = ClipScore.load(str(newer))
     torch.testing.assert_close(found.scores(images, CAPTIONS), clip.scores(images, CAPTIONS), **CLOSE)
     assert found.sha256 != clip.sha256
@@ -275,16 +271,12 @@ def test_a_clip_has_its_sha256(clip: ClipScore, folder: Path) -> None:
     assert clip.sha256 == folder_sha256(folder)
 
 
-def test_wrong_numbers_and_shapes_are_refused(clip: ClipScore) -> None:
-    images = made_images(3, 24, 40)
+def test_wrong_numbers_and_shapes_are_refused(clip: ClipScore, images: Tensor) -> None:
     with pytest.raises(ValueError, match="8 images need as many captions, got 7"):
         clip.scores(images, CAPTIONS[:-1])
-    with pytest.raises(ValueError, match="images must be"):
-        clip.scores(images[:, :2], CAPTIONS)
-    with pytest.raises(ValueError, match="images must be"):
-        clip.scores(images[:, 0], CAPTIONS)
-    with pytest.raises(ValueError, match="images must be"):
-        clip.scores(images[:0], [])
+    for wrong, captions in ((images[:, :2], CAPTIONS), (images[:, 0], CAPTIONS), (images[:0], [])):
+        with pytest.raises(ValueError, match="images must be"):
+            clip.scores(wrong, captions)
 
 
 def changed(folder: Path, to: Path, preprocessing: dict[str, object] | None = None) -> Path:

@@ -159,11 +159,9 @@ def test_missing_weights_are_refused_with_instructions(monkeypatch: pytest.Monke
 
 
 def test_preprocessing_for_torch() -> None:
-    black, white = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 255.0)
-    for pixels, value in ((black, -1.0), (white, 1.0)):
-        ready = preprocess(pixels, "torch")
-        assert ready.shape == (1, 3, 299, 299)
-        torch.testing.assert_close(ready, torch.full_like(ready, value))
+    for byte, value in ((0.0, -1.0), (255.0, 1.0)):
+        ready = preprocess(torch.full((1, 3, 4, 4), byte), "torch")
+        torch.testing.assert_close(ready, torch.full((1, 3, 299, 299), value))
 
 
 def test_preprocessing_for_tensorflow() -> None:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import torch
 from torch import Tensor
 
-from generate_pairs.teachers.base import to_unit_range
+from generate_pairs.teachers.base import Teacher, to_unit_range
 from generate_pairs.teachers.checkpoints import LoadedTeacher, load_teacher
 from generate_pairs.teachers.importing.checkpoint_file import local_file, read_checkpoint
 from generate_pairs.teachers.importing.import_teacher import import_teacher
@@ -191,40 +192,28 @@ def test_without_the_hubs_client_files_of_the_hub_are_refused(
 
 
 def test_without_files_both_come_from_the_hub(published: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    requested: list[tuple[str, str]] = []
-    roles = iter(("transformer", "tokenizer"))
-
-    def hf_hub_download(repository: str, file: str) -> str:
-        requested.append((repository, file))
-        return published.write(next(roles))
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=hf_hub_download))
+    download = Mock(side_effect=published.write_both())
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
     import_teacher([], published.teacher)
     loads_as(published)
     entry = TEACHERS[published.teacher]
-    assert requested == [(file.repository, file.name) for file in (entry.transformer.file, entry.tokenizer.file)]
+    files = entry.transformer.file, entry.tokenizer.file
+    assert download.call_args_list == [call(file.repository, file.name) for file in files]
 
 
 def test_a_file_in_a_folder_of_a_repository_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    requested: list[tuple[str, str]] = []
-
-    def hf_hub_download(repository: str, file: str) -> str:
-        requested.append((repository, file))
-        return str(tmp_path)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=hf_hub_download))
+    download = Mock(return_value=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
     assert local_file("hf://microsoft/distilled_decoding/VAR-DD/var-d16.pth") == tmp_path
-    assert requested == [("microsoft/distilled_decoding", "VAR-DD/var-d16.pth")]
+    download.assert_called_once_with("microsoft/distilled_decoding", "VAR-DD/var-d16.pth")
     for name in ("hf://", "hf://microsoft", "hf://microsoft/distilled_decoding", "hf://a/b/"):
         with pytest.raises(Refused, match=f"^{name}: a file on the Hub is named hf://OWNER/REPOSITORY/FILE$"):
             local_file(name)
 
 
 def test_a_failed_download_raises_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hf_hub_download(repository: str, file: str) -> str:
-        raise TimeoutError("no answer")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=hf_hub_download))
+    download = Mock(side_effect=TimeoutError("no answer"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
     with pytest.raises(Failed, match=r"^cannot get hf://a/b/c\.pt: no answer$"):
         local_file("hf://a/b/c.pt")
 
@@ -238,23 +227,29 @@ def forced(teacher: Any, labels: Tensor, tokens: Tensor, guidance_scale: float) 
     return torch.cat(steps, dim=1)
 
 
+@pytest.fixture
+def imported(published: Any, published_files: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Teacher]:
+    """Imports a teacher of these configurations and tensors, which are random for a role without any."""
+
+    def run(transformer: Any, tokenizer: Any, /, **states: dict[str, Tensor]) -> Teacher:
+        entry = published_files.resized_teacher(published.teacher, transformer, tokenizer)
+        monkeypatch.setitem(TEACHERS, "golden", entry)
+        weights = published_files.weights_of("golden")
+        roles = ("transformer", "tokenizer")
+        import_teacher([published.write(role, states.get(role) or weights.official(role)) for role in roles], "golden")
+        return load_teacher("golden").teacher
+
+    return run
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["var"])
 def test_an_imported_var_gives_the_official_outputs(
-    published: Any,
-    published_files: ModuleType,
-    golden: Callable[[str], Any],
-    monkeypatch: pytest.MonkeyPatch,
+    golden: Callable[[str], Any], imported: Callable[..., Teacher]
 ) -> None:
     case = golden("var_transformer_a")
-    entry = published_files.resized_teacher(published.teacher, case.config("var"), case.config("vae"))
-    monkeypatch.setitem(TEACHERS, "golden", entry)
-    files = [
-        published.write(role, {**case.models[model], **case.buffers(model)})
-        for role, model in (("transformer", "var"), ("tokenizer", "vae"))
-    ]
-    import_teacher(files, "golden")
-    teacher = load_teacher("golden").teacher
+    transformer, tokenizer = ({**case.models[model], **case.buffers(model)} for model in ("var", "vae"))
+    teacher = imported(case.config("var"), case.config("vae"), transformer=transformer, tokenizer=tokenizer)
     labels, tokens = case.inputs["label"], case.inputs["ids"]
     case.check_all(
         {
@@ -268,22 +263,12 @@ def test_an_imported_var_gives_the_official_outputs(
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llamagen"])
 def test_an_imported_llamagen_gives_the_official_outputs(
-    published: Any,
-    published_files: ModuleType,
-    golden: Callable[[str], Any],
-    monkeypatch: pytest.MonkeyPatch,
+    published: Any, golden: Callable[[str], Any], imported: Callable[..., Teacher]
 ) -> None:
     case = golden("lg_c2i_a")
     # Logits do not depend on the tokenizer; it only needs the same number of rows.
     tokenizer = replace(TEACHERS[published.teacher].tokenizer.config, vocab_size=64)
-    entry = published_files.resized_teacher(published.teacher, case.config("gpt"), tokenizer)
-    monkeypatch.setitem(TEACHERS, "golden", entry)
-    files = [
-        published.write("transformer", case.models["gpt"]),
-        published.write("tokenizer", published_files.weights_of("golden").official("tokenizer")),
-    ]
-    import_teacher(files, "golden")
-    teacher = load_teacher("golden").teacher
+    teacher = imported(case.config("gpt"), tokenizer, transformer=case.models["gpt"])
     labels, tokens = case.inputs["label"], case.inputs["ids"]
     guided = {
         f"guided_logits_cfg{scale:g}": forced(teacher, labels, tokens, scale)

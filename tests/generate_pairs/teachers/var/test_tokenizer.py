@@ -96,9 +96,7 @@ def test_each_scale_quantises_the_residual_to_the_nearest_rows(digits: VarTokeni
         assert torch.equal(tokens[:, DIGITS.layout.span(scale)], distances.argmin(-1))
 
 
-def test_quantisation_has_gradients_for_codebook_and_phi_but_not_for_the_encoder(
-    digits: VarTokenizer,
-) -> None:
+def test_quantisation_has_gradients_for_codebook_and_phi_but_not_for_the_encoder(digits: VarTokenizer) -> None:
     f = torch.randn(2, 4, 4, 4).double().requires_grad_()
     _, f_hat = digits.quantize(f)
     (f_hat - f.detach()).square().mean().backward()
