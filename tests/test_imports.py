@@ -84,6 +84,23 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
 
 
+def test_no_siblings_import_each_other_in_a_circle() -> None:
+    """Files and folders of one folder: every arrow between them goes one way, also those of their contents."""
+    graphs: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    for module in MODULES:
+        for imported in imports(module) - {module}:
+            one, other = module.split("."), imported.split(".")
+            depth = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+            if depth is not None:
+                graphs.setdefault(tuple(one[:depth]), {}).setdefault(one[depth], set()).add(other[depth])
+    assert {("shards",), ("distill",), ("generate_pairs", "teachers")} <= graphs.keys()
+    for folder, graph in graphs.items():
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            pytest.fail(f"circle in {'/'.join(folder)}: {' -> '.join(error.args[1])}")
+
+
 def test_distill_never_reaches_the_generation_job() -> None:
     reached = reached_from(modules_of("distill"))
     assert "generate_pairs.trajectory" in reached
