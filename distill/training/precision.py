@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -14,9 +14,9 @@ from shards.core.errors import Refused
 Precision = Literal["float32", "bfloat16", "float64"]
 
 
-def autocast_for(device: torch.device, precision: Precision) -> torch.autocast:
+def autocast_for(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context of a forward pass: autocast for bfloat16; otherwise the weights determine the precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def weight_dtype(precision: Precision) -> torch.dtype:
