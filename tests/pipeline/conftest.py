@@ -95,8 +95,10 @@ def run_and_kill() -> Callable[..., None]:
                 start_new_session=True,
             )
         try:
+            deadline = time.monotonic() + 120
             while not moment():
                 assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.005)
             time.sleep(delay)
         finally:
