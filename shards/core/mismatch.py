@@ -45,8 +45,11 @@ def mismatches(
 
 def format_mismatch(mismatch: Mismatch) -> str:
     """The text `KEY: found X, requested Y`, with lists written as on the command line."""
-    key, found, requested = mismatch
-    return f"{key}: found {_shown(found)}, requested {_shown(requested)}"
+    key, *values = mismatch
+    found, requested = map(_shown, values)
+    if found == requested:  # values of different types, as 1 and "1"
+        found, requested = map(repr, values)
+    return f"{key}: found {found}, requested {requested}"
 
 
 def _shown(value: Any) -> str:

@@ -42,7 +42,10 @@ def commit_captions(root: Location | str, captions: Sequence[str]) -> bool:
 
 
 def load_captions(root: Location | str, spec: PairSpec) -> list[str]:
-    """Read a data set's captions, in the order of their labels. Raises `Failed` with the remedy if they are not there."""
+    """Read a data set's captions, in the order of their labels.
+
+    Raises `Failed` with the remedy if they are missing, damaged, or not those that the pairs were generated for.
+    """
     import pyarrow
 
     path = location(root) / CAPTIONS_FILE

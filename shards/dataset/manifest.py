@@ -151,6 +151,8 @@ class Manifest:
                 f"{self.root}: {missing} is missing, but later shards exist; "
                 f"run the same `tokenleap generate ... --out {self.root}` again"
             )
+        if size is not None and size < 1:
+            raise Refused(f"{size} training pairs were requested from {self.root}: give at least 1")
         requested = available if size is None else size
         if requested < 1 or requested > available:
             raise Refused(

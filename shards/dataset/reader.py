@@ -28,6 +28,8 @@ def read_shard(root: Location | str, spec: PairSpec, row: ManifestRow, verify: b
     With `verify`, size and hashes of the file are checked against the row, and with `rules` also the content against
     its rules (of noise, the first numbers of each pair). Headers and padding are always checked.
 
+    Raises:
+        Failed: the file is missing, differs from what its writer committed, or breaks a rule.
     """
     path = shard_path(root, row.shard)
     with repairable(root, path):

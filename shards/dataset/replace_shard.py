@@ -14,7 +14,7 @@ from shards.dataset.writer import shard_and_row
 from shards.format.caption_members import sample_blocks, sample_rows
 from shards.format.pairs import Pairs
 from shards.format.spec import Array, PairSpec
-from shards.format.tar_layout import BLOCK, has_intact_member, layout_of
+from shards.format.tar_layout import BLOCK, has_intact_header, layout_of
 from shards.storage.files import commit_bytes, has_sha256, read_bytes
 from shards.storage.paths import Location
 
@@ -81,7 +81,7 @@ def _compare_tokens(spec: PairSpec, pairs: Pairs, blocks: Array, path: Location)
     if not count:
         return 0, 0
     rows = sample_rows(layout, np.frombuffer(data, dtype=np.uint8), blocks[: count + 1])
-    readable = np.flatnonzero(has_intact_member(layout, layout.tokens, rows, pairs.index_B[:count]))
+    readable = np.flatnonzero(has_intact_header(layout, layout.tokens, rows, pairs.index_B[:count]))
     old_bytes = np.ascontiguousarray(rows[readable][:, layout.tokens.data])
     old_tokens_RL = old_bytes.view(spec.token_dtype.newbyteorder("<"))
     return old_tokens_RL.size, int(np.count_nonzero(old_tokens_RL != pairs.tokens_BL[readable]))

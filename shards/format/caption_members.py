@@ -1,7 +1,7 @@
 """Captions in shards: KEY.txt is the last member of a sample. Its size varies, so samples start at irregular offsets.
 
-Every member of a tar starts at a multiple of 512 bytes (a block). Without captions, the samples are therefore still the
-rows of a matrix, with a given first block for each row.
+Every member of a tar starts at a multiple of 512 bytes (a block). If the captions are left out, the samples are
+therefore still the rows of a matrix, with a given first block for each row.
 """
 
 from __future__ import annotations

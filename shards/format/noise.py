@@ -26,7 +26,7 @@ def gaussian_noise(seed: int, first: int, count: int, shape: tuple[int, int], st
     logarithm or sine differ in the last bits disagree in about one float16 in 2**39.
 
     Returns (count, *shape) float16, all finite (below 8.6 in magnitude). Seed and stream are below 2**64; streams
-    separate independent uses of one seed, and pairs use stream 0.
+    separate independent uses of one seed, and pairs use stream 0. Raises `ValueError` if a number is out of its range.
     """
     size = shape[0] * shape[1]
     blocks = -(-size // _WORDS_PER_BLOCK)
@@ -45,7 +45,7 @@ def uniform_numbers(seed: int, first: int, count: int, size: int, stream: int) -
     """Uniform numbers of the items `first` .. `first + count - 1`: the words of `gaussian_noise` before Box-Muller.
 
     Returns (count, size) float64, strictly between 0 and 1. The stream must differ from that of any other use of the
-    seed.
+    seed. Raises `ValueError` if a number is out of its range.
     """
     blocks = -(-size // _WORDS_PER_BLOCK)
     words_per_item = blocks * _WORDS_PER_BLOCK

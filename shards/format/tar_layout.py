@@ -115,34 +115,34 @@ def misframed_rows(layout: Layout, rows: Array, index_B: Array, label_B: Array) 
 
     `index_B` is the expected pair_index of each sample, `label_B` the result of `read_labels`.
     """
-    expected = np.tile(_template(layout), (len(rows), 1))
-    keys = _digits(index_B, 10, KEY_DIGITS)
-    key_sums = keys.sum(axis=1, dtype=np.int64) - KEY_DIGITS * ord("0")
     label_sizes = 1 + np.searchsorted(_POWERS_OF_TEN, label_B, side="right")
-    size_sums = {layout.label: label_sizes // 8 + label_sizes % 8}
-    for member in layout.members:
-        expected[:, member.data] = rows[:, member.data]
-        expected[:, member.offset : member.offset + KEY_DIGITS] = keys
-        # A tar checksum is the sum of the header's bytes: that of key 0 plus the sum of the digits.
-        checksums = _checksum(layout, member) + key_sums + size_sums.get(member, 0)
-        expected[:, member.checksum] = _digits(checksums, 8, 6)
-    size_digits = np.stack([label_sizes // 8, label_sizes % 8], axis=1) + ord("0")
-    expected[:, layout.label.offset + _SIZE_END - 2 : layout.label.offset + _SIZE_END] = size_digits
+    is_intact_B = has_intact_header(layout, layout.label, rows, index_B, label_sizes)
     text = label_B.astype(f"S{_LABEL_DIGITS}").view(np.uint8).reshape(len(rows), _LABEL_DIGITS)
-    start = layout.label.offset + BLOCK
-    expected[:, start : start + _LABEL_DIGITS] = text
-    return np.flatnonzero((rows != expected).any(axis=1))
+    end = layout.label.data.stop + _LABEL_DIGITS
+    is_intact_B &= (rows[:, layout.label.data.stop : end] == text).all(axis=1)
+    is_intact_B &= ~rows[:, end : layout.label.stop].any(axis=1)
+    for member in (layout.noise, layout.tokens):
+        is_intact_B &= has_intact_header(layout, member, rows, index_B)
+        is_intact_B &= ~rows[:, member.data.stop : member.stop].any(axis=1)
+    return np.flatnonzero(~is_intact_B)
 
 
-def has_intact_member(layout: Layout, member: Member, rows: Array, index_B: Array) -> Array:
-    """Which samples (B, stride) uint8 have noise or tokens at their place with an intact header and prefix: (B,) bool.
+def has_intact_header(
+    layout: Layout, member: Member, rows: Array, index_B: Array, label_sizes: Array | None = None
+) -> Array:
+    """Which samples (B, stride) uint8 have this member at its place with an intact header and prefix: (B,) bool.
 
-    `index_B` is the expected pair_index of each sample.
+    `index_B` is the expected pair_index of each sample; `label_sizes` the bytes of each label, whose header states them.
     """
     columns = slice(member.offset, member.data.start)
     expected = np.tile(_template(layout)[columns], (len(rows), 1))
     keys = _digits(index_B, 10, KEY_DIGITS)
+    # A tar checksum is the sum of the header's bytes: that of key 0 plus the sum of the digits.
     checksums = _checksum(layout, member) + keys.sum(axis=1, dtype=np.int64) - KEY_DIGITS * ord("0")
+    if label_sizes is not None:
+        size_digits = np.stack([label_sizes // 8, label_sizes % 8], axis=1)
+        expected[:, _SIZE_END - 2 : _SIZE_END] = size_digits + ord("0")
+        checksums += size_digits.sum(axis=1)
     expected[:, :KEY_DIGITS] = keys
     expected[:, _CHECKSUM : _CHECKSUM + 6] = _digits(checksums, 8, 6)
     return (rows[:, columns] == expected).all(axis=1)

@@ -6,17 +6,15 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from shards.core.errors import Refused
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[BinaryIO]:
+def locked(path: Path) -> Iterator[None]:
     """Wait for an exclusive lock on a file, which is created if missing, and hold it during the block.
 
-    Yields the open file, in which lock holders may store data for each other. Raises `Refused` if it cannot be opened
-    or locked.
+    Raises `Refused` if it cannot be opened or locked.
     """
     with ExitStack() as stack:
         try:
@@ -25,4 +23,4 @@ def locked(path: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             raise Refused(f"cannot lock {path}: {error.strerror}; choose a writable folder on a local disk") from error
-        yield file
+        yield

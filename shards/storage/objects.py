@@ -42,6 +42,9 @@ def commit_object(path: UPath, data: bytes, exclusive: bool = False) -> bool:
     With `exclusive` on S3, exactly one of several writers wins (a conditional write). fsspec offers no conditional
     copy for other stores: the name is checked just before the copy, and of two simultaneous writers the later wins.
 
+    Raises:
+        Refused: the store is read-only, does not exist or does not allow it.
+        Failed: the upload failed, or what was uploaded differs.
     """
     refuse_web(path, "write")
     system = _system(path)

@@ -21,7 +21,7 @@ class ShardCache:
     """Files named by the sha256 of their content, so that shards of different data sets and versions never mix.
 
     The files never hold more than the limit together; each must be smaller. The least recently used file is deleted
-    first; a process that has it open can still read it.
+    first; a process that has it open can still read it. Raises `Refused` if the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:

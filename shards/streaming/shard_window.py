@@ -17,7 +17,7 @@ from shards.format.caption_members import sample_blocks, sample_rows
 from shards.format.content_rules import broken_rules, wrong_noise
 from shards.format.pairs import Pairs
 from shards.format.spec import Array
-from shards.format.tar_layout import BLOCK, layout_of, read_labels
+from shards.format.tar_layout import BLOCK, Member, layout_of, read_labels
 from shards.streaming.shard_source import ShardSource
 
 
@@ -27,9 +27,10 @@ class MappedShard:
 
     file: FileIO  # open, see `is_unchanged`
     state: tuple[int, int]  # size and modification time of the file when it was mapped
-    data: Array  # uint8, the whole file
     label_B: Array  # int64
     start_B: Array  # offset of each sample in the file, int64
+    tokens_FN: Array  # uint8, a view: the N bytes of tokens of the sample that starts at offset F of the file
+    noise_FN: Array  # the same for noise; unused if it is regenerated
     noise_BLC: Array | None  # regenerated noise, float16, where only its checksum is stored
 
     def is_unchanged(self) -> bool:
@@ -59,22 +60,23 @@ class ShardWindow:
 
         Raises `Failed` with the remedy if a shard is missing or damaged, or changes while it is read.
         """
-        spec, layout, count = self._view.spec, self._layout, len(pair_index_B)
+        spec, count = self._view.spec, len(pair_index_B)
         token_dtype = spec.token_dtype.newbyteorder("<")
         number_B, place_B = np.divmod(pair_index_B, spec.pairs_per_shard)
         shards = {number: self._shard(number) for number in np.unique(number_B).tolist()}
         noise_BLC = np.empty((count, *spec.noise_shape), "<f2")
         tokens_BL = np.empty((count, spec.num_tokens), token_dtype)
         label_B = np.empty(count, np.int64)
-        for i, (number, place) in enumerate(zip(number_B.tolist(), place_B.tolist(), strict=True)):
-            shard = shards[number]
-            sample = shard.data[shard.start_B[place] :]
-            tokens_BL[i] = sample[layout.tokens.data].view(token_dtype)
-            label_B[i] = shard.label_B[place]
+        for number, shard in shards.items():
+            slot_B = np.flatnonzero(number_B == number)
+            places_B = place_B[slot_B]
+            starts_B = shard.start_B[places_B]
+            label_B[slot_B] = shard.label_B[places_B]
+            tokens_BL[slot_B] = shard.tokens_FN[starts_B].view(token_dtype)
             if shard.noise_BLC is None:
-                noise_BLC[i] = sample[layout.noise.data].view("<f2").reshape(spec.noise_shape)
+                noise_BLC[slot_B] = shard.noise_FN[starts_B].view("<f2").reshape(-1, *spec.noise_shape)
             else:
-                noise_BLC[i] = shard.noise_BLC[place]
+                noise_BLC[slot_B] = shard.noise_BLC[places_B]
         for number, shard in shards.items():
             if not shard.is_unchanged():
                 path = self._source.path(self._row(number))
@@ -109,6 +111,8 @@ class ShardWindow:
         try:
             # As a plain array: slices of np.memmap are several times slower.
             data = np.asarray(np.memmap(file, np.uint8, "r", shape=(row.num_bytes,)))
+        except ValueError as error:
+            raise Failed("it was written to while it was read") from error
         except OSError as error:
             raise Failed(f"cannot be mapped into memory: {error.strerror}; copy the data set to a local disk") from error
         is_checked = state in self._checked
@@ -121,7 +125,15 @@ class ShardWindow:
             samples = framed_samples(spec, row, data)
             blocks, rows, label_B = samples.blocks, samples.rows, samples.label_B
         noise_BLC = regenerated_noise(spec, row, rows) if spec.noise == "counter" else None
-        shard = MappedShard(file, state[:2], data, label_B, blocks[:-1] * BLOCK, noise_BLC)
+        shard = MappedShard(
+            file=file,
+            state=state[:2],
+            label_B=label_B,
+            start_B=blocks[:-1] * BLOCK,
+            tokens_FN=payload_view(data, self._layout.tokens),
+            noise_FN=payload_view(data, self._layout.noise),
+            noise_BLC=noise_BLC,
+        )
         if not is_checked:
             pairs = pairs_in_place(spec, row, samples, noise_BLC)
             for _, problem in broken_rules(spec, pairs, wrong_noise(spec, pairs, complete=False)):
@@ -130,6 +142,11 @@ class ShardWindow:
                 raise Failed("it was written to while it was read")
             self._checked.add(state)
         return shard
+
+
+def payload_view(data: Array, member: Member) -> Array:
+    """A view (F, N) of a file's bytes: row F is the payload of a member in the sample that starts at offset F."""
+    return np.lib.stride_tricks.sliding_window_view(data[member.data.start :], member.num_bytes)
 
 
 def file_state(file: FileIO) -> tuple[int, int]:
