@@ -32,9 +32,9 @@ def grid_size(side: int) -> tuple[int, int]:
 
 
 def image_grid(images_BIHW: Tensor, columns: int, scale: int | None = None, gap: int = 4) -> Image.Image:
-    """Arrange images in [0, 1] row by row on a white background, `gap` pixels apart.
+    """Arrange images (B, 1 or 3, height, width), clamped to [0, 1], row by row on a white background, `gap` pixels apart.
 
-    Each image pixel becomes a square of side `scale`; None for `enlargement`.
+    The last row may be shorter. Each image pixel becomes a square of side `scale`; None for `enlargement`.
 
     Raises:
         ValueError: There are no images or no columns, or the number of channels is not 1 or 3.

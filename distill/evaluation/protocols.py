@@ -43,7 +43,8 @@ ADM_SPLIT = 5_000
 
 
 def check_evaluation(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> None:
-    """Refuse an evaluation that cannot work, before any work; of files only names and headers are read.
+    """Refuse an evaluation that cannot work, before any work; of files only names, headers and a
+    folder's first image are read.
 
     Raises:
         Refused: the real images have another shape than the teacher's, or a file, a package or a GPU is missing.

@@ -1,6 +1,7 @@
 """References of protocols: guided-diffusion's batches, statistics of the official code, folders of images.
 
-Each kind can be inspected by reading only names and headers, so that a wrong file is refused before any work.
+Each kind can be inspected by reading only names, headers and a folder's first image, so that a wrong file is
+refused before any work.
 """
 
 from __future__ import annotations

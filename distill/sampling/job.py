@@ -71,23 +71,27 @@ class SamplingJob:
             raise Refused(f"--teacher {name}: {self.method.name} needs no teacher")
         return None
 
-    def run(self, teacher: LoadedTeacher | None, report: Report, should_stop: ShouldStop) -> None:
-        """Load the student's weights and generate the images that the store lacks, batch by batch.
-
-        Batches are always cut at multiples of their size, so that a resumed job generates the same bytes.
-
-        Raises:
-            Refused, Failed: the student cannot be loaded, or the store raises it.
-            Stopped: `should_stop` returned True; complete batches are saved.
-        """
-        options, store, total = self.options, self.store, len(self.labels_N)
+    def load(self, teacher: LoadedTeacher | None) -> Generate:
+        """Load the student's weights; the result generates images. Raises `Refused` or `Failed` if that is impossible."""
+        options = self.options
         refuse_unwritable(options.out.parent if options.out.suffix else options.out)
         student = Student.from_pretrained(options.student, self.device)
         student.noise_weight = self.noise_weight
         if self.captions is not None:
             student = student.with_captions(self.captions, options.text_encoder, self.device)
-        generate = open_method(student, self.method, options.seed, teacher)
-        batch_size = options.batch_size or max_batch_size(student.tokenizer.image_shape)
+        return open_method(student, self.method, options.seed, teacher)
+
+    def run(self, generate: Generate, report: Report, should_stop: ShouldStop) -> None:
+        """Generate the images that the store lacks, batch by batch.
+
+        Batches are always cut at multiples of their size, so that a resumed job generates the same bytes.
+
+        Raises:
+            Refused, Failed: the store raises it.
+            Stopped: `should_stop` returned True; complete batches are saved.
+        """
+        store, total = self.store, len(self.labels_N)
+        batch_size = self.options.batch_size or max_batch_size(self.student.tokenizer.image_shape)
         store.begin()
         report(store.num_saved, total, "")
         for first in range(0, total, batch_size):

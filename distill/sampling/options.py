@@ -21,8 +21,8 @@ DEFAULT_CLASSES = 10
 class SampleOptions:
     """The options of `tokenleap sample`, unchecked; of `steps`, `timesteps` and `method` at most one is given.
 
-    `labels` are (classes or indices of captions, used in turn; number of images of each of them unless `num_images` is
-    given), None for the default labels.
+    `labels` are (classes or indices of captions, used in turn; number of images of each of them or None for the default,
+    unless `num_images` is given), None for the default labels.
     """
 
     student: Path | str
@@ -31,7 +31,7 @@ class SampleOptions:
     timesteps: tuple[int, ...] | None = None
     method: str | None = None
     teacher: str | None = None
-    labels: tuple[tuple[int, ...], int] | None = None
+    labels: tuple[tuple[int, ...], int | None] | None = None
     prompts: tuple[str, ...] = ()
     captions: str | None = None
     column: str | None = None
@@ -88,7 +88,7 @@ def resolve_labels(
     The default labels are all captions, or the first ten classes (all classes if `num_images` is given).
     """
     if options.labels is not None:
-        labels, per_label = options.labels
+        labels, per_label = options.labels[0], options.labels[1] or IMAGES_PER_LABEL
     elif captions is not None:
         labels, per_label = tuple(range(len(captions))), IMAGES_PER_LABEL if options.prompts else 1
     else:

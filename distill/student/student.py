@@ -153,7 +153,8 @@ class Student(StudentModel):
     ) -> Self:
         """A copy whose labels index these captions; missing text features are computed on first use.
 
-        `encoder` is the name or location of the text encoder, by default the recorded name; `folder` is the cache of text
+        `device` computes missing text features. `encoder` is the name or location of the text encoder, by default the
+        recorded name; `folder` is the cache of text
         features, by default `default_folder`.
 
         Raises:

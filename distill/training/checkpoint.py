@@ -47,7 +47,9 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, kept: int = 2, keep_interval: int | None = None) -> None:
-    """Commit a checkpoint, then delete damaged newer ones, and older ones except the `kept` newest and multiples.
+    """Commit a checkpoint, then delete damaged newer ones, and older ones.
+
+    The `kept` newest stay, and those at multiples of `keep_interval`; None for no others.
 
     Raises:
         Refused, Failed: It cannot be written; the older checkpoints are unchanged.

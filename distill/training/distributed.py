@@ -93,7 +93,9 @@ def _connection_errors() -> Iterator[None]:
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[World]:
-    """Join the processes that torchrun started; without torchrun, only this process. Each uses its own GPU.
+    """Join the processes that torchrun started; without torchrun, only this process.
+
+    `device` is cpu, cuda, or auto for a GPU if there is one; each process then uses its own.
 
     Raises:
         Refused: There is no GPU, or this host has more processes than GPUs.

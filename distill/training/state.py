@@ -213,7 +213,10 @@ class Training:
 
     def export(self, folder: Path) -> None:
         """Export the student with its averaged weights in float32."""
-        self.student.export(folder, dict(zip(self.names, self.averages, strict=True)), torch.float32)
+        averages = {id(p): average for p, average in zip(self.parameters, self.averages, strict=True)}
+        # Tied parameters have several names.
+        named = self.student.network.named_parameters(remove_duplicate=False)
+        self.student.export(folder, {name: averages[id(p)] for name, p in named}, torch.float32)
 
     def checkpoint(self) -> Checkpoint:
         """The current state."""

@@ -26,7 +26,7 @@ def local_cluster(workers: int, device: str) -> Iterator[Any]:
     quiet = {
         "distributed.worker.daemon": True,
         "distributed.comm.timeouts.connect": "60s",
-        # After this time without a dead worker Dask gives it up for good, even if it is just starting again.
+        # If a dead worker is not back after this time, Dask gives it up for good, even if it is just starting again.
         "distributed.deploy.lost-worker-timeout": "365 days",
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     }

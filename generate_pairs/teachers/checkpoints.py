@@ -160,7 +160,9 @@ def needs_import(name: str) -> bool:
 
 
 def shape_of_teacher(name: str) -> tuple[str, Teacher]:
-    """A teacher's family and its networks, on the meta device if it has a file; published ones need no import.
+    """A teacher's family and its networks, on the meta device unless the name is tiny-random/....
+
+    Published ones need no import.
 
     Raises:
         Refused: the teacher does not exist, or the file is not a teacher.

@@ -1,6 +1,6 @@
 """The digits classifier, whose features score images of digits; the package contains its weights.
 
-`python -m distill.evaluation.feature_extractors.digits_classifier --out FILE` reproduces the shipped weights.
+`python -m distill.evaluation.feature_extractors.digits_classifier --out FILE` trains the shipped weights again.
 """
 
 from __future__ import annotations

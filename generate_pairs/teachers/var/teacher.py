@@ -23,7 +23,10 @@ class VarDecoding(Decoding):
     def __init__(
         self, transformer: VarTransformer, tokenizer: VarTokenizer, condition_BD: Tensor, guidance_scale: float
     ) -> None:
-        """Start with empty caches; unless `guidance_scale` is 0, those of the null rows follow the class embeddings."""
+        """Start with empty caches.
+
+        `condition_BD` has the class embeddings and, unless `guidance_scale` is 0, after them those of the null rows.
+        """
         self.transformer = transformer
         self.quantizer = tokenizer.quantize
         self.condition_BD = condition_BD

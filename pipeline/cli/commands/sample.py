@@ -12,16 +12,17 @@ from pipeline.cli.options import MAX_SEED, StudentPath, comma_separated, dry_run
 if TYPE_CHECKING:
     from distill.sampling.job import SamplingJob
 
-IMAGES_PER_LABEL = 8
+LabelCycle = tuple[tuple[int, ...], int | None]
+"""Labels to use in turn, and images of each of them; None for the default."""
 OUTPUTS = "a .png name gets one grid, a .npz name the ADM evaluator's file, a name without suffix a folder of images"
 
 
-def label_cycle(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[tuple[int, ...], int] | None:
-    """A click callback that parses `0,5` or `@FILE` with one label a line; with the default images of each label."""
+def label_cycle(ctx: click.Context, parameter: click.Parameter, text: str | None) -> LabelCycle | None:
+    """A click callback that parses `0,5` or `@FILE` with one label a line, of which each is one image."""
     if text is None:
         return None
     if not text.startswith("@"):
-        return comma_separated(ctx, parameter, text) or (), IMAGES_PER_LABEL
+        return comma_separated(ctx, parameter, text) or (), None
     path = Path(text[1:])
     try:
         lines = path.read_text().split()
@@ -73,7 +74,7 @@ def label_cycle(ctx: click.Context, parameter: click.Parameter, text: str | None
 )
 @number_option(
     "--num-images",
-    text=f"Images in total; may grow.  [default: {IMAGES_PER_LABEL} of each label; one for each line of a FILE]",
+    text="Images in total; may grow.  [default: 8 of each label; one for each line of a FILE]",
 )
 @number_option(
     "--seed", minimum=0, maximum=MAX_SEED, default=0, show_default=True, metavar="S", text="Seed of noise and draws."
@@ -156,6 +157,8 @@ def _sample(job: SamplingJob, dry_run: bool) -> None:
         click.echo("\n".join(job.describe()))
         return
     out = job.options.out
+    # Before `stopping`: a signal ends a download at once.
+    generate = job.load(teacher)
     with stopping(resumable=out.suffix != ".png") as should_stop, progress("images", "images") as report:
-        job.run(teacher, report, should_stop)
+        job.run(generate, report, should_stop)
     click.echo(f"{out}: {len(job.labels_N):,} images, {job.method.describe()}, seed {job.options.seed}")
