@@ -1,4 +1,4 @@
-"""The tables of docs/results.md: mean and standard error over runs of one preset with different training seeds.
+"""Tables of docs/explanation/results.md: mean and standard error over runs of one preset with different training seeds.
 
 Prints Markdown: the commands that made the runs, then the table. All numbers come from the runs' evaluation.json, so the
 table can be printed again from the runs' folders.
@@ -156,7 +156,7 @@ def with_error(values: Sequence[float | None], spec: str) -> str:
 
 
 def page(preset: str, runs: Sequence[EvaluatedRun]) -> list[str]:
-    """The lines of a preset's section of docs/results.md."""
+    """The lines of a preset's section of docs/explanation/results.md."""
     refuse_other_runs(runs)
     seeds = ", ".join(str(run.config.train.seed) for run in runs)
     over = "one training seed"

@@ -151,7 +151,7 @@ class TrainConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """How images are scored; docs/evaluation.md describes the protocols."""
+    """How images are scored; docs/how-to/evaluation.md describes the protocols."""
 
     protocol: Literal["digits", "samples", "adm", "dd", "folder"] = Field(
         "digits", description="features and reference images; samples: no scores"

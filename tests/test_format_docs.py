@@ -1,4 +1,4 @@
-"""docs/format.md: an independent program, written from it alone, gives the same bytes; its numbers are current.
+"""docs/reference/format.md: an independent program, written from it alone, gives the same bytes; its numbers are current.
 
 The first half of this file does not import the project.
 """
@@ -21,7 +21,7 @@ import pyarrow.parquet
 import pytest
 import xxhash
 
-PAGE = (Path(__file__).parents[1] / "docs" / "format.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "format.md").read_text("utf-8")
 MASK = 2**64 - 1
 
 

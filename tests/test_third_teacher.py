@@ -1,4 +1,4 @@
-"""The example family of docs/teachers.md: packaged, installed and run with the code and commands of that page."""
+"""The example family of docs/how-to/own-teacher.md: packaged, installed and run as that page says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from shards.core.errors import Refused
 from shards.dataset.manifest import Manifest
 from shards.dataset.verify import verify
 
-PAGE = Path(__file__).parents[1] / "docs" / "teachers.md"
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "own-teacher.md"
 BLOCK = re.compile(r"^\*\*(?P<name>[\w.]+)\*\*(?:(?!^\*\*).)*?^```\w*\n(?P<text>.*?)^```$", re.M | re.S)
 SMALL = {
     "pairs.num_pairs": 48,

@@ -1,4 +1,4 @@
-"""Protocols: the features and the reference of an evaluation. docs/evaluation.md describes them in detail.
+"""Protocols: the features and the reference of an evaluation. docs/how-to/evaluation.md describes them in detail.
 
 | protocol | features | reference | scores |
 |---|---|---|---|

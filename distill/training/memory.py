@@ -29,7 +29,7 @@ BFLOAT16_SHARE = {False: 0.68, True: 0.9}
 """Activation bytes in bfloat16 as a fraction of those in float32, without and with checkpointed activations.
 
 Norms, losses and the inputs of layers stay float32. The values are 10 % above what autograd saves; with them, no peak on
-an H100 was more than 5 % above the estimate (docs/benchmarks.md).
+an H100 was more than 5 % above the estimate (docs/explanation/benchmarks.md).
 """
 
 

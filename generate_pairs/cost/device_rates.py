@@ -63,7 +63,7 @@ GPUS: Mapping[str, Device] = {
     "h200": _gpu(989, 67, 4.8),
 }
 """The SXM cards: peak dense products and memory bandwidth, from their data sheets. On an H100 two presets took 0.70 and
-1.07 times the estimate (docs/benchmarks.md); the other cards were not measured.
+1.07 times the estimate (docs/explanation/benchmarks.md); the other cards were not measured.
 """
 
 CPU = "cpu"

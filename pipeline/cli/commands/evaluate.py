@@ -52,7 +52,8 @@ def command(run: Path, table: bool, markdown: bool, dry_run: bool, **options: An
     """Evaluate the student of a run again, or print stored results.
 
     RUN is the folder of `tokenleap run`; its own settings are the defaults. evaluation.json and samples/ are replaced.
-    Run a stopped evaluation again to resume it. docs/evaluation.md describes the protocols and the files they need.
+    Run a stopped evaluation again to resume it. docs/how-to/evaluation.md describes the protocols and
+    the files they need.
 
     \b
     Examples:
