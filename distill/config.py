@@ -61,7 +61,7 @@ class StudentConfig(Settings):
         description="weight of a position's own noise when the token head chooses a token: one number, or one for each "
         "timestep; 0 chooses the most likely token, as the official sampler does",
     )
-    initialise: str = Field("teacher", pattern="^(teacher|random)$", description="initial weights")
+    initialise: Literal["teacher", "random"] = Field("teacher", description="initial weights")
 
     @field_validator("timesteps")
     @classmethod
@@ -77,33 +77,37 @@ class TrainConfig(Settings):
     num_steps: int = Field(1_000, gt=0, description="optimizer updates", json_schema_extra=UPWARD)
     batch_size: int = Field(64, gt=0, description="pairs in a global batch")
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: Muon for matrices of layers, AdamW for other parameters"
+        "adamw", description="optimizer; muon uses Muon for matrices of layers and AdamW for other parameters"
     )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of Muon")
     warmup_steps: int = Field(100, ge=0, description="steps of linear warmup from zero")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warmup; cosine decays to zero")
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW, each in [0, 1)")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="learning rate after the warmup; cosine decays to zero"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW and Muon")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="betas of AdamW, each at least 0 and below 1")
     max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="upper limit of the decay (i + 1) / (i + 10)")
-    timestep_weights: tuple[float, ...] | None = Field(None, description="relative frequencies of timesteps; None: equal")
+    timestep_weights: tuple[float, ...] | None = Field(
+        None, description="relative frequencies of timesteps; equal unless set"
+    )
     token_weight: float = Field(1.0, ge=0, description="weight of the token head's cross-entropy")
     embedding_weight: float = Field(0.0, ge=0, description="weight of the embedding distance")
     image_weight: float = Field(0.0, ge=0, description="weight of the distance of decoded images")
     image_distance: Literal["squared", "lpips"] = Field(
-        "squared", description="lpips: VGG16 features; an extra that downloads weights"
+        "squared", description="distance of decoded images; lpips compares VGG16 features and needs an extra"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of pair order, timesteps and initialisation")
     threads: int = Field(1, ge=1, le=1024, description="CPU threads, each with a share of the batch; affects rounding")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: one GPU for each process, if any", json_schema_extra=FREE
+        "auto", description="device of the training; auto: one GPU for each process, if any", json_schema_extra=FREE
     )
     device_batch_size: int | Literal["auto"] = Field(
         "auto", description="pairs at once on a device; auto: as many as fit", json_schema_extra=FREE
     )
     precision: Literal["float32", "bfloat16", "float64"] = Field(
-        "float32", description="of computation; with bfloat16, weights and optimizer stay float32"
+        "float32", description="dtype of computation; with bfloat16, weights and optimizer stay float32"
     )
     checkpoint_activations: bool = Field(False, description="recompute layers in the backward pass")
     compile: bool = Field(False, description="compile the network with torch.compile")

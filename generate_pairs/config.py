@@ -81,11 +81,11 @@ class PairsConfig(Settings):
     num_pairs: int = Field(
         20_000, gt=0, description="training pairs, rounded up to full shards", json_schema_extra=UPWARD
     )
-    num_heldout: int | None = Field(None, ge=0, description="pairs that no training uses; default: one shard")
+    num_heldout: int | None = Field(None, ge=0, description="pairs that no training uses; one shard unless set")
     pairs_per_shard: int = Field(1_000, gt=0, description="pairs in one tar file, the unit of work and of retry")
     batch_size: int = _free(250, "sequences in one batch of the teacher", gt=0)
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the noise")
-    solver_steps: int | None = Field(None, ge=1, description="steps of the flow map; default by codebook dimension")
+    solver_steps: int | None = Field(None, ge=1, description="steps of the flow map; unless set, by codebook dimension")
     noise: Literal["stored", "counter"] = Field("stored", description="store float16 noise, or generate it when reading")
 
     @property
@@ -109,9 +109,9 @@ class ClusterConfig(Settings):
         pattern=r"^(local|slurm|(tcp|tls|ucx|ws)://.+:\d+)$",
     )
     device: Literal["auto", "cpu", "cuda"] = _free(
-        "auto", "auto: cuda if there is a GPU, or if the Slurm jobs request one"
+        "auto", "device of the teacher; auto: cuda if there is a GPU, or if the Slurm jobs request one"
     )
-    log_folder: str | None = _free(None, "folder of the workers' logs; default: logs/ in the data set's folder")
+    log_folder: str | None = _free(None, "folder of the workers' logs; unless set, logs/ in the data set's folder")
     jobs: int = _free(1, "slurm: number of jobs, one worker each", gt=0)
     queue: str | None = _free(None, "slurm: the partition")
     account: str | None = _free(None, "slurm: the account to charge")

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from pipeline.cli.group import CommandGroup, examples
+
 PACKAGE = "pipeline.cli.commands"
 COMMANDS = {
     "run": PACKAGE,
@@ -24,6 +26,7 @@ COMMANDS = {
     "shards": f"{PACKAGE}.inspect",
     "teachers": f"{PACKAGE}.inspect",
     "students": f"{PACKAGE}.inspect",
+    "settings": f"{PACKAGE}.inspect",
 }
 """Every command with the package of its module."""
 
@@ -31,7 +34,7 @@ DISTRIBUTED = ("distill",)
 """Commands whose work is shared by several processes under torchrun."""
 
 
-class Tokenleap(click.Group):
+class Tokenleap(CommandGroup):
     """The group of all commands; each one is the object `command` in the module of its name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -86,7 +89,15 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, is_given: boo
         ctx.exit()
 
 
-@click.group(cls=Tokenleap, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Tokenleap,
+    epilog=examples(
+        "tokenleap run digits                      all phases, on a laptop, into runs/digits",
+        "tokenleap run digits --dry-run            show what would be done",
+        "tokenleap sample runs/digits/student --steps 1 --out digits.png",
+    ),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option("--debug", is_flag=True, help="Print the traceback of a failure.")
 @click.option(
     "--version",
@@ -102,12 +113,6 @@ def main(debug: bool) -> None:
     Stage one, `generate`: the teacher generates pairs of noise and the token sequence that the noise determines.
     Stage two, `distill`: the student learns to generate the whole sequence from the noise in one pass.
     `run` does both, evaluates the student and writes a report.
-
-    \b
-    Examples:
-      tokenleap run digits                      all phases, on a laptop, into runs/digits
-      tokenleap run digits --dry-run            show what would be done
-      tokenleap sample runs/digits/student --steps 1 --out digits.png
 
     Run a stopped command again to resume it.
     Exit codes: 2 refused before any work, 1 failed during the work, 130 Ctrl-C, 143 SIGTERM or SIGUSR1.

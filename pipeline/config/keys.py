@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
@@ -10,6 +9,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from pipeline.config.nearest import nearest
+
+MAX_ERRORS = 3
+"""Errors that a message describes; of more it says how many."""
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "pattern": "matching"}
@@ -23,15 +26,6 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
             yield from leaves(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
-
-
-def nearest(name: str, candidates: Sequence[str]) -> str | None:
-    """The candidate most similar to a name, compared whole first, then by the last part of dotted keys."""
-    if matches := difflib.get_close_matches(name, candidates, n=1, cutoff=0.6):
-        return matches[0]
-    by_last_part = {candidate.rpartition(".")[2]: candidate for candidate in candidates}
-    matches = difflib.get_close_matches(name.rpartition(".")[2], list(by_last_part), n=1, cutoff=0.6)
-    return by_last_part[matches[0]] if matches else None
 
 
 def is_list(annotation: Any) -> bool:
@@ -68,7 +62,7 @@ def bounds(field: FieldInfo) -> str:
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel] | None = None) -> str:
-    """Describe all validation errors: each key with its value and the values that are valid.
+    """Describe the first validation errors: each key with its value and the values that are valid.
 
     Without `model`, the class of the settings, pydantic's own messages describe types and ranges.
     """
@@ -95,10 +89,12 @@ def describe_errors(error: ValidationError, model: type[BaseModel] | None = None
             lines.append(f"{owner} cannot be {value}: it is {valid}")
         else:
             lines.append(f"{key} cannot be {value}: {detail['msg']}")
-    return "; ".join(dict.fromkeys(lines))
+    found = list(dict.fromkeys(lines))
+    more = [f"and {len(found) - MAX_ERRORS} more"] if len(found) > MAX_ERRORS else []
+    return "; ".join([*found[:MAX_ERRORS], *more])
 
 
 def unknown_key(key: str, keys: Sequence[str]) -> str:
     """The message about an unknown key, with the nearest known one."""
     hint = nearest(key, keys)
-    return f"there is no key {key}; " + (f"the nearest is {hint}" if hint else f"keys are {', '.join(keys)}")
+    return f"there is no key {key}; " + (f"the nearest is {hint}" if hint else "`tokenleap settings` lists all keys")

@@ -15,8 +15,10 @@ from pydantic import Field, ValidationError
 
 from distill.config import DistillConfig, EvaluationConfig, StudentConfig, TrainConfig
 from generate_pairs.config import CaptionsConfig, ClusterConfig, GenerateConfig, PairsConfig, TeacherConfig
-from pipeline.config.keys import describe_errors, is_list, leaves, nearest
+from pipeline.config.keys import describe_errors, is_list, leaves
+from pipeline.config.nearest import nearest
 from shards.core.errors import Refused
+from shards.core.mismatch import flat
 from shards.core.settings import FREE, Settings
 
 
@@ -135,6 +137,13 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
 def to_toml(config: RunConfig) -> str:
     """The whole configuration as TOML, defaults included; keys with the value None are omitted."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def dry_run_toml(config: RunConfig) -> str:
+    """The whole configuration as TOML, and a comment with the keys that have no value."""
+    settings = flat(config.model_dump())
+    unset = [key for key, value in settings.items() if value is None]
+    return f"{to_toml(config)}\n# Not set: {', '.join(unset)}. `tokenleap settings` explains every key.\n"
 
 
 def _as_list(key: str, value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.group import examples
 from pipeline.cli.options import (
     FolderPath,
     captions_option,
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
     from shards.storage.paths import Location
 
 
-@click.command("ablate")
+@click.command(
+    "ablate",
+    epilog=examples(
+        "tokenleap ablate digits --pairs pairs/digits --sizes 2500,5000,10000,20000 --seeds 2 --out ablations/digits",
+        "tokenleap ablate digits --pairs pairs/digits --sizes 25%,50%,100% --timesteps 0,4 --timesteps 0,8 --out abl-t",
+        "tokenleap ablate digits --pairs pairs/digits --sizes 10000 --grid train.learning_rate=3e-3,6e-3 --out abl-lr",
+    ),
+)
 @preset_argument
 @pairs_option
 @click.option("--out", type=FolderPath, required=True, metavar="DIR", help="Folder of the ablation.")
@@ -84,17 +92,11 @@ def command(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Train a student on every size of the data set, and report how many pairs are enough.
+    """Train a student for every size, and report how many pairs are enough.
 
     All cells of the grid use the existing pairs; a smaller size is the beginning of a larger one, and nothing is copied.
     Cells start from equal weights, read the pairs by the same rule and are evaluated from the same noise. Run the same
     command again to resume; added sizes, seeds or values train only the new cells.
-
-    \b
-    Examples:
-      tokenleap ablate digits --pairs pairs/digits --sizes 2500,5000,10000,20000 --seeds 2 --out ablations/digits
-      tokenleap ablate digits --pairs pairs/digits --sizes 25%,50%,100% --timesteps 0,4 --timesteps 0,8 --out ablations/t
-      tokenleap ablate digits --pairs pairs/digits --sizes 10000 --grid train.learning_rate=3e-3,6e-3 --out ablations/lr
 
     \b
     The folder contains:
@@ -159,10 +161,10 @@ def _check_ablation(base: RunConfig, axes: Axes, pairs: Location, out: Path, mat
 
 def _print_plan(ablation: Ablation) -> None:
     from pipeline.ablation.cost import plan_lines
-    from pipeline.config.run_config import to_toml
+    from pipeline.config.run_config import dry_run_toml
     from pipeline.runtime.progress import progress
 
-    click.echo(to_toml(ablation.base))
+    click.echo(dry_run_toml(ablation.base))
     with progress("probe", "kinds of cells") as report:
         lines = plan_lines(ablation, report)
     click.echo("\n".join(lines))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.group import examples
 from pipeline.cli.options import (
     FolderPath,
     captions_option,
@@ -25,7 +26,16 @@ if TYPE_CHECKING:
     from shards.storage.paths import Location
 
 
-@click.command("distill")
+@click.command(
+    "distill",
+    epilog=examples(
+        "tokenleap distill digits --pairs pairs/digits --out students/digits",
+        "tokenleap distill digits --pairs pairs/digits --out students/small --size 5000",
+        "tokenleap distill var-d16 --tiny-random --pairs pairs/trial --out students/trial",
+        "torchrun --nproc-per-node=8 --no-python tokenleap distill var-d16 --pairs pairs/d16 --out students/d16",
+        "tokenleap distill var-d16 --pairs pairs/d16 --out students/d16 --processes 8 --print-job-script > job.sh",
+    ),
+)
 @preset_argument
 @pairs_option
 @click.option("--out", type=FolderPath, required=True, metavar="STUDENT", help="Folder of the student.")
@@ -59,14 +69,6 @@ def command(
 
     PAIRS must have been generated with the teacher and the pair settings of PRESET. Run the same command again to resume
     from the last checkpoint; a larger --num-steps continues a finished training.
-
-    \b
-    Examples:
-      tokenleap distill digits --pairs pairs/digits --out students/digits
-      tokenleap distill digits --pairs pairs/digits --out students/small --size 5000
-      tokenleap distill var-d16 --tiny-random --pairs pairs/trial --out students/trial
-      torchrun --nproc-per-node=8 --no-python tokenleap distill var-d16 --pairs pairs/d16 --out students/d16
-      tokenleap distill var-d16 --pairs pairs/d16 --out students/d16 --processes 8 --print-job-script > job.sh
     """
     config = composed(options)
     if print_job_script:
@@ -94,7 +96,7 @@ def _distill(config: RunConfig, pairs: Location, out: Path, size: int | None, dr
     from distill.training.trainer import train
     from generate_pairs.generation.plan import refuse_other_pairs
     from generate_pairs.teachers.checkpoints import load_teacher
-    from pipeline.config.run_config import to_toml
+    from pipeline.config.run_config import dry_run_toml
     from pipeline.runtime.progress import duration, notifier, progress
     from pipeline.runtime.signals import stopping
 
@@ -102,7 +104,7 @@ def _distill(config: RunConfig, pairs: Location, out: Path, size: int | None, dr
     refuse_other_pairs(config.generate, loaded, pairs)
     if dry_run:
         refuse_training(config.distill, pairs, out, size)
-        click.echo(to_toml(config))
+        click.echo(dry_run_toml(config))
         click.echo("\n".join(training_plan(config.distill, view.size, loaded)))
         return
     with stopping() as should_stop, progress("student", "steps") as report:

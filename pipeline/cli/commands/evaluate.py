@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.group import examples
 from pipeline.cli.options import FolderPath, dry_run_option, literal, overrides
 
 if TYPE_CHECKING:
@@ -15,7 +16,15 @@ if TYPE_CHECKING:
     from pipeline.run_folder.run_dir import RunDir
 
 
-@click.command("evaluate")
+@click.command(
+    "evaluate",
+    epilog=examples(
+        "tokenleap evaluate runs/digits --repeats 3",
+        "tokenleap evaluate runs/digits --table               all stored tables",
+        "tokenleap evaluate runs/var-d16 --protocol adm --reference VIRTUAL_imagenet256_labeled.npz",
+        "tokenleap evaluate runs/var-d16 --protocol folder --reference photos --set evaluation.features=inception",
+    ),
+)
 @click.argument("run", type=FolderPath)
 @click.option(
     "--protocol",
@@ -54,13 +63,6 @@ def command(run: Path, table: bool, markdown: bool, dry_run: bool, **options: An
     RUN is the folder of `tokenleap run`; its own settings are the defaults. evaluation.json and samples/ are replaced.
     Run a stopped evaluation again to resume it. docs/how-to/evaluation.md describes the protocols and
     the files they need.
-
-    \b
-    Examples:
-      tokenleap evaluate runs/digits --repeats 3
-      tokenleap evaluate runs/digits --table               all stored tables
-      tokenleap evaluate runs/var-d16 --protocol adm --reference VIRTUAL_imagenet256_labeled.npz
-      tokenleap evaluate runs/var-d16 --protocol folder --reference photos --set evaluation.features=inception
     """
     from pipeline.evaluation_request import requested_evaluation, tables
     from pipeline.run_folder.run_dir import RunDir

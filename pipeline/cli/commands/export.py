@@ -6,10 +6,16 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli.group import examples
 from pipeline.cli.options import FolderPath
 
 
-@click.command("export")
+@click.command(
+    "export",
+    epilog=examples(
+        "tokenleap export runs/var-d16/student --format official --out var-d16.pth",
+    ),
+)
 @click.argument("student", type=FolderPath)
 @click.option(
     "--format",
@@ -30,10 +36,6 @@ def command(student: Path, layout: str, out: Path) -> None:
 
     STUDENT is the folder of an exported student, as in runs/digits/student. The tokenizer is not exported: it is the
     teacher's, and the official code reads it from the teacher's file.
-
-    \b
-    Example:
-      tokenleap export runs/var-d16/student --format official --out var-d16.pth
     """
     from distill.student.export import read_export_config
     from distill.student.published import export_official, official_suffix

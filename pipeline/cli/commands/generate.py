@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.group import examples
 from pipeline.cli.options import (
     PairsPath,
     captions_option,
@@ -29,7 +30,20 @@ if TYPE_CHECKING:
     from shards.storage.paths import Location
 
 
-@click.command("generate")
+@click.command(
+    "generate",
+    epilog=examples(
+        "tokenleap generate digits --out pairs/digits",
+        "tokenleap generate digits --out pairs/digits --num-pairs 50000 --workers 8",
+        "tokenleap generate digits --out pairs/guided --set teacher.guidance_scale=3",
+        "tokenleap generate var-d16 --tiny-random --out pairs/trial",
+        "tokenleap generate llamagen-t2i --captions captions.parquet --out pairs/t2i",
+        "tokenleap generate digits --out s3://bucket/pairs",
+        "tokenleap generate digits --out pairs/digits --probe",
+        "tokenleap generate var-d16 --out pairs/d16 --cluster slurm --set cluster.jobs=64 --set cluster.gpus=1",
+        "tokenleap generate var-d16 --out pairs/d16 --task-index $SLURM_ARRAY_TASK_ID --task-count 64",
+    ),
+)
 @preset_argument
 @click.option("--out", type=PairsPath, required=True, metavar="PAIRS", help="Folder or URL of the pair data set.")
 @tiny_random_option
@@ -64,18 +78,6 @@ def command(
     Run the same command again to generate missing pairs; a larger --num-pairs extends the data set and keeps
     all existing pairs.
 
-    \b
-    Examples:
-      tokenleap generate digits --out pairs/digits
-      tokenleap generate digits --out pairs/digits --num-pairs 50000 --workers 8
-      tokenleap generate digits --out pairs/guided --set teacher.guidance_scale=3
-      tokenleap generate var-d16 --tiny-random --out pairs/trial
-      tokenleap generate llamagen-t2i --captions captions.parquet --out pairs/t2i
-      tokenleap generate digits --out s3://bucket/pairs
-      tokenleap generate digits --out pairs/digits --probe
-      tokenleap generate var-d16 --out pairs/d16 --cluster slurm --set cluster.jobs=64 --set cluster.gpus=1
-      tokenleap generate var-d16 --out pairs/d16 --task-index $SLURM_ARRAY_TASK_ID --task-count 64
-
     --workers starts processes on this machine, --cluster uses workers on others. A task needs neither: it generates
     its shards in its own process. The pairs are the same in all cases.
     """
@@ -101,7 +103,7 @@ def command(
 def _print_plan(config: RunConfig, out: Location, probe: bool) -> None:
     """Print the configuration and the plan or, with `probe`, a measured rate."""
     from generate_pairs.generation.plan import plan_generation, refuse_fewer_pairs
-    from pipeline.config.run_config import to_toml
+    from pipeline.config.run_config import dry_run_toml
     from pipeline.runtime.progress import progress
 
     refuse_fewer_pairs(config.generate, out)
@@ -111,7 +113,7 @@ def _print_plan(config: RunConfig, out: Location, probe: bool) -> None:
         with progress("probe", "batches") as report:
             lines = probe_lines(config.generate, plan_generation(config.generate, out), report)
     else:
-        lines = [to_toml(config), *plan_generation(config.generate, out).lines()]
+        lines = [dry_run_toml(config), *plan_generation(config.generate, out).lines()]
     click.echo("\n".join(lines))
 
 

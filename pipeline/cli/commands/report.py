@@ -6,19 +6,21 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli.group import examples
 from pipeline.cli.options import FolderPath
 
 
-@click.command("report")
+@click.command(
+    "report",
+    epilog=examples(
+        "tokenleap report runs/digits",
+    ),
+)
 @click.argument("run", type=FolderPath)
 def command(run: Path) -> None:
     """Write RUN/report.html from the run's current results.
 
     The page embeds its images and curves, so it is a single file.
-
-    \b
-    Example:
-      tokenleap report runs/digits
     """
     from pipeline.report.run_page import write_report
     from pipeline.report.terminal_summary import summary_lines

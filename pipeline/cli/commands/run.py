@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pipeline.cli.group import examples
 from pipeline.cli.options import (
     FolderPath,
     captions_option,
@@ -22,7 +23,16 @@ from pipeline.cli.options import (
 )
 
 
-@click.command("run")
+@click.command(
+    "run",
+    epilog=examples(
+        "tokenleap run digits",
+        "tokenleap run var-d16 --tiny-random           try a large preset, on any machine",
+        "tokenleap run llamagen-t2i --captions captions.txt",
+        "tokenleap run digits --out runs/wide --set student.timesteps=0,8 --set train.batch_size=256",
+        "tokenleap run digits --num-steps 4000         continue a finished run",
+    ),
+)
 @preset_argument
 @click.option("--out", type=FolderPath, metavar="RUN", help="Folder of the run.  [default: runs/PRESET]")
 @tiny_random_option
@@ -40,14 +50,6 @@ def command(out: Path | None, workers: int | None, dry_run: bool, **options: Any
     `teachers import`. Run the same command again to resume: finished work is skipped.
 
     \b
-    Examples:
-      tokenleap run digits
-      tokenleap run var-d16 --tiny-random           try a large preset, on any machine
-      tokenleap run llamagen-t2i --captions captions.txt
-      tokenleap run digits --out runs/wide --set student.timesteps=0,8 --set train.batch_size=256
-      tokenleap run digits --num-steps 4000         continue a finished run
-
-    \b
     The folder contains:
       config.toml, environment.json     the settings, and the software and machine
       pairs/                            the pair data set
@@ -57,12 +59,12 @@ def command(out: Path | None, workers: int | None, dry_run: bool, **options: Any
     """
     config = composed(options)
     # Imported after the settings are checked, because torch takes seconds to load.
-    from pipeline.config.run_config import run_name, to_toml
+    from pipeline.config.run_config import dry_run_toml, run_name
     from pipeline.run import plan, run
 
     out = out or Path("runs") / run_name(options["preset"], tiny_random=options["tiny_random"])
     if dry_run:
-        click.echo(to_toml(config))
+        click.echo(dry_run_toml(config))
         click.echo("\n".join(plan(config, out)))
         return
     click.echo("\n".join(run(config, out, workers=number_of_workers(workers, config.cluster.device))))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.group import examples
 from pipeline.cli.options import MAX_SEED, StudentPath, comma_separated, dry_run_option, number_option, weights
 
 if TYPE_CHECKING:
@@ -37,7 +38,16 @@ def label_cycle(ctx: click.Context, parameter: click.Parameter, text: str | None
     return labels, 1
 
 
-@click.command("sample")
+@click.command(
+    "sample",
+    epilog=examples(
+        "tokenleap sample runs/digits/student --out digits.png",
+        "tokenleap sample runs/digits/student --steps 2 --labels 3,7 --num-images 64 --out threes-and-sevens.png",
+        "tokenleap sample runs/digits/student --timesteps 0,8 --num-images 1000 --out images",
+        "tokenleap sample runs/digits/student --method pre-trained-5-9 --num-images 50000 --out digits.npz",
+        'tokenleap sample runs/digits-text/student --prompt "a three" --prompt "the sum of one and two" --out threes.png',
+    ),
+)
 @click.argument("student", type=StudentPath)
 @number_option("--steps", metavar="K", text="Passes of the student.  [default: 1]")
 @click.option("--timesteps", callback=comma_separated, metavar="0,5", help="Timesteps of the passes, instead of --steps.")
@@ -107,18 +117,10 @@ def label_cycle(ctx: click.Context, parameter: click.Parameter, text: str | None
 )
 @dry_run_option
 def command(dry_run: bool, **options: Any) -> None:
-    """Generate images with a student in one pass or a few, with its teacher in between, or with the teacher alone.
+    """Generate images with a student, alone or with its teacher in between.
 
     STUDENT is the folder of an exported student, as in runs/digits/student, or hf://OWNER/REPOSITORY[@REVISION].
     If a folder or .npz is incomplete, run the same command again to resume.
-
-    \b
-    Examples:
-      tokenleap sample runs/digits/student --out digits.png
-      tokenleap sample runs/digits/student --steps 2 --labels 3,7 --num-images 64 --out threes-and-sevens.png
-      tokenleap sample runs/digits/student --timesteps 0,8 --num-images 1000 --out images
-      tokenleap sample runs/digits/student --method pre-trained-5-9 --num-images 50000 --out digits.npz
-      tokenleap sample runs/digits-text/student --prompt "a three" --prompt "the sum of one and two" --out threes.png
     """
     if sum(options[name] is not None for name in ("steps", "timesteps", "method")) > 1:
         raise click.UsageError("--steps, --timesteps and --method all select the method: give one of them")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +54,7 @@ COMMAND_LINE = {
     "export": "STUDENT --format --out",
     "teachers": {"list": "", "import": "FILES --as", "inspect": "FILE", "train": "NAME --out --seed"},
     "students": {"list": "", "import": "FILES --as --out"},
+    "settings": "NAME --markdown",
 }
 """Scripts use these names: removing or renaming one breaks them."""
 
@@ -99,11 +99,52 @@ def test_help_prints_in_less_than_half_a_second(run_python: Process, tmp_path: P
     assert min(seconds() for _ in range(5)) < 0.5
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_an_example(name: str) -> None:
-    command = importlib.import_module(f"{COMMANDS[name]}.{name}").command
-    assert f"tokenleap {name}" in command.help
-    assert "Example" in command.help
+def all_commands(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield (*words, name), command
+        if isinstance(command, click.Group):
+            yield from all_commands(command, (*words, name))
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), list(all_commands(main)), ids=lambda value: "-".join(value) if isinstance(value, tuple) else ""
+)
+def test_help_begins_with_a_line_of_what_it_does_and_ends_with_an_example(
+    tokenleap: Callable[..., Result], words: tuple[str, ...], command: click.Command
+) -> None:
+    lines = tokenleap(*words, "--help").output.splitlines()
+    assert lines[2].strip() == (command.help or "").splitlines()[0]
+    assert lines[2].endswith(".")
+    assert lines[-1].startswith(f"    tokenleap {' '.join(words)}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rnu"], "there is no command 'rnu'; did you mean run?"),
+        (["shards", "verfy", "pairs"], "there is no command 'verfy'; did you mean verify?"),
+        (["teachers", "xyz"], "there is no command 'xyz'; commands are import, inspect, list, train"),
+        (["run", "digits", "--ou", "x"], "No such option '--ou'. Did you mean '--out'?"),
+        (["run", "digit"], "no preset 'digit'; presets are"),
+        (
+            ["run", "digits", "--set", "train.numsteps=3"],
+            "no key train.numsteps; the nearest is train.num_steps",
+        ),
+        (["run", "digits", "--set", "foo=3"], "there is no key foo; `tokenleap settings` lists all keys"),
+        (["settings", "trian"], "there is no section or key trian; the nearest is train."),
+    ],
+)
+def test_an_unknown_name_is_refused_in_few_words_with_the_nearest(
+    tokenleap: Callable[..., Result], words: list[str], message: str
+) -> None:
+    output = tokenleap(*words, code=2).output
+    assert message in output
+    error = output.partition("Error: ")[2] or output
+    assert len(error) <= 400
+    assert error.count("\n") <= 3
 
 
 def test_version(tokenleap: Callable[..., Result]) -> None:

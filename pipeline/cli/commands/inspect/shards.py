@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.cli.group import CommandGroup, examples
 from pipeline.cli.options import (
     MAX_SEED,
     comma_separated,
@@ -30,22 +31,28 @@ teacher_option = click.option(
 )
 
 
-@click.group("shards")
+@click.group(
+    "shards",
+    cls=CommandGroup,
+    epilog=examples(
+        "tokenleap shards info runs/digits/pairs",
+        "tokenleap shards verify runs/digits/pairs && echo intact",
+        "tokenleap shards repair runs/digits/pairs",
+        "tokenleap shards join s3://bucket/pairs",
+        "tokenleap shards extend runs/digits/pairs --num-pairs 100000",
+        "tokenleap shards preview runs/digits/pairs --out pairs.png",
+    ),
+)
 def command() -> None:
-    """Show, verify, repair, extend and export a pair data set.
-
-    \b
-    Examples:
-      tokenleap shards info runs/digits/pairs
-      tokenleap shards verify runs/digits/pairs && echo intact
-      tokenleap shards repair runs/digits/pairs
-      tokenleap shards join s3://bucket/pairs
-      tokenleap shards extend runs/digits/pairs --num-pairs 100000
-      tokenleap shards preview runs/digits/pairs --out pairs.png
-    """
+    """Show, verify, repair, extend and export a pair data set."""
 
 
-@command.command("info")
+@command.command(
+    "info",
+    epilog=examples(
+        "tokenleap shards info runs/digits/pairs",
+    ),
+)
 @pairs_argument
 def info(pairs: Location) -> None:
     """Show totals, classes, bytes, rate and lineage of the data set PAIRS."""
@@ -92,7 +99,13 @@ def _facts(pairs: Location) -> dict[str, object]:
     }
 
 
-@command.command("verify")
+@command.command(
+    "verify",
+    epilog=examples(
+        "tokenleap shards verify runs/digits/pairs && echo intact",
+        "tokenleap shards verify s3://bucket/pairs --sample 20",
+    ),
+)
 @pairs_argument
 @number_option(
     "--sample", "num_sampled", text="Read N random shards instead of all; every manifest row is still checked."
@@ -148,7 +161,12 @@ def _findings(pairs: Location, workers: int | None, sample: Sample | None = None
         return verify(pairs, report, workers=processes, sample=sample)
 
 
-@command.command("repair")
+@command.command(
+    "repair",
+    epilog=examples(
+        "tokenleap shards repair runs/digits/pairs",
+    ),
+)
 @pairs_argument
 @teacher_option
 @workers_option
@@ -171,7 +189,12 @@ def repair(pairs: Location, teacher: str | None, workers: int | None) -> None:
     click.echo("\n".join([*replacement_lines(summary.replaced), f"{pairs}: {summary.num_shards:,} shards repaired"]))
 
 
-@command.command("join")
+@command.command(
+    "join",
+    epilog=examples(
+        "tokenleap shards join s3://bucket/pairs",
+    ),
+)
 @pairs_argument
 def join(pairs: Location) -> None:
     """Write all manifest rows of PAIRS into one file next to dataset.json.
@@ -186,7 +209,12 @@ def join(pairs: Location) -> None:
     click.echo(f"{joined.root / JOINED_FILE}: {len(joined.rows):,} shards")
 
 
-@command.command("extend")
+@command.command(
+    "extend",
+    epilog=examples(
+        "tokenleap shards extend runs/digits/pairs --num-pairs 200000",
+    ),
+)
 @pairs_argument
 @number_option("--num-pairs", required=True, text="Training pairs in total, rounded up to full shards.")
 @teacher_option
@@ -206,7 +234,12 @@ def extend(pairs: Location, num_pairs: int, teacher: str | None, workers: int | 
     echo_generated(summary, pairs)
 
 
-@command.command("export")
+@command.command(
+    "export",
+    epilog=examples(
+        "tokenleap shards export runs/digits/pairs --to pairs.parquet --size 1000",
+    ),
+)
 @pairs_argument
 @output_option(".parquet", "--to")
 @number_option("--size", text="The first N training pairs.  [default: all of them]")
@@ -226,7 +259,12 @@ def export(pairs: Location, out: Path, size: int | None) -> None:
     click.echo(f"{out}: {view.size:,} pairs, {out.stat().st_size:,} bytes")
 
 
-@command.command("preview")
+@command.command(
+    "preview",
+    epilog=examples(
+        "tokenleap shards preview runs/digits/pairs --out pairs.png",
+    ),
+)
 @pairs_argument
 @output_option(".png")
 @click.option("--labels", callback=comma_separated, metavar="0,1,2", help="Classes, one a row.  [default: the first ten]")

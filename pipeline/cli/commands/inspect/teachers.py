@@ -6,23 +6,30 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli.group import CommandGroup, examples
 from pipeline.cli.options import MAX_SEED, number_option, output_option
 
 
-@click.group("teachers")
+@click.group(
+    "teachers",
+    cls=CommandGroup,
+    epilog=examples(
+        "tokenleap teachers list",
+        "tokenleap teachers inspect var_d16.pth",
+        "tokenleap teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16",
+        "tokenleap teachers train digits --out digits.safetensors",
+    ),
+)
 def command() -> None:
-    """List the teachers, import or inspect published ones, or train an embedded one from scratch.
-
-    \b
-    Examples:
-      tokenleap teachers list
-      tokenleap teachers inspect var_d16.pth
-      tokenleap teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16
-      tokenleap teachers train digits --out digits.safetensors
-    """
+    """List, import and inspect teachers, or train an embedded one."""
 
 
-@command.command("list")
+@command.command(
+    "list",
+    epilog=examples(
+        "tokenleap teachers list",
+    ),
+)
 def list_teachers() -> None:
     """List every known teacher, and whether it is imported."""
     from generate_pairs.teachers.checkpoints import embedded_names, imported_folder, imported_names, load_teacher
@@ -50,21 +57,23 @@ def list_teachers() -> None:
         click.echo(f"{name:<18} in {imported_folder()}")
 
 
-@command.command("import")
+@command.command(
+    "import",
+    epilog=examples(
+        "tokenleap teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16",
+        "tokenleap teachers import --as llamagen-b-256",
+    ),
+)
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--as", "name", required=True, metavar="NAME", help="Name of the published teacher, from `list`.")
 def import_teacher(files: tuple[str, ...], name: str) -> None:
-    """Import a published teacher from its transformer's file and its tokenizer's file, in any order.
+    """Import a published teacher from its two files.
 
-    FILE is a path, or hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub. Without FILE, both are downloaded from there
+    The files are the transformer's and the tokenizer's, in any order. FILE is a path, or
+    hf://OWNER/REPOSITORY/FILE on the Hugging Face Hub. Without FILE, both are downloaded from there
     (pip install '.[hub]'). Every tensor must have the expected name, shape and dtype. The result is one safetensors
     file in ${TOKENLEAP_HOME:-~/.cache/tokenleap}/teachers. It also contains the configuration and the sha256 of both
     files.
-
-    \b
-    Examples:
-      tokenleap teachers import var_d16.pth vae_ch160v4096z32.pth --as var-d16
-      tokenleap teachers import --as llamagen-b-256
     """
     from generate_pairs.teachers.checkpoints import read_about
     from generate_pairs.teachers.importing.import_teacher import import_teacher as import_files
@@ -78,12 +87,17 @@ def import_teacher(files: tuple[str, ...], name: str) -> None:
     click.echo(f"{path}: use it as --set teacher.name={name}")
 
 
-@command.command("inspect")
+@command.command(
+    "inspect",
+    epilog=examples(
+        "tokenleap teachers inspect var_d16.pth",
+    ),
+)
 @click.argument("file", metavar="FILE")
 def inspect_file(file: str) -> None:
-    """Identify the published network in a checkpoint file, or list how the file differs from the nearest one.
+    """Identify the published network in a checkpoint file.
 
-    The exit code is 1 if the file matches no published network.
+    If none fits, the differences from the nearest one are listed, and the exit code is 1.
     """
     from distill.student.published import published_networks
     from generate_pairs.teachers.importing.checkpoint_file import local_file
@@ -95,16 +109,21 @@ def inspect_file(file: str) -> None:
         raise click.exceptions.Exit(1)
 
 
-@command.command("train")
+@command.command(
+    "train",
+    epilog=examples(
+        "tokenleap teachers train digits --out digits.safetensors",
+    ),
+)
 @click.argument("name", type=click.Choice(["digits", "digits-64", "digits-var"]))
 @output_option(".safetensors")
 @number_option(
     "--seed", minimum=0, maximum=MAX_SEED, default=0, show_default=True, metavar="S", text="Seed of the training."
 )
 def train_teacher(name: str, out: Path, seed: int) -> None:
-    """Train an embedded teacher and its tokenizer on handwritten digits, in minutes on one core.
+    """Train an embedded teacher and its tokenizer on handwritten digits.
 
-    FILE is written only at the end: a stopped training starts again.
+    It takes minutes on one core.     FILE is written only at the end: a stopped training starts again.
     """
     from generate_pairs.digits.train_teachers import train_teacher as train
     from pipeline.runtime.progress import progress
