@@ -21,12 +21,22 @@ _KEY_STEPS_21 = np.array([[0x9E3779B97F4A7C15], [0xBB67AE8584CAA73B]], dtype=np.
 def gaussian_noise(seed: int, first: int, count: int, shape: tuple[int, int], stream: int = 0) -> Array:
     """Standard normal noise of pairs `first` .. `first + count - 1`. Changing any of its bits breaks: NOISE.
 
-    Philox4x64-10 with the key (seed, stream) gives four 64-bit words per counter; with n = ceil(L*C / 4), pair i
-    uses the n counters from i*n + 1 onwards. Box-Muller in float64 is rounded once to float16. Platforms whose
-    logarithm or sine differ in the last bits disagree in about one float16 in 2**39.
+    Philox4x64-10 with the key (seed, stream) gives four 64-bit words per counter. With n = ceil(L C / 4), pair i uses the
+    n counters from i n + 1 onwards. Box-Muller in float64 is rounded once to float16. Platforms whose logarithm or sine
+    differ in the last bits disagree in about one float16 in 2^39.
 
-    Returns (count, *shape) float16, all finite (below 8.6 in magnitude). Seed and stream are below 2**64; streams
-    separate independent uses of one seed, and pairs use stream 0. Raises `ValueError` if a number is out of its range.
+    Args:
+        seed: of the data set, below 2^64.
+        first: index of the first pair.
+        count: number of pairs.
+        shape: (L, C) of a pair.
+        stream: below 2^64; separates independent uses of one seed. Pairs use stream 0.
+
+    Returns:
+        (count, L, C) float16, all finite (below 8.6 in magnitude).
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     size = shape[0] * shape[1]
     blocks = -(-size // _WORDS_PER_BLOCK)
