@@ -12,7 +12,7 @@ from pipeline.config.run_config import RunConfig, compose_onto
 from pipeline.report.method_table import MethodTable, method_table
 from pipeline.run_folder.results import same_student
 from pipeline.run_folder.run_dir import RunDir
-from shards.core.errors import Refused
+from shards.core.errors import Refused, join_first
 from shards.core.mismatch import format_mismatch, mismatches
 from shards.storage.files import list_names
 
@@ -96,7 +96,7 @@ def tables(
         if not same_student(result, exported):
             raise Refused(f"{file} scores another student than the current one: run `{command}` for this one")
         if differing := mismatches({key: result.get(key) for key in required}, required):
-            settings = "; ".join(map(format_mismatch, differing))
+            settings = join_first([*map(format_mismatch, differing)])
             raise Refused(f"{file} was made with other settings: {settings}. Run `{command}`")
     return [method_table(result, config.teacher.name) for result in shown.values()]
 

@@ -129,9 +129,9 @@ def _refuse_other_size(run_dir: RunDir, num_pairs: int) -> None:
     if found != num_pairs:
         raise Refused(
             f"pairs.num_pairs: found {found}, requested {num_pairs}: the student in {run_dir.student} has started "
-            f"training on {found:,} pairs. Give that number to resume. For a student of more pairs, generate them with "
-            f"`tokenleap generate {run_dir.config} --out {run_dir.pairs} --num-pairs {num_pairs}`, then give "
-            f"`tokenleap distill {run_dir.config} --pairs {run_dir.pairs} --out` another folder"
+            f"training. Give the stored number to resume. For another student, use "
+            f"`tokenleap generate {run_dir.config} --out {run_dir.pairs} --num-pairs {num_pairs}`, then "
+            f"`tokenleap distill {run_dir.config} --pairs {run_dir.pairs} --out NEW`"
         )
 
 

@@ -53,7 +53,29 @@ def test_words_are_standard(path: Path) -> None:
     assert PRIVATE_WORDS.findall(path.read_text("utf-8")) == []
 
 
+def message_length(node: ast.AST) -> int:
+    """The length of a message, where each inserted value counts as 20 characters."""
+    match node:
+        case ast.Constant(str(text)):
+            return len(text)
+        case ast.JoinedStr(values):
+            return sum(map(message_length, values))
+        case ast.BinOp(left, _, right):
+            return message_length(left) + message_length(right)
+        case ast.IfExp(_, body, other):
+            return max(message_length(body), message_length(other))
+    return 20
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_messages_are_short(path: Path) -> None:
+    raised = [node.exc for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Raise)]
+    messages = [call.args[0] for call in raised if isinstance(call, ast.Call) and call.args]
+    assert [ast.unparse(message) for message in messages if message_length(message) > 400] == []
+
+
 def test_the_rules_find_what_breaks_them() -> None:
     assert PRIVATE_WORDS.findall("Whoever was told vouches") == ["Whoever", "told", "vouches"]
+    assert message_length(ast.parse("f'{path} is damaged'", mode="eval").body) == 20 + len(" is damaged")
     kernel, plain = ast.parse("@triton.jit\ndef kernel(): pass\ndef plain(): pass").body
     assert (is_kernel(kernel), is_kernel(plain)) == (True, False)

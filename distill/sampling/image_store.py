@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from distill.images import byte_images, image_grid, save_images, save_png
-from shards.core.errors import Failed, Refused
+from shards.core.errors import Failed, Refused, join_first
 from shards.core.mismatch import format_mismatch, mismatches
 from shards.storage.files import (
     commit_bytes,
@@ -258,7 +258,7 @@ def refuse_other_request(path: Path, stored: Request, requested: Request) -> Non
     ]
     if differing:
         raise Refused(
-            f"{path} holds other images: {'; '.join(differing)}. Request the same images, or choose another path"
+            f"{path} holds other images: {join_first(differing)}. Request the same images, or choose another path"
         )
     if stored["num_images"] > requested["num_images"]:
         raise Refused(

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from distill.config import DistillConfig, TrainConfig
-from shards.core.errors import Refused
+from shards.core.errors import Refused, join_first
 from shards.core.mismatch import format_mismatch, mismatches
 from shards.core.settings import FREE, UPWARD
 from shards.dataset.manifest import View
@@ -121,7 +121,7 @@ def refuse_other_training(
     differing = mismatches({key: mark["identity"].get(key) for key in identity}, identity)
     if differing:
         raise Refused(
-            f"{path} is a checkpoint of another training ({'; '.join(map(format_mismatch, differing))}). "
+            f"{path} is a checkpoint of another training ({join_first([*map(format_mismatch, differing)])}). "
             "Choose another output folder, or use the settings of the checkpoint"
         )
     if num_steps is not None and mark["step"] > num_steps:

@@ -19,13 +19,11 @@ from generate_pairs.generation.work_units import WorkUnit
 from generate_pairs.generation.worker import generate_shard
 from generate_pairs.generation.worker_log import last_lines, log_shard
 from shards.core.callbacks import Notify, Report, ShouldStop
-from shards.core.errors import Failed, OutOfTime, Refused, Stopped
+from shards.core.errors import Failed, OutOfTime, Refused, Stopped, join_first
 from shards.dataset.manifest_row import ManifestRow, shard_name
 from shards.dataset.replace_shard import Replacement
 from shards.format.spec import PairSpec
 from shards.storage.paths import Location
-
-LISTED_FAILURES = 5
 
 _UNIT_LOCK = threading.Lock()
 """A process loads a teacher once, and the teacher has state during a trajectory: a worker's threads take turns."""
@@ -139,12 +137,6 @@ def _raise_if_incomplete(
             f"{len(failures)} of {num_units} shards in {root} could not be made: {join_first(failures)}. "
             "The others are complete; run the same command again to make the missing ones"
         )
-
-
-def join_first(failures: Sequence[str]) -> str:
-    """The first failures, then the number of the others: many failures usually have few causes."""
-    more = len(failures) - LISTED_FAILURES
-    return "; ".join(failures[:LISTED_FAILURES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _job(teacher: TeacherConfig, root: Location, spec: PairSpec, cluster: ClusterConfig) -> Job:

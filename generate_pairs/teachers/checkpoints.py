@@ -27,7 +27,7 @@ from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.published import TEACHERS
 from generate_pairs.teachers.registry import build_teacher
 from generate_pairs.teachers.tiny_random import tiny_teacher
-from shards.core.errors import Refused
+from shards.core.errors import Refused, join_first
 from shards.core.host import home_folder
 from shards.storage.files import commit_file, sha256_bytes, sha256_file
 
@@ -225,12 +225,6 @@ def state_problems(
         elif tensor.is_meta or tensor.layout != torch.strided:
             problems.append(f"{name} is {tensor.layout} on {tensor.device}, should be dense and in memory")
     return sorted(problems)
-
-
-def join_first(messages: Sequence[str], count: int = 5) -> str:
-    """The first messages, and how many more there are."""
-    more = f" and {len(messages) - count} more" if len(messages) > count else ""
-    return "; ".join(messages[:count]) + more
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from generate_pairs.teachers.importing.hub import HUB, hub_folder
-from shards.core.errors import Refused
+from shards.core.errors import Refused, join_first
 from shards.storage.files import read_bytes, sha256_bytes, sha256_file
 from shards.storage.paths import expand_home
 
@@ -128,8 +128,7 @@ def refuse_misfits(key: str, name: str, info: dict[str, Any], ignored: Sequence[
         *(f"unknown {tensor}" for tensor in sorted(unknown)),
     ]
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise Refused(f"{key}: the weights of {name} do not fit its {CONFIG_FILE}: {'; '.join(wrong[:5])}{more}")
+        raise Refused(f"{key}: the weights of {name} do not fit its {CONFIG_FILE}: {join_first(wrong)}")
 
 
 def _matching_files(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -20,7 +20,7 @@ from pipeline.ablation.grid import Cell, Match, eval_interval
 from pipeline.config.keys import leaves
 from pipeline.config.run_config import RunConfig, to_toml
 from pipeline.run_folder.run_dir import RunDir, check
-from shards.core.errors import Refused
+from shards.core.errors import Refused, join_first
 from shards.core.mismatch import Mismatch, format_mismatch, mismatches
 from shards.core.settings import FREE
 from shards.dataset.manifest import Manifest
@@ -144,7 +144,7 @@ def _refuse_other_ablation(ablation: Ablation, manifest: Manifest) -> None:
     ]
     if differing:
         raise Refused(
-            f"{ablation.root} contains another ablation: {'; '.join(differing)}. Give the stored values to resume it "
+            f"{ablation.root} contains another ablation: {join_first(differing)}. Give the stored values to resume it "
             "(you may add sizes, seeds, timesteps and swept values), or another --out"
         )
 

@@ -10,9 +10,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.config.nearest import nearest
+from shards.core.errors import join_first
 
-MAX_ERRORS = 3
-"""Errors that a message describes; of more it says how many."""
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "pattern": "matching"}
@@ -89,9 +88,7 @@ def describe_errors(error: ValidationError, model: type[BaseModel] | None = None
             lines.append(f"{owner} cannot be {value}: it is {valid}")
         else:
             lines.append(f"{key} cannot be {value}: {detail['msg']}")
-    found = list(dict.fromkeys(lines))
-    more = [f"and {len(found) - MAX_ERRORS} more"] if len(found) > MAX_ERRORS else []
-    return "; ".join([*found[:MAX_ERRORS], *more])
+    return join_first(list(dict.fromkeys(lines)))
 
 
 def unknown_key(key: str, keys: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config.keys import leaves
 from pipeline.config.run_config import RunConfig, parse_toml, to_toml, validated
 from pipeline.runtime.installation import version
-from shards.core.errors import Refused
+from shards.core.errors import Refused, join_first
 from shards.core.mismatch import format_mismatch, mismatches
 from shards.core.settings import FREE, UPWARD
 from shards.storage.files import commit_bytes, read_bytes
@@ -97,7 +97,7 @@ def check(out: Path, config: RunConfig) -> RunDir:
         changes = forbidden_changes(run_dir.read_config(), config)
         if changes:
             raise Refused(
-                f"{out} contains a run with other settings: {'; '.join(changes)}. "
+                f"{out} contains a run with other settings: {join_first(changes)}. "
                 "Give the stored values to continue it, or another --out to start a new run"
             )
     elif out.is_dir() and (foreign := sorted(entry.name for entry in out.iterdir() if _is_foreign(entry))):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+MAX_LISTED = 3
+"""Items that a message lists; of more it says how many."""
+
 
 class Refused(Exception):
     """The request is wrong; nothing was done. The command line exits with code 2."""
@@ -21,3 +26,9 @@ class OutOfTime(Stopped):
 
 class OtherStopped(Stopped):
     """Another process of the same work received a request to stop. The command line exits as after SIGTERM."""
+
+
+def join_first(items: Sequence[str]) -> str:
+    """The first items of a list for a message, and how many more there are."""
+    more = [f"and {len(items) - MAX_LISTED} more"] if len(items) > MAX_LISTED else []
+    return "; ".join([*items[:MAX_LISTED], *more])

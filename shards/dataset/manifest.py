@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from shards.core.errors import Failed, Refused
+from shards.core.errors import Failed, Refused, join_first
 from shards.core.mismatch import format_mismatch, mismatches
 from shards.dataset.manifest_row import (
     JOINED_FILE,
@@ -48,7 +48,7 @@ def refuse_other_spec(root: Location | str, spec: PairSpec) -> None:
     if differing:
         raise Refused(
             f"{location(root) / DATASET_FILE} describes other pairs: "
-            f"{'; '.join(map(format_mismatch, differing))}. Use the stored values, or choose another folder"
+            f"{join_first([*map(format_mismatch, differing)])}. Use the stored values, or choose another folder"
         )
 
 

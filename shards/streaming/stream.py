@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from shards.core.errors import Refused
+from shards.core.errors import Refused, join_first
 from shards.core.host import home_folder
 from shards.core.mismatch import format_mismatch, mismatches
 from shards.dataset.manifest import View
@@ -114,7 +114,7 @@ class PairStream(Iterator[PairBatch]):
         differing = mismatches({name: state.get(name) for name in identity}, identity)
         if differing:
             raise Refused(
-                f"the stream's state is of another order of pairs: {'; '.join(map(format_mismatch, differing))}"
+                f"the stream's state is of another order of pairs: {join_first([*map(format_mismatch, differing)])}"
             )
         position = state.get("position")
         if not isinstance(position, int) or position < 0 or position % self.batch_size:

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from generate_pairs.teachers.checkpoints import join_first, load_strictly, state_problems
+from generate_pairs.teachers.checkpoints import load_strictly, state_problems
 from generate_pairs.teachers.importing.hub import HUB, hub_file
 from generate_pairs.teachers.published import Container, HubFile, Part
-from shards.core.errors import Refused
+from shards.core.errors import Refused, join_first
 
 SAFETENSORS = ".safetensors"
 

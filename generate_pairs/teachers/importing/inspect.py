@@ -8,12 +8,11 @@ from pathlib import Path
 
 from torch import nn
 
-from generate_pairs.teachers.checkpoints import join_first
 from generate_pairs.teachers.importing.checkpoint_file import read_checkpoint
 from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.published import TEACHERS, VQ8, Container, Part
 from generate_pairs.teachers.registry import family_of
-from shards.core.errors import Refused
+from shards.core.errors import Refused, join_first
 
 
 @dataclass(frozen=True)

@@ -172,12 +172,11 @@ def _print_plan(ablation: Ablation) -> None:
 
 def _train_cells(ablation: Ablation, workers: int | None) -> None:
     """Train the unfinished cells and print the conclusions."""
-    from generate_pairs.generation.shard_jobs import join_first
     from pipeline.ablation.conclusions import write_conclusions
     from pipeline.ablation.runner import run_ablation
     from pipeline.runtime.progress import progress
     from pipeline.runtime.signals import stopping
-    from shards.core.errors import Failed
+    from shards.core.errors import Failed, join_first
     from shards.core.host import available_cores
 
     with stopping() as should_stop, progress("ablation", "steps") as report:
