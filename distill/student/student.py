@@ -44,7 +44,10 @@ class Student(StudentModel):
     ) -> None:
         """Write student.safetensors, tokenizer.safetensors and config.json, in that order.
 
-        `parameters` replace the network's own by name; `dtype` converts all floating-point tensors.
+        Args:
+            folder: created if it does not exist.
+            parameters: replace the network's own by name.
+            dtype: converts all floating-point tensors; None keeps theirs.
         """
         student_bytes = _serialise({**self.network.state_dict(), **(parameters or {})}, dtype)
         tokenizer_bytes = _serialise(self.tokenizer.decoder_state(), dtype)
@@ -71,7 +74,9 @@ class Student(StudentModel):
     def from_pretrained(cls, source: Path | str, device: torch.device | str = "cpu") -> Student:
         """Load an export in eval mode, with a strict check of all tensors; no teacher is needed.
 
-        `source` is a folder, or `hf://OWNER/REPOSITORY[@REVISION]` on the Hugging Face Hub.
+        Args:
+            source: a folder, or `hf://OWNER/REPOSITORY[@REVISION]` on the Hugging Face Hub.
+            device: where the student computes.
 
         Raises:
             Refused: The folder is not an export, or a file is missing, damaged or belongs to another export.
@@ -153,9 +158,11 @@ class Student(StudentModel):
     ) -> Self:
         """A copy whose labels index these captions; missing text features are computed on first use.
 
-        `device` computes missing text features. `encoder` is the name or location of the text encoder, by default the
-        recorded name; `folder` is the cache of text
-        features, by default `default_folder`.
+        Args:
+            captions: what labels 0, 1, ... mean.
+            encoder: name or location of the text encoder; None for the recorded name.
+            device: where missing text features are computed.
+            folder: cache of text features; None for `default_folder`.
 
         Raises:
             Refused: The student is class-conditional or records no text encoder.

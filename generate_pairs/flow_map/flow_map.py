@@ -123,8 +123,8 @@ class FlowMap:
             stop: Whether a row stops as soon as its token is settled; False runs all steps for every row.
 
         Returns:
-            The tokens, ties to the lowest index, and the number of evaluations per row (0: only one token is
-            possible).
+            The tokens, ties to the lowest index, and the number of evaluations per row. It is 0 if only one token is
+            possible.
 
         Raises:
             ValueError: Wrong shape, dtype or device; or a row has NaN or infinite noise, NaN or +inf

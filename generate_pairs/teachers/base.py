@@ -34,7 +34,7 @@ class TokenLayout:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """Number of tokens before each AR step, S + 1 numbers: `starts[0]` is 0, `starts[S]` is L."""
+        """Number of tokens before each AR step, S + 1 numbers, from `starts[0]` = 0 to `starts[S]` = L."""
         return tuple(accumulate(self.tokens_per_step, initial=0))
 
     @property

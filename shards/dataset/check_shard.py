@@ -31,22 +31,22 @@ _NO_DIGESTS = np.empty(0, dtype=np.uint64)
 
 
 class Finding(NamedTuple):
-    """One problem of a data set, in the file `where`.
-
-    Its kind is "dataset" (dataset.json unreadable or edited), "missing" (a gap in the sequence), "row" (unreadable or
-    misplaced row), "joined" (the joined table differs from the rows), "foreign" (a row of other pairs), "broken" (file
-    missing, short or changed), "tokens", "labels", "noise" (content that breaks its rule), "captions" (their list is
-    missing or damaged, or a pair has a caption that is not its label's), "duplicate" (content of another shard or
-    pair), or "uncommitted" (a tar without a row, which the next writer replaces: no damage).
-    """
+    """One problem of a data set."""
 
     kind: str
+    """One of: dataset (dataset.json unreadable or edited), missing (a gap in the sequence), row (unreadable or misplaced
+    row), joined (the joined table differs from the rows), foreign (a row of other pairs), broken (file missing, short or
+    changed), tokens, labels, noise (content that breaks its rule), captions (their list is missing or damaged, or a pair
+    has a caption that is not its label's), duplicate (content of another shard or pair), uncommitted (a tar without a
+    row, which the next writer replaces; no damage)."""
     where: str
+    """The file."""
     message: str
+    """What is wrong."""
 
     @property
     def affects_all_pairs(self) -> bool:
-        """True if the pairs' common input is damaged: no shard can be regenerated until it is restored."""
+        """True if the pairs' common input is damaged. No shard can be regenerated until it is restored."""
         return self.kind == "dataset" or PurePath(self.where).name == CAPTIONS_FILE
 
 

@@ -33,7 +33,15 @@ def dataset_exists(root: Location | str) -> bool:
 
 
 def create_dataset(root: Location | str, spec: PairSpec) -> None:
-    """Create a pair data set, or check that the existing one has the same spec, as `refuse_other_spec`."""
+    """Create a pair data set, or check that the existing one has the same spec.
+
+    Args:
+        root: a folder or a URL.
+        spec: what its pairs have in common.
+
+    Raises:
+        Refused: the existing data set has another spec; names every key that differs.
+    """
     data = (json.dumps(spec.to_json(), indent=2, allow_nan=False) + "\n").encode()
     if not commit_bytes(location(root) / DATASET_FILE, data, exclusive=True):
         refuse_other_spec(root, spec)
@@ -86,7 +94,7 @@ class View:
     first: int
     size: int
     spec: PairSpec
-    rows: tuple[ManifestRow, ...]  # of the shards that contain these pairs, in order
+    rows: tuple[ManifestRow, ...]  #: of the shards that contain these pairs, in order
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -139,7 +147,7 @@ class Manifest:
 
     @property
     def num_available(self) -> int:
-        """Number of training pairs that a view can contain: those before the first missing shard."""
+        """Number of training pairs before the first missing shard, which a view can contain."""
         return max(0, self._first_gap() - self.spec.num_heldout)
 
     def view(self, size: int | None = None) -> View:

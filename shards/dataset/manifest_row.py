@@ -33,18 +33,18 @@ class ManifestRow:
     The fields are the columns of the tables, in their order. Changing them breaks: SHARD FORMAT.
     """
 
-    shard: str  # the stem of its file, `pairs-000000`
+    shard: str  #: the stem of its file, `pairs-000000`
     first_pair: int
     num_pairs: int
     num_bytes: int
     sha256: str
-    fingerprint: str  # of its data set
+    fingerprint: str  #: of its data set
     seconds: float
     host: str
     device: str
-    batch_size: int  # pairs mapped at a time
+    batch_size: int  #: pairs mapped at a time
     versions: str
-    xxh3_128: str | None = None  # a fast hash that detects accidental damage; None in rows of earlier versions
+    xxh3_128: str | None = None  #: a fast hash that detects accidental damage; None in rows of earlier versions
 
     def same_file(self, other: ManifestRow) -> bool:
         """True if both rows record the same size and the same hashes; a missing xxh3_128 is ignored."""

@@ -25,8 +25,17 @@ from shards.storage.paths import Location
 def read_shard(root: Location | str, spec: PairSpec, row: ManifestRow, verify: bool = True, rules: bool = True) -> Pairs:
     """Read all pairs of a shard.
 
-    With `verify`, size and hashes of the file are checked against the row, and with `rules` also the content against
-    its rules (of noise, the first numbers of each pair). Headers and padding are always checked.
+    Headers and padding are always checked.
+
+    Args:
+        root: the data set.
+        spec: its spec.
+        row: the shard's manifest row.
+        verify: check size and hashes of the file against the row.
+        rules: with `verify`, also check the content against its rules (of noise, the first numbers of each pair).
+
+    Returns:
+        noise (B, L, C) float16, tokens (B, L), labels (B,) and, if there are any, captions.
 
     Raises:
         Failed: the file is missing, differs from what its writer committed, or breaks a rule.

@@ -58,8 +58,14 @@ def verify(
 ) -> list[Finding]:
     """Find everything that is wrong with a data set: first by shard, then content that several shards share.
 
-    The shards are checked in `workers` processes, or in this one; the findings and their order do not depend on it.
-    With a sample, only its shards are read, but every row is still checked.
+    Args:
+        root: the data set.
+        report: called with (shards done, shards in total, note).
+        workers: processes that check shards; 0 checks in this one. The findings and their order do not depend on it.
+        sample: read only these shards; every row is still checked.
+
+    Returns:
+        The findings; none if the data set is intact.
 
     Raises:
         Refused: there is no data set at `root`.

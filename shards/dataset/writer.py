@@ -50,8 +50,15 @@ def commit_shard(
     If the process is killed, the same call completes the commit. Of several writers of one shard, the first row
     wins, and the work of the others is discarded.
 
-    Returns the committed row, written by this or by an earlier writer. `row_extras` are the columns seconds, host,
-    device, batch_size and versions.
+    Args:
+        root: the data set, which exists.
+        spec: its spec.
+        shard_index: the shard's number, from 0.
+        pairs: all pairs of the shard.
+        row_extras: the row's columns seconds, host, device, batch_size and versions.
+
+    Returns:
+        The committed row, written by this or by an earlier writer.
 
     Raises:
         Failed: the pairs are not those of this shard, or the disk is full.

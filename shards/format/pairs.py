@@ -26,11 +26,11 @@ def label(pair_index: PairIndex, num_classes: int) -> PairIndex:
 class Pairs:
     """A batch of pairs in columns."""
 
-    index_B: Array  # pair_index, int64
-    noise_BLC: Array  # float16
-    tokens_BL: Array  # the spec's token_dtype
-    label_B: Array  # int64
-    text_B: Array | None = None  # captions, str as objects; None if labels are classes or captions were not read
+    index_B: Array  #: pair_index, int64
+    noise_BLC: Array  #: float16
+    tokens_BL: Array  #: the spec's token_dtype
+    label_B: Array  #: int64
+    text_B: Array | None = None  #: captions, str as objects; None if labels are classes or captions were not read
 
     def __len__(self) -> int:
         return len(self.index_B)

@@ -41,14 +41,14 @@ class PairSpec:
     """
 
     lineage: dict[str, Any]
-    tokens_per_step: tuple[int, ...]  # tokens that each AR step generates; their sum is L
-    vocab_size: int  # V, rows of the codebook
-    codebook_dim: int  # C, numbers in a row
-    num_classes: int  # labels are 0 .. num_classes - 1
-    num_heldout: int  # number of pairs at the start that training never uses
+    tokens_per_step: tuple[int, ...]  #: tokens that each AR step generates; their sum is L
+    vocab_size: int  #: V, rows of the codebook
+    codebook_dim: int  #: C, numbers in a row
+    num_classes: int  #: labels are 0 .. num_classes - 1
+    num_heldout: int  #: number of pairs at the start that training never uses
     pairs_per_shard: int
-    seed: int  # of the noise
-    noise: str  # "stored" in every sample, or regenerated from its "counter" and compared with a checksum
+    seed: int  #: of the noise
+    noise: str  #: "stored" in every sample, or regenerated from its "counter" and compared with a checksum
     captions: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

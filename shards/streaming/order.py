@@ -23,9 +23,9 @@ _KEY = 0x4F52444552
 class Order:
     """The endless sequence over a view. Changing it for any (sizes, seed, window) breaks: ORDER."""
 
-    sizes: tuple[int, ...]  # samples that each shard contributes, in the order of the manifest
+    sizes: tuple[int, ...]  #: samples that each shard contributes, in the order of the manifest
     seed: int
-    window: int = 16  # shards whose samples are shuffled together
+    window: int = 16  #: shards whose samples are shuffled together
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1:
