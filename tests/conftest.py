@@ -36,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test that is quick and slow: `-m quick` would run it."""
+    for item in items:
+        if item.get_closest_marker("quick") and (item.get_closest_marker("slow") or item.get_closest_marker("gpu")):
+            raise pytest.UsageError(f"{item.nodeid} is marked quick, and slow or gpu")
+
+
 TOKENIZERS = {
     "llamagen": {
         "vocab_size": 24,

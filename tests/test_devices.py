@@ -19,7 +19,7 @@ COMPUTATIONS = ["walk", "decode", "adamw", "muon", "image loss", "two steps", "t
     not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch cannot simulate a device",
 )
-@pytest.mark.parametrize("teacher", ["digits", "digits-text", "digits-var"])
+@pytest.mark.parametrize("teacher", ["digits", pytest.param("digits-text", marks=pytest.mark.slow), "digits-var"])
 def test_no_tensor_of_a_computation_stays_on_the_cpu(teacher: str) -> None:
     ended = subprocess.run(
         [sys.executable, str(HERE / "pretended_device.py"), teacher],

@@ -21,6 +21,8 @@ import pyarrow.parquet
 import pytest
 import xxhash
 
+pytestmark = pytest.mark.quick
+
 PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "format.md").read_text("utf-8")
 MASK = 2**64 - 1
 

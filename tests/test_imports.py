@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("shards", "generate_pairs", "distill", "pipeline")
 """From the bottom to the top."""

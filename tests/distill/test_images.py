@@ -9,6 +9,8 @@ from PIL import Image
 
 from distill.images import captioned_grid, enlargement, grid_size, image_grid, save_images, save_png
 
+pytestmark = pytest.mark.quick
+
 
 def read(path) -> np.ndarray:
     with Image.open(path) as image:

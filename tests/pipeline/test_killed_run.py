@@ -13,8 +13,8 @@ import pytest
 
 from distill.training.metrics import CLOCK_COLUMNS
 
-NUM_SHARDS = 8
-CHECKPOINTS = 6
+NUM_SHARDS = 6
+CHECKPOINTS = 4
 PRESET = f"""
 [teacher]
 name = "{{teacher}}"

@@ -13,6 +13,8 @@ from click.testing import Result
 from generate_pairs.config import ClusterConfig
 from pipeline.training_job import SECONDS_BEFORE_THE_END, SECONDS_TO_SAVE, training_job
 
+pytestmark = pytest.mark.quick
+
 Command = Callable[..., Result]
 
 

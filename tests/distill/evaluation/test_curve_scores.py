@@ -40,6 +40,9 @@ def trained(out: Path, pairs_root: Path, teacher_path: Path, callback: EvalCallb
     return {name: (out / name).read_bytes() for name in ("student.safetensors", "config.json")}
 
 
+@pytest.mark.parametrize(
+    "family", [pytest.param("llamagen", marks=pytest.mark.slow), "var"], indirect=True, scope="session"
+)
 def test_a_callback_changes_nothing(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, torch.Tensor]] = []
     scores = StudentScores(EvaluationConfig(num_images=100))
@@ -95,6 +98,9 @@ def test_averaged_weights_are_used_temporarily(pairs_root: Path, teacher_path: P
     assert training.student.network.training
 
 
+@pytest.mark.parametrize(
+    "family", ["llamagen", pytest.param("var", marks=pytest.mark.slow)], indirect=True, scope="session"
+)
 def test_scores_equal_those_of_the_evaluation(pairs_root: Path, teacher_path: Path, tmp_path: Path) -> None:
     trained(tmp_path, pairs_root, teacher_path, None)
     student, config = Student.from_pretrained(tmp_path), EvaluationConfig(num_images=300, seed=2)

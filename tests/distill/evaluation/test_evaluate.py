@@ -280,6 +280,9 @@ def test_a_damaged_partial_result_is_refused_with_instructions(
         small(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "family", [pytest.param("llamagen", marks=pytest.mark.slow), "var"], indirect=True, scope="session"
+)
 def test_repeats_give_means_and_deviations_over_noise_seeds(evaluated: Callable[..., Rows], tmp_path: Path) -> None:
     def rows(**settings: int) -> Rows:
         return evaluated(tmp_path, EvaluationConfig(num_images=100, **settings))

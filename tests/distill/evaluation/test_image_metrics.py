@@ -20,6 +20,8 @@ from distill.evaluation.image_metrics import (
     precision_recall,
 )
 
+pytestmark = pytest.mark.quick
+
 
 def random_covariance(rng: np.random.Generator, dim: int, rank: int) -> np.ndarray:
     root = rng.normal(size=(dim, rank))

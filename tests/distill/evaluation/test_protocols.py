@@ -31,6 +31,8 @@ from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 DIM = 6
 SHAPE = (1, 8, 8)
 

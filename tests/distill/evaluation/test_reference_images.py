@@ -21,6 +21,8 @@ from distill.evaluation.reference_images import (
 )
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 DIM = 5
 
 

@@ -77,6 +77,9 @@ def test_their_number_is_limited_by_the_pairs_and_by_a_maximum(
     assert count(6) is None
 
 
+@pytest.mark.parametrize(
+    "family", [pytest.param("llamagen", marks=pytest.mark.slow), "var"], indirect=True, scope="session"
+)
 def test_every_method_is_compared_with_them(
     evaluate_again: Callable[..., dict[str, Any]],
     tmp_path: Path,
@@ -97,6 +100,9 @@ def test_every_method_is_compared_with_them(
     assert all(row["teacher_distance"] > 0 for row in rows.values())
 
 
+@pytest.mark.parametrize(
+    "family", ["llamagen", pytest.param("var", marks=pytest.mark.slow)], indirect=True, scope="session"
+)
 def test_their_moments_are_saved_when_an_evaluation_is_stopped(
     evaluate_again: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from distill.evaluation import timing
 
+pytestmark = pytest.mark.quick
+
 ROUNDS = 20
 
 

@@ -24,6 +24,8 @@ from distill.objective.targets import Targets, trajectory_states
 from distill.student.student import Student
 from generate_pairs.teachers.checkpoints import load_teacher
 
+pytestmark = pytest.mark.quick
+
 WEIGHTS = {"token_weight": 2.0, "embedding_weight": 0.5, "image_weight": 3.0}
 
 

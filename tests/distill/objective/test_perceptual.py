@@ -14,6 +14,8 @@ from distill.objective.losses import squared_distance
 from distill.objective.perceptual import image_distance
 from shards.core.errors import Failed, Refused
 
+pytestmark = pytest.mark.quick
+
 CPU = torch.device("cpu")
 LPIPS_CONFIG = TrainConfig(image_weight=1.0, image_distance="lpips")
 

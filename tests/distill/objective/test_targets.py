@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from distill.objective.targets import draw_timesteps, mix64, trajectory_states
 from generate_pairs.teachers.base import TokenLayout
+
+pytestmark = pytest.mark.quick
 
 LAYOUT = TokenLayout((1, 4, 9))
 

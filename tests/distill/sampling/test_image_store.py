@@ -12,6 +12,8 @@ import torch
 from distill.sampling.image_store import ImageFolder, ImageStore, NpzFile
 from shards.core.errors import Failed, Refused
 
+pytestmark = pytest.mark.quick
+
 LABELS = np.arange(20, dtype=np.int64) % 7
 
 

@@ -27,6 +27,8 @@ from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.trajectory import Draw, MapNoise, generate_tokens
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 VAR = TokenLayout(tuple(side**2 for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)))
 LLAMAGEN = TokenLayout((1,) * 256)
 SETTINGS = SamplingSettings(guidance_scale=1.5, top_k=20)

@@ -17,6 +17,8 @@ from distill.student.student import Student
 from generate_pairs.teachers.checkpoints import load_teacher
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def student(teacher_path: Path) -> Student:

@@ -13,6 +13,8 @@ from distill.student.var import VarStudent
 from generate_pairs.teachers.var.teacher import VarConfig, VarTeacher, VarTransformer
 from generate_pairs.teachers.var.tokenizer import VarTokenizer, VarTokenizerConfig
 
+pytestmark = pytest.mark.quick
+
 SMALL = VarConfig(width=32, depth=2, num_heads=2, vocab_size=24, codebook_dim=4, scales=(1, 2, 3, 4), num_classes=5)
 LAYOUT = SMALL.layout
 

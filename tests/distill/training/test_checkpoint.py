@@ -11,6 +11,8 @@ import torch
 from distill.training.checkpoint import Checkpoint, newest_checkpoint, refuse_other_training, save_checkpoint
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 IDENTITY = {"pairs": 96, "seed": 0}
 
 

@@ -19,6 +19,8 @@ from distill.training.metrics import (
 )
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 
 def test_values_of_a_step_are_one_row_and_files_are_one_table(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)

@@ -8,6 +8,8 @@ from torch import nn
 
 from distill.training.optimizers import Muon, orthogonal
 
+pytestmark = pytest.mark.quick
+
 
 def matrices() -> list[nn.Parameter]:
     generator = torch.manual_seed(0)

@@ -12,6 +12,8 @@ from distill.config import TrainConfig
 from distill.training.optimizers import Optimizer, build_optimizers, ema_decay, learning_rate, update_ema
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 CONFIG = TrainConfig(num_steps=1000, warmup_steps=100, learning_rate=2e-3, ema_decay=0.99, weight_decay=0.1)
 
 

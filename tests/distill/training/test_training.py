@@ -74,7 +74,7 @@ trainer.train(config, sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), size=96
 @pytest.mark.parametrize(
     "family", ["llamagen", pytest.param("var", marks=pytest.mark.slow)], indirect=True, scope="session"
 )
-@pytest.mark.parametrize("when", [0, 1, 3])
+@pytest.mark.parametrize("when", [1, *(pytest.param(when, marks=pytest.mark.slow) for when in (0, 3))])
 def test_killed_while_writing_a_checkpoint_it_resumes_from_the_one_before(
     run: Any, distill_config: Any, uninterrupted: Path, pairs_root: Path, teacher_path: Path, tmp_path: Path, when: int
 ) -> None:
@@ -118,6 +118,9 @@ assert not forbidden, forbidden
 """
 
 
+@pytest.mark.parametrize(
+    "family", ["llamagen", pytest.param("var", marks=pytest.mark.slow)], indirect=True, scope="session"
+)
 def test_stage_two_reads_nothing_but_pairs_and_teacher(
     distill_config: Any, pairs_root: Path, teacher_path: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from generate_pairs.cluster.work_queue import WorkQueue
 from generate_pairs.generation.work_units import WorkUnit
 from shards.core.errors import Failed
 
+pytestmark = pytest.mark.quick
+
 
 class Scheduler:
     """A fake scheduler with a number of workers and a clock."""

@@ -11,6 +11,8 @@ from generate_pairs.cluster.slurm import job_script, slurm_cluster
 from generate_pairs.config import ClusterConfig, walltime_seconds
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("text", "seconds"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from generate_pairs.cluster.work_queue import WorkQueue
 from generate_pairs.generation.work_units import Task, WorkUnit
+
+pytestmark = pytest.mark.quick
 
 UNITS = [WorkUnit(index, 10, 5) for index in range(3)]
 

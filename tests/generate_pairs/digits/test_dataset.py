@@ -9,6 +9,8 @@ import torch
 
 from generate_pairs.digits.dataset import augmented, held_out, load_digits_split
 
+pytestmark = pytest.mark.quick
+
 SPLIT_DIGESTS = ["f0d60885f7757428", "65ed08e1421d2feb", "6bc962ae42b96a36", "4ee392f8b0eeb0a8"]
 
 

@@ -13,7 +13,10 @@ from generate_pairs.teachers.checkpoints import load_teacher
 from shards.core.errors import Refused
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-64", "digits-text", "digits-var"])
+@pytest.mark.parametrize(
+    "name",
+    ["digits", *(pytest.param(name, marks=pytest.mark.slow) for name in ("digits-64", "digits-text", "digits-var"))],
+)
 def test_the_seed_determines_the_teacher(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = train.RECIPES[name]
     short = replace(

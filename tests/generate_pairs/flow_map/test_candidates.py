@@ -7,6 +7,8 @@ import torch
 
 from generate_pairs.flow_map.candidates import first_argmax, gather_support
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("width", [5, 512, 1024, 1000])
 def test_first_argmax_takes_the_lowest_index_on_ties(width):

@@ -9,6 +9,8 @@ import pytest
 
 from generate_pairs.flow_map.exponential_adams import adams_coefficients, default_num_steps
 
+pytestmark = pytest.mark.quick
+
 
 def test_default_num_steps():
     assert [default_num_steps(dim) for dim in (1, 3, 4, 6, 8, 32)] == [64, 64, 64, 32, 32, 32]

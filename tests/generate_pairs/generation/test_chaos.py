@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 def test_kills_and_faults_do_not_change_the_bytes(tmp_path: Path) -> None:
     # A new process, not a fork: the test process has threads.
     ended = subprocess.run(
-        [sys.executable, "benchmarks/chaos.py", "--runs", "3", "--seed", "2", "--work", tmp_path / "chaos"],
+        [sys.executable, "benchmarks/chaos.py", "--runs", "2", "--seed", "2", "--work", tmp_path / "chaos"],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -26,5 +26,5 @@ def test_kills_and_faults_do_not_change_the_bytes(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     totals = [int(cell) for cell in ended.stdout.split("| all |")[1].splitlines()[0].split("|") if cell.strip()]
     tries, drivers_killed, workers_killed, faults = totals
-    assert tries >= 3
+    assert tries >= 2
     assert drivers_killed + workers_killed + faults > 0

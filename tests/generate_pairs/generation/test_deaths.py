@@ -61,6 +61,7 @@ def test_workers_do_not_outlive_a_killed_driver(generation: Any, clean: dict[str
     assert_completes(generation, clean, "--workers", 2)
 
 
+@pytest.mark.slow
 def test_a_terminated_driver_finishes_the_running_shards(generation: Any, clean: dict[str, bytes]) -> None:
     """The signal also reaches the workers, as when Slurm ends a job."""
     process = generation.start("--workers", 2, sabotage=SLOW)
@@ -102,6 +103,7 @@ def test_two_concurrent_drivers_make_one_data_set(generation: Any, clean: dict[s
     assert verify(generation.root) == []
 
 
+@pytest.mark.slow
 def test_a_killed_task_completes_with_the_same_command(generation: Any, clean: dict[str, bytes]) -> None:
     tasks = [("--task-index", index, "--task-count", 2) for index in range(2)]
     generation.run(*tasks[0])

@@ -43,7 +43,7 @@ def row_files(root: Path) -> dict[str, bytes]:
 
 
 @LLAMAGEN
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_bytes_do_not_depend_on_the_workers(
     pairs_root: Path, teacher_path: Path, generate_config: Configs, tmp_path: Path, workers: int
 ) -> None:

@@ -40,7 +40,7 @@ def root(bucket: str) -> Location:
     return location(f"{bucket}/a folder/pairs")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_bytes_are_those_of_a_folder(
     root: Location, pairs_root: Path, teacher_path: Path, generate_config: Configs, workers: int
 ) -> None:

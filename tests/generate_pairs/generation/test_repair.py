@@ -130,7 +130,7 @@ def test_noise_of_another_platform_is_detected_and_repaired(
     assert files(root)["shards/pairs-000000.tar"] == before["shards/pairs-000000.tar"]
 
 
-@pytest.mark.parametrize("noise", ["stored", "counter"])
+@pytest.mark.parametrize("noise", [pytest.param("stored", marks=pytest.mark.slow), "counter"])
 def test_an_extended_data_set_equals_one_generated_at_once(
     teacher_path: Path, generate_config: Configs, tmp_path: Path, noise: str
 ) -> None:

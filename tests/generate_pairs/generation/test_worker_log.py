@@ -13,6 +13,8 @@ import pytest
 from generate_pairs.generation.worker_log import last_lines, log_shard
 from shards.core.errors import Failed, Refused
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_log_records_what_began_ended_and_failed(tmp_path: Path) -> None:
     with log_shard(tmp_path / "logs", "pairs-000001"):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from generate_pairs.teachers.filtering import SamplingSettings, filter_llamagen, filter_var
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("name", "function"),

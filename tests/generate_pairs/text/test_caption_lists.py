@@ -15,6 +15,8 @@ from generate_pairs.text.caption_lists import CaptionList, read_captions, replac
 from generate_pairs.text.digit_captions import NAMES, caption_words, digit_of, digits_captions
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 UNUSUAL = (
     'a "quoted" caption, with a comma',
     "an emoji 🦘🇦🇺 and a family 👩‍👩‍👧",

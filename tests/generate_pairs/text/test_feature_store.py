@@ -18,6 +18,8 @@ from shards.core.errors import Failed, Refused
 from shards.storage.files import commit_bytes, list_names
 from shards.storage.paths import location
 
+pytestmark = pytest.mark.quick
+
 SPEC = EncoderSpec("letters", "0" * 64, "float32", max_tokens=5, dim=3)
 
 

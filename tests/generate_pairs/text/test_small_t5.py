@@ -11,6 +11,8 @@ from generate_pairs.text.small_t5 import PADDING, SmallT5, SmallT5Config, SmallT
 from generate_pairs.text.small_t5_encoder import SmallEncoder, describe, embedded_names, save_encoder, tiny_random
 from shards.core.errors import Failed, Refused
 
+pytestmark = pytest.mark.quick
+
 CONFIG = SmallT5Config(width=24, depth=3, num_heads=3, head_dim=5, ffn_width=40)
 WORDS = SmallT5Config(width=8, depth=1, num_heads=2, head_dim=4, ffn_width=8, words=("a", "three", "!"))
 

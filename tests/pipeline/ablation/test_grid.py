@@ -19,6 +19,8 @@ from pipeline.ablation.grid import (
 from pipeline.config.run_config import RunConfig, compose
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def base() -> RunConfig:

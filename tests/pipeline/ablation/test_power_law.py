@@ -130,7 +130,10 @@ def coverage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Coverage]:
     return count
 
 
-@pytest.mark.parametrize(("exponent", "own"), [(0.2, 0.02), (0.5, 0.005), (1.0, 0.02)])
+@pytest.mark.parametrize(
+    ("exponent", "own"),
+    [(0.5, 0.005), *(pytest.param(*values, marks=pytest.mark.slow) for values in ((0.2, 0.02), (1.0, 0.02)))],
+)
 def test_intervals_of_one_seed_have_nominal_coverage(
     exponent: float, own: float, coverage: Callable[..., Coverage]
 ) -> None:
@@ -142,7 +145,9 @@ def test_intervals_of_one_seed_have_nominal_coverage(
     assert low <= measured.of_all <= high
 
 
-@pytest.mark.parametrize(("sizes", "num_seeds"), [(FIVE, 2), (EIGHT, 3)], ids=["5x2", "8x3"])
+@pytest.mark.parametrize(
+    ("sizes", "num_seeds"), [(FIVE, 2), pytest.param(EIGHT, 3, marks=pytest.mark.slow)], ids=["5x2", "8x3"]
+)
 def test_intervals_of_several_seeds_have_at_least_nominal_coverage(
     sizes: Array, num_seeds: int, coverage: Callable[..., Coverage]
 ) -> None:
@@ -161,7 +166,11 @@ def test_intervals_of_several_seeds_have_at_least_nominal_coverage(
 
 @pytest.mark.parametrize(
     ("sizes", "num_seeds", "own", "common"),
-    [(FIVE, 1, 0.3, 0.0), (FIVE, 2, 0.3, 0.3), (EIGHT, 3, 0.5, 0.5)],
+    [
+        (FIVE, 1, 0.3, 0.0),
+        pytest.param(FIVE, 2, 0.3, 0.3, marks=pytest.mark.slow),
+        pytest.param(EIGHT, 3, 0.5, 0.5, marks=pytest.mark.slow),
+    ],
     ids=["5x1", "5x2", "8x3"],
 )
 def test_intervals_of_noisy_data_have_at_least_nominal_coverage(

@@ -220,7 +220,12 @@ def test_finished_cells_do_not_run_again(ablate: Ablate, ablation: Path, monkeyp
         pytest.param(
             ("--timesteps", "0,2", "--timesteps", "0,8"), "32", ["size-32_timesteps-0-8_seed-0"], marks=pytest.mark.slow
         ),
-        (("--grid", "train.learning_rate=1e-3,3e-3"), "32", ["size-32_timesteps-0-2_seed-0_train.learning_rate-0.003"]),
+        pytest.param(
+            ("--grid", "train.learning_rate=1e-3,3e-3"),
+            "32",
+            ["size-32_timesteps-0-2_seed-0_train.learning_rate-0.003"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_only_added_cells_are_trained(
@@ -469,9 +474,8 @@ def command(preset: Path, pairs: Path, out: Path, *options: str) -> list[str]:
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize(
-    ("number", "kills"), [(signal.SIGKILL, 3), pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "kills"), [(signal.SIGKILL, 3), (signal.SIGTERM, 1)])
 def test_a_killed_ablation_resumes_to_equal_bytes(
     ablate: Ablate, preset: Path, pairs: Path, finished: Path, tmp_path: Path, number: signal.Signals, kills: int
 ) -> None:

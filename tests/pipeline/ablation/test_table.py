@@ -28,6 +28,8 @@ from pipeline.ablation.table import (
 from pipeline.report.metric_names import GENERALISATION_GAP
 from shards.core.errors import Failed, Refused
 
+pytestmark = pytest.mark.quick
+
 BOTH = AblationSetting("0,8")
 LOSS, TRAIN = "heldout_token_loss", "train_token_loss"
 

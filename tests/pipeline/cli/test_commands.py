@@ -15,6 +15,8 @@ from click.testing import Result
 from shards.dataset.manifest import Manifest
 from shards.dataset.replace_shard import Replacement
 
+pytestmark = pytest.mark.quick
+
 Command = Callable[..., Result]
 
 

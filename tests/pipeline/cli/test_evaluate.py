@@ -18,6 +18,8 @@ from pipeline.report.method_table import HEADER, method_table, short_parameters
 from pipeline.report.published_numbers import published_rows
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 Command = Callable[..., Result]
 
 

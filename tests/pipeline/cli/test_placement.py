@@ -11,6 +11,8 @@ from click.testing import Result
 
 from pipeline.config.run_config import compose
 
+pytestmark = pytest.mark.quick
+
 Command = Callable[..., Result]
 
 

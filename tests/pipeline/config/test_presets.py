@@ -17,6 +17,8 @@ from generate_pairs.teachers.published import TEACHERS
 from pipeline.config.run_config import compose, presets
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 Command = Callable[..., Result]
 
 VAR = {"guidance_scale": 2.0, "top_k": 900, "top_p": 0.95, "temperature": 1.0}

@@ -11,6 +11,8 @@ from pipeline.config.keys import leaves, nearest
 from pipeline.config.run_config import RunConfig, compose, parse_value, run_name, to_toml
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("text", "value"),

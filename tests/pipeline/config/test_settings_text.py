@@ -12,6 +12,8 @@ from pipeline.config.settings_text import setting_lines, settings_page
 from shards.core.errors import Refused
 from shards.core.settings import FREE, UPWARD
 
+pytestmark = pytest.mark.quick
+
 FIELDS = dict(leaves(RunConfig))
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "settings.md"
 

@@ -60,7 +60,7 @@ def results(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in [*pairs, *(out / "student" / name for name in names)]}
 
 
-@pytest.fixture(scope="module", params=PRESETS)
+@pytest.fixture(scope="module", params=["var-d16", "llamagen-t2i", pytest.param("llamagen-l", marks=pytest.mark.slow)])
 def preset(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -105,12 +105,7 @@ def test_both_stages_and_the_evaluation_run(uninterrupted: Path, preset: str) ->
         assert (uninterrupted / name).is_file()
 
 
-@pytest.mark.parametrize(
-    "preset",
-    ["llamagen-t2i", *(pytest.param(name, marks=pytest.mark.slow) for name in ("var-d16", "llamagen-l"))],
-    indirect=True,
-    scope="module",
-)
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(
     uninterrupted: Path,
     preset: str,

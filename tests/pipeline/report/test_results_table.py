@@ -15,6 +15,8 @@ from pipeline.config.run_config import compose
 from pipeline.run_folder.run_dir import claim
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 MakeRun = Callable[..., Path]
 
 

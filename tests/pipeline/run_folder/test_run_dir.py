@@ -13,6 +13,8 @@ from pipeline.run_folder.run_dir import RunDir, check, claim, environment
 from shards.core.errors import Refused
 from shards.storage.files import commit_bytes
 
+pytestmark = pytest.mark.quick
+
 SIZES = ["pairs.num_pairs=20000", "train.num_steps=2000"]
 
 

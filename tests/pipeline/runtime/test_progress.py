@@ -9,6 +9,8 @@ import pytest
 
 from pipeline.runtime.progress import duration, progress
 
+pytestmark = pytest.mark.quick
+
 
 class Clock:
     """A clock that the test sets."""

@@ -10,6 +10,8 @@ import pytest
 from pipeline.runtime.signals import StoppedBySignal, stopping
 from shards.core.errors import OtherStopped, OutOfTime, Stopped
 
+pytestmark = pytest.mark.quick
+
 
 def phase_receiving(*numbers: signal.Signals) -> None:
     with stopping() as should_stop:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from shards.core.mismatch import Mismatch, flat, format_mismatch, mismatches
+
+pytestmark = pytest.mark.quick
 
 
 def test_dotted_keys() -> None:

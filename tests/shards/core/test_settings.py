@@ -7,6 +7,8 @@ from pydantic import ValidationError
 
 from shards.core.settings import Settings
 
+pytestmark = pytest.mark.quick
+
 
 class Section(Settings):
     """One setting of each kind."""

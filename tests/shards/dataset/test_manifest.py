@@ -11,6 +11,8 @@ from shards import Failed, Manifest, Refused, create_dataset, shard_name
 from shards.dataset.manifest import dataset_exists, read_spec, refuse_other_spec
 from shards.dataset.manifest_row import remove_row, replace_row, row_path, write_row
 
+pytestmark = pytest.mark.quick
+
 
 def test_shard_name() -> None:
     assert shard_name(42) == "pairs-000042"

@@ -13,6 +13,8 @@ from shards import Failed, Refused
 from shards.dataset.manifest_row import shard_path
 from shards.dataset.parquet_export import SPEC_KEY, export_parquet
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("noise", ["stored", "counter"])
 @pytest.mark.parametrize("vocab_size", [64, 70_000])

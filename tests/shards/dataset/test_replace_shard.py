@@ -13,6 +13,8 @@ from shards import Manifest, read_shard, verify
 from shards.dataset.manifest_row import remove_row, replace_row, row_path, shard_path
 from shards.dataset.replace_shard import replace_shard
 
+pytestmark = pytest.mark.quick
+
 LATER = {"seconds": 9.0, "host": "elsewhere", "device": "gpu", "batch_size": 4, "versions": "numpy 3"}
 
 

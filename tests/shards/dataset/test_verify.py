@@ -16,6 +16,8 @@ from shards.dataset.manifest_row import read_row, remove_row, replace_row, row_p
 from shards.dataset.verify import Sample
 from shards.streaming.stream import PairStream
 
+pytestmark = pytest.mark.quick
+
 
 def kinds(root: Path) -> list[tuple[str, str]]:
     return [(finding.kind, Path(finding.where).name) for finding in verify(root)]

@@ -12,6 +12,8 @@ from scipy import stats
 from shards import gaussian_noise
 from shards.format.noise import noise_prefixes, philox_words, uniform_numbers
 
+pytestmark = pytest.mark.quick
+
 MASK = 2**64 - 1
 
 

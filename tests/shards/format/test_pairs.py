@@ -12,6 +12,8 @@ import pytest
 from shards import Failed, Pairs, PairSpec, Refused, label, shard_bytes
 from shards.format.pairs import encode_pair
 
+pytestmark = pytest.mark.quick
+
 
 def test_label_depends_on_the_index_alone() -> None:
     assert label(25, 12) == 1

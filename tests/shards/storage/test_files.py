@@ -23,6 +23,8 @@ from shards.storage.files import (
     sha256_bytes,
 )
 
+pytestmark = pytest.mark.quick
+
 
 def test_pop_returns_the_content_to_one_caller(tmp_path) -> None:
     path = tmp_path / "file"

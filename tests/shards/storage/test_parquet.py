@@ -13,6 +13,8 @@ import pytest
 
 from shards.storage.parquet import read_parquet
 
+pytestmark = pytest.mark.quick
+
 COUNTING = """
 import sys
 from pathlib import Path

@@ -12,6 +12,8 @@ from upath import UPath
 from shards.core.errors import Refused
 from shards.storage.paths import is_web, location
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("text", "path"), [("pairs", "pairs"), ("/a/pairs", "/a/pairs"), ("file:///a/pairs", "/a/pairs"), ("a:/b", "a:/b")]

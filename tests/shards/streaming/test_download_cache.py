@@ -65,8 +65,10 @@ def data_set(make_spec, make_dataset, tmp_path):
     return manifest, Remote(manifest.root, tmp_path / "log")
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize(
+    ("num_workers", "share"),
+    [(0, 0.5), (2, 1.0), *(pytest.param(*values, marks=pytest.mark.slow) for values in ((0, 1.0), (2, 0.5)))],
+)
 def test_a_host_fetches_each_shard_about_once_an_epoch(make_spec, make_dataset, tmp_path, num_workers, share) -> None:
     """Two ranks, with and without workers; the cache holds all of the data set, or half of it."""
     # What is read ahead is a small part of a window, as it is in earnest.

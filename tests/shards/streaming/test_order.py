@@ -10,6 +10,8 @@ import pytest
 from shards import Order
 from shards.streaming.order import rank_slice
 
+pytestmark = pytest.mark.quick
+
 SIZES = (8, 8, 5, 8, 8, 8, 8, 3)
 
 

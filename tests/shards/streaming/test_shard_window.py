@@ -18,6 +18,8 @@ from shards.streaming.shard_source import ShardSource
 from shards.streaming.shard_window import ShardWindow
 from shards.streaming.stream import PairStream
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def manifest(make_spec, make_dataset):

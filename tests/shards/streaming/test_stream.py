@@ -13,6 +13,8 @@ from shards import Order, Refused
 from shards.streaming.shard_source import ShardSource
 from shards.streaming.stream import PairStream
 
+pytestmark = pytest.mark.quick
+
 
 def batches_equal(one, other) -> bool:
     return all(

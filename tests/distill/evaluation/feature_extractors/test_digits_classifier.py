@@ -20,6 +20,8 @@ from generate_pairs.digits.dataset import load_digits_split
 from generate_pairs.teachers.base import to_unit_range
 from shards.core.errors import Failed
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def split():

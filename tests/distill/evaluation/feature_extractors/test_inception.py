@@ -18,6 +18,8 @@ from distill.evaluation.feature_extractors import inception
 from distill.evaluation.feature_extractors.inception import DIM, load_inception, local_weights, preprocess
 from shards.core.errors import Refused
 
+pytestmark = pytest.mark.quick
+
 OPTIONAL = "not installed: pip install '.[evaluation]'"
 
 

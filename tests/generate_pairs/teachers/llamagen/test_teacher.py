@@ -16,6 +16,8 @@ from generate_pairs.teachers.llamagen.teacher import LlamaGenDecoding, LlamaGenT
 from generate_pairs.teachers.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerConfig
 from generate_pairs.teachers.llamagen.transformer import LlamaGenConfig, LlamaGenTransformer, rotary_2d
 
+pytestmark = pytest.mark.quick
+
 SMALL = LlamaGenConfig(width=32, depth=2, num_heads=2, vocab_size=24, num_tokens=16, num_classes=4, ffn_multiple_of=32)
 
 
