@@ -33,9 +33,11 @@ from shards.storage.paths import Location
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """The result of a training: `seconds` of this call, the last value of each metric, and whether this is rank 0."""
+    """The result of a training: steps in total and of this call, its seconds, the last value of each metric, and whether
+    this is rank 0."""
 
     num_steps: int
+    num_new_steps: int
     seconds: float
     metrics: Mapping[str, float]
     is_main: bool
@@ -95,6 +97,7 @@ def train(
     ):
         training = Training(config, teacher, manifest, size, world)
         _resume(training, out / "checkpoints", notify)
+        first = training.step
         enabled = config.train.tensorboard
         with closing(training.stream), tensorboard(out, training.step, enabled, world.is_main) as board:
             log = MetricsLog(out / "metrics", training.step, board)
@@ -104,7 +107,7 @@ def train(
             training.export(out)
         world.barrier()
     metrics = log.last or newest_values(out / "metrics")
-    return TrainingSummary(training.step, time.monotonic() - started, metrics, world.is_main)
+    return TrainingSummary(training.step, training.step - first, time.monotonic() - started, metrics, world.is_main)
 
 
 def _training_loop(

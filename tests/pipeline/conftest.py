@@ -174,7 +174,9 @@ class Stages:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(json.dumps({"student_sha256": f"weights-{config.train.num_steps}"}))
         report(config.train.num_steps, config.train.num_steps, "")
-        return SimpleNamespace(num_steps=config.train.num_steps, seconds=1.0, metrics={"loss": 0.25}, is_main=True)
+        return SimpleNamespace(
+            num_steps=config.train.num_steps, num_new_steps=3, seconds=1.0, metrics={"loss": 0.25}, is_main=True
+        )
 
     def evaluate(
         self, student: Path, teacher: Any, pairs: Path, out: Path, config: Any, *, name: str, **more: Any

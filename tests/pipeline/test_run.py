@@ -130,7 +130,7 @@ def test_more_pairs_than_a_training_started_with_are_refused_with_the_commands(
     result = tokenleap(*arguments, 30_000, code=2)
     assert "pairs.num_pairs: found 20000, requested 30000" in result.stderr
     assert f"`tokenleap generate {tmp_path}/config.toml --out {tmp_path}/pairs --num-pairs 30000`" in result.stderr
-    assert f"`tokenleap distill {tmp_path}/config.toml --pairs {tmp_path}/pairs --out` another folder" in result.stderr
+    assert f"`tokenleap distill {tmp_path}/config.toml --pairs {tmp_path}/pairs --out NEW`" in result.stderr
     assert stages.calls == []
     tokenleap(*arguments, 20_000)
 

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from pipeline.config.run_config import RunConfig
     from shards.storage.paths import Location
 
+OUTCOME = {
+    "loss": "loss",
+    "heldout_token_loss": "held-out cross-entropy (nats a token)",
+    "heldout_token_match": "held-out token match",
+}
+"""Metrics that a finished training prints, with their names."""
+
 
 @click.command(
     "distill",
@@ -119,6 +126,6 @@ def _distill(config: RunConfig, pairs: Location, out: Path, size: int | None, dr
             notify=notifier("student"),
         )
     if trained.is_main:
-        metrics = [f"{name} {value:.4g}" for name, value in trained.metrics.items()]
-        outcome = f"{trained.num_steps:,} steps in {duration(trained.seconds)}"
-        click.echo(f"{out}: {'; '.join(filter(None, [outcome, ', '.join(metrics)]))}")
+        outcome = f"{trained.num_steps:,} steps are done, {trained.num_new_steps:,} of them now"
+        values = [f"{text} {trained.metrics[name]:.4g}" for name, text in OUTCOME.items() if name in trained.metrics]
+        click.echo(f"{out}: {', '.join([f'{outcome} in {duration(trained.seconds)}', *values])}")

@@ -53,7 +53,7 @@ def test_distill_trains_on_a_view_and_reports_the_metrics(
 ) -> None:
     result = tokenleap("distill", "digits", "--pairs", pairs, "--out", tmp_path / "s", "--size", 30, "--num-steps", 7)
     assert stages.arguments["train"] == {"size": 30, "teacher": "digits"}
-    assert "7 steps in 1.0 s; loss 0.25" in result.stdout
+    assert "7 steps are done, 3 of them now in 1.0 s, loss 0.25" in result.stdout
 
 
 def test_distill_dry_run_plans_on_the_existing_pairs_and_refuses_what_training_refuses(
@@ -96,7 +96,7 @@ def test_shards_info_prints_totals_and_lineage(tokenleap: Command, pairs: Path) 
     lines = dict(line.split(None, 1) for line in result.stdout.splitlines())
     assert lines["pairs"].startswith("40 for training, 20 held out, 3 shards, ")
     assert lines["pairs"].endswith("40.0 pairs/s a worker")
-    assert (lines["classes"], lines["pairs/class"]) == ("10", "6")
+    assert (lines["classes"], lines["pairs/class"]) == ("10", "6, held-out ones included")
     size = sum(path.stat().st_size for path in (pairs / "shards").iterdir())
     assert lines["bytes"] == f"{size:,}, {3 * 2 * 512:,} a pair"
     assert lines["rate"] == "40.0 pairs/s a worker, 0.000 device-hours"

@@ -73,7 +73,7 @@ def _facts(pairs: Location) -> dict[str, object]:
     spec, totals = manifest.spec, PairStatistics.of(manifest)
     fewest, most = totals.pairs_per_class
     per_label = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    labels: dict[str, object] = {"classes": spec.num_classes, "pairs/class": per_label}
+    labels: dict[str, object] = {"classes": spec.num_classes, "pairs/class": f"{per_label}, held-out ones included"}
     if spec.captions is not None:
         from generate_pairs.text.encoders import dataset_caption_features
 
