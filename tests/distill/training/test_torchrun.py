@@ -169,6 +169,6 @@ def test_killed_and_stopped_training_ends_in_the_same_bytes(
         assert run.finish() == 0, run.output()
     assert run.codes() == ["0", "0"]
     (closing,) = (run.folder / "out").read_text().splitlines()
-    assert closing.startswith(f"{killed}: {NUM_STEPS} steps in ")
+    assert closing.startswith(f"{killed}: {NUM_STEPS} steps are done, ")
     assert left_behind(killed) == left_behind(whole)
     assert len(left_behind(whole)["log"]["step"]) == NUM_STEPS

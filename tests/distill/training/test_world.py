@@ -111,7 +111,7 @@ def test_only_rank_0_prints(forked: Any, distilling: Callable[..., list[str]], t
     out = tmp_path / "out"
     ended = forked(4, distilling(out, num_steps=2))
     (closing,) = ended.output(0)[0].splitlines()
-    assert closing.startswith(f"{out}: 2 steps in ")
+    assert closing.startswith(f"{out}: 2 steps are done, 2 of them now in ")
     assert [ended.output(rank) for rank in (1, 2, 3)] == [("", "")] * 3
 
 
