@@ -15,19 +15,18 @@ from shards.dataset.manifest_row import ManifestRow
 from shards.dataset.reader import check_digest, framed_samples, pairs_in_place, regenerated_noise, repairable
 from shards.format.caption_members import sample_blocks, sample_rows
 from shards.format.content_rules import broken_rules, wrong_noise
-from shards.format.pairs import Pairs
+from shards.format.pairs import Pairs, label
 from shards.format.spec import Array
-from shards.format.tar_layout import BLOCK, Member, layout_of, read_labels
+from shards.format.tar_layout import BLOCK, Member, layout_of
 from shards.streaming.shard_source import ShardSource
 
 
 @dataclass(frozen=True)
 class MappedShard:
-    """A shard's file, memory-mapped and checked."""
+    """A shard's file, memory-mapped and checked; its labels follow from the pairs' indices."""
 
     file: FileIO  # open, see `is_unchanged`
     state: tuple[int, int]  # size and modification time of the file when it was mapped
-    label_B: Array  # int64
     start_B: Array  # offset of each sample in the file, int64
     tokens_FN: Array  # uint8, a view: the N bytes of tokens of the sample that starts at offset F of the file
     noise_FN: Array  # the same for noise; unused if it is regenerated
@@ -63,25 +62,28 @@ class ShardWindow:
         spec, count = self._view.spec, len(pair_index_B)
         token_dtype = spec.token_dtype.newbyteorder("<")
         number_B, place_B = np.divmod(pair_index_B, spec.pairs_per_shard)
-        shards = {number: self._shard(number) for number in np.unique(number_B).tolist()}
+        # The slots of one shard after those of another.
+        slots_B = np.argsort(number_B, kind="stable")
+        number_U, first_U = np.unique(number_B[slots_B], return_index=True)
+        shards = {number: self._shard(number) for number in number_U.tolist()}
         noise_BLC = np.empty((count, *spec.noise_shape), "<f2")
         tokens_BL = np.empty((count, spec.num_tokens), token_dtype)
-        label_B = np.empty(count, np.int64)
-        for number, shard in shards.items():
-            slot_B = np.flatnonzero(number_B == number)
+        bounds = [*first_U.tolist(), count]
+        for shard, first, end in zip(shards.values(), bounds, bounds[1:], strict=False):
+            slot_B = slots_B[first:end]
             places_B = place_B[slot_B]
             starts_B = shard.start_B[places_B]
-            label_B[slot_B] = shard.label_B[places_B]
             tokens_BL[slot_B] = shard.tokens_FN[starts_B].view(token_dtype)
             if shard.noise_BLC is None:
-                noise_BLC[slot_B] = shard.noise_FN[starts_B].view("<f2").reshape(-1, *spec.noise_shape)
+                noise_BLC[slot_B] = shard.noise_FN[starts_B].view("<f2").reshape(-1, *noise_BLC.shape[1:])
             else:
                 noise_BLC[slot_B] = shard.noise_BLC[places_B]
         for number, shard in shards.items():
             if not shard.is_unchanged():
                 path = self._source.path(self._row(number))
                 raise Failed(f"{path}: it was written to while it was read; run the same command again")
-        return Pairs(pair_index_B, noise_BLC, tokens_BL, label_B)
+        # Each shard's labels were compared with this rule when it was checked.
+        return Pairs(pair_index_B, noise_BLC, tokens_BL, label(pair_index_B, spec.num_classes))
 
     def _shard(self, number: int) -> MappedShard:
         """A shard, now the most recently used one."""
@@ -119,16 +121,14 @@ class ShardWindow:
         if is_checked:
             blocks = sample_blocks(spec, data, row.num_pairs)
             rows = sample_rows(self._layout, data, blocks)
-            label_B = read_labels(self._layout, rows)
         else:
             check_digest(row, data.data)
             samples = framed_samples(spec, row, data)
-            blocks, rows, label_B = samples.blocks, samples.rows, samples.label_B
+            blocks, rows = samples.blocks, samples.rows
         noise_BLC = regenerated_noise(spec, row, rows) if spec.noise == "counter" else None
         shard = MappedShard(
             file=file,
             state=state[:2],
-            label_B=label_B,
             start_B=blocks[:-1] * BLOCK,
             tokens_FN=payload_view(data, self._layout.tokens),
             noise_FN=payload_view(data, self._layout.noise),
