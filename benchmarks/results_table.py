@@ -11,6 +11,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,14 @@ from pipeline.config.run_config import RunConfig, compose
 from pipeline.report.method_table import short_parameters
 from pipeline.report.run_page import MEASURES
 from pipeline.report.table import Table, format_number
-from pipeline.report.terminal_summary import milliseconds_per_image
-from pipeline.run_folder.results import Row, describe_evaluation, largest_timed_batch, same_student, speedup
+from pipeline.run_folder.results import (
+    Row,
+    describe_evaluation,
+    same_student,
+    seconds_per_image,
+    speedup,
+    timed_batches,
+)
 from pipeline.run_folder.run_dir import RunDir
 from shards.core.errors import Refused
 from shards.core.mismatch import flat
@@ -119,16 +126,16 @@ def commands_of(preset: str, run: EvaluatedRun) -> Iterator[str]:
 
 def table(runs: Sequence[EvaluatedRun]) -> Table:
     """A row for each method, with mean and standard error over the runs, without empty columns."""
-    batch = largest_timed_batch(runs[0].rows)
     columns: list[tuple[str, Callable[[EvaluatedRun, Row], float | None], str]] = [
         (title, lambda _, row, key=key: row.get(key), f".{digits}f") for key, title, digits in MEASURES
     ]
-    columns += [
-        (f"ms/image, batch {size}", lambda _, row, size=size: milliseconds_per_image(row, size), ".3g")
-        for size in ([1] if batch in (None, 1) else [1, batch])
-    ]
-    if batch is not None:
-        columns.append((f"speed-up, batch {batch}", lambda run, row: speedup(row, run.rows, batch), ".3g"))
+    for size in timed_batches(runs[0].rows):
+        for decoding in (False, True):
+            suffix = f"batch {size}{', with decoding' if decoding else ''}"
+            columns += [
+                (f"ms/image, {suffix}", partial(_milliseconds, size=size, decoding=decoding), ".3g"),
+                (f"speed-up, {suffix}", partial(_speedup, size=size, decoding=decoding), ".3g"),
+            ]
     rows = tuple(
         (
             row["method"],
@@ -140,6 +147,15 @@ def table(runs: Sequence[EvaluatedRun]) -> Table:
     )
     header = ("method", "steps", "parameters", *(title for title, _, _ in columns))
     return Table(header, rows).without_empty_columns()
+
+
+def _milliseconds(_: EvaluatedRun, row: Row, size: int, decoding: bool) -> float | None:
+    seconds = seconds_per_image(row, size, decoding=decoding)
+    return None if seconds is None else 1e3 * seconds
+
+
+def _speedup(run: EvaluatedRun, row: Row, size: int, decoding: bool) -> float | None:
+    return speedup(row, run.rows, size, decoding=decoding)
 
 
 def with_error(values: Sequence[float | None], spec: str) -> str:

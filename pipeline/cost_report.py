@@ -15,6 +15,7 @@ from generate_pairs.generation.plan import GenerationPlan, requested_pairs, spec
 from generate_pairs.teachers.base import Teacher
 from generate_pairs.teachers.checkpoints import load_teacher, needs_import, shape_of_teacher
 from shards.core.callbacks import Report
+from shards.core.units import format_bytes
 from shards.format.spec import NOISE_MODES, PairSpec
 from shards.format.tar_layout import archive_size, bytes_per_pair
 
@@ -50,14 +51,14 @@ def _byte_lines(spec: PairSpec, num_shards: int) -> Iterator[str]:
         variant = replace(spec, noise=noise)
         size = num_shards * archive_size(spec.pairs_per_shard * bytes_per_pair(variant))
         marker = " (the current setting)" if noise == spec.noise else ""
-        yield f'pairs.noise = "{noise}": {bytes_per_pair(variant):,} bytes a pair, {_bytes(size)} in all{marker}'
+        yield f'pairs.noise = "{noise}": {bytes_per_pair(variant):,} bytes a pair, {format_bytes(size)} in all{marker}'
 
 
 def _feature_lines(teacher: Teacher) -> Iterator[str]:
     if teacher.is_text_conditional:
         network = teacher.transformer.config
         token_bytes = 2 * network.caption_dim
-        most = _bytes(network.num_condition_tokens * token_bytes)
+        most = format_bytes(network.num_condition_tokens * token_bytes)
         yield f"text features: {token_bytes:,} bytes a token of each distinct caption, at most {most} a caption"
 
 
@@ -108,7 +109,3 @@ def _cost(pairs_per_second: float, num_pairs: int, batch_size: int) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

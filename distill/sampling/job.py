@@ -33,6 +33,7 @@ from generate_pairs.teachers.filtering import SamplingSettings
 from generate_pairs.text.encoders import describe_encoder
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Refused, Stopped
+from shards.core.units import format_bytes
 from shards.dataset.captions import captions_sha256
 from shards.format.spec import without_names
 from shards.storage.files import refuse_unwritable, sha256_bytes
@@ -116,7 +117,7 @@ class SamplingJob:
             f"images  {count:,} of {channels} x {height} x {width}, {self.store.num_saved:,} exist already",
             f"labels  {self.store.request['labels']} in turn",
             f"seed    {self.options.seed}",
-            f"out     {out}, {kinds[out.suffix]}; {num_bytes / 1e6:,.1f} MB of pixels",
+            f"out     {out}, {kinds[out.suffix]}; {format_bytes(num_bytes)} of pixels",
         ]
 
 

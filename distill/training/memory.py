@@ -21,6 +21,7 @@ from generate_pairs.teachers.checkpoints import LoadedTeacher
 from generate_pairs.teachers.meta_device import on_meta_device
 from generate_pairs.teachers.registry import build_tokenizer
 from shards.core.errors import Refused
+from shards.core.units import format_bytes
 
 USABLE_FRACTION = 0.9
 """Fraction of the free memory that the estimate may use; the rest allows for fragmentation and other overhead."""
@@ -95,9 +96,9 @@ class MemoryNeed:
     def describe(self, pairs: int) -> str:
         """Describe the memory with `pairs` pairs at once."""
         return (
-            f"{_gigabytes(self.total(pairs))} a process: {_gigabytes(self.state)} for weights, gradients, averages and "
-            f"optimizer of {self.num_parameters:,} parameters, {_gigabytes(self.tokenizer)} for the tokenizer, about "
-            f"{_gigabytes(self.per_pair * pairs)} for {pairs:,} pairs at once"
+            f"{format_bytes(self.total(pairs))} a process: {format_bytes(self.state)} for weights, gradients, averages "
+            f"and optimizer of {self.num_parameters:,} parameters, {format_bytes(self.tokenizer)} for the tokenizer, "
+            f"about {format_bytes(self.per_pair * pairs)} for {pairs:,} pairs at once"
         )
 
 
@@ -122,7 +123,7 @@ def device_batch_size(need: MemoryNeed, pairs: int, requested: int | str, free: 
         advice = ", and ".join(fitting + saving) or "no other setting needs less"
         raise Refused(
             f"this training does not fit: it needs {need.describe(max(size, 1))}; "
-            f"{_gigabytes(int(free * USABLE_FRACTION))} can be used here: {advice}"
+            f"{format_bytes(int(free * USABLE_FRACTION))} can be used here: {advice}"
         )
     return size
 
@@ -133,7 +134,3 @@ def _savers(config: TrainConfig) -> tuple[str, ...]:
         return ("train.precision=float32",) if config.precision == "float64" else ()
     precision = () if config.precision == "bfloat16" else ("train.precision=bfloat16",)
     return (*precision, "train.checkpoint_activations=true")
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

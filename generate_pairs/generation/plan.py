@@ -16,6 +16,7 @@ from generate_pairs.text.caption_lists import CaptionList, read_captions
 from generate_pairs.text.encoders import ENCODER_KEY, recorded_encoder, requested_encoder
 from generate_pairs.text.feature_store import EncoderSpec
 from shards.core.errors import Refused
+from shards.core.units import format_bytes
 from shards.dataset.captions import captions_sha256, load_captions
 from shards.dataset.manifest import Manifest, committed_names, dataset_exists, read_spec, refuse_other_spec
 from shards.format.spec import PairSpec
@@ -62,12 +63,12 @@ class GenerationPlan:
             captions = [
                 *self.captions.lines(),
                 f"text features: {token_bytes:,} bytes a token of each distinct caption, "
-                f"at most {max_bytes / 1e6:,.1f} MB in all",
+                f"at most {format_bytes(max_bytes)} in all",
             ]
         return [
             f"{self.num_training_pairs:,} training pairs and {self.spec.num_heldout:,} held out, "
             f"in {self.num_shards:,} shards of {self.spec.pairs_per_shard:,}",
-            f"{bytes_per_pair(self.spec):,} bytes a pair, {size / 1e6:,.1f} MB in all",
+            f"{bytes_per_pair(self.spec):,} bytes a pair, {format_bytes(size)} in all",
             *captions,
             f"{done:,} shards are done, {len(self.missing):,} to make",
         ]

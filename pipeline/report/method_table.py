@@ -8,49 +8,50 @@ from typing import Any
 
 from pipeline.report.published_numbers import Published, published_rows, published_source
 from pipeline.report.table import TERMINAL_MISSING, Table, format_mean, terminal_number
-from pipeline.run_folder.results import Row, describe_evaluation, largest_timed_batch, seconds_per_image, speedup
+from pipeline.report.times import speedup_cell, time_cell, times_note
+from pipeline.run_folder.results import Row, describe_evaluation, timed_batches
 
-HEADER = (
-    *("method", "steps", "parameters", "Frechet", "to teacher", "inception", "precision", "recall"),
-    *("s/image", "speed-up"),
-)
+HEADER = ("method", "steps", "parameters", "Frechet", "to teacher", "inception", "precision", "recall")
+"""The first columns; for each timed batch size, the seconds per image and the speed-up follow."""
 SCORES = {"frechet_distance": 3, "teacher_distance": 4, "inception_score": 2, "precision": 3, "recall": 3}
 """Columns of quality, with their digits."""
 
 
 @dataclass(frozen=True)
 class MethodTable:
-    """An evaluation as a heading with its protocol, cells by `HEADER`, and sentences below the table."""
+    """An evaluation as a heading with its protocol, a header, cells, and sentences below the table."""
 
     heading: str
+    header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
 
     def text(self) -> list[str]:
         """Lines for a terminal."""
-        return [self.heading, *Table(HEADER, self.rows).text(), *self.notes]
+        return [self.heading, *Table(self.header, self.rows).text(), *self.notes]
 
     def markdown(self) -> list[str]:
         """Lines of Markdown."""
-        return [self.heading, "", *Table(HEADER, self.rows).markdown(), "", *self.notes]
+        return [self.heading, "", *Table(self.header, self.rows).markdown(), "", *self.notes]
 
 
 def method_table(evaluation: Mapping[str, Any], teacher: str) -> MethodTable:
     """The table of an evaluation.json; published rows of the teacher are added and marked as such."""
     rows: Sequence[Row] = evaluation["rows"]
-    batch = largest_timed_batch(rows)
+    batches = timed_batches(rows)
     published = published_rows(teacher)
     measured = {row["method"] for row in rows}
     cells: list[tuple[str, ...]] = []
     for row in rows:
-        cells.append(_measured_cells(row, rows, batch))
-        cells += [_published_cells(entry, "") for entry in published if entry.method == row["method"]]
-    cells += [_published_cells(entry, entry.method) for entry in published if entry.method not in measured]
-    notes = tuple(_notes(evaluation, batch, published))
-    return MethodTable(f"Protocol {describe_evaluation(evaluation)}", tuple(cells), notes)
+        cells.append(_measured_cells(row, rows, batches))
+        cells += [_published_cells(entry, "", batches) for entry in published if entry.method == row["method"]]
+    cells += [_published_cells(entry, entry.method, batches) for entry in published if entry.method not in measured]
+    notes = tuple(_notes(evaluation, batches, published))
+    header = (*HEADER, *(f"{title} at {batch}" for batch in batches for title in ("s/image", "speed-up")))
+    return MethodTable(f"Protocol {describe_evaluation(evaluation)}", header, tuple(cells), notes)
 
 
-def _measured_cells(row: Row, rows: Sequence[Row], batch: int | None) -> tuple[str, ...]:
+def _measured_cells(row: Row, rows: Sequence[Row], batches: Sequence[int]) -> tuple[str, ...]:
     return (
         row["method"],
         terminal_number(row.get("num_steps"), ","),
@@ -59,32 +60,34 @@ def _measured_cells(row: Row, rows: Sequence[Row], batch: int | None) -> tuple[s
             format_mean(row.get(key), row.get(f"{key}_std"), digits, missing=TERMINAL_MISSING)
             for key, digits in SCORES.items()
         ),
-        terminal_number(None if batch is None else seconds_per_image(row, batch), ".3g"),
-        terminal_number(None if batch is None else speedup(row, rows, batch), ".1f", unit="x"),
+        *(
+            cell
+            for batch in batches
+            for cell in (
+                time_cell(row, batch, ".3g", missing=TERMINAL_MISSING),
+                speedup_cell(row, rows, batch, missing=TERMINAL_MISSING),
+            )
+        ),
     )
 
 
-def _published_cells(entry: Published, method: str) -> tuple[str, ...]:
+def _published_cells(entry: Published, method: str, batches: Sequence[int]) -> tuple[str, ...]:
+    """The papers' times are of large batches, so they stand below the largest one."""
+    times = (terminal_number(entry.seconds_per_image, ".3g"), terminal_number(entry.speedup, ".1f"))
     return (
         f"{method}  published: {entry.name}",
         terminal_number(entry.num_steps, ","),
         short_parameters(entry.num_parameters),
         *(terminal_number(getattr(entry, key, None), "g") for key in SCORES),
-        terminal_number(entry.seconds_per_image, ".3g"),
-        terminal_number(entry.speedup, ".1f", unit="x"),
+        *(TERMINAL_MISSING,) * (2 * len(batches) - 2),
+        *(times if batches else ()),
     )
 
 
-def _notes(evaluation: Mapping[str, Any], batch: int | None, published: Sequence[Published]) -> Iterator[str]:
+def _notes(evaluation: Mapping[str, Any], batches: Sequence[int], published: Sequence[Published]) -> Iterator[str]:
     rows: Sequence[Row] = evaluation["rows"]
-    if batch is not None:
-        decoding_times = (row.get("decode_seconds_per_image") for row in rows)
-        decoding: Mapping[str, float] = next(filter(None, decoding_times), {})
-        after = f", which takes {decoding[str(batch)]:.3g} s more" if str(batch) in decoding else ""
-        yield (
-            f"s/image: steady state in batches of {batch} on {evaluation.get('device', 'cpu')}, without decoding{after}; "
-            "speed-up over the teacher."
-        )
+    if batches:
+        yield times_note(batches, evaluation.get("device", "cpu"))
     if "teacher_images" in evaluation:
         yield f"to teacher: Frechet distance to {evaluation['teacher_images']:,} images of the pairs."
     if evaluation.get("repeats", 1) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.report.figure_style import INK, QUIET, SETTING_COLOURS, add_header, new_figure, scale, style
+from pipeline.report.figure_style import INK, POINTS, QUIET, SETTING_COLOURS, add_header, new_figure, scale, style
 from pipeline.report.metric_names import axis_label
 from pipeline.report.published_numbers import Published
 from pipeline.run_folder.results import Row, largest_timed_batch, seconds_per_image
@@ -25,16 +25,20 @@ KINDS = {
 METRIC = "frechet_distance"
 MARK = 4.0
 """Pixels from a marker's centre to its edge."""
-NAME_POINTS, LINE_HEIGHT = 7, 1.6
-"""Font size of names in points, and their line height relative to it."""
+LINE_HEIGHT = 1.4
+"""Line height of names relative to their font size."""
 
 
 class Point(NamedTuple):
-    """A method: milliseconds per image at the largest timed batch, and its Frechet distance."""
+    """A method: milliseconds per image at the largest timed batch, without and with decoding, and its Frechet distance.
+
+    The time with decoding is None if it was not measured.
+    """
 
     name: str
     kind: str
     milliseconds: float
+    decoded: float | None
     distance: float
 
 
@@ -42,11 +46,16 @@ def points(rows: Sequence[Row]) -> list[Point]:
     """The methods of an evaluation with both a time and a distance."""
     batch = largest_timed_batch(rows)
     return [
-        Point(row["method"], kind, 1e3 * seconds, row[METRIC])
+        Point(row["method"], kind, 1e3 * seconds, _milliseconds(row, batch), row[METRIC])
         for row in rows
         if batch and (seconds := seconds_per_image(row, batch)) and (kind := _kind(row["method"]))
         if row.get(METRIC) is not None
     ]
+
+
+def _milliseconds(row: Row, batch: int) -> float | None:
+    seconds = seconds_per_image(row, batch, decoding=True)
+    return None if seconds is None else 1e3 * seconds
 
 
 def _kind(method: str) -> str | None:
@@ -61,7 +70,7 @@ def quality_against_time(rows: Sequence[Row], protocol: str, published: Sequence
     """
     measured = points(rows)
     references = [
-        Point(entry.method, kind, 1e3 * entry.seconds_per_image, entry.frechet_distance)
+        Point(entry.method, kind, 1e3 * entry.seconds_per_image, None, entry.frechet_distance)
         for entry in published
         if entry.seconds_per_image and not entry.is_later and (kind := _kind(entry.method))
     ]
@@ -84,8 +93,13 @@ def quality_against_time(rows: Sequence[Row], protocol: str, published: Sequence
                 zorder=3,
             )
             handles.append((markers, label))
+            for point in of_kind:
+                if point.decoded is not None:
+                    ends = (point.milliseconds, point.decoded)
+                    axes.plot(ends, (point.distance,) * 2, color=colour, linewidth=0.8, alpha=0.6, zorder=2)
     every = measured + references
-    for name, values in (("x", [point.milliseconds for point in every]), ("y", [point.distance for point in every])):
+    times = [time for point in every for time in (point.milliseconds, point.decoded) if time is not None]
+    for name, values in (("x", times), ("y", [point.distance for point in every])):
         # Rounding can make a distance zero or negative, which has no logarithm.
         scale(axes, name, min(values), max(values), logarithmic=min(values) > 0)
     add_header(figure, "", handles)
@@ -110,9 +124,9 @@ def _name_points(figure: Figure, axes: Axes, named: Sequence[Point], others: Seq
     positions = axes.transData.transform([(point.milliseconds, point.distance) for point in (*named, *others)])
     occupied = [Bbox.from_extents(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in positions]
     inside = axes.get_window_extent()
-    height = NAME_POINTS * LINE_HEIGHT * figure.dpi / 72
+    height = POINTS * LINE_HEIGHT * figure.dpi / 72
     for index, point in enumerate(named):
-        (x, y), width = positions[index], 0.4 * height * len(point.name)
+        (x, y), width = positions[index], 0.46 * height * len(point.name)
         free = [
             (across, rise * height)
             for rise in (0, 1, -1, 2, -2, 3, -3, 4, -4)
@@ -130,7 +144,7 @@ def _name_points(figure: Figure, axes: Axes, named: Sequence[Point], others: Seq
             textcoords="offset points",
             ha=("center", "left", "right")[across],
             va="center",
-            fontsize=NAME_POINTS,
+            fontsize=POINTS,
             color=INK if point.kind == "student" else QUIET,
             arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
             if abs(up) > height

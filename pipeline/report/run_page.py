@@ -8,14 +8,18 @@ from typing import Any
 from pipeline.config.run_config import to_toml
 from pipeline.report.figure_style import draw
 from pipeline.report.html import data_url, render_template
+from pipeline.report.method_table import short_parameters
+from pipeline.report.metric_names import COLUMNS, describe_methods
 from pipeline.report.published_numbers import published_rows
 from pipeline.report.quality_vs_time import points, quality_against_time
-from pipeline.report.table import Table, format_mean, format_number
-from pipeline.report.terminal_summary import describe_wall_time, milliseconds_per_image
+from pipeline.report.table import MISSING, Table, format_mean, format_number
+from pipeline.report.terminal_summary import describe_wall_time, teacher_distances
+from pipeline.report.times import speedup_cell, time_cell, times_note
 from pipeline.report.training_charts import training_charts
-from pipeline.run_folder.results import Results, Row, describe_evaluation, read_results, speedup
+from pipeline.run_folder.results import Results, Row, describe_evaluation, read_results, speedup, timed_batches
 from pipeline.run_folder.run_dir import RunDir
 from pipeline.runtime.progress import duration
+from shards.core.units import format_bytes
 from shards.storage.files import commit_bytes
 
 MAX_CAPTION_CHARACTERS = 200
@@ -61,13 +65,17 @@ def render(results: Results) -> str:
 
 def _section(evaluation: Mapping[str, Any], teacher: str) -> dict[str, Any]:
     """An evaluation on the page; the teacher's name selects the published rows."""
-    quality = None
-    if points(evaluation["rows"]):
-        figure = quality_against_time(evaluation["rows"], evaluation["protocol"], published_rows(teacher))
+    rows, quality = evaluation["rows"], None
+    batches = timed_batches(rows)
+    if points(rows):
+        figure = quality_against_time(rows, evaluation["protocol"], published_rows(teacher))
         quality = data_url("image/svg+xml", draw(figure).svg)
     return {
         "protocol": describe_evaluation(evaluation),
-        "table": evaluation_table(evaluation["rows"]),
+        "tables": evaluation_tables(rows),
+        "methods": describe_methods(rows),
+        "scores": [(title, COLUMNS[key]) for key, title, _ in MEASURES if any(row.get(key) is not None for row in rows)],
+        "times": times_note(batches, evaluation.get("device", "cpu")) if batches else "",
         "quality": quality,
         "has_spread": evaluation.get("repeats", 1) > 1,
         "is_unscored": evaluation["protocol"] == "samples",
@@ -80,9 +88,8 @@ def headlines(results: Results) -> list[tuple[str, str]]:
     by_method = {row["method"]: row for row in results.rows}
     student = by_method.get("student-1")
     if student:
-        if factor := speedup(student, results.rows):
-            numbers.append((f"{factor:.1f}×", "one step against the teacher, an image at a time"))
-        numbers += _scores(by_method)
+        numbers += _speedups(student, results.rows)
+        numbers += _scores(results.evaluation, by_method)
     if results.pairs:
         rate = results.pairs.pairs_per_second
         numbers.append((f"{rate:,.{0 if rate >= 10 else 1}f}", "pairs per second, one worker"))
@@ -91,22 +98,50 @@ def headlines(results: Results) -> list[tuple[str, str]]:
     return numbers
 
 
-def evaluation_table(rows: Sequence[Row]) -> Table:
-    """The rows of evaluation.json with times for each batch size, without empty columns."""
-    batch_sizes = sorted({int(size) for row in rows for size in row.get("seconds_per_image") or {}})
-    times = (f"ms/image, batch {size}" for size in batch_sizes)
-    header = ("method", "steps", "parameters", *(title for _, title, _ in MEASURES), *times, "speed-up")
-    cells = tuple(
+def _speedups(student: Row, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """The speed-up at each timed batch size, with that of images that are decoded in the description."""
+    numbers = []
+    for batch in timed_batches(rows):
+        if factor := speedup(student, rows, batch):
+            decoded = speedup(student, rows, batch, decoding=True)
+            title = "one step against the teacher, " + ("an image at a time" if batch == 1 else f"in batches of {batch}")
+            numbers.append((f"{factor:.1f}×", f"{title}; {decoded:.1f}× with decoding" if decoded else title))
+    return numbers
+
+
+def evaluation_tables(rows: Sequence[Row]) -> list[Table]:
+    """The rows of evaluation.json with their scores, and those with times for each batch size; without empty columns."""
+    scores = tuple(
         (
             row["method"],
-            format_number(row.get("num_steps"), ","),
-            format_number(row.get("num_parameters"), ","),
             *(format_mean(row.get(key), row.get(f"{key}_std") or None, digits) for key, _, digits in MEASURES),
-            *(format_number(milliseconds_per_image(row, size), ".2f") for size in batch_sizes),
-            format_number(speedup(row, rows), ".1f", unit="×"),
+            format_number(row.get("num_steps"), ","),
+            MISSING if row.get("num_parameters") is None else short_parameters(row["num_parameters"]),
         )
         for row in rows
     )
+    batches = timed_batches(rows)
+    timed = [row for row in rows if row.get("seconds_per_image")]
+    times = tuple(
+        (
+            row["method"],
+            *(
+                cell
+                for size in batches
+                for cell in (speedup_cell(row, rows, size, unit="×"), time_cell(row, size, ".2f", scale=1e3))
+            ),
+        )
+        for row in timed
+    )
+    headers = (
+        ("method", *(title for _, title, _ in MEASURES), "steps", "parameters"),
+        ("method", *(f"{title}, batch {size}" for size in batches for title in ("speed-up", "ms/image"))),
+    )
+    tables = (_table(*parts) for parts in zip(headers, (scores, times), (rows, timed), strict=True))
+    return [table for table in tables if len(table.header) > 1]
+
+
+def _table(header: tuple[str, ...], cells: tuple[tuple[str, ...], ...], rows: Sequence[Row]) -> Table:
     classes = tuple("student" if row["method"].startswith("student") else "" for row in rows)
     return Table(header, cells, row_classes=classes).without_empty_columns()
 
@@ -119,7 +154,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         pairs = results.pairs
         lines += [
             ("training pairs", f"{pairs.num_training:,}, and {pairs.num_heldout:,} held out"),
-            ("shards", f"{pairs.num_shards:,}, {pairs.num_bytes / 1e6:,.1f} MB"),
+            ("shards", f"{pairs.num_shards:,}, {format_bytes(pairs.num_bytes)}"),
             ("pairs per second", f"{pairs.pairs_per_second:,.1f} a worker"),
             ("worker time", f"{duration(pairs.worker_seconds)} on {', '.join(pairs.devices)}"),
         ]
@@ -146,15 +181,18 @@ def _shortened(caption: str) -> str:
     return f"{caption[: MAX_CAPTION_CHARACTERS - 1]}…"
 
 
-def _scores(by_method: Mapping[str, Row]) -> list[tuple[str, str]]:
-    """The student's quality: distance to real images or, without real images, match with the teacher's tokens."""
-    distances = (
-        ("student-1", "frechet_distance", "Fréchet distance, one step"),
-        ("teacher", "frechet_distance", "Fréchet distance, teacher"),
-    )
-    matches = (("student-1", "token_match", "token match, one step"),)
-    for measures in (distances, matches):
-        values = [(by_method.get(method, {}).get(key), title) for method, key, title in measures]
-        if scores := [(format_number(value, ".3f"), title) for value, title in values if value is not None]:
-            return scores
-    return []
+def _scores(evaluation: Mapping[str, Any], by_method: Mapping[str, Row]) -> list[tuple[str, str]]:
+    """The student's distances or, without real images, its match with the teacher's tokens."""
+    numbers = []
+    if distances := teacher_distances(evaluation):
+        title = f"from one step to the teacher's own images (Fréchet); the teacher itself {distances[1]:.3f}"
+        numbers.append((f"{distances[0]:.3f}", title))
+    distance, *others = (by_method.get(method, {}).get("frechet_distance") for method in ("student-1", "teacher", "real"))
+    if distance is not None:
+        names = ("teacher", "other real images")
+        beside = [f"{name} {value:.3f}" for name, value in zip(names, others, strict=True) if value is not None]
+        numbers.append((f"{distance:.3f}", "; ".join(["from one step to real images (Fréchet)", *beside])))
+    match = by_method["student-1"].get("token_match")
+    if not numbers and match is not None:
+        numbers.append((f"{match:.3f}", "token match, one step"))
+    return numbers

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
-from pipeline.report.table import Table, terminal_number
-from pipeline.run_folder.results import PairStatistics, Results, Row, describe_evaluation, seconds_per_image, speedup
+from pipeline.report.table import TERMINAL_MISSING, Table, terminal_number
+from pipeline.report.times import speedup_cell, time_cell, times_note
+from pipeline.run_folder.results import (
+    PairStatistics,
+    Results,
+    Row,
+    describe_evaluation,
+    timed_batches,
+)
 from pipeline.runtime.progress import duration
+from shards.core.units import format_bytes
 from shards.dataset.replace_shard import Replacement
 
-SCORES = {"frechet_distance": "Frechet", "precision": "precision", "recall": "recall", "class_accuracy": "accuracy"}
+SCORES = {
+    "frechet_distance": "Frechet",
+    "teacher_distance": "to teacher",
+    "precision": "precision",
+    "recall": "recall",
+    "class_accuracy": "accuracy",
+}
 UNSCORED = {"token_match": "token match"}
 """Shown instead of `SCORES` if the evaluation has no real images."""
 CLIP = {"clip_score": "CLIP"}
 """Shown in addition if the evaluation used a CLIP model."""
-SUMMARY_METHODS = ("real", "teacher", "student-1", "student-2", "onestep*")
+SUMMARY_METHODS = ("real", "reconstruction", "teacher", "student-1", "student-2", "onestep*")
 MAX_SHARD_LINES = 20
 
 
@@ -27,7 +42,7 @@ def summary_lines(results: Results) -> list[str]:
         f"student   {config.train.num_steps:,} steps of {config.train.batch_size} pairs, "
         f"timesteps {','.join(map(str, config.student.timesteps))}, split {config.student.split}",
         *([f"protocol  {describe_evaluation(results.evaluation)}"] if results.rows else []),
-        *table_lines(results.rows, SUMMARY_METHODS),
+        *(result_lines(results.evaluation, SUMMARY_METHODS) if results.rows else []),
         f"wall time {describe_wall_time(results)}",
         f"saved in  {run_dir.student} (student), {run_dir.samples} (images), {run_dir.report} (report)",
     ]
@@ -37,7 +52,7 @@ def pairs_line(pairs: PairStatistics) -> str:
     """Totals of a pair data set in one line."""
     return (
         f"{pairs.num_training:,} for training, {pairs.num_heldout:,} held out, {pairs.num_shards:,} shards, "
-        f"{pairs.num_bytes / 1e6:,.1f} MB, {pairs.pairs_per_second:,.1f} pairs/s a worker"
+        f"{format_bytes(pairs.num_bytes)}, {pairs.pairs_per_second:,.1f} pairs/s a worker"
     )
 
 
@@ -76,31 +91,50 @@ def _difference(replacement: Replacement) -> str:
     )
 
 
-def table_lines(rows: Sequence[Row], methods: Collection[str] | None = None) -> list[str]:
-    """Rows of evaluation.json as a table with a header; no lines if there are no rows.
+def result_lines(evaluation: Mapping[str, Any], methods: Collection[str] | None = None) -> list[str]:
+    """An evaluation.json with rows as a table with a header, and sentences below it.
 
-    Only `methods` are shown, all by default; `rows` must include the teacher's, to which speed-ups refer.
+    Only `methods` are shown, all by default.
     """
+    rows: Sequence[Row] = evaluation["rows"]
+    batches = timed_batches(rows)
     measured = {key for row in rows for key, value in row.items() if value is not None}
-    measures = (SCORES if measured & SCORES.keys() else UNSCORED) | (CLIP if measured & CLIP.keys() else {})
+    is_scored = bool(measured & SCORES.keys())
+    measures = {key: title for key, title in SCORES.items() if key in measured} if is_scored else UNSCORED
+    measures = measures | (CLIP if measured & CLIP.keys() else {})
     cells = tuple(
         (
             row["method"],
             *(terminal_number(row.get(key), ".3f") for key in measures),
-            terminal_number(milliseconds_per_image(row), ".2f"),
-            terminal_number(speedup(row, rows), ".1f"),
+            *(time_cell(row, batch, ".2f", scale=1e3, missing=TERMINAL_MISSING) for batch in batches[:1]),
+            *(speedup_cell(row, rows, batch, missing=TERMINAL_MISSING) for batch in batches),
         )
         for row in rows
         if methods is None or row["method"] in methods
     )
-    header = ("method", *measures.values(), "ms/image", "speed-up")
-    return Table(header, cells).text() if cells else []
+    header = (
+        *("method", *measures.values()),
+        *(f"ms/image at {batch}" for batch in batches[:1]),
+        *(f"speed-up at {batch}" for batch in batches),
+    )
+    return [*Table(header, cells).text(), *_notes(evaluation, batches)]
 
 
-def milliseconds_per_image(row: Row, batch_size: int = 1) -> float | None:
-    """A method's time per image at a batch size, None if it was not measured."""
-    seconds = seconds_per_image(row, batch_size)
-    return None if seconds is None else 1e3 * seconds
+def teacher_distances(evaluation: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Distance of one step, and of the teacher itself, to the teacher's own images; None if it was not measured."""
+    distances = {row["method"]: row.get("teacher_distance") for row in evaluation.get("rows", ())}
+    student, teacher = distances.get("student-1"), distances.get("teacher")
+    return None if student is None or teacher is None else (student, teacher)
+
+
+def _notes(evaluation: Mapping[str, Any], batches: Sequence[int]) -> Iterator[str]:
+    if (distances := teacher_distances(evaluation)) and "teacher_images" in evaluation:
+        yield (
+            f"Frechet distance to {evaluation['teacher_images']:,} of the teacher's own images: one step "
+            f"{distances[0]:.3f}, the teacher itself {distances[1]:.3f}."
+        )
+    if batches:
+        yield times_note(batches, evaluation.get("device", "cpu"))
 
 
 def describe_wall_time(results: Results) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.report.figure_style import SETTING_COLOURS, add_header, draw, new_figure, scale_values, style
 from pipeline.report.html import data_url
+from pipeline.report.metric_names import axis_label
+from shards.core.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,23 +23,25 @@ def training_charts(metrics: Mapping[str, Sequence[float]]) -> Iterator[tuple[st
     for name, values in metrics.items():
         points = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
         if name != "step" and len({value for _, value in points}) > 1:
-            title = name.replace("_", " ")
-            yield title, data_url("image/svg+xml", draw(line_chart(title, points)).svg)
+            title = name.replace("_", " ").removesuffix(" bytes")
+            yield title, data_url("image/svg+xml", draw(line_chart(name, points)).svg)
 
 
 @style()
-def line_chart(title: str, points: Sequence[tuple[float, float]]) -> Figure:
+def line_chart(metric: str, points: Sequence[tuple[float, float]]) -> Figure:
     """One line over training steps; the value axis is logarithmic if the values span a large ratio.
 
     The points (step, value) are finite, by ascending step. At most `MAX_POINTS` are drawn, always with the last one.
     """
     stride = -(-len(points) // MAX_POINTS)
     steps, values = zip(*points[::-1][::stride][::-1], strict=True)
-    figure, axes = new_figure("training step", "")
+    figure, axes = new_figure("training step", axis_label(metric))
     axes.plot(steps, values, color=SETTING_COLOURS[0], linewidth=1.5)
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     scale_values(axes, values, linear=False)
     note = " (log)" if axes.get_yscale() == "log" else ""
-    add_header(figure, f"{title}{note}", [])
+    if metric.endswith("_bytes"):
+        axes.yaxis.set_major_formatter(lambda count, _: format_bytes(max(count, 0.0)))
+    add_header(figure, f"{metric.replace('_', ' ').removesuffix(' bytes')}{note}", [])
     return figure

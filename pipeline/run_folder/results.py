@@ -147,16 +147,23 @@ def add_seconds(run_dir: RunDir, phase: str, seconds: float) -> None:
     commit_bytes(run_dir.seconds, (json.dumps(after, indent=2) + "\n").encode())
 
 
-def seconds_per_image(row: Row, batch_size: int = 1) -> float | None:
-    """A method's time per image at a batch size; None if it was not measured."""
-    value = (row.get("seconds_per_image") or {}).get(str(batch_size))
-    return None if value is None else float(value)
+def timed_batches(rows: Sequence[Row]) -> list[int]:
+    """The batch sizes with a measured time, ascending."""
+    return sorted({int(size) for row in rows for size in row.get("seconds_per_image") or {}})
 
 
-def speedup(row: Row, rows: Sequence[Row], batch_size: int = 1) -> float | None:
-    """The teacher's time divided by the method's time; None if one of the two was not measured."""
-    teacher = next((seconds_per_image(other, batch_size) for other in rows if other["method"] == "teacher"), None)
-    own = seconds_per_image(row, batch_size)
+def seconds_per_image(row: Row, batch_size: int = 1, *, decoding: bool = False) -> float | None:
+    """A method's time per image at a batch size, without or with decoding its tokens; None if it was not measured."""
+    times = [row.get("seconds_per_image"), *([row.get("decode_seconds_per_image")] if decoding else [])]
+    parts = [float((by_size or {}).get(str(batch_size), math.nan)) for by_size in times]
+    return None if math.isnan(sum(parts)) else sum(parts)
+
+
+def speedup(row: Row, rows: Sequence[Row], batch_size: int = 1, *, decoding: bool = False) -> float | None:
+    """The teacher's time divided by the method's time, without or with decoding; None if one was not measured."""
+    teachers = (other for other in rows if other["method"] == "teacher")
+    teacher = next((seconds_per_image(other, batch_size, decoding=decoding) for other in teachers), None)
+    own = seconds_per_image(row, batch_size, decoding=decoding)
     return teacher / own if teacher and own else None
 
 
@@ -171,4 +178,4 @@ def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
 
 def largest_timed_batch(rows: Sequence[Row]) -> int | None:
     """The largest batch size with a measured time; None if nothing was measured."""
-    return max((int(size) for row in rows for size in row.get("seconds_per_image") or {}), default=None)
+    return max(timed_batches(rows), default=None)

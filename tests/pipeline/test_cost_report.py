@@ -79,7 +79,7 @@ def test_a_plan_prints_the_bytes_that_generate_writes(
         out = tmp_path / noise
         tokenleap("generate", preset, "--out", out, "--workers", 0, "--set", f"pairs.noise={noise}")
         size = sum(path.stat().st_size for path in (out / "shards").iterdir())
-        assert f"{size / 1e6:,.1f} MB in all" in line
+        assert f"{size / 1e3:.1f} kB in all" in line
         assert line.startswith(f'pairs.noise = "{noise}": ')
 
 

@@ -167,9 +167,9 @@ def test_stored_other_captions_are_reported_before_the_data_set_is_created(tmp_p
 
 def test_a_plan_prints_the_size_of_text_features(tmp_path: Path) -> None:
     planned = run_quickly("generate", "digits-text", "--out", tmp_path / "pairs", "--workers", 0, "--dry-run")
-    assert "text features: 128 bytes a token of each distinct caption, at most 0.2 MB in all" in planned.stdout
+    assert "text features: 128 bytes a token of each distinct caption, at most 153.6 kB in all" in planned.stdout
     estimated = run_quickly("plan", "llamagen-t2i", "--device", "h100")
-    assert "text features: 4,096 bytes a token of each distinct caption, at most 0.5 MB a caption" in estimated.stdout
+    assert "text features: 4,096 bytes a token of each distinct caption, at most 491.5 kB a caption" in estimated.stdout
 
 
 @pytest.mark.parametrize("key", ["captions.indices", "captions.encoder"])

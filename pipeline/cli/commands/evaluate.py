@@ -89,7 +89,7 @@ def _evaluate(run_dir: RunDir, config: RunConfig, evaluation: EvaluationConfig, 
     if dry_run:
         click.echo("\n".join(plan_lines(run_dir, evaluation, file)))
         return
-    from pipeline.report.terminal_summary import table_lines
+    from pipeline.report.terminal_summary import result_lines
     from pipeline.run import evaluate_run
     from pipeline.run_folder.results import describe_evaluation
     from pipeline.runtime.signals import stopping
@@ -97,5 +97,5 @@ def _evaluate(run_dir: RunDir, config: RunConfig, evaluation: EvaluationConfig, 
     with stopping() as should_stop:
         evaluate_run(run_dir, config.teacher.name, evaluation, should_stop, file.name)
     result = run_dir.read_json(file)
-    click.echo("\n".join([describe_evaluation(result), *table_lines(result["rows"])]))
+    click.echo("\n".join([describe_evaluation(result), *result_lines(result)]))
     click.echo(f"{file}; `tokenleap report {run_dir.root}` adds it to the report")

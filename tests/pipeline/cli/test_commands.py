@@ -98,7 +98,7 @@ def test_shards_info_prints_totals_and_lineage(tokenleap: Command, pairs: Path) 
     assert lines["pairs"].endswith("40.0 pairs/s a worker")
     assert (lines["classes"], lines["pairs/class"]) == ("10", "6, held-out ones included")
     size = sum(path.stat().st_size for path in (pairs / "shards").iterdir())
-    assert lines["bytes"] == f"{size:,}, {3 * 2 * 512:,} a pair"
+    assert lines["bytes"] == f"{size / 1e3:.1f} kB, {3 * 2 * 512:,} a pair"
     assert lines["rate"] == "40.0 pairs/s a worker, 0.000 device-hours"
     assert lines["codebook"] == "16 rows of 2"
     assert lines["teacher.guidance_scale"] == "1.5"
@@ -198,7 +198,7 @@ def test_evaluate_runs_again_and_prints_the_table(tokenleap: Command, stages: An
     result = tokenleap("evaluate", run)
     assert stages.calls.count("evaluate") == 2
     assert result.stdout.startswith("digits, 2,000 images, noise seed 0\n")
-    assert "student-1    3.500      0.850   0.750     0.950      8.00      10.0" in result.stdout
+    assert "student-1    3.500           -      0.850   0.750     0.950    8.00 (9.00)     10.0 (9.0)       4.0 (3.0)" in result.stdout
 
 
 def test_evaluate_refuses_a_run_without_a_student(tokenleap: Command, stages: Any, tmp_path: Path) -> None:

@@ -107,15 +107,18 @@ def test_the_table_is_printed_without_an_evaluation(tokenleap: Command, stages: 
     assert stages.calls == []
     assert result.stdout.splitlines() == [
         "Protocol digits, 2,000 images, noise seed 0",
-        "method     steps  parameters        Frechet  to teacher  inception  precision  recall  s/image  speed-up",
-        "teacher       16          1M  1.250 ± 0.050      0.0125       8.50      0.900   0.800    0.004      1.0x",
-        "student-1      1        1.1M          3.500           -       8.10      0.850   0.750    0.001      4.0x",
-        "s/image: steady state in batches of 64 on cpu, without decoding, which takes 0.0005 s more; speed-up over "
-        "the teacher.",
+        "method     steps  parameters        Frechet  to teacher  inception  precision  recall   s/image at 1"
+        "  speed-up at 1   s/image at 64  speed-up at 64",
+        "teacher       16          1M  1.250 ± 0.050      0.0125       8.50      0.900   0.800   0.08 (0.081)"
+        "      1.0 (1.0)  0.004 (0.0045)       1.0 (1.0)",
+        "student-1      1        1.1M          3.500           -       8.10      0.850   0.750  0.008 (0.009)"
+        "     10.0 (9.0)  0.001 (0.0015)       4.0 (3.0)",
+        "Times and speed-ups over the teacher are of one image at a time and of batches of 64, on cpu; in parentheses "
+        "with decoding.",
         "to teacher: Frechet distance to 20,000 images of the pairs.",
     ]
     page = tokenleap("evaluate", run, "--markdown").stdout.splitlines()
-    assert page[2] == f"| {' | '.join(HEADER)} |"
+    assert page[2].startswith(f"| {' | '.join(HEADER)} | s/image at 1 | speed-up at 1 |")
     assert page[5].startswith("| student-1 | 1 | 1.1M | 3.500 |")
 
 
@@ -173,7 +176,7 @@ def test_a_published_teacher_has_the_papers_rows_next_to_the_measured_ones() -> 
         *("student-1", "  published: VAR-d16-DD", "  published: VAR-d16, DD2"),
     ]
     assert table.rows[3] == (
-        *("  published: VAR-d16-DD", "1", "327M", "9.94", "-", "193.6", "0.8", "0.37", "0.021", "6.3x"),
+        *("  published: VAR-d16-DD", "1", "327M", "9.94", "-", "193.6", "0.8", "0.37", "0.021", "6.3"),
     )
     # Published rows without a measured counterpart are at the end.
     assert table.rows[-1][:4] == ("skip-2  published: VAR", "8", "310M", "40.09")

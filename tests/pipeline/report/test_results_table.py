@@ -36,6 +36,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "num_parameters": 1_000_000,
                 "frechet_distance": 0.09,
                 "seconds_per_image": {"1": 0.08, "64": 0.004},
+                "decode_seconds_per_image": {"1": 0.002},
             },
             {
                 "method": "student-1",
@@ -44,6 +45,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "frechet_distance": distance,
                 "token_match": distance / 2,
                 "seconds_per_image": {"1": 0.008, "64": 0.001 * (1 + seed)},
+                "decode_seconds_per_image": {"1": 0.002},
             },
         ]
         result = {"student_sha256": name, "protocol": "digits", "num_images": 2000, "seed": 0, "rows": rows}
@@ -62,13 +64,19 @@ def test_the_table_has_means_and_standard_errors(make_run: MakeRun) -> None:
     results = table(runs)
     assert results.header == (
         *("method", "steps", "parameters", "Fréchet distance", "token match"),
-        *("ms/image, batch 1", "ms/image, batch 64", "speed-up, batch 64"),
+        *(
+            "ms/image, batch 1",
+            "speed-up, batch 1",
+            "ms/image, batch 1, with decoding",
+            "speed-up, batch 1, with decoding",
+        ),
+        *("ms/image, batch 64", "speed-up, batch 64"),
     )
     # Of 0.2, 0.4, 0.6: standard deviation 0.2, over the root of three 0.115. Speed-ups 4, 2 and 4/3.
     assert results.rows == (
-        ("real", "", "", "0.100", "", "", "", ""),
-        ("teacher", "16", "1M", "0.090", "", "80", "4", "1"),
-        ("student-1", "1", "1.1M", "0.400 ± 0.115", "0.200 ± 0.058", "8", "2 ± 0.577", "2.44 ± 0.801"),
+        ("real", "", "", "0.100", *[""] * 7),
+        ("teacher", "16", "1M", "0.090", "", "80", "1", "82", "1", "4", "1"),
+        ("student-1", "1", "1.1M", "0.400 ± 0.115", "0.200 ± 0.058", "8", "10", "10", "8.2", "2 ± 0.577", "2.44 ± 0.801"),
     )
 
 

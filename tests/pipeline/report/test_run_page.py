@@ -18,8 +18,8 @@ import pytest
 from pipeline.config.run_config import compose
 from pipeline.report.figure_style import draw
 from pipeline.report.html import data_url
-from pipeline.report.run_page import evaluation_table, headlines, pictures, render, write_report
-from pipeline.report.terminal_summary import table_lines
+from pipeline.report.run_page import evaluation_tables, headlines, pictures, render, write_report
+from pipeline.report.terminal_summary import result_lines
 from pipeline.report.training_charts import MAX_POINTS, line_chart, training_charts
 from pipeline.run_folder.results import read_results
 from pipeline.run_folder.run_dir import RunDir, claim
@@ -29,8 +29,13 @@ ParsePage = Callable[[str], Any]
 TEACHER = {"method": "teacher", "num_steps": 16, "frechet_distance": 1.25, "frechet_distance_std": 0.05}
 STUDENT = {"method": "student-1", "num_steps": 1, "frechet_distance": 3.5, "token_match": 0.625}
 ROWS: list[dict[str, Any]] = [
-    {**TEACHER, "seconds_per_image": {"1": 0.08, "64": 0.004}},
-    {**STUDENT, "seconds_per_image": {"1": 0.008, "64": 0.001}},
+    {**TEACHER, "seconds_per_image": {"1": 0.08, "64": 0.004}, "decode_seconds_per_image": {"1": 0.008, "64": 0.001}},
+    {**STUDENT, "seconds_per_image": {"1": 0.008, "64": 0.001}, "decode_seconds_per_image": {"1": 0.008, "64": 0.001}},
+]
+"""The student is 10 and 4 times as fast as its teacher, with decoding 5.5 and 2.5 times."""
+TIMES = [
+    *("teacher", "1.0× (1.0×)", "80.00 (88.00)", "1.0× (1.0×)", "4.00 (5.00)"),
+    *("student-1", "10.0× (5.5×)", "8.00 (16.00)", "4.0× (2.5×)", "1.00 (2.00)"),
 ]
 
 
@@ -69,10 +74,14 @@ def test_the_page_names_the_run_and_escapes_it(finished: RunDir, parse_page: Par
 def test_the_page_agrees_with_evaluation_json(finished: RunDir, parse_page: ParsePage) -> None:
     page = parse_page(render(read_results(finished)))
     assert page.cells == [
-        *("teacher", "16", "1.250 ± 0.050", "–", "80.00", "4.00", "1.0×"),
-        *("student-1", "1", "3.500", "0.625", "8.00", "1.00", "10.0×"),
+        *("teacher", "1.250 ± 0.050", "–", "16"),
+        *("student-1", "3.500", "0.625", "1"),
+        *TIMES,
     ]
-    assert "10.0×" in page.text
+    assert "of one image at a time and of batches of 64, on cpu; in parentheses with decoding." in page.text
+    assert "the student alone, in N steps" in page.text
+    assert "share of tokens that are those of teacher-flow" in page.text
+    assert "the tokenizer alone" not in page.text
     assert "Evaluated by protocol digits, 2,000 images, noise seed 0." in page.text
     assert "pairs 1 min 00 s, student 2 min 05 s, 3 min 05 s in all" in page.text
     assert f"guidance_scale = {compose('digits').teacher.guidance_scale}" in page.text
@@ -85,11 +94,13 @@ def test_without_scores_the_token_match_is_shown_instead(finished: RunDir, parse
     results = read_results(finished)
     page = parse_page(render(results))
     assert page.cells == [
-        *("teacher", "16", "–", "80.00", "4.00", "1.0×"),
-        *("student-1", "1", "0.625", "8.00", "1.00", "10.0×"),
+        *("teacher", "–", "16"),
+        *("student-1", "0.625", "1"),
+        *TIMES,
     ]
-    assert headlines(results)[:2] == [
-        ("10.0×", "one step against the teacher, an image at a time"),
+    assert headlines(results)[:3] == [
+        ("10.0×", "one step against the teacher, an image at a time; 5.5× with decoding"),
+        ("4.0×", "one step against the teacher, in batches of 64; 2.5× with decoding"),
         ("0.625", "token match, one step"),
     ]
     assert "Fréchet" not in page.text
@@ -98,10 +109,12 @@ def test_without_scores_the_token_match_is_shown_instead(finished: RunDir, parse
         *("same-noise", "loss by training step")
     ]
     assert "it has no scores against real images" in page.text
-    assert table_lines(results.rows) == [
-        "method     token match  ms/image  speed-up",
-        "teacher              -     80.00       1.0",
-        "student-1        0.625      8.00      10.0",
+    assert result_lines(results.evaluation) == [
+        "method     token match  ms/image at 1  speed-up at 1  speed-up at 64",
+        "teacher              -  80.00 (88.00)      1.0 (1.0)       1.0 (1.0)",
+        "student-1        0.625   8.00 (16.00)     10.0 (5.5)       4.0 (2.5)",
+        "Times and speed-ups over the teacher are of one image at a time and of batches of 64, on cpu; in parentheses "
+        "with decoding.",
     ]
 
 
@@ -113,23 +126,42 @@ def test_evaluations_by_other_protocols_follow_if_they_are_of_the_same_student(
     (finished.root / "evaluation-dd.json").write_text(json.dumps({**evaluation, "student_sha256": "another"}))
     page = parse_page(render(read_results(finished)))
     assert "Protocol adm, 50,000 images, noise seeds 0 to 1; mean ± sample standard deviation" in page.text
-    assert page.cells.count("teacher") == 2
+    assert page.cells.count("teacher") == 4
     assert "another" not in page.text
 
 
-def test_with_scores_the_token_match_is_only_in_the_table(finished: RunDir) -> None:
-    assert [name for _, name in headlines(read_results(finished))] == [
-        "one step against the teacher, an image at a time",
-        *("Fréchet distance, one step", "Fréchet distance, teacher"),
-        "for everything",
+def test_the_distance_to_the_teacher_comes_before_the_distance_to_real_images(finished: RunDir) -> None:
+    real = {"method": "real", "frechet_distance": 0.75}
+    rows = [real, {**ROWS[0], "teacher_distance": 0.125}, {**ROWS[1], "teacher_distance": 1.5}]
+    evaluation = {"protocol": "digits", "num_images": 2000, "seed": 0, "teacher_images": 20_000, "rows": rows}
+    finished.evaluation.write_text(json.dumps(evaluation))
+    results = read_results(finished)
+    assert headlines(results)[2:] == [
+        ("1.500", "from one step to the teacher's own images (Fréchet); the teacher itself 0.125"),
+        ("3.500", "from one step to real images (Fréchet); teacher 1.250; other real images 0.750"),
+        ("3 min 05 s", "for everything"),
     ]
+    assert result_lines(results.evaluation, ("teacher",))[2] == (
+        "Frechet distance to 20,000 of the teacher's own images: one step 1.500, the teacher itself 0.125."
+    )
+
+
+def test_without_the_teachers_images_only_the_distance_to_real_images_is_a_headline(finished: RunDir) -> None:
+    assert headlines(read_results(finished))[2] == ("3.500", "from one step to real images (Fréchet); teacher 1.250")
 
 
 def test_empty_columns_are_left_out() -> None:
-    assert evaluation_table(ROWS).header == (
-        *("method", "steps", "Fréchet distance", "token match"),
-        *("ms/image, batch 1", "ms/image, batch 64", "speed-up"),
+    scores, times = evaluation_tables(ROWS)
+    assert scores.header == ("method", "Fréchet distance", "token match", "steps")
+    assert times.header == (
+        *("method", "speed-up, batch 1", "ms/image, batch 1", "speed-up, batch 64", "ms/image, batch 64"),
     )
+
+
+def test_a_time_without_a_decoders_time_has_no_parentheses() -> None:
+    rows = [{**row, "decode_seconds_per_image": None} for row in ROWS]
+    _, times = evaluation_tables(rows)
+    assert times.rows[1] == ("student-1", "10.0×", "8.00", "4.0×", "1.00")
 
 
 def test_constant_columns_are_not_drawn_and_missing_values_are_left_out(finished: RunDir) -> None:
@@ -162,11 +194,11 @@ def test_the_same_run_gives_the_same_page(finished: RunDir) -> None:
     ],
 )
 def test_a_chart_shows_all_values(values: list[float], scale: str) -> None:
-    figure = line_chart("a < $b$", list(zip([0, 50, 100], values, strict=True)))
+    figure = line_chart("a_<_$b$", list(zip([0, 50, 100], values, strict=True)))
     (axes,), (legend,) = figure.axes, figure.legends
     (line,) = axes.lines
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 50, 100], values)
-    assert axes.get_xlabel() == "training step"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training step", "a < $b$ (no unit)")
     assert axes.get_yscale() == scale
     assert legend.get_title().get_text() == "a < $b$" + (" (log)" if scale == "log" else "")
     low, high = axes.get_ylim()
