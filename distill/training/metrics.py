@@ -55,7 +55,7 @@ class MetricsLog:
         losses = [name for name in ("token_loss", "embedding_loss", "image_loss") if name in self.last]
         parts = [f"{name.removesuffix('_loss')} {self.last[name]:.3f}" for name in losses]
         if "heldout_token_loss" in self.last:
-            gap = self.last["heldout_token_loss"] - self.last["train_token_loss"]
+            gap = overfitting_gap(self.last["heldout_token_loss"], self.last["train_token_loss"])
             parts.append(f"held out {self.last['heldout_token_loss']:.3f} (gap {gap:+.3f})")
         return ", ".join(parts)
 
@@ -65,6 +65,11 @@ class MetricsLog:
         path = self.folder / f"steps-{self.first_step:06d}-{step:06d}.parquet"
         commit_bytes(path, _to_bytes(_table(rows)))
         self.first_step, self.rows = step, {}
+
+
+def overfitting_gap(heldout_token_loss: float, train_token_loss: float) -> float:
+    """Held-out cross-entropy minus the cross-entropy on training pairs, in nats a token."""
+    return heldout_token_loss - train_token_loss
 
 
 def read_metrics(folder: Path) -> pyarrow.Table:

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from distill.training.metrics import overfitting_gap
 from pipeline.report.metric_names import GENERALISATION_GAP
 from pipeline.report.table import MISSING, Table, format_mean
 from shards.core.errors import Refused
@@ -265,7 +266,7 @@ def _gaps(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 **heldout,
                 "series": Series(heldout["series"].setting, None, GENERALISATION_GAP),
                 "metric": GENERALISATION_GAP,
-                "value": heldout["value"] - train["value"],
+                "value": overfitting_gap(heldout["value"], train["value"]),
                 "protocol": f"{heldout['protocol']} against {train['protocol']}",
             }
 

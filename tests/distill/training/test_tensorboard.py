@@ -1,7 +1,8 @@
-"""Metrics for TensorBoard: they are readable, and a resumed training contains each step once."""
+"""Metrics for TensorBoard: they equal those of the log and of the report, and a resumed training has each step once."""
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from distill.training.metrics import read_metrics, tensorboard
+from distill.training.metrics import join_metrics, tensorboard
+from pipeline.report.training_charts import line_chart
+from pipeline.run_folder.results import read_metrics as read_run_metrics
 from shards.core.errors import Refused
 
 one_family = pytest.mark.parametrize("family", ["llamagen"], indirect=True)
@@ -28,8 +31,7 @@ def kill_at_step_7(done: int, total: int, note: str) -> None:
 
 
 @one_family
-def test_repeated_steps_appear_once(run: Any, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+def test_tensorboard_the_log_and_the_charts_agree_and_repeated_steps_appear_once(run: Any, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with pytest.raises(Killed):
@@ -37,14 +39,19 @@ def test_repeated_steps_appear_once(run: Any, tmp_path: Path) -> None:
     run(tmp_path, **SETTINGS)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    log = read_metrics(tmp_path / "metrics").select(["step", "loss", "heldout_token_loss"]).to_pylist()
-    assert [row["step"] for row in log] == list(range(1, 10))
-    for name in ("loss", "heldout_token_loss"):
+    join_metrics(tmp_path / "metrics", tmp_path / "metrics.parquet")
+    log = read_run_metrics(tmp_path / "metrics.parquet")
+    steps = log.pop("step")
+    assert steps == list(range(1, 10))
+    assert {name for name, values in log.items() if any(map(math.isfinite, values))} == set(events.Tags()["scalars"])
+    for name in events.Tags()["scalars"]:
         shown = [(event.step, event.value) for event in events.Scalars(name)]
-        logged = [(row["step"], row[name]) for row in log if row[name] is not None]
+        logged = [(step, value) for step, value in zip(steps, log[name], strict=True) if math.isfinite(value)]
         assert [step for step, _ in shown] == [step for step, _ in logged]
+        # TensorBoard stores float32.
         assert [value for _, value in shown] == pytest.approx([value for _, value in logged], rel=1e-6)
-    assert events.Tags()["scalars"]
+        (line,) = line_chart(name, logged).axes[0].lines
+        assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == logged
 
 
 @one_family
