@@ -53,7 +53,7 @@ class MetricsLog:
     def describe(self) -> str:
         """Describe the newest losses for the progress line."""
         losses = [name for name in ("token_loss", "embedding_loss", "image_loss") if name in self.last]
-        parts = [f"{name.removesuffix('_loss')} {self.last[name]:.3f}" for name in losses]
+        parts = [f"{name.replace('_', ' ')} {self.last[name]:.3f}" for name in losses]
         if "heldout_token_loss" in self.last:
             gap = overfitting_gap(self.last["heldout_token_loss"], self.last["train_token_loss"])
             parts.append(f"held out {self.last['heldout_token_loss']:.3f} (gap {gap:+.3f})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.report.table import TERMINAL_MISSING, Table, terminal_number
+from pipeline.report.table import TERMINAL_MISSING, Table, format_mean
 from pipeline.report.times import speedup_cell, time_cell, times_note
 from pipeline.run_folder.results import (
     PairStatistics,
@@ -105,7 +105,7 @@ def result_lines(evaluation: Mapping[str, Any], methods: Collection[str] | None 
     cells = tuple(
         (
             row["method"],
-            *(terminal_number(row.get(key), ".3f") for key in measures),
+            *(format_mean(row.get(key), row.get(f"{key}_std"), 3, missing=TERMINAL_MISSING) for key in measures),
             *(time_cell(row, batch, ".2f", scale=1e3, missing=TERMINAL_MISSING) for batch in batches[:1]),
             *(speedup_cell(row, rows, batch, missing=TERMINAL_MISSING) for batch in batches),
         )

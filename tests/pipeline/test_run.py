@@ -34,9 +34,9 @@ def test_a_run_writes_all_results_and_prints_about_ten_lines(tokenleap: Command,
     assert "pairs     40 for training, 20 held out, 3 shards" in result.stdout
     assert lines[3] == "protocol  digits, 2,000 images, noise seed 0"
     assert lines[4:7] == [
-        "method     Frechet  to teacher  precision  recall  accuracy  ms/image at 1  speed-up at 1  speed-up at 64",
-        "teacher      1.250       0.013      0.900   0.800     0.980  80.00 (81.00)      1.0 (1.0)       1.0 (1.0)",
-        "student-1    3.500           -      0.850   0.750     0.950    8.00 (9.00)     10.0 (9.0)       4.0 (3.0)",
+        "method           Frechet  to teacher  precision  recall  accuracy  ms/image at 1  speed-up at 1  speed-up at 64",
+        "teacher    1.250 ± 0.050       0.013      0.900   0.800     0.980  80.00 (81.00)      1.0 (1.0)       1.0 (1.0)",
+        "student-1          3.500           -      0.850   0.750     0.950    8.00 (9.00)     10.0 (9.0)       4.0 (3.0)",
     ]
     assert str(out / "report.html") in lines[-1]
 
