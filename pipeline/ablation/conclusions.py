@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pipeline.ablation.ablation import Ablation
+from pipeline.ablation.back_test import back_test, sentence
 from pipeline.ablation.figures import Laws, describe_method
 from pipeline.ablation.page import PLOTTED_METRICS, write_report_files
-from pipeline.ablation.power_law import MIN_SIZES, doubling_sentence, fit_power_law
+from pipeline.ablation.power_law import MIN_SIZES
 from pipeline.ablation.table import FinalValue, final_values, read_table, settings_of, summary_table, values_by_size
 from pipeline.config.run_config import to_toml
 from pipeline.report.metric_names import GENERALISATION_GAP
@@ -32,9 +33,9 @@ def write_conclusions(ablation: Ablation, failures: Sequence[tuple[str, str]]) -
     finals = final_values(table)
     if not finals:
         return []
-    # A power law for each series that has a figure, or the reason why there is none.
+    # A checked power law for each series that has a figure, or the reason why there is none.
     laws = {
-        series: fit_power_law(np.array(sizes), np.array(values))
+        series: back_test(np.array(sizes), np.array(values))
         for series, (sizes, values) in values_by_size(finals).items()
         if series.metric in PLOTTED_METRICS or series.metric == GENERALISATION_GAP
     }
@@ -62,16 +63,15 @@ def _sentences(finals: Sequence[FinalValue], laws: Laws) -> Iterator[str]:
             f"this ablation has {num_sizes}."
         )
         return
-    for series, law in laws.items():
+    for series, test in laws.items():
         title = PLOTTED_METRICS.get(series.metric)
         if title is None:
             continue
-        largest = max(final.size for final in finals if final.series == series)
         details = [describe_method(series.method)] if series.method else []
         details += [series.setting.text] if len(settings) > 1 else []
         # Inside a sentence only a proper name has a capital letter.
         metric = title if title.startswith("Fréchet") else title[0].lower() + title[1:]
-        yield doubling_sentence(f"{metric} ({', '.join(details)})" if details else metric, law, largest)
+        yield sentence(f"{metric} ({', '.join(details)})" if details else metric, test)
 
 
 def _facts(ablation: Ablation, finals: Sequence[FinalValue]) -> list[tuple[str, str]]:

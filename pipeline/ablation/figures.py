@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.ablation.back_test import BackTest
 from pipeline.ablation.power_law import NoFit, PowerLaw
 from pipeline.ablation.table import AblationSetting, FinalValue, LearningCurve, Series, settings_of
 from pipeline.report.figure_style import (
@@ -30,13 +31,15 @@ from pipeline.report.metric_names import GENERALISATION_GAP, LINEAR, axis_label
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Laws = Mapping[Series, PowerLaw | NoFit]
-"""The fit of each series, or the reason why it has none."""
+Laws = Mapping[Series, BackTest]
+"""The checked law of each series, or the reason why it has none."""
 
 
 class Stretch(NamedTuple):
-    """A law between two sizes: its line and the edges of its band."""
+    """A law between two sizes: its line's style and opacity, and its line and the edges of its band."""
 
+    line: str
+    opacity: float
     size_N: np.ndarray
     middle_N: np.ndarray
     low_N: np.ndarray
@@ -55,7 +58,8 @@ def metric_against_size(
 ) -> Figure:
     """Final values over the number of training pairs: mean and spread over seeds, seeds as faint dots, and laws.
 
-    A law is dashed from the largest size of its setting to twice that size. The generalisation gap has a line at zero.
+    A law is dashed from the largest size of its setting to twice that size. Where its check missed, the law of the
+    smaller sizes is faint and dashed up to the largest. The generalisation gap has a line at zero.
     """
     shown = [final for final in finals if final.series.metric == metric]
     figure, axes = new_figure("training pairs", axis_label(metric, shown[0].protocol))
@@ -68,11 +72,12 @@ def metric_against_size(
             continue
         colour, marker = _colour_and_marker(index)
         sizes = [final.size for final in of_series]
-        if series in stretches:
-            for (size_N, middle_N, low_N, high_N), line in zip(stretches[series], ("-", "--"), strict=True):
-                axes.plot(size_N, middle_N, line, color=colour, linewidth=1.5)
-                axes.fill_between(size_N, low_N, high_N, color=colour, alpha=0.12, linewidth=0, zorder=1)
-        else:
+        drawn = stretches.get(series, [])
+        for line, opacity, size_N, middle_N, low_N, high_N in drawn:
+            axes.plot(size_N, middle_N, line, color=colour, linewidth=1.5, alpha=opacity)
+            axes.fill_between(size_N, low_N, high_N, color=colour, alpha=0.12 * opacity, linewidth=0, zorder=1)
+        if len(drawn) < 2:
+            # No law, or one that missed.
             axes.plot(sizes, [final.mean for final in of_series], color=colour, linewidth=0.8, alpha=0.6)
         for final in of_series:
             dots = [value for _, value in final.seeds]
@@ -91,7 +96,8 @@ def metric_against_size(
         handles.append((bars, labels(settings)[setting]))
     scale_values(axes, _values(shown, stretches), metric in LINEAR)
     sizes = sorted({final.size for final in shown})
-    scale_sizes(axes, sizes, max(sizes[-1], *(extrapolated.size_N[-1] for _, extrapolated in stretches.values()), 0))
+    ends = (round(stretch.size_N[-1]) for drawn in stretches.values() for stretch in drawn)
+    scale_sizes(axes, sizes, max([sizes[-1], *ends]))
     add_header(figure, describe_method(method), handles if len(settings) > 1 else [])
     low, high = axes.get_ylim()
     if metric == GENERALISATION_GAP and low <= 0 <= high:
@@ -163,25 +169,31 @@ def _draw_curves(
     return figure
 
 
-def _stretches(shown: Iterable[FinalValue], laws: Laws) -> dict[Series, tuple[Stretch, Stretch]]:
-    """Each law over the sizes of its series, and from the largest size to twice that size."""
+def _stretches(shown: Iterable[FinalValue], laws: Laws) -> dict[Series, list[Stretch]]:
+    """Each law over the sizes of its series and on to twice the largest size; or the law that missed, over the sizes."""
     sizes = defaultdict(list)
     for final in shown:
         sizes[final.series].append(final.size)
 
-    def stretch(law: PowerLaw, first: int, last: int) -> Stretch:
+    def stretch(law: PowerLaw, first: int, last: int, line: str, opacity: float = 1.0) -> Stretch:
         size_N = np.geomspace(first, last, 40)
-        return Stretch(size_N, *(np.asarray(values, dtype=np.float64) for values in law.at(size_N)))
+        return Stretch(line, opacity, size_N, *(np.asarray(values, dtype=np.float64) for values in law.at(size_N)))
 
-    return {
-        series: (stretch(law, min(of_series), max(of_series)), stretch(law, max(of_series), 2 * max(of_series)))
-        for series, of_series in sizes.items()
-        if (law := laws.get(series)) and not isinstance(law, NoFit)
-    }
+    stretches = {}
+    for series, of_series in sizes.items():
+        test, smallest, largest = laws.get(series), min(of_series), max(of_series)
+        if test and not isinstance(test.law, NoFit):
+            stretches[series] = [
+                stretch(test.law, smallest, largest, "-"),
+                stretch(test.law, largest, 2 * largest, "--"),
+            ]
+        elif test and test.missed:
+            stretches[series] = [stretch(test.missed, smallest, largest, "--", 0.5)]
+    return stretches
 
 
 def _values(
-    shown: Iterable[FinalValue | LearningCurve], laws: Mapping[Series, Iterable[Stretch]] | None = None
+    shown: Iterable[FinalValue | LearningCurve], laws: Mapping[Series, Sequence[Stretch]] | None = None
 ) -> list[float]:
     """Values that the axis must show: seeds, means, spreads, laws, and the nearby part of the laws' bands."""
     values: list[float] = []
@@ -193,7 +205,7 @@ def _values(
             pairs = [(mean, spread) for epoch, mean, spread in number.points if epoch > 0]
         values += [mean + sign * (spread or 0.0) for mean, spread in pairs for sign in (-1, 1)]
     if laws:
-        stretches = [stretch for pair in laws.values() for stretch in pair]
+        stretches = [stretch for drawn in laws.values() for stretch in drawn]
         for stretch in stretches:
             values += [value for value in stretch.middle_N.tolist() if math.isfinite(value)]
         # A band may be very wide; clip it so that the values remain readable.

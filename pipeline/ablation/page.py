@@ -74,8 +74,8 @@ def write_report_files(folder: Path, table: pyarrow.Table, about: Mapping[str, A
         table: the long table; cells may be missing.
         about: `name`, `description`, `match` ("steps" or "epochs"), `facts` as (name, text), `sentences` with the
             conclusions, `unfinished` as (cell, reason), `config` as TOML. Rows of unfinished cells are left out, because
-            their last step is not the end of their training.
-        laws: fits; the reason of a `NoFit` is printed.
+            their last step is not the end of their training. The sentences are also below the table in table.md.
+        laws: checked laws; the reason of a `NoFit` is printed.
 
     Raises:
         Refused: the folder cannot be written to.
@@ -93,14 +93,15 @@ def write_report_files(folder: Path, table: pyarrow.Table, about: Mapping[str, A
     ]
     _write_figures(folder / "figures", [*by_size, *gap, *chain.from_iterable(group for _, group in by_epoch)])
     summary = summary_table(finals)
-    commit_bytes(folder / "table.md", "".join(f"{line}\n" for line in summary.markdown()).encode())
+    lines = [*summary.markdown(), "", *(f"- {sentence}" for sentence in about["sentences"])]
+    commit_bytes(folder / "table.md", "".join(f"{line}\n" for line in lines).encode())
     commit_bytes(folder / "table.csv", to_csv(finals).encode())
     page = render_template(
         "ablation.html.jinja",
         **{key: about[key] for key in ("name", "description", "facts", "sentences", "unfinished", "config")},
         matched=MATCHED[about["match"]],
         has_spread=any(final.spread is not None for final in finals),
-        has_laws=any(not isinstance(law, NoFit) for law in laws.values()),
+        has_laws=any(not isinstance(test.law, NoFit) for test in laws.values()),
         table=summary,
         protocols=sorted({final.protocol for final in finals if final.series.metric in PLOTTED_METRICS}),
         by_size=by_size,
@@ -164,11 +165,14 @@ def _of(title: str, method: str | None) -> str:
 def _reasons(finals: Sequence[FinalValue], metric: str, method: str | None, laws: Laws) -> Iterator[str]:
     """Why there is no law, with the settings of each reason."""
     settings = settings_of(finals)
-    by_reason = defaultdict(list)
+    by_reason, has_missed = defaultdict(list), False
     for setting in settings:
-        law = laws.get(Series(setting, method, metric))
-        if isinstance(law, NoFit):
-            by_reason[law.reason].append(setting.text)
+        test = laws.get(Series(setting, method, metric))
+        if test and isinstance(test.law, NoFit):
+            by_reason[test.law.reason].append(setting.text)
+            has_missed |= test.missed is not None
     for reason, texts in by_reason.items():
         scope = "" if len(texts) == len(settings) else f" for {' or '.join(texts)}"
         yield f"No law{scope}: {reason}."
+    if has_missed:
+        yield "The faint dashed curve is the law of the smaller sizes."

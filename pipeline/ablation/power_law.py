@@ -187,7 +187,7 @@ def fit_power_law(size_N: Array, value_N: Array) -> PowerLaw | NoFit:
     change = law.doubling(law.sizes[1])
     # Every change has the sign of -b, so the intervals contain zero at all sizes or at none.
     if change.low <= 0 <= change.high:
-        interval = f"{_digits(change.low, 2)} to {_digits(change.high, 2)}"
+        interval = f"{signed(change.low, 2)} to {signed(change.high, 2)}"
         return NoFit(f"the 90 % interval from {law.sizes[1]:,.0f} on, {interval}, contains zero")
     return law
 
@@ -195,16 +195,22 @@ def fit_power_law(size_N: Array, value_N: Array) -> PowerLaw | NoFit:
 def doubling_sentence(metric: str, law: PowerLaw | NoFit, size: int) -> str:
     """The expected effect on a metric (its name in words) of doubling `size` > 0 pairs, or why it is unknown."""
     if isinstance(law, NoFit):
-        return f"The effect of doubling the pairs from {size:,} on the {metric} is unknown: {law.reason}."
+        return f"These data cannot tell what doubling the pairs from {size:,} brings to the {metric}: {law.reason}."
     change = law.doubling(size)
     # Two digits, and up to four if the ends of a narrow interval would otherwise be printed alike.
     ratio = max(abs(change.low), abs(change.high)) / max(change.high - change.low, 1e-300)
     digits = int(np.clip(np.ceil(1 + np.log10(ratio)), 2, 4))
-    expected, low, high = (_digits(number, digits) for number in (change.expected, change.low, change.high))
+    expected, low, high = (signed(number, digits) for number in (change.expected, change.low, change.high))
     return (
         f"Doubling the pairs from {size:,} is expected to change the {metric} by {expected}, "
         f"between {low} and {high} (90 % interval)."
     )
+
+
+def signed(number: float, digits: int) -> str:
+    """A signed number with `digits` significant digits, or with all digits before the decimal point."""
+    decimals = digits - 1 - math.floor(math.log10(abs(number) or 1.0))
+    return f"{number:+,.{max(decimals, 0)}f}"
 
 
 def _axis(size: Array, exponent: Array, ends: tuple[float, float]) -> Array:
@@ -276,9 +282,3 @@ def _law(runs: Runs, exponents: Array, origin: float, unit: float) -> PowerLaw:
     lines = Lines(*(array[kept] for array in lines))
     probability_C = probability_C[kept] / probability_C[kept].sum()
     return PowerLaw(origin + unit * limit, unit * scale, c, ends, origin, unit, runs.df, lines, probability_C)
-
-
-def _digits(number: float, digits: int) -> str:
-    """A signed number with `digits` significant digits, or with all digits before the decimal point."""
-    decimals = digits - 1 - math.floor(math.log10(abs(number) or 1.0))
-    return f"{number:+,.{max(decimals, 0)}f}"

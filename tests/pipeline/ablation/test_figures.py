@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.ablation.back_test import BackTest
 from pipeline.ablation.figures import comparable_size, curves_by_setting, curves_by_size, labels, metric_against_size
 from pipeline.ablation.power_law import NoFit
 from pipeline.ablation.table import AblationSetting, Series, final_values, learning_curves, methods_of, settings_of
@@ -36,6 +37,11 @@ class Line:
     def at(self, size_N: Any) -> tuple[Any, Any, Any]:
         middle_N = 2 - np.asarray(size_N) / 1e5
         return middle_N, middle_N - 0.5, middle_N + 0.5
+
+
+def checked(law: Any, missed: Any = None) -> BackTest:
+    """A law after its check, of which figures show only the curve."""
+    return BackTest(law, missed, None, (), ())
 
 
 def figures(table: Any) -> Iterator[Any]:
@@ -144,8 +150,8 @@ def test_final_values_are_drawn_with_seeds_mean_and_spread(ablation_table: MakeT
 def test_a_law_is_dashed_from_the_largest_size_to_twice_that_size(ablation_table: MakeTable) -> None:
     finals = final_values(ablation_table())
     laws = {
-        Series(AblationSetting("0,8"), None, "heldout_token_loss"): Line(),
-        Series(AblationSetting("0,4"), None, "heldout_token_loss"): NoFit("four sizes are too few"),
+        Series(AblationSetting("0,8"), None, "heldout_token_loss"): checked(Line()),
+        Series(AblationSetting("0,4"), None, "heldout_token_loss"): checked(NoFit("four sizes are too few")),
     }
     axes = metric_against_size(finals, "heldout_token_loss", None, laws).axes[0]
     (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
@@ -158,6 +164,21 @@ def test_a_law_is_dashed_from_the_largest_size_to_twice_that_size(ablation_table
     assert not [line for line in without.lines if line.get_linestyle() == "--"]
 
 
+def test_a_law_that_missed_is_faint_and_dashed_up_to_the_largest_size(ablation_table: MakeTable) -> None:
+    finals = final_values(ablation_table(timesteps=("0,8",)))
+    laws = {Series(AblationSetting("0,8"), None, "heldout_token_loss"): checked(NoFit("it missed"), Line())}
+    axes = metric_against_size(finals, "heldout_token_loss", None, laws).axes[0]
+    (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed.get_alpha() == 0.5
+    assert (dashed.get_xdata()[0], dashed.get_xdata()[-1]) == pytest.approx((2500, 20000))
+    # 2 - 20,000 / 100,000, above the mean of 1.09: the miss is seen.
+    assert dashed.get_ydata()[-1] == pytest.approx(1.8)
+    assert axes.get_ylim()[1] > 1.8
+    assert axes.get_xlim()[1] < 40000
+    (means,) = [line for line in axes.lines if line.get_linewidth() == 0.8]
+    assert list(means.get_xdata()) == [2500, 5000, 10000, 20000]
+
+
 def test_a_very_wide_band_leaves_the_values_readable(ablation_table: MakeTable) -> None:
     class Wide(Line):
         def at(self, size_N: Any) -> tuple[Any, Any, Any]:
@@ -165,7 +186,7 @@ def test_a_very_wide_band_leaves_the_values_readable(ablation_table: MakeTable) 
             return middle_N, middle_N - 1e6, middle_N + np.inf
 
     finals = final_values(ablation_table(timesteps=("0,8",)))
-    laws = {Series(AblationSetting("0,8"), None, "heldout_token_loss"): Wide()}
+    laws = {Series(AblationSetting("0,8"), None, "heldout_token_loss"): checked(Wide())}
     low, high = metric_against_size(finals, "heldout_token_loss", None, laws).axes[0].get_ylim()
     # The law runs from 1.975 to 1.6, the means from 1.44 down to 1.09.
     assert 0.5 < low < 1.09

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.ablation.back_test import BackTest
 from pipeline.ablation.page import write_report_files
 from pipeline.ablation.power_law import NoFit
 from pipeline.ablation.table import AblationSetting, Series, final_values, summary_table, to_csv
+from pipeline.report.figure_style import FigureFiles
 from pipeline.report.html import data_url
 from shards.core.errors import Refused
 
@@ -29,9 +31,20 @@ ABOUT: dict[str, Any] = {
 SMALL: dict[str, Any] = {"sizes": (2500, 5000), "timesteps": ("0,8",), "methods": ("student-1",)}
 
 
+def checked(law: Any, missed: Any = None) -> BackTest:
+    """A law after its check, of which the page shows only the curve and the reason."""
+    return BackTest(law, missed, None, (), ())
+
+
 class Line:
     def at(self, size_N: Any) -> tuple[Any, Any, Any]:
         return size_N * 0 + 1.2, size_N * 0 + 1.1, size_N * 0 + 1.3
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are not drawn as files, for tests that do not look at them."""
+    monkeypatch.setattr("pipeline.ablation.page.draw", lambda figure: FigureFiles(b"png", b"svg"))
 
 
 @pytest.fixture
@@ -67,6 +80,7 @@ def test_the_page_contains_every_figure_and_makes_no_request(
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sections_are_in_order(written: Write, ablation_table: MakeTable) -> None:
     page = written(ablation_table(**SMALL))
     order = [
@@ -79,11 +93,14 @@ def test_sections_are_in_order(written: Write, ablation_table: MakeTable) -> Non
     assert "All cells train for the same number of steps" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tables_are_equal_on_the_page_and_in_files(tmp_path: Path, written: Write, ablation_table: MakeTable) -> None:
+    """Conclusions are on the page and below the table."""
     table = ablation_table(**SMALL)
     page = written(table)
     finals = final_values(table)
-    assert (tmp_path / "table.md").read_text().splitlines() == summary_table(finals).markdown()
+    sentences = ["", "- Twice the pairs lower nothing.", "- Another sentence."]
+    assert (tmp_path / "table.md").read_text().splitlines() == [*summary_table(finals).markdown(), *sentences]
     assert (tmp_path / "table.csv").read_text() == to_csv(finals)
     # 1 + 1000 / 2500 + 10 / 300 + 0.005, and its standard deviation over two seeds 0.01 apart.
     assert page.cells[:4] == ["0,8", "2,500", "2", "1.4383 ± 0.0071"]
@@ -93,10 +110,11 @@ def test_tables_are_equal_on_the_page_and_in_files(tmp_path: Path, written: Writ
 
 def test_the_same_table_gives_the_same_bytes(tmp_path: Path, written: Write, ablation_table: MakeTable) -> None:
     for name in ("first", "second"):
-        written(ablation_table(**SMALL), folder=tmp_path / name)
+        written(ablation_table(**{**SMALL, "methods": ()}), folder=tmp_path / name)
     assert files(tmp_path / "first") == files(tmp_path / "second")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_text_of_users_is_escaped(tmp_path: Path, written: Write, ablation_table: MakeTable) -> None:
     odd = "<b>$x$ & \"y\" 'z' \\ é"
     table = ablation_table(sizes=(2500,), seeds=1, timesteps=("0,8",), methods=(), swept={"train.odd": (odd,)})
@@ -108,6 +126,7 @@ def test_text_of_users_is_escaped(tmp_path: Path, written: Write, ablation_table
     assert all(re.fullmatch(r"[A-Za-z0-9_.+-]+", name.name) for name in (tmp_path / "figures").iterdir())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_settings_with_equal_file_names_have_separate_figures(
     tmp_path: Path, written: Write, ablation_table: MakeTable
 ) -> None:
@@ -117,18 +136,20 @@ def test_settings_with_equal_file_names_have_separate_figures(
     assert len(page.images) == len(list((tmp_path / "figures").glob("*.svg"))) == 2 + 2 * (4 + 1) + 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_reason_for_a_missing_law_is_printed(written: Write, ablation_table: MakeTable) -> None:
     table = ablation_table(sizes=(2500, 5000), methods=())
     first, second = (Series(AblationSetting(steps), None, "heldout_token_loss") for steps in ("0,4", "0,8"))
-    no_fit = NoFit("two sizes are <too> few")
-    page = written(table, {first: no_fit, second: Line()})
+    reason = NoFit("two sizes are <too> few")
+    page = written(table, {first: checked(reason), second: checked(Line())})
     assert "No law for timesteps 0,4: two sizes are <too> few." in page.text
     assert "A curve is a fitted power law" in page.text
-    page = written(table, {first: no_fit, second: no_fit})
-    assert "No law: two sizes are <too> few." in page.text
+    page = written(table, {first: checked(reason), second: checked(reason, missed=Line())})
+    assert "No law: two sizes are <too> few. The faint dashed curve is the law of the smaller sizes." in page.text
     assert "A curve is a fitted power law" not in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unfinished_cells_are_named_and_left_out(written: Write, ablation_table: MakeTable) -> None:
     table = ablation_table(**SMALL)
     page = written(table, unfinished=[("cell-1", "failed: out of memory")], match="epochs")
@@ -138,6 +159,7 @@ def test_unfinished_cells_are_named_and_left_out(written: Write, ablation_table:
     assert "All cells make the same number of passes over their pairs" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_page_is_written_without_finished_cells(written: Write, ablation_table: MakeTable) -> None:
     table = ablation_table(sizes=(2500,), seeds=1, timesteps=("0,8",))
     page = written(table, unfinished=[("cell-0", "running")])
@@ -145,6 +167,7 @@ def test_a_page_is_written_without_finished_cells(written: Write, ablation_table
     assert page.images == []
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("grid", [{"sizes": (2500,), "seeds": 1, "timesteps": ("0,8",)}, {**SMALL, "methods": ()}])
 def test_one_cell_or_no_methods_give_a_page(written: Write, ablation_table: MakeTable, grid: dict[str, Any]) -> None:
     page = written(ablation_table(**grid))
@@ -154,6 +177,7 @@ def test_one_cell_or_no_methods_give_a_page(written: Write, ablation_table: Make
     assert len(page.images) == (13 if has_methods else 5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_figures_of_an_earlier_grid_are_removed_and_other_files_stay(
     tmp_path: Path, written: Write, ablation_table: MakeTable
 ) -> None:
@@ -165,6 +189,7 @@ def test_figures_of_an_earlier_grid_are_removed_and_other_files_stay(
     assert not [name for name in names if "student-1" in name]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, written: Write, ablation_table: MakeTable) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(Refused, match="taken"):

@@ -412,6 +412,6 @@ def test_the_sentence_with_a_fit(change: tuple[float, float, float], text: str) 
 def test_the_sentence_without_a_fit() -> None:
     law = fit_power_law(FIVE[:3], np.array([3.0, 2.0, 1.5]))
     assert doubling_sentence("recall", law, 4000) == (
-        "The effect of doubling the pairs from 4,000 on the recall is unknown: "
+        "These data cannot tell what doubling the pairs from 4,000 brings to the recall: "
         "a curve needs at least 5 sizes, and there are 3."
     )

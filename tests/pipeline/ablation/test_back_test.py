@@ -1,0 +1,108 @@
+"""The check of a power law at the largest size: outcomes, the exact sentences, and how often a true law misses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.ablation.back_test import back_test, sentence
+from pipeline.ablation.power_law import NoFit, PowerLaw, fit_power_law
+from shards.format.spec import Array
+
+SIX = 1250 * 2 ** np.arange(6)
+FOURFOLD = 100 * 4 ** np.arange(6)
+"""1 - 5 n^-1/2 is 0.5, 0.75, 0.875, 0.9375, 0.96875 and 0.984375 at these sizes."""
+
+
+def rising(sizes: Array) -> Array:
+    return 1 - 5 * np.asarray(sizes, dtype=np.float64) ** -0.5
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("num_seeds", [1, 2])
+@pytest.mark.parametrize(("limit", "scale", "exponent"), [(0.5, 2.0, 0.03), (0.8, -5.0, 0.5), (3.0, -1e8, 2.8)])
+def test_data_of_an_exact_law_pass(limit: float, scale: float, exponent: float, num_seeds: int) -> None:
+    sizes = np.repeat(SIX, num_seeds)
+    values = limit + scale * sizes.astype(np.float64) ** -exponent
+    test = back_test(sizes, values)
+    assert isinstance(test.law, PowerLaw)
+    assert test.missed is None
+    assert test.predicted == pytest.approx([values[-1]] * 3, rel=1e-7)
+
+
+@pytest.mark.quick
+def test_a_passed_check_is_a_clause_of_the_promise() -> None:
+    # 5 (102,400^-1/2 - 204,800^-1/2) = 0.015625 - 0.011049
+    assert sentence("recall", back_test(FOURFOLD, rising(FOURFOLD))) == (
+        "Doubling the pairs from 102,400 is expected to change the recall by +0.004576, between +0.004576 and +0.004576 "
+        "(90 % interval); checked: the law of the smaller sizes predicts 0.984375 at 102,400 (0.984375 to 0.984375), "
+        "and the runs have 0.984375. The last step, from 25,600 to 4 times as many, brought +0.016."
+    )
+
+
+@pytest.mark.quick
+def test_a_curve_that_saturates_suddenly_misses_and_promises_nothing() -> None:
+    values = rising(FOURFOLD)
+    values[-1] = 0.971875
+    test = back_test(FOURFOLD, values)
+    assert isinstance(fit_power_law(FOURFOLD, values), PowerLaw), "a law that must be withdrawn"
+    assert isinstance(test.law, NoFit)
+    assert test.missed is not None
+    assert test.missed.sizes == (100, 25_600)
+    assert sentence("recall", test) == (
+        "These data cannot tell what doubling the pairs from 102,400 brings to the recall: the law of the smaller sizes "
+        "predicts 0.984375 at 102,400 (0.984375 to 0.984375), and the runs have 0.971875, 0.012500 below. "
+        "The last step, from 25,600 to 4 times as many, brought +0.0031."
+    )
+
+
+@pytest.mark.quick
+def test_five_sizes_are_not_checked_and_say_what_would() -> None:
+    test = back_test(FOURFOLD[:5], rising(FOURFOLD[:5]))
+    assert isinstance(test.law, PowerLaw)
+    assert test.predicted is None
+    text = sentence("recall", test)
+    assert "is expected to change the recall by +0.009153" in text
+    assert "; not checked: a sixth size would check it. The last step, from 6,400 to 4 times as many, brought" in text
+
+
+@pytest.mark.quick
+def test_a_law_that_the_smaller_sizes_do_not_have_is_withdrawn() -> None:
+    values = np.array([1.03, 0.76, 0.61, 0.25, 0.65, 0.49])
+    assert isinstance(fit_power_law(SIX, values), PowerLaw)
+    test = back_test(SIX, values)
+    assert test.missed is None
+    assert sentence("recall", test) == (
+        "These data cannot tell what doubling the pairs from 40,000 brings to the recall: a law fits, but none of the "
+        "smaller sizes can check it (the 90 % interval from 20,000 on, -0.20 to +0.0025, contains zero). "
+        "The last doubling, from 20,000, brought -0.16."
+    )
+
+
+@pytest.mark.quick
+def test_the_reason_for_no_law_stays_where_the_smaller_sizes_predict_the_largest() -> None:
+    values = np.array([0.81, 0.6, 0.72, 0.48, 0.23, 0.55])
+    fitted, test = fit_power_law(SIX, values), back_test(SIX, values)
+    assert isinstance(fitted, NoFit)
+    assert test.law == fitted
+    assert sentence("recall", test).endswith("contains zero. The last doubling, from 20,000, brought +0.32.")
+
+
+@pytest.mark.quick
+def test_one_size_has_no_last_step() -> None:
+    assert sentence("recall", back_test(SIX[:1], np.array([0.5]))) == (
+        "These data cannot tell what doubling the pairs from 1,250 brings to the recall: "
+        "a curve needs at least 5 sizes, and there are 1."
+    )
+
+
+def test_a_true_law_misses_as_often_as_its_interval_says() -> None:
+    """Half of the variance is common to the two runs of a size: 10 % of the laws miss."""
+    sizes, misses = np.repeat(SIX, 2), 0
+    for key in range(100):
+        draw = np.random.Generator(np.random.Philox(key))
+        errors = draw.standard_normal(12) + np.repeat(draw.standard_normal(6), 2)
+        misses += back_test(sizes, 50 * sizes**-0.5 + 0.01 * errors).missed is not None
+    low, high = stats.binom.interval(0.999, 100, 0.1)
+    assert low <= misses <= high
