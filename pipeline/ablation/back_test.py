@@ -90,15 +90,15 @@ def _comparison(size: int, predicted: tuple[float, float, float], measured: floa
     """What the law of the smaller sizes predicts at the largest size, what its runs have, and by how much it missed."""
     middle, low, high = predicted
     # Three digits of the interval, and enough to see on which side of its ends the mean is; in all at most six digits.
-    finest = min((high - low) / 10, abs(measured - low), abs(measured - high)) or math.ulp(0.0)
+    finest = min((high - low) / 100, abs(measured - low), abs(measured - high)) or math.ulp(0.0)
     most = 5 - math.floor(math.log10(max(abs(low), abs(high), abs(measured)) or 1.0))
-    decimals = max(0, min(1 - math.floor(math.log10(finest)), most))
+    decimals = max(0, min(-math.floor(math.log10(finest)), most))
 
     def text(number: float) -> str:
         return f"{number:,.{decimals}f}"
 
     miss = f", {text(abs(measured - middle))} {'above' if measured > middle else 'below'}" if is_missed else ""
     return (
-        f"the law of the smaller sizes predicts {text(middle)} at {size:,} ({text(low)} to {text(high)}), "
-        f"and the runs have {text(measured)}{miss}"
+        f"the smaller sizes predict {text(middle)} at {size:,} ({text(low)} to {text(high)}), "
+        f"and its runs have {text(measured)}{miss}"
     )

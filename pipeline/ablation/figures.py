@@ -62,7 +62,7 @@ def metric_against_size(
     smaller sizes is faint and dashed up to the largest. The generalisation gap has a line at zero.
     """
     shown = [final for final in finals if final.series.metric == metric]
-    figure, axes = new_figure("training pairs", axis_label(metric, shown[0].protocol))
+    figure, axes = new_figure("training set (pairs)", axis_label(metric, shown[0].protocol))
     settings, stretches = settings_of(finals), _stretches(shown, laws or {})
     handles = []
     for index, setting in enumerate(settings):

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT, LINE = 3.9, 3.0, 0.18
-"""Inches: width and height of a figure, and the height that each line above the axes adds. On a screen of 390 pixels a
-figure is 350 wide, so that its fonts of `POINTS` are 11 pixels high."""
-POINTS = 9
+WIDTH, HEIGHT, LINE = 4.4, 3.2, 0.2
+"""Inches: width and height of a figure, and the height that each line above the axes adds."""
+POINTS = 10
+"""Size of all text: 11 pixels where a phone shows a figure 350 pixels wide."""
 DOTS_PER_INCH = 200
 HASH_SALT = "onestep"
 """Seed of the element names in SVG files. Changing it changes the bytes of every figure."""
-CHARACTERS = 46
+CHARACTERS = 48
 """Characters of a legend that fit on one line."""
+LABEL_CHARACTERS = 30
+"""Characters that fit on one line along the value axis; a longer label has its unit on the next line."""
 LOG_RATIO = 8
 """Values with a larger ratio of maximum to minimum get a logarithmic axis."""
 INK, QUIET, RULE = "#1d1f21", "#55595d", "#d9dbd6"
@@ -51,8 +53,6 @@ def style() -> Iterator[None]:
         "font.size": POINTS,
         "axes.titlesize": POINTS,
         "axes.labelsize": POINTS,
-        "xtick.labelsize": POINTS,
-        "ytick.labelsize": POINTS,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": QUIET,
@@ -88,7 +88,8 @@ def new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    is_long = max(map(len, y_label.split("\n"))) > LABEL_CHARACTERS
+    axes.set_ylabel(y_label.replace(" (", "\n(") if is_long else y_label)
     axes.grid(color=RULE, linewidth=0.6)
     axes.tick_params(length=3)
     return figure, axes
@@ -112,7 +113,7 @@ def scale_sizes(axes: Axes, sizes: Sequence[int], furthest: int) -> None:
     # From the largest downwards, without the ticks whose labels would overlap the previous one.
     ticks: list[int] = []
     for size in sorted({*sizes, furthest}, reverse=True):
-        if not ticks or math.log(ticks[-1] / size) > math.log(furthest / sizes[0]) / 9:
+        if not ticks or math.log(ticks[-1] / size) > math.log(furthest / sizes[0]) / 8:
             ticks.append(size)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())

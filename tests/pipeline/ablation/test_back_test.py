@@ -36,8 +36,8 @@ def test_a_passed_check_is_a_clause_of_the_promise() -> None:
     # 5 (102,400^-1/2 - 204,800^-1/2) = 0.015625 - 0.011049
     assert sentence("recall", back_test(FOURFOLD, rising(FOURFOLD))) == (
         "Doubling the pairs from 102,400 is expected to change the recall by +0.004576, between +0.004576 and +0.004576 "
-        "(90 % interval); checked: the law of the smaller sizes predicts 0.984375 at 102,400 (0.984375 to 0.984375), "
-        "and the runs have 0.984375. The last step, from 25,600 to 4 times as many, brought +0.016."
+        "(90 % interval); checked: the smaller sizes predict 0.984375 at 102,400 (0.984375 to 0.984375), "
+        "and its runs have 0.984375. The last step, from 25,600 to 4 times as many, brought +0.016."
     )
 
 
@@ -51,8 +51,8 @@ def test_a_curve_that_saturates_suddenly_misses_and_promises_nothing() -> None:
     assert test.missed is not None
     assert test.missed.sizes == (100, 25_600)
     assert sentence("recall", test) == (
-        "These data cannot tell what doubling the pairs from 102,400 brings to the recall: the law of the smaller sizes "
-        "predicts 0.984375 at 102,400 (0.984375 to 0.984375), and the runs have 0.971875, 0.012500 below. "
+        "These data cannot tell what doubling the pairs from 102,400 brings to the recall: the smaller sizes "
+        "predict 0.984375 at 102,400 (0.984375 to 0.984375), and its runs have 0.971875, 0.012500 below. "
         "The last step, from 25,600 to 4 times as many, brought +0.0031."
     )
 

@@ -71,11 +71,28 @@ def test_every_axis_has_a_label(ablation_table: MakeTable, grid: str) -> None:
     for figure in figures(ablation_table(**GRIDS[grid])):
         for axes in figure.axes:
             count += 1
-            assert axes.get_xlabel() in {"training pairs", "epoch (passes over the pairs)"}
+            assert axes.get_xlabel() in {"training set (pairs)", "epoch (passes over the pairs)"}
             assert "(" in axes.get_ylabel(), "a unit"
             assert axes.xaxis.get_scale() == "log"
             assert [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
     assert count >= 4
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_text_is_legible_on_a_phone_and_not_cut(ablation_table: MakeTable, metric: str) -> None:
+    """Pages show a figure at least 350 pixels wide on a screen of 390."""
+    from matplotlib.text import Text
+
+    finals = final_values(ablation_table(swept={"train.learning_rate": ("0.003", "0.01")}))
+    figure = metric_against_size(finals, metric, methods_of(finals, metric)[0])
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    assert len(texts) > 10
+    assert min(text.get_fontsize() for text in texts) / 72 * 350 / WIDTH >= 11
+    for label in (figure.axes[0].xaxis.label, figure.axes[0].yaxis.label, *figure.legends[0].get_texts()):
+        box = label.get_window_extent()
+        assert figure.bbox.contains(*box.min), label
+        assert figure.bbox.contains(*box.max), label
 
 
 @pytest.mark.parametrize("grid", ["one cell", "swept"])

@@ -45,7 +45,7 @@ def test_both_axes_are_logarithmic_and_have_labels() -> None:
     (axes,) = quality_against_time(ROWS, "digits").axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert axes.get_xlabel() == "milliseconds an image, in batches of 64"
-    assert axes.get_ylabel() == "Fréchet distance (digits features)"
+    assert axes.get_ylabel() == "Fréchet distance\n(digits features)"
 
 
 def test_every_name_is_drawn_without_overlaps() -> None:
