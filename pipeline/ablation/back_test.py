@@ -82,7 +82,7 @@ def sentence(metric: str, test: BackTest) -> str:
         return text
     before, last = test.sizes
     times = f" to {last / before:.3g} times as many" if last != 2 * before else ""
-    change = signed(test.means[1] - test.means[0], 2)
+    change = "no change" if math.isclose(*test.means) else signed(test.means[1] - test.means[0], 2)
     return f"{text} The last {'step' if times else 'doubling'}, from {before:,}{times}, brought {change}."
 
 

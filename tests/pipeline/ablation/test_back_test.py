@@ -58,6 +58,26 @@ def test_a_curve_that_saturates_suddenly_misses_and_promises_nothing() -> None:
 
 
 @pytest.mark.quick
+def test_the_token_match_of_the_digits_misses() -> None:
+    """The twelve cells of docs/how-to/ablation.md; without the largest size, their law promised +0.030."""
+    cells = {1250: (0.1919375, 0.1968125), 2500: (0.2499375, 0.2448125), 5000: (0.3195625, 0.32525)}
+    cells |= {10_000: (0.3639375, 0.37075), 20_000: (0.385125, 0.3820625), 40_000: (0.3865, 0.385875)}
+    sizes, values = np.repeat(SIX, 2), np.array([value for pair in cells.values() for value in pair])
+    assert "by +0.030, between +0.015 and +0.048" in sentence("token match", back_test(sizes[:-2], values[:-2]))
+    assert sentence("token match", back_test(sizes, values)) == (
+        "These data cannot tell what doubling the pairs from 40,000 brings to the token match: the smaller sizes "
+        "predict 0.4230 at 40,000 (0.3929 to 0.4574), and its runs have 0.3862, 0.0368 below. "
+        "The last doubling, from 20,000, brought +0.0026."
+    )
+
+
+@pytest.mark.quick
+def test_equal_means_are_no_change() -> None:
+    values = np.array([0.81, 0.6, 0.72, 0.48, 0.3, 0.3])
+    assert sentence("recall", back_test(SIX, values)).endswith("The last doubling, from 20,000, brought no change.")
+
+
+@pytest.mark.quick
 def test_five_sizes_are_not_checked_and_say_what_would() -> None:
     test = back_test(FOURFOLD[:5], rising(FOURFOLD[:5]))
     assert isinstance(test.law, PowerLaw)
