@@ -7,11 +7,13 @@ refused before any work.
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -53,9 +55,11 @@ class ReferenceBatch:
         expected = "a reference batch of guided-diffusion is an .npz file whose arr_0 holds images (N, H, W, 3), uint8"
         if "arr_0" not in headers:
             raise Refused(f"{path} holds {', '.join(headers) or 'nothing'}: {expected}")
-        shape, dtype = headers["arr_0"]
+        shape, dtype, is_fortran = headers["arr_0"]
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
             raise Refused(f"{path}: arr_0 is {shape}, {dtype}: {expected}")
+        if is_fortran:
+            raise Refused(f"{path}: arr_0 is in Fortran order: save numpy.ascontiguousarray(arr_0) instead")
         if shape[0] < MIN_REFERENCES:
             raise Refused(f"{path} holds {shape[0]} images, and at least {MIN_REFERENCES} are needed")
         moments = {key: headers[key][0] for key in ("mu", "sigma") if key in headers}
@@ -68,13 +72,20 @@ class ReferenceBatch:
         """Height and width of its images."""
         return self.shape[1], self.shape[2]
 
-    def images(self, batch_size: int) -> Iterator[Tensor]:
-        """Its images in [0, 1], (B, 3, height, width)."""
-        with np.load(self.path) as file:
-            pixels = file["arr_0"]
-        for first in range(0, len(pixels), batch_size):
-            batch_BHWC = torch.from_numpy(pixels[first : first + batch_size])
-            yield batch_BHWC.permute(0, 3, 1, 2) / 255.0
+    def images(self, batch_size: int, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Its images in [0, 1], (B, 3, height, width), or those with these ascending indices; memory holds one batch."""
+        chosen = range(self.shape[0]) if indices is None else indices
+        num_bytes = math.prod(self.shape[1:])
+        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+            _read_header(file)
+            start = file.seek(0, io.SEEK_CUR)
+            for first in range(0, len(chosen), batch_size):
+                pixels = bytearray()
+                for index in chosen[first : first + batch_size]:
+                    file.seek(start + index * num_bytes)
+                    pixels += file.read(num_bytes)
+                batch_BHWC = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *self.shape[1:])
+                yield batch_BHWC.permute(0, 3, 1, 2) / 255.0
 
     def moments(self) -> Moments:
         """Its `mu` and `sigma`."""
@@ -105,14 +116,17 @@ class ReferenceFolder:
         folder.read(files[0], image_shape)
         return folder
 
-    def images(self, batch_size: int, image_shape: tuple[int, int, int]) -> Iterator[Tensor]:
-        """Its images in [0, 1], (B, channels, height, width).
+    def images(
+        self, batch_size: int, image_shape: tuple[int, int, int], indices: Sequence[int] | None = None
+    ) -> Iterator[Tensor]:
+        """Its images in [0, 1], (B, channels, height, width), or those with these indices.
 
         Raises:
             Refused: one has another size, more than 8 bits a channel or transparency, or cannot be read.
         """
-        for first in range(0, len(self.files), batch_size):
-            yield torch.stack([self.read(file, image_shape) for file in self.files[first : first + batch_size]])
+        files = self.files if indices is None else [self.files[index] for index in indices]
+        for first in range(0, len(files), batch_size):
+            yield torch.stack([self.read(file, image_shape) for file in files[first : first + batch_size]])
 
     def read(self, file: Path, image_shape: tuple[int, int, int]) -> Tensor:
         """One image (channels, height, width) in [0, 1], neither resized nor cropped: that would change the distance.
@@ -144,6 +158,16 @@ class ReferenceFolder:
             digest.update(f"{file.relative_to(self.path).as_posix()}\n".encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
+
+
+def held_out_indices(num_references: int, limit: int) -> list[int]:
+    """Odd indices of a reference, at most `limit`, evenly spaced because a reference may be sorted by class.
+
+    The images with these indices are scored as a method's are, and compared with those of even indices.
+    """
+    odd = range(1, num_references, 2)
+    count = min(limit, len(odd))
+    return [odd[number * len(odd) // count] for number in range(count)]
 
 
 def statistic_file(path: Path) -> Path:
@@ -194,8 +218,8 @@ def _array_globals() -> list[Any]:
     return [np.ndarray, np.dtype, *kinds, *((rebuild, name) for name in names)]
 
 
-def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of every array of an npz file, without reading the numbers.
+def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype, bool]]:
+    """Shape and dtype of every array of an npz file, and whether it is in Fortran order, without reading the numbers.
 
     Raises:
         Refused: there is no such file, or it is no npz file.
@@ -210,10 +234,14 @@ def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 with archive.open(name) as file:
-                    version = npy.read_magic(file)
-                    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                    shape, _, dtype = read(file)
-                    headers[name.removesuffix(".npy")] = (tuple(shape), dtype)
+                    headers[name.removesuffix(".npy")] = _read_header(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise Refused(f"{path} is no .npz file of arrays: {error}") from error
     return headers
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, bool]:
+    version = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, is_fortran, dtype = read(file)
+    return tuple(shape), dtype, is_fortran

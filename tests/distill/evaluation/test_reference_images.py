@@ -16,6 +16,7 @@ from PIL import Image
 from distill.evaluation.reference_images import (
     ReferenceBatch,
     ReferenceFolder,
+    held_out_indices,
     read_statistic,
     statistic_file,
 )
@@ -46,7 +47,26 @@ def test_a_batch_gives_its_images_and_moments(tmp_path: Path, pixels: np.ndarray
     assert torch.equal((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1), torch.from_numpy(pixels))
     np.testing.assert_array_equal(batch.moments().covariance_FF, moments["sigma"])
     np.savez_compressed(tmp_path / "bare.npz", arr_0=pixels)
-    assert not ReferenceBatch.inspect(tmp_path / "bare.npz", DIM).has_moments
+    bare = ReferenceBatch.inspect(tmp_path / "bare.npz", DIM)
+    assert not bare.has_moments
+    for file in (batch, bare):
+        parts = list(file.images(4, [1, 2, 7, 50, 51, 119]))
+        assert [len(part) for part in parts] == [4, 2]
+        assert torch.equal(torch.cat(parts), images[[1, 2, 7, 50, 51, 119]])
+        assert torch.equal(torch.cat(list(file.images(50))), images)
+
+
+@pytest.mark.parametrize(
+    ("num_references", "limit", "expected"),
+    [(10, 100, [1, 3, 5, 7, 9]), (11, 5, [1, 3, 5, 7, 9]), (10, 3, [1, 3, 7]), (7, 2, [1, 3]), (100, 1, [1])],
+)
+def test_held_out_images_have_odd_indices_evenly_spaced(num_references: int, limit: int, expected: list[int]) -> None:
+    assert held_out_indices(num_references, limit) == expected
+
+
+def test_held_out_images_are_of_every_class_of_a_sorted_reference() -> None:
+    classes = np.repeat(np.arange(10), 1_000)
+    assert np.bincount(classes[held_out_indices(10_000, 120)]).tolist() == [12] * 10
 
 
 @pytest.mark.parametrize(
@@ -55,6 +75,7 @@ def test_a_batch_gives_its_images_and_moments(tmp_path: Path, pixels: np.ndarray
         ({"images": np.zeros((120, 8, 8, 3), np.uint8)}, "holds images: a reference batch"),
         ({"arr_0": np.zeros((120, 8, 8, 3))}, r"arr_0 is \(120, 8, 8, 3\), float64: a reference batch"),
         ({"arr_0": np.zeros((120, 3, 8, 8), np.uint8)}, r"arr_0 is \(120, 3, 8, 8\), uint8"),
+        ({"arr_0": np.zeros((120, 8, 8, 3), np.uint8, order="F")}, "arr_0 is in Fortran order: save numpy.ascontig"),
         ({"arr_0": np.zeros((99, 8, 8, 3), np.uint8)}, "holds 99 images, and at least 100 are needed"),
         (
             {"arr_0": np.zeros((120, 8, 8, 3), np.uint8), "mu": np.zeros(DIM)},
@@ -161,6 +182,7 @@ def test_a_folder_gives_images_with_the_teachers_channels(folder: Path) -> None:
     assert images[0, 0, 0, 0].item() == pytest.approx(Image.open(folder / "000.png").getpixel((0, 0)) / 255)
     colours = torch.cat(list(ReferenceFolder.inspect(folder, (3, 8, 8)).images(100, (3, 8, 8))))
     assert torch.equal(colours, images.expand(-1, 3, -1, -1))
+    assert torch.equal(torch.cat(list(grey.images(2, (1, 8, 8), [1, 49, 51]))), images[[1, 49, 51]])
 
 
 def test_a_folders_hash_covers_names_and_contents(folder: Path) -> None:
