@@ -19,8 +19,8 @@ from distill.evaluation.feature_extractors.clip_score import ClipScore
 from distill.evaluation.method_evaluation import Evaluation, evaluate_methods
 from distill.evaluation.partial_results import FOLDER, PartialResults
 from distill.evaluation.protocols import check_clip, check_evaluation, open_scorer
+from distill.evaluation.reference_rows import open_reference_rows
 from distill.evaluation.sample_grids import save_samples, shown_captions
-from distill.evaluation.scorer import Scorer
 from distill.evaluation.teacher_images import TeacherImages
 from distill.sampling.methods import open_methods
 from distill.student.student import Student
@@ -63,15 +63,16 @@ def evaluate(
         check_evaluation(config, image_shape)
         check_clip(config, student.is_text_conditional)
         methods = open_methods(student, teacher, pairs_root, config.seed, config.num_images, config.device)
-        scorer, teacher_images = open_scorer(config, image_shape), None
+        scorer, teacher_images, tokenizer = open_scorer(config, image_shape), None, methods.teacher.tokenizer
+        reference_rows = open_reference_rows(config, tokenizer)
         if scorer:
-            tokenizer = methods.teacher.tokenizer
             teacher_images = TeacherImages.of_first_pairs(Manifest.open(pairs_root), tokenizer, config.num_images)
         clip = None if config.clip is None else ClipScore.load(config.clip, config.device)
         facts = {
             **config.result_settings,
             "device": config.device,
             **(scorer.facts if scorer else {}),
+            **reference_rows.facts,
             **({"teacher_images": len(teacher_images)} if teacher_images else {}),
             **({"clip_sha256": clip.sha256} if clip else {}),
             "student_sha256": sha256_file(student_folder / "student.safetensors"),
@@ -86,10 +87,8 @@ def evaluate(
             "torch": torch.__version__,
         }
         partial = PartialResults.open(out / FOLDER / Path(name).stem, identity)
-        evaluation = Evaluation(config, methods, scorer, clip, partial, report, should_stop)
-        if scorer and teacher_images:
-            scorer = with_teacher_reference(evaluation, scorer, teacher_images)
-        rows, samples = evaluate_methods(replace(evaluation, scorer=scorer))
+        evaluation = Evaluation(config, methods, scorer, clip, partial, report, should_stop, reference_rows)
+        rows, samples = evaluate_methods(with_teacher_reference(evaluation, teacher_images))
     captions = shown_captions(methods.student, config.num_images)
     result = {"schema_version": SCHEMA_VERSION, **facts, **captions, "rows": rows}
     save_samples(out / "samples", samples)
@@ -98,12 +97,15 @@ def evaluate(
     return result
 
 
-def with_teacher_reference(evaluation: Evaluation, scorer: Scorer, teacher_images: TeacherImages) -> Scorer:
-    """A scorer that also computes the distance to the teacher's images.
+def with_teacher_reference(evaluation: Evaluation, teacher_images: TeacherImages | None) -> Evaluation:
+    """The evaluation whose scorer, if it has one, also computes the distance to the teacher's images, if there are any.
 
     Raises:
         Stopped: `should_stop` returned True.
     """
+    scorer = evaluation.scorer
+    if scorer is None or teacher_images is None:
+        return evaluation
 
     def batches() -> Iterator[Tensor]:
         done = 0
@@ -115,4 +117,5 @@ def with_teacher_reference(evaluation: Evaluation, scorer: Scorer, teacher_image
             done += len(images_BIHW)
             yield images_BIHW
 
-    return replace(scorer, teacher=evaluation.partial.moments(lambda: scorer.moments(batches())))
+    moments = evaluation.partial.moments(lambda: scorer.moments(batches()))
+    return replace(evaluation, scorer=replace(scorer, teacher=moments))

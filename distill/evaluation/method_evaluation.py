@@ -1,4 +1,5 @@
 """Evaluates methods one after the other: generates their images, scores them batch by batch, and returns table rows.
+Rows of real images come first.
 
 Only features are kept of each batch, and as many images as the grids show.
 """
@@ -7,7 +8,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from distill.config import EvaluationConfig
 from distill.evaluation.feature_extractors.clip_score import ClipScore
-from distill.evaluation.partial_results import MethodResult, PartialResults
+from distill.evaluation.partial_results import MethodResult, PartialResults, Scores
+from distill.evaluation.reference_rows import RECONSTRUCTION, RealImages, ReferenceRows, reconstructed
 from distill.evaluation.scorer import CLIP_SCORE, SCORES, Scorer, requested_classes
 from distill.evaluation.timing import BATCH_SIZES, time_methods
 from distill.images import grid_size
@@ -31,12 +34,9 @@ from distill.sampling.method_spec import (
 )
 from distill.sampling.methods import Methods, generate_batches
 from distill.student.sampler import max_batch_size
-from generate_pairs.digits.dataset import load_digits_split
-from generate_pairs.teachers.base import to_unit_range
 from shards.core.callbacks import Report, ShouldStop
 from shards.core.errors import Stopped
 
-REFERENCE_ROWS = ("real", "reconstruction")
 REUSED_METHODS = (TEACHER, TEACHER_FLOW)
 """Methods whose tokens other methods start with, or are compared with."""
 ROW_KEYS = (
@@ -63,15 +63,12 @@ class Evaluation:
     partial: PartialResults
     report: Report
     should_stop: ShouldStop
-
-    @property
-    def has_reference_rows(self) -> bool:
-        return self.scorer is not None and self.config.protocol == "digits"
+    reference_rows: ReferenceRows = field(default_factory=ReferenceRows)
 
     @property
     def total(self) -> int:
         """Units of progress: results of methods, and the rows of real images."""
-        return len(self.methods.compared) * self.config.repeats + len(REFERENCE_ROWS) * self.has_reference_rows
+        return len(self.methods.compared) * self.config.repeats + len(self.reference_rows.images)
 
 
 def evaluate_methods(evaluation: Evaluation) -> tuple[list[Row], dict[Method, Tensor]]:
@@ -118,18 +115,29 @@ def evaluate_methods(evaluation: Evaluation) -> tuple[list[Row], dict[Method, Te
 
 
 def _reference_rows(evaluation: Evaluation) -> list[Row]:
-    """The rows of `REFERENCE_ROWS`: unseen real digits, and training digits through the tokenizer."""
+    """The rows of real images; scores of finished rows are saved."""
     rows: list[Row] = []
-    if evaluation.scorer and evaluation.has_reference_rows:
-        split, tokenizer = load_digits_split(), evaluation.methods.teacher.tokenizer
-        device = tokenizer.codebook_VC.device
-        with torch.inference_mode():
-            decoded = tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images.to(device))))
-        references = ((split.test_images.to(device), split.test_labels), (decoded, split.train_labels))
-        for name, (images, labels) in zip(REFERENCE_ROWS, references, strict=True):
-            evaluation.report(len(rows), evaluation.total, name)
-            rows.append(_row(name, evaluation.scorer.scores(to_unit_range(images), labels)))
+    if evaluation.scorer:
+        scorer = evaluation.scorer
+        for name, images in evaluation.reference_rows.images.items():
+            measure = partial(_score_real_images, evaluation, scorer, name, images, len(rows))
+            rows.append(_row(name, evaluation.partial.scores(name, measure)))
     return rows
+
+
+def _score_real_images(evaluation: Evaluation, scorer: Scorer, name: str, images: RealImages, num_done: int) -> Scores:
+    """Score the images of one row batch by batch; `num_done` rows are done."""
+    scorer, tokenizer = evaluation.reference_rows.scorer(scorer), evaluation.methods.teacher.tokenizer
+    features, count = scorer.new_accumulator(), 0
+    for images_BIHW in images.batches():
+        if evaluation.should_stop():
+            raise Stopped(f"in the middle of the row {name}, and no method is done yet")
+        evaluation.report(num_done, evaluation.total, f"{name}, {count:,} of {images.size:,} images")
+        count += len(images_BIHW)
+        # Contiguous as a tokenizer's images are: sums of another memory order round differently.
+        batch_BIHW = images_BIHW.to(tokenizer.codebook_VC.device).contiguous()
+        features.add(reconstructed(tokenizer, batch_BIHW) if name == RECONSTRUCTION else batch_BIHW)
+    return scorer.scores_of_features(features, images.labels)
 
 
 def _seconds(evaluation: Evaluation) -> dict[str, dict[str, float]]:

@@ -1,5 +1,5 @@
-"""Partial results of an evaluation: one committed file per method and noise seed, the measured times, and the moments
-of the teacher's images. They are deleted when evaluation.json is written.
+"""Partial results of an evaluation: one committed file per method and noise seed, the scores of the rows of real images,
+the measured times, and the moments of the teacher's images. They are deleted when evaluation.json is written.
 
 An evaluation of 50,000 images takes hours. Partial results belong to one identity, which contains everything that the
 scores depend on; results of another identity are discarded.
@@ -32,6 +32,7 @@ TIMES_FILE = "times.json"
 MOMENTS_FILE = "teacher.npz"
 
 Times = dict[str, dict[str, float]]
+Scores = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ class PartialResults:
 
     def times(self, measure: Callable[[], Times]) -> Times:
         """The saved times; measures and saves them if there are none. Raises like `result`."""
-        file = self.folder / TIMES_FILE
-        if not file.is_file():
-            commit_bytes(file, json.dumps(measure()).encode())
-        with self._refusing_damage(file):
-            return dict(json.loads(read_bytes(file)))
+        return self._json(TIMES_FILE, measure)
+
+    def scores(self, row: str, measure: Callable[[], Scores]) -> Scores:
+        """The saved scores of a row of real images; measures and saves them if there are none. Raises like `result`."""
+        return self._json(f"{row}.json", measure)
 
     def moments(self, measure: Callable[[], Moments]) -> Moments:
         """The saved moments of the teacher's images; measures and saves them if there are none. Raises like `result`."""
@@ -118,6 +119,13 @@ class PartialResults:
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):
             self.folder.parent.rmdir()
+
+    def _json(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        file = self.folder / name
+        if not file.is_file():
+            commit_bytes(file, json.dumps(measure()).encode())
+        with self._refusing_damage(file):
+            return dict(json.loads(read_bytes(file)))
 
     def _file(self, method: str, seed: int) -> Path:
         return self.folder / f"{method.replace('*', '-star')}-seed-{seed}.safetensors"

@@ -63,7 +63,7 @@ def check_evaluation(config: EvaluationConfig, image_shape: tuple[int, int, int]
                 "set evaluation.protocol to adm, dd or folder"
             )
         return
-    reference = _reference(config)
+    reference = reference_path(config)
     if config.protocol == "folder":
         _check_features(config, image_shape)
         ReferenceFolder.inspect(reference, image_shape)
@@ -110,7 +110,7 @@ def open_scorer(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> 
         case "adm":
             return _open_adm(config)
         case "dd":
-            file = statistic_file(_reference(config))
+            file = statistic_file(reference_path(config))
             extractor = on_device(inception.load_inception("torch", config.inception_weights), config.device)
             facts = {"reference_sha256": sha256_file(file), **_weights_facts(config)}
             return Scorer(extractor, read_statistic(file, extractor.dim), None, facts=facts)
@@ -120,7 +120,7 @@ def open_scorer(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> 
 
 def _open_adm(config: EvaluationConfig) -> Scorer:
     extractor = on_device(inception.load_inception("tensorflow", config.inception_weights), config.device)
-    batch = ReferenceBatch.inspect(_reference(config), extractor.dim)
+    batch = ReferenceBatch.inspect(reference_path(config), extractor.dim)
     features_NF = _features(extractor, batch.images(INCEPTION_BATCH_SIZE), config.device)
     return Scorer(
         extractor,
@@ -132,7 +132,7 @@ def _open_adm(config: EvaluationConfig) -> Scorer:
 
 
 def _open_folder(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> Scorer:
-    folder = ReferenceFolder.inspect(_reference(config), image_shape)
+    folder = ReferenceFolder.inspect(reference_path(config), image_shape)
     match config.features:
         case "inception":
             extractor: FeatureExtractor = inception.load_inception("tensorflow", config.inception_weights)
@@ -169,7 +169,12 @@ def _check_inception(config: EvaluationConfig) -> None:
     inception.local_weights(config.inception_weights)
 
 
-def _reference(config: EvaluationConfig) -> Path:
+def reference_path(config: EvaluationConfig) -> Path:
+    """The file or folder of a protocol that takes one.
+
+    Raises:
+        Refused: the setting is missing.
+    """
     if config.reference is None:
         expected = {
             "adm": "a reference batch of guided-diffusion, such as VIRTUAL_imagenet256_labeled.npz",

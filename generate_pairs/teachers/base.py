@@ -68,6 +68,11 @@ class Tokenizer(nn.Module, ABC):
     def codebook_VC(self) -> Tensor:
         """The rows that the decoder reads (V, C), which are the targets of the flow map."""
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether `encode` works; not after `decoder_only`. A family that cannot encode overrides this."""
+        return all(hasattr(self, name) for name in self.encoding_modules)
+
     @abstractmethod
     def encode(self, images_BIHW: Tensor) -> Tensor:
         """Images (B, channels, height, width) in [-1, 1] to tokens (B, L), int64, in the teacher's order."""
@@ -202,3 +207,8 @@ class Teacher(nn.Module, ABC):
 def to_unit_range(images: Tensor) -> Tensor:
     """Decoded images, nominally in [-1, 1], to pixels in [0, 1], clamped."""
     return torch.clamp(images * 0.5 + 0.5, 0.0, 1.0)
+
+
+def from_unit_range(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] to the images in [-1, 1] that a tokenizer encodes."""
+    return pixels * 2.0 - 1.0

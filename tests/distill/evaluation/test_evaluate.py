@@ -359,7 +359,7 @@ def test_other_references_score_every_method(
         # The file stores three channels, and the classifier takes one.
         monkeypatch.setattr(
             "distill.evaluation.reference_images.ReferenceBatch.images",
-            lambda batch, size: iter((pixels / 255).split(size)),
+            lambda batch, size, indices=None: iter((pixels[indices or slice(None)] / 255).split(size)),
         )
     elif protocol == "dd":
         torch.save({"m": moments.mean_F, "s": moments.covariance_FF}, reference)
@@ -371,17 +371,20 @@ def test_other_references_score_every_method(
     )
     name = f"evaluation-{protocol}.json"
     rows = evaluated(tmp_path / "out", config, name)
-    assert not {"real", "reconstruction"} & rows.keys()
-    assert len(rows) == 9
-    for row in rows.values():
+    real_rows = {"adm": ["real"], "dd": [], "folder": ["real", "reconstruction"]}[protocol]
+    assert list(rows)[:-9] == real_rows
+    for method, row in rows.items():
         assert row["frechet_distance"] > 1
+        assert method == "real" or not real_rows or row["frechet_distance"] > rows["real"]["frechet_distance"]
         assert (row["recall"] is None) == (protocol == "dd")
     stored = json.loads((tmp_path / "out" / name).read_text())
+    assert stored.get("real_images") == (75 if real_rows else None)
+    assert list(stored.get("missing_rows", {})) == [row for row in ("real", "reconstruction") if row not in real_rows]
     assert stored["reference"] == str(reference)
     assert len(stored["reference_sha256"]) == 64
     assert stored["repeats"] == repeats
     if repeats == 2:
-        assert all(row["frechet_distance_std"] > 0 for row in rows.values())
+        assert all(row["frechet_distance_std"] > 0 for method, row in rows.items() if method not in real_rows)
 
 
 def test_too_few_images_to_score_are_refused() -> None:
