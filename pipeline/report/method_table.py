@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.report.published_numbers import Published, published_rows, published_source
 from pipeline.report.table import TERMINAL_MISSING, Table, format_mean, terminal_number
 from pipeline.report.times import speedup_cell, time_cell, times_note
-from pipeline.run_folder.results import Row, describe_evaluation, timed_batches
+from pipeline.run_folder.results import Row, describe_evaluation, reference_row_notes, timed_batches
 
 HEADER = ("method", "steps", "parameters", "Frechet", "to teacher", "inception", "precision", "recall")
 """The first columns; for each timed batch size, the seconds per image and the speed-up follow."""
@@ -88,6 +88,7 @@ def _notes(evaluation: Mapping[str, Any], batches: Sequence[int], published: Seq
     rows: Sequence[Row] = evaluation["rows"]
     if batches:
         yield times_note(batches, evaluation.get("device", "cpu"))
+    yield from reference_row_notes(evaluation)
     if "teacher_images" in evaluation:
         yield f"to teacher: Frechet distance to {evaluation['teacher_images']:,} images of the pairs."
     if evaluation.get("repeats", 1) > 1:

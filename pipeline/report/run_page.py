@@ -16,7 +16,15 @@ from pipeline.report.table import MISSING, Table, format_mean, format_number
 from pipeline.report.terminal_summary import describe_wall_time, teacher_distances
 from pipeline.report.times import speedup_cell, time_cell, times_note
 from pipeline.report.training_charts import training_charts
-from pipeline.run_folder.results import Results, Row, describe_evaluation, read_results, speedup, timed_batches
+from pipeline.run_folder.results import (
+    Results,
+    Row,
+    describe_evaluation,
+    read_results,
+    reference_row_notes,
+    speedup,
+    timed_batches,
+)
 from pipeline.run_folder.run_dir import RunDir
 from pipeline.runtime.progress import duration
 from shards.core.units import format_bytes
@@ -79,6 +87,7 @@ def _section(evaluation: Mapping[str, Any], teacher: str) -> dict[str, Any]:
         "quality": quality,
         "has_spread": evaluation.get("repeats", 1) > 1,
         "is_unscored": evaluation["protocol"] == "samples",
+        "reference_row_notes": reference_row_notes(evaluation),
     }
 
 

@@ -12,6 +12,7 @@ from pipeline.run_folder.results import (
     Results,
     Row,
     describe_evaluation,
+    reference_row_notes,
     timed_batches,
 )
 from pipeline.runtime.progress import duration
@@ -133,6 +134,7 @@ def _notes(evaluation: Mapping[str, Any], batches: Sequence[int]) -> Iterator[st
             f"Frechet distance to {evaluation['teacher_images']:,} of the teacher's own images: one step "
             f"{distances[0]:.3f}, the teacher itself {distances[1]:.3f}."
         )
+    yield from reference_row_notes(evaluation)
     if batches:
         yield times_note(batches, evaluation.get("device", "cpu"))
 

@@ -176,6 +176,18 @@ def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
     return f"{evaluation['protocol']}, {evaluation['num_images']:,} images, {seeds}{reference}{features}"
 
 
+def reference_row_notes(evaluation: Mapping[str, Any]) -> list[str]:
+    """Sentences about the rows of real images: what they are compared with, and why one is missing."""
+    missing: Mapping[str, str] = evaluation.get("missing_rows", {})
+    notes = []
+    if "real_images" in evaluation:
+        notes.append(f"real: {evaluation['real_images']:,} real images against {evaluation['real_against']}.")
+    for reason in dict.fromkeys(missing.values()):
+        rows = [row for row, why in missing.items() if why == reason]
+        notes.append(f"No {'row' if len(rows) == 1 else 'rows'} {' and '.join(rows)}: {reason}.")
+    return notes
+
+
 def largest_timed_batch(rows: Sequence[Row]) -> int | None:
     """The largest batch size with a measured time; None if nothing was measured."""
     return max(timed_batches(rows), default=None)

@@ -122,6 +122,20 @@ def test_the_table_is_printed_without_an_evaluation(tokenleap: Command, stages: 
     assert page[5].startswith("| student-1 | 1 | 1.1M | 3.500 |")
 
 
+def test_notes_below_a_table_explain_rows_of_real_images(tokenleap: Command, stages: Any, run: Path) -> None:
+    stored = run / "evaluation.json"
+    notes = {
+        "real_images": 500,
+        "real_against": "the 1,297 training digits",
+        "missing_rows": {"reconstruction": "the teacher's tokenizer has no encoder"},
+    }
+    stored.write_text(json.dumps({**json.loads(stored.read_text()), **notes}))
+    assert tokenleap("evaluate", run, "--table").stdout.splitlines()[-3:-1] == [
+        "real: 500 real images against the 1,297 training digits.",
+        "No row reconstruction: the teacher's tokenizer has no encoder.",
+    ]
+
+
 def test_without_a_protocol_every_table_is_printed(tokenleap: Command, stages: Any, run: Path) -> None:
     tokenleap("evaluate", run, "--protocol", "samples")
     every = tokenleap("evaluate", run, "--table").stdout

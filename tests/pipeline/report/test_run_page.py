@@ -130,6 +130,22 @@ def test_evaluations_by_other_protocols_follow_if_they_are_of_the_same_student(
     assert "another" not in page.text
 
 
+def test_the_page_says_what_real_images_are_compared_with_and_why_rows_are_missing(
+    finished: RunDir, parse_page: ParsePage
+) -> None:
+    evaluation = json.loads(finished.evaluation.read_text())
+    bare = {"reconstruction": "the teacher's tokenizer has no encoder"}
+    real = {"real_images": 5_000, "real_against": "the batch's moments", "missing_rows": bare}
+    finished.evaluation.write_text(json.dumps({**evaluation, **real}))
+    other = {**evaluation, "protocol": "dd", "missing_rows": dict.fromkeys(("real", "reconstruction"), "no images")}
+    (finished.root / "evaluation-dd.json").write_text(json.dumps(other))
+    text = " ".join(parse_page(render(read_results(finished))).text.split())
+    first, second = text.index("Protocol digits"), text.index("Protocol dd")
+    assert first < text.index("real: 5,000 real images against the batch's moments.") < second
+    assert first < text.index("No row reconstruction: the teacher's tokenizer has no encoder.") < second
+    assert second < text.index("No rows real and reconstruction: no images.")
+
+
 def test_the_distance_to_the_teacher_comes_before_the_distance_to_real_images(finished: RunDir) -> None:
     real = {"method": "real", "frechet_distance": 0.75}
     rows = [real, {**ROWS[0], "teacher_distance": 0.125}, {**ROWS[1], "teacher_distance": 1.5}]
