@@ -129,7 +129,7 @@ def _name_points(figure: Figure, axes: Axes, named: Sequence[Point], others: Seq
         (x, y), width = positions[index], 0.46 * height * len(point.name)
         free = [
             (across, rise * height)
-            for rise in (0, 1, -1, 2, -2, 3, -3, 4, -4)
+            for rise in (0, *(sign * rise for rise in range(1, 9) for sign in (1, -1)))
             for across in ((1, -1) if rise == 0 else (1, -1, 0))
             for box in [_name_box(x, y + rise * height, across, width, height)]
             if all(inside.contains(*corner) for corner in (box.min, box.max))
