@@ -64,11 +64,11 @@ class ShardWindow:
         number_B, place_B = np.divmod(pair_index_B, spec.pairs_per_shard)
         # The slots of one shard after those of another.
         slots_B = np.argsort(number_B, kind="stable")
-        number_U, first_U = np.unique(number_B[slots_B], return_index=True)
-        shards = {number: self._shard(number) for number in number_U.tolist()}
+        sorted_B = number_B[slots_B]
+        bounds = [0, *(np.flatnonzero(sorted_B[1:] != sorted_B[:-1]) + 1).tolist(), count]
+        shards = {number: self._shard(number) for number in sorted_B[bounds[:-1]].tolist()}
         noise_BLC = np.empty((count, *spec.noise_shape), "<f2")
         tokens_BL = np.empty((count, spec.num_tokens), token_dtype)
-        bounds = [*first_U.tolist(), count]
         for shard, first, end in zip(shards.values(), bounds, bounds[1:], strict=False):
             slot_B = slots_B[first:end]
             places_B = place_B[slot_B]
