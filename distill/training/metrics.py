@@ -41,12 +41,15 @@ class MetricsLog:
         self.first_step = first_step
         self.rows: dict[int, dict[str, float]] = {}
         self.last: dict[str, float] = {}
+        self.heldout_step: int | None = None
 
     def add(self, step: int, **values: float | Tensor) -> None:
         """Add values to the row of a step."""
         numbers = {name: float(value) for name, value in values.items()}
         self.rows.setdefault(step, {}).update(numbers)
         self.last.update(numbers)
+        if "heldout_token_loss" in numbers:
+            self.heldout_step = step
         if self.board is not None:
             self.board(step, numbers)
 
@@ -54,9 +57,10 @@ class MetricsLog:
         """Describe the newest losses for the progress line."""
         losses = [name for name in ("token_loss", "embedding_loss", "image_loss") if name in self.last]
         parts = [f"{name.replace('_', ' ')} {self.last[name]:.3f}" for name in losses]
-        if "heldout_token_loss" in self.last:
+        if self.heldout_step is not None:
             gap = overfitting_gap(self.last["heldout_token_loss"], self.last["train_token_loss"])
-            parts.append(f"held out {self.last['heldout_token_loss']:.3f} (gap {gap:+.3f})")
+            heldout = self.last["heldout_token_loss"]
+            parts.append(f"at step {self.heldout_step:,} held out {heldout:.3f} (gap {gap:+.3f})")
         return ", ".join(parts)
 
     def commit(self, step: int) -> None:

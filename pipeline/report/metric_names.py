@@ -29,8 +29,16 @@ AXIS_LABELS = {
     "class_accuracy": "class accuracy (share of samples)",
 }
 """Axis label of each metric, with its unit; `{}` is the protocol's name."""
-LINEAR = {"heldout_token_match", "train_token_match", "precision", "recall", "class_accuracy", GENERALISATION_GAP}
-"""Metrics that never get a logarithmic axis: shares, and values that may be zero or negative."""
+LINEAR = {
+    "learning_rate",
+    "heldout_token_match",
+    "train_token_match",
+    "precision",
+    "recall",
+    "class_accuracy",
+    GENERALISATION_GAP,
+}
+"""Metrics that never get a logarithmic axis: shares, schedules, and values that may be zero or negative."""
 
 
 METHODS = {

@@ -194,13 +194,13 @@ def _scores(evaluation: Mapping[str, Any], by_method: Mapping[str, Row]) -> list
     """The student's distances or, without real images, its match with the teacher's tokens."""
     numbers = []
     if distances := teacher_distances(evaluation):
-        title = f"from one step to the teacher's own images (Fréchet); the teacher itself {distances[1]:.3f}"
+        title = f"Fréchet distance of one step to the teacher's own images; the teacher itself {distances[1]:.3f}"
         numbers.append((f"{distances[0]:.3f}", title))
     distance, *others = (by_method.get(method, {}).get("frechet_distance") for method in ("student-1", "teacher", "real"))
     if distance is not None:
         names = ("teacher", "other real images")
         beside = [f"{name} {value:.3f}" for name, value in zip(names, others, strict=True) if value is not None]
-        numbers.append((f"{distance:.3f}", "; ".join(["from one step to real images (Fréchet)", *beside])))
+        numbers.append((f"{distance:.3f}", "; ".join(["Fréchet distance of one step to real images", *beside])))
     match = by_method["student-1"].get("token_match")
     if not numbers and match is not None:
         numbers.append((f"{match:.3f}", "token match, one step"))

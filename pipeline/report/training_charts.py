@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.report.figure_style import SETTING_COLOURS, add_header, draw, new_figure, scale_values, style
 from pipeline.report.html import data_url
-from pipeline.report.metric_names import axis_label
+from pipeline.report.metric_names import LINEAR, axis_label
 from shards.core.units import format_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def line_chart(metric: str, points: Sequence[tuple[float, float]]) -> Figure:
     axes.plot(steps, values, color=SETTING_COLOURS[0], linewidth=1.5)
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    scale_values(axes, values, linear=False)
+    scale_values(axes, values, linear=metric in LINEAR)
     note = " (log)" if axes.get_yscale() == "log" else ""
     if metric.endswith("_bytes"):
         axes.yaxis.set_major_formatter(lambda count, _: format_bytes(max(count, 0.0)))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -174,9 +175,9 @@ class Stages:
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(json.dumps({"student_sha256": f"weights-{config.train.num_steps}"}))
         report(config.train.num_steps, config.train.num_steps, "")
-        return SimpleNamespace(
-            num_steps=config.train.num_steps, num_new_steps=3, seconds=1.0, metrics={"loss": 0.25}, is_main=True
-        )
+        metrics = {"loss": 0.25, "heldout_token_loss": 2.5, "train_token_loss": 2.25}
+        steps = config.train.num_steps
+        return SimpleNamespace(num_steps=steps, num_new_steps=3, seconds=1.0, metrics=metrics, is_main=True)
 
     def evaluate(
         self, student: Path, teacher: Any, pairs: Path, out: Path, config: Any, *, name: str, **more: Any
@@ -268,7 +269,8 @@ def stages(monkeypatch: pytest.MonkeyPatch, fake_module: Callable[..., None]) ->
     )
     fake_module("distill.training.trainer", train=made.train)
     monkeypatch.setattr("shards.storage.files.refuse_unwritable", lambda folder: None)
-    fake_module("distill.training.metrics", join_metrics=made.join_metrics)
+    gap = import_module("distill.training.metrics").overfitting_gap
+    fake_module("distill.training.metrics", join_metrics=made.join_metrics, overfitting_gap=gap)
     fake_module("distill.evaluation.evaluate", evaluate=made.evaluate, EVALUATION_FILE="evaluation.json")
     # Import it again, because it binds the functions of the stages at import.
     monkeypatch.delitem(sys.modules, "pipeline.run", raising=False)

@@ -99,6 +99,7 @@ def _distill(config: RunConfig, pairs: Location, out: Path, size: int | None, dr
 
     view = Manifest.open(pairs).view(size)
     # Imported after the settings are checked, because torch takes seconds to load.
+    from distill.training.metrics import overfitting_gap
     from distill.training.preflight import refuse_training, training_plan
     from distill.training.trainer import train
     from generate_pairs.generation.plan import refuse_other_pairs
@@ -127,5 +128,9 @@ def _distill(config: RunConfig, pairs: Location, out: Path, size: int | None, dr
         )
     if trained.is_main:
         outcome = f"{trained.num_steps:,} steps are done, {trained.num_new_steps:,} of them now"
-        values = [f"{text} {trained.metrics[name]:.4g}" for name, text in OUTCOME.items() if name in trained.metrics]
+        metrics = trained.metrics
+        values = [f"{text} {metrics[name]:.4g}" for name, text in OUTCOME.items() if name in metrics]
+        if "heldout_token_loss" in metrics:
+            gap = overfitting_gap(metrics["heldout_token_loss"], metrics["train_token_loss"])
+            values.append(f"overfitting gap {gap:+.3f}")
         click.echo(f"{out}: {', '.join([f'{outcome} in {duration(trained.seconds)}', *values])}")

@@ -153,8 +153,8 @@ def test_the_distance_to_the_teacher_comes_before_the_distance_to_real_images(fi
     finished.evaluation.write_text(json.dumps(evaluation))
     results = read_results(finished)
     assert headlines(results)[2:] == [
-        ("1.500", "from one step to the teacher's own images (Fréchet); the teacher itself 0.125"),
-        ("3.500", "from one step to real images (Fréchet); teacher 1.250; other real images 0.750"),
+        ("1.500", "Fréchet distance of one step to the teacher's own images; the teacher itself 0.125"),
+        ("3.500", "Fréchet distance of one step to real images; teacher 1.250; other real images 0.750"),
         ("3 min 05 s", "for everything"),
     ]
     assert result_lines(results.evaluation, ("teacher",))[2] == (
@@ -163,7 +163,7 @@ def test_the_distance_to_the_teacher_comes_before_the_distance_to_real_images(fi
 
 
 def test_without_the_teachers_images_only_the_distance_to_real_images_is_a_headline(finished: RunDir) -> None:
-    assert headlines(read_results(finished))[2] == ("3.500", "from one step to real images (Fréchet); teacher 1.250")
+    assert headlines(read_results(finished))[2] == ("3.500", "Fréchet distance of one step to real images; teacher 1.250")
 
 
 def test_empty_columns_are_left_out() -> None:
