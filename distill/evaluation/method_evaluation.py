@@ -7,9 +7,9 @@ Only features are kept of each batch, and as many images as the grids show.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -118,16 +118,18 @@ def _reference_rows(evaluation: Evaluation) -> list[Row]:
     """The rows of real images; scores of finished rows are saved."""
     rows: list[Row] = []
     if evaluation.scorer:
-        scorer = evaluation.scorer
+        scorer = cache(partial(evaluation.reference_rows.scorer, evaluation.scorer))
         for name, images in evaluation.reference_rows.images.items():
             measure = partial(_score_real_images, evaluation, scorer, name, images, len(rows))
             rows.append(_row(name, evaluation.partial.scores(name, measure)))
     return rows
 
 
-def _score_real_images(evaluation: Evaluation, scorer: Scorer, name: str, images: RealImages, num_done: int) -> Scores:
+def _score_real_images(
+    evaluation: Evaluation, open_scorer: Callable[[], Scorer], name: str, images: RealImages, num_done: int
+) -> Scores:
     """Score the images of one row batch by batch; `num_done` rows are done."""
-    scorer, tokenizer = evaluation.reference_rows.scorer(scorer), evaluation.methods.teacher.tokenizer
+    scorer, tokenizer = open_scorer(), evaluation.methods.teacher.tokenizer
     features, count = scorer.new_accumulator(), 0
     for images_BIHW in images.batches():
         if evaluation.should_stop():

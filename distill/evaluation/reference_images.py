@@ -160,14 +160,23 @@ class ReferenceFolder:
         return digest.hexdigest()
 
 
-def held_out_indices(num_references: int, limit: int) -> list[int]:
-    """Odd indices of a reference, at most `limit`, evenly spaced because a reference may be sorted by class.
+def halves(num_references: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint halves of a reference as ascending indices, int64; the second has the odd one out.
 
-    The images with these indices are scored as a method's are, and compared with those of even indices.
+    One of each two consecutive images is in the first half, by a fixed random bit. So both halves have about the same
+    classes if the reference is sorted by class, and also if it lists the classes in turn.
     """
-    odd = range(1, num_references, 2)
-    count = min(limit, len(odd))
-    return [odd[number * len(odd) // count] for number in range(count)]
+    first = np.arange(0, num_references - 1, 2)
+    chosen = first + (np.random.Philox(key=0).random_raw(len(first)) & 1).astype(np.int64)
+    return chosen, np.setdiff1d(np.arange(num_references), chosen)
+
+
+def held_out_indices(num_references: int, limit: int) -> list[int]:
+    """At most `limit` images of the first half of a reference, one at a random place of each of as many equal parts."""
+    half, _ = halves(num_references)
+    count = min(limit, len(half))
+    place = np.random.Philox(key=1).random_raw(count) / 2.0**64 if count < len(half) else np.zeros(count)
+    return half[((np.arange(count) + place) * (len(half) / count)).astype(np.int64)].tolist()
 
 
 def statistic_file(path: Path) -> Path:

@@ -1,7 +1,8 @@
 """The rows of real images in an evaluation: as they are (`real`), and encoded and decoded (`reconstruction`).
 
 Even the distance of real images is above zero, because they are few; and the tokenizer adds to it before any model does.
-No image is compared with itself.
+Of a reference with images, one half is compared with the other. The digits have a test set; their reconstruction is of
+the training digits, which are also what it is compared with.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from distill.config import EvaluationConfig
 from distill.evaluation.feature_extractors import inception
 from distill.evaluation.protocols import reference_path
-from distill.evaluation.reference_images import ReferenceBatch, ReferenceFolder, held_out_indices
+from distill.evaluation.reference_images import ReferenceBatch, ReferenceFolder, halves, held_out_indices
 from distill.evaluation.scorer import Scorer
 from distill.student.sampler import max_batch_size
 from generate_pairs.digits.dataset import load_digits_split
@@ -121,10 +122,10 @@ def _rows_of_halves(
     limit: int, num_references: int, read: Callable[[Sequence[int]], Iterable[Tensor]], source: str, *, has_moments: bool
 ) -> ReferenceRows:
     """Rows of at most `limit` images of one half of a reference, scored against the other half."""
-    indices = held_out_indices(num_references, limit)
+    indices, (_, others) = held_out_indices(num_references, limit), halves(num_references)
     images = RealImages(len(indices), partial(read, indices))
-    against = f"the other half of {source}'s images ({(num_references + 1) // 2:,})"
+    against = f"the other half of {source}'s images ({len(others):,})"
     if has_moments:
         against = f"{source}'s moments, in precision and recall against {against}"
-    scorer = partial(Scorer.against_even_images, moments=not has_moments)
+    scorer = partial(Scorer.against_some, indices=others, moments=not has_moments)
     return ReferenceRows({REAL: images, RECONSTRUCTION: images}, against, scorer=scorer)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,19 +76,19 @@ class Scorer:
             batch_size=DIGITS_BATCH_SIZE,
         )
 
-    def against_even_images(self, *, moments: bool) -> Scorer:
-        """A scorer that compares with every second real image, for images of odd index in the reference.
+    def against_some(self, indices: np.ndarray, *, moments: bool) -> Scorer:
+        """A scorer that compares with the real images of these indices only.
 
         With `moments` it computes the Frechet distance to the moments of those images, otherwise to the same as before.
         The balls of this scorer must be of features.
         """
         if self.real is None or self.points != "features":
             raise ValueError("this scorer keeps no features of its real images")
-        even_NF = self.real.centres_NF[::2]
+        some_NF = self.real.centres_NF[torch.from_numpy(indices)]
         return replace(
             self,
-            reference=Moments.of(even_NF) if moments else self.reference,
-            real=Manifold.of(even_NF, by_product=self.real.by_product),
+            reference=Moments.of(some_NF) if moments else self.reference,
+            real=Manifold.of(some_NF, by_product=self.real.by_product),
         )
 
     def moments(self, batches: Iterable[Tensor]) -> Moments:

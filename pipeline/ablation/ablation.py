@@ -23,7 +23,6 @@ from pipeline.run_folder.run_dir import RunDir, check
 from shards.core.errors import Refused, join_first
 from shards.core.mismatch import Mismatch, format_mismatch, mismatches
 from shards.core.settings import FREE
-from shards.core.units import format_bytes
 from shards.dataset.manifest import Manifest
 from shards.storage.files import commit_bytes
 from shards.storage.paths import Location
@@ -181,6 +180,6 @@ def _refuse_small_disk(ablation: Ablation, loaded: LoadedTeacher) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise Refused(
-            f"--out: {len(todo)} unfinished cells need about {format_bytes(needed)}, and {folder} has "
-            f"{format_bytes(free)} left: free some space, choose another --out, or request fewer cells"
+            f"--out: {len(todo)} unfinished cells need about {needed / 1e6:,.0f} MB, and {folder} has "
+            f"{free / 1e6:,.0f} MB left: free some space, choose another --out, or request fewer cells"
         )

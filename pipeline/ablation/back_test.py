@@ -1,7 +1,8 @@
 """Checks a power law by its own data: fitted without the largest size, it must predict that size.
 
-A law that is true misses about once in ten times, because its interval has a probability of 90 %. A law that missed, or
-that cannot be fitted without the largest size, is withdrawn: a reason takes its place.
+A law that missed, or that cannot be fitted without the largest size, is withdrawn: a reason takes its place. The check is
+strict: the interval is that of the curve, and the mean of the largest size scatters besides. So a true law misses more
+often than once in ten times (in simulations 11 % with six sizes, 31 % with ten), and is withdrawn without need.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ def back_test(size_N: Array, value_N: Array) -> BackTest:
     size_K = np.unique(size_N)
     sizes = tuple(int(size) for size in size_K[-2:])
     means = tuple(float(value_N[size_N == size].mean()) for size in size_K[-2:])
-    if len(size_K) <= MIN_SIZES:
+    if len(size_K) <= MIN_SIZES or not np.isfinite(value_N).all():
         return BackTest(law, None, None, sizes, means)
     is_earlier_N = size_N < size_K[-1]
     earlier = fit_power_law(size_N[is_earlier_N], value_N[is_earlier_N])
     if isinstance(earlier, NoFit):
         if isinstance(law, PowerLaw):
-            law = NoFit(f"a law fits, but none of the smaller sizes can check it ({earlier.reason})")
+            law = NoFit(f"a law fits, but the smaller sizes alone give none that could check it ({earlier.reason})")
         return BackTest(law, None, None, sizes, means)
     middle, low, high = (float(values[0]) for values in earlier.at(size_K[-1:]))
     rounding = ROUNDING * float(np.ptp(value_N))
@@ -82,6 +83,8 @@ def sentence(metric: str, test: BackTest) -> str:
         return text
     before, last = test.sizes
     times = f" to {last / before:.3g} times as many" if last != 2 * before else ""
+    if not all(map(math.isfinite, test.means)):
+        return text
     change = "no change" if math.isclose(*test.means) else signed(test.means[1] - test.means[0], 2)
     return f"{text} The last {'step' if times else 'doubling'}, from {before:,}{times}, brought {change}."
 
@@ -97,7 +100,8 @@ def _comparison(size: int, predicted: tuple[float, float, float], measured: floa
     def text(number: float) -> str:
         return f"{number:,.{decimals}f}"
 
-    miss = f", {text(abs(measured - middle))} {'above' if measured > middle else 'below'}" if is_missed else ""
+    distance = f"{text(measured - high)} above" if measured > high else f"{text(low - measured)} below"
+    miss = f", {distance} the interval" if is_missed else ""
     return (
         f"the smaller sizes predict {text(middle)} at {size:,} ({text(low)} to {text(high)}), "
         f"and its runs have {text(measured)}{miss}"

@@ -40,14 +40,17 @@ def method_table(evaluation: Mapping[str, Any], teacher: str) -> MethodTable:
     rows: Sequence[Row] = evaluation["rows"]
     batches = timed_batches(rows)
     published = published_rows(teacher)
+    # The papers' times are of other machines and batch sizes than the measured ones.
+    published_header = ("published s/image", "published speed-up") if published else ()
     measured = {row["method"] for row in rows}
     cells: list[tuple[str, ...]] = []
     for row in rows:
-        cells.append(_measured_cells(row, rows, batches))
+        cells.append((*_measured_cells(row, rows, batches), *(TERMINAL_MISSING,) * len(published_header)))
         cells += [_published_cells(entry, "", batches) for entry in published if entry.method == row["method"]]
     cells += [_published_cells(entry, entry.method, batches) for entry in published if entry.method not in measured]
-    notes = tuple(_notes(evaluation, batches, published))
-    header = (*HEADER, *(f"{title} at {batch}" for batch in batches for title in ("s/image", "speed-up")))
+    notes = tuple(_notes(evaluation, published))
+    timed = (f"{title} at {batch}" for batch in batches for title in ("s/image", "speed-up"))
+    header = (*HEADER, *timed, *published_header)
     return MethodTable(f"Protocol {describe_evaluation(evaluation)}", header, tuple(cells), notes)
 
 
@@ -72,22 +75,20 @@ def _measured_cells(row: Row, rows: Sequence[Row], batches: Sequence[int]) -> tu
 
 
 def _published_cells(entry: Published, method: str, batches: Sequence[int]) -> tuple[str, ...]:
-    """The papers' times are of large batches, so they stand below the largest one."""
-    times = (terminal_number(entry.seconds_per_image, ".3g"), terminal_number(entry.speedup, ".1f"))
     return (
         f"{method}  published: {entry.name}",
         terminal_number(entry.num_steps, ","),
         short_parameters(entry.num_parameters),
         *(terminal_number(getattr(entry, key, None), "g") for key in SCORES),
-        *(TERMINAL_MISSING,) * (2 * len(batches) - 2),
-        *(times if batches else ()),
+        *(TERMINAL_MISSING,) * (2 * len(batches)),
+        terminal_number(entry.seconds_per_image, ".3g"),
+        terminal_number(entry.speedup, ".1f"),
     )
 
 
-def _notes(evaluation: Mapping[str, Any], batches: Sequence[int], published: Sequence[Published]) -> Iterator[str]:
+def _notes(evaluation: Mapping[str, Any], published: Sequence[Published]) -> Iterator[str]:
     rows: Sequence[Row] = evaluation["rows"]
-    if batches:
-        yield times_note(batches, evaluation.get("device", "cpu"))
+    yield from filter(None, [times_note(rows, evaluation.get("device", "cpu"))])
     yield from reference_row_notes(evaluation)
     if "teacher_images" in evaluation:
         yield f"to teacher: Frechet distance to {evaluation['teacher_images']:,} images of the pairs."

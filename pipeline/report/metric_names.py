@@ -42,8 +42,8 @@ LINEAR = {
 
 
 METHODS = {
-    "real": "other real images: what a perfect model has",
-    "reconstruction": "real images through the tokenizer alone: what the codebook costs",
+    "real": "other real images, compared with the reference as a method is; fewer images have a larger distance",
+    "reconstruction": "real images, encoded and decoded by the tokenizer alone",
     "teacher": "the AR model in all its steps, tokens drawn at random",
     "teacher-flow": "the AR model in all its steps, tokens by the flow map, as in the pairs",
     "student-": "the student alone, in N steps",

@@ -74,7 +74,6 @@ def render(results: Results) -> str:
 def _section(evaluation: Mapping[str, Any], teacher: str) -> dict[str, Any]:
     """An evaluation on the page; the teacher's name selects the published rows."""
     rows, quality = evaluation["rows"], None
-    batches = timed_batches(rows)
     if points(rows):
         figure = quality_against_time(rows, evaluation["protocol"], published_rows(teacher))
         quality = data_url("image/svg+xml", draw(figure).svg)
@@ -83,7 +82,7 @@ def _section(evaluation: Mapping[str, Any], teacher: str) -> dict[str, Any]:
         "tables": evaluation_tables(rows),
         "methods": describe_methods(rows),
         "scores": [(title, COLUMNS[key]) for key, title, _ in MEASURES if any(row.get(key) is not None for row in rows)],
-        "times": times_note(batches, evaluation.get("device", "cpu")) if batches else "",
+        "times": times_note(rows, evaluation.get("device", "cpu")),
         "quality": quality,
         "has_spread": evaluation.get("repeats", 1) > 1,
         "is_unscored": evaluation["protocol"] == "samples",
@@ -198,7 +197,8 @@ def _scores(evaluation: Mapping[str, Any], by_method: Mapping[str, Row]) -> list
         numbers.append((f"{distances[0]:.3f}", title))
     distance, *others = (by_method.get(method, {}).get("frechet_distance") for method in ("student-1", "teacher", "real"))
     if distance is not None:
-        names = ("teacher", "other real images")
+        count = f"{evaluation['real_images']:,} " if "real_images" in evaluation else ""
+        names = ("teacher", f"{count}other real images")
         beside = [f"{name} {value:.3f}" for name, value in zip(names, others, strict=True) if value is not None]
         numbers.append((f"{distance:.3f}", "; ".join(["Fréchet distance of one step to real images", *beside])))
     match = by_method["student-1"].get("token_match")

@@ -118,7 +118,7 @@ def result_lines(evaluation: Mapping[str, Any], methods: Collection[str] | None 
         *(f"ms/image at {batch}" for batch in batches[:1]),
         *(f"speed-up at {batch}" for batch in batches),
     )
-    return [*Table(header, cells).text(), *_notes(evaluation, batches)]
+    return [*Table(header, cells).text(), *_notes(evaluation)]
 
 
 def teacher_distances(evaluation: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -128,15 +128,14 @@ def teacher_distances(evaluation: Mapping[str, Any]) -> tuple[float, float] | No
     return None if student is None or teacher is None else (student, teacher)
 
 
-def _notes(evaluation: Mapping[str, Any], batches: Sequence[int]) -> Iterator[str]:
+def _notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
     if (distances := teacher_distances(evaluation)) and "teacher_images" in evaluation:
         yield (
             f"Frechet distance to {evaluation['teacher_images']:,} of the teacher's own images: one step "
             f"{distances[0]:.3f}, the teacher itself {distances[1]:.3f}."
         )
     yield from reference_row_notes(evaluation)
-    if batches:
-        yield times_note(batches, evaluation.get("device", "cpu"))
+    yield from filter(None, [times_note(evaluation["rows"], evaluation.get("device", "cpu"))])
 
 
 def describe_wall_time(results: Results) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.report.table import MISSING, format_number
-from pipeline.run_folder.results import Row, seconds_per_image, speedup
+from pipeline.run_folder.results import Row, seconds_per_image, speedup, timed_batches
 
 
 def time_cell(row: Row, batch_size: int, spec: str, *, scale: float = 1.0, missing: str = MISSING) -> str:
@@ -20,10 +20,15 @@ def speedup_cell(row: Row, rows: Sequence[Row], batch_size: int, *, unit: str = 
     return _with_decoding(*factors, spec=".1f", unit=unit, missing=missing)
 
 
-def times_note(batches: Sequence[int], device: str) -> str:
-    """What the times of a table are, and what stands in parentheses."""
+def times_note(rows: Sequence[Row], device: str) -> str:
+    """What the times of a table are, and what stands in parentheses; "" if nothing was timed."""
+    batches = timed_batches(rows)
+    if not batches:
+        return ""
+    is_decoded = any(seconds_per_image(row, size, decoding=True) is not None for row in rows for size in batches)
     sizes = " and ".join("of one image at a time" if size == 1 else f"of batches of {size}" for size in batches)
-    return f"Times and speed-ups over the teacher are {sizes}, on {device}; in parentheses with decoding."
+    decoding = "in parentheses with" if is_decoded else "without"
+    return f"Times and speed-ups over the teacher are {sizes}, on {device}; {decoding} decoding."
 
 
 def _with_decoding(without: float | None, decoded: float | None, *, spec: str, missing: str, unit: str = "") -> str:

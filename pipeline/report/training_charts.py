@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pipeline.report.figure_style import SETTING_COLOURS, add_header, draw, new_figure, scale_values, style
 from pipeline.report.html import data_url
 from pipeline.report.metric_names import LINEAR, axis_label
-from shards.core.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,13 +34,17 @@ def line_chart(metric: str, points: Sequence[tuple[float, float]]) -> Figure:
     """
     stride = -(-len(points) // MAX_POINTS)
     steps, values = zip(*points[::-1][::stride][::-1], strict=True)
-    figure, axes = new_figure("training step", axis_label(metric))
+    label = axis_label(metric)
+    if metric.endswith("_bytes"):
+        unit, name = (1e9, "GB") if max(values) >= 1e9 else (1e6, "MB")
+        values, label = tuple(value / unit for value in values), f"{label} ({name})"
+    figure, axes = new_figure("training step", label)
     axes.plot(steps, values, color=SETTING_COLOURS[0], linewidth=1.5)
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     scale_values(axes, values, linear=metric in LINEAR)
     note = " (log)" if axes.get_yscale() == "log" else ""
-    if metric.endswith("_bytes"):
-        axes.yaxis.set_major_formatter(lambda count, _: format_bytes(max(count, 0.0)))
+    if axes.get_yscale() == "linear":
+        axes.ticklabel_format(axis="y", useOffset=False)
     add_header(figure, f"{metric.replace('_', ' ').removesuffix(' bytes')}{note}", [])
     return figure

@@ -155,8 +155,8 @@ def timed_batches(rows: Sequence[Row]) -> list[int]:
 def seconds_per_image(row: Row, batch_size: int = 1, *, decoding: bool = False) -> float | None:
     """A method's time per image at a batch size, without or with decoding its tokens; None if it was not measured."""
     times = [row.get("seconds_per_image"), *([row.get("decode_seconds_per_image")] if decoding else [])]
-    parts = [float((by_size or {}).get(str(batch_size), math.nan)) for by_size in times]
-    return None if math.isnan(sum(parts)) else sum(parts)
+    parts = [(by_size or {}).get(str(batch_size)) for by_size in times]
+    return None if None in parts else float(sum(map(float, parts)))  # type: ignore[arg-type]
 
 
 def speedup(row: Row, rows: Sequence[Row], batch_size: int = 1, *, decoding: bool = False) -> float | None:

@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from io import FileIO
+from itertools import pairwise
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class ShardWindow:
         self._checked: set[tuple[int, ...]] = set()
 
     def gather(self, pair_index_B: Array) -> Pairs:
-        """Copy pairs out of their shards, at most `capacity`, in the given order, without captions.
+        """Copy one or more pairs out of their shards, at most `capacity`, in the given order, without captions.
 
         Raises `Failed` with the remedy if a shard is missing or damaged, or changes while it is read.
         """
@@ -69,7 +70,7 @@ class ShardWindow:
         shards = {number: self._shard(number) for number in sorted_B[bounds[:-1]].tolist()}
         noise_BLC = np.empty((count, *spec.noise_shape), "<f2")
         tokens_BL = np.empty((count, spec.num_tokens), token_dtype)
-        for shard, first, end in zip(shards.values(), bounds, bounds[1:], strict=False):
+        for shard, (first, end) in zip(shards.values(), pairwise(bounds), strict=True):
             slot_B = slots_B[first:end]
             places_B = place_B[slot_B]
             starts_B = shard.start_B[places_B]
@@ -102,7 +103,7 @@ class ShardWindow:
         return rows[number - rows[0].first_pair // self._view.spec.pairs_per_shard]
 
     def _load(self, row: ManifestRow, file: FileIO) -> MappedShard:
-        """Map a file and read its labels; check hash and content unless this process has checked this very state."""
+        """Map a file; check hash and content unless this process has checked this very state."""
         spec = self._view.spec
         # A descriptor of its own: the caller closes the file.
         file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)

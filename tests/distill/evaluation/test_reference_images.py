@@ -16,6 +16,7 @@ from PIL import Image
 from distill.evaluation.reference_images import (
     ReferenceBatch,
     ReferenceFolder,
+    halves,
     held_out_indices,
     read_statistic,
     statistic_file,
@@ -56,17 +57,28 @@ def test_a_batch_gives_its_images_and_moments(tmp_path: Path, pixels: np.ndarray
         assert torch.equal(torch.cat(list(file.images(50))), images)
 
 
-@pytest.mark.parametrize(
-    ("num_references", "limit", "expected"),
-    [(10, 100, [1, 3, 5, 7, 9]), (11, 5, [1, 3, 5, 7, 9]), (10, 3, [1, 3, 7]), (7, 2, [1, 3]), (100, 1, [1])],
-)
-def test_held_out_images_have_odd_indices_evenly_spaced(num_references: int, limit: int, expected: list[int]) -> None:
-    assert held_out_indices(num_references, limit) == expected
+@pytest.mark.parametrize("num_references", [2, 3, 100, 261])
+def test_halves_have_one_of_each_two_consecutive_images(num_references: int) -> None:
+    held_out, others = halves(num_references)
+    assert np.union1d(held_out, others).tolist() == list(range(num_references))
+    assert (held_out // 2).tolist() == list(range(num_references // 2))
+    assert len(held_out) + len(others) == num_references
+    if num_references > 3:
+        assert 0.3 < (held_out % 2).mean() < 0.7
 
 
-def test_held_out_images_are_of_every_class_of_a_sorted_reference() -> None:
-    classes = np.repeat(np.arange(10), 1_000)
-    assert np.bincount(classes[held_out_indices(10_000, 120)]).tolist() == [12] * 10
+@pytest.mark.parametrize("order", ["sorted", "in turn"])
+@pytest.mark.parametrize("limit", [1_000, 5_000])
+def test_held_out_images_are_of_every_class(order: str, limit: int) -> None:
+    classes = np.repeat(np.arange(10), 1_000) if order == "sorted" else np.tile(np.arange(10), 1_000)
+    indices = held_out_indices(10_000, limit)
+    assert len(set(indices)) == limit
+    assert indices == sorted(set(indices) & set(halves(10_000)[0].tolist()))
+    counts = np.bincount(classes[indices], minlength=10) / (limit / 10)
+    # Three standard deviations of a binomial share: 0.28 for 100 images of a class, 0.13 for 500.
+    assert np.abs(counts - 1).max() < 3 * np.sqrt(0.9 / (limit / 10))
+    others = np.bincount(classes[halves(10_000)[1]], minlength=10) / 500
+    assert np.abs(others - 1).max() < 3 * np.sqrt(0.9 / 500)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from distill.evaluation.image_metrics import Manifold, Moments, frechet_distance
 from distill.evaluation.method_evaluation import Evaluation, evaluate_methods
 from distill.evaluation.partial_results import PartialResults
 from distill.evaluation.protocols import open_scorer
+from distill.evaluation.reference_images import halves, held_out_indices
 from distill.evaluation.reference_rows import open_reference_rows, reconstructed
 from distill.evaluation.scorer import Scorer
 from distill.images import save_images
@@ -29,6 +30,8 @@ from shards.core.errors import Refused, Stopped
 
 NUM_REFERENCES = 261
 DIM = 5
+
+HELD_OUT, OTHERS = halves(261)
 
 
 class Columns:
@@ -118,8 +121,8 @@ def scores_by_hand(real: Moments, real_half: Tensor, shown: Tensor) -> dict[str,
 @pytest.mark.usefixtures("columns")
 def test_one_half_of_the_reference_is_compared_with_the_other(pixels: np.ndarray, tmp_path: Path) -> None:
     rows, facts = real_rows(batch_config(tmp_path, pixels), Levels(256), tmp_path)
-    even, odd = features_of(pixels[::2]), features_of(pixels[1::2])
-    assert rows["real"].items() >= scores_by_hand(Moments.of(even), even, odd).items()
+    others, held_out = features_of(pixels[OTHERS]), features_of(pixels[HELD_OUT])
+    assert rows["real"].items() >= scores_by_hand(Moments.of(others), others, held_out).items()
     assert rows["real"]["class_accuracy"] is None
     assert facts == {"real_images": 130, "real_against": "the other half of the batch's images (131)"}
 
@@ -130,10 +133,10 @@ def test_the_moments_of_a_batch_replace_those_of_the_half(pixels: np.ndarray, tm
     moments = Moments(np.full(DIM, 0.25), 0.5 * np.eye(DIM))
     config = batch_config(tmp_path, pixels, mu=moments.mean_F, sigma=moments.covariance_FF)
     rows, facts = real_rows(config, Levels(256), tmp_path)
-    even, odd = features_of(pixels[::2]), features_of(pixels[1::2])
-    assert rows["real"].items() >= scores_by_hand(moments, even, odd).items()
+    others, held_out = features_of(pixels[OTHERS]), features_of(pixels[HELD_OUT])
+    assert rows["real"].items() >= scores_by_hand(moments, others, held_out).items()
     # Closed form of the distance between the file's isotropic Gaussian and the real images'.
-    mean, covariance = odd.double().mean(0).numpy(), np.cov(odd.double().numpy().T)
+    mean, covariance = held_out.double().mean(0).numpy(), np.cov(held_out.double().numpy().T)
     roots = np.sqrt(0.5 * np.linalg.eigvalsh(covariance)).sum()
     expected = ((mean - 0.25) ** 2).sum() + np.trace(covariance) + 0.5 * DIM - 2 * roots
     assert rows["real"]["frechet_distance"] == pytest.approx(expected, rel=1e-5)
@@ -145,9 +148,9 @@ def test_the_moments_of_a_batch_replace_those_of_the_half(pixels: np.ndarray, tm
 @pytest.mark.quick
 @pytest.mark.usefixtures("columns")
 def test_no_real_image_is_compared_with_itself(pixels: np.ndarray, tmp_path: Path) -> None:
-    """Images of odd index are bright, others dark: an image in both halves would be near itself."""
+    """Images of one half are bright, others dark: an image in both halves would be near itself."""
     pixels = pixels // 4
-    pixels[1::2] += 192
+    pixels[HELD_OUT] += 192
     rows, _ = real_rows(batch_config(tmp_path, pixels), Levels(256), tmp_path)
     for row in rows.values():
         assert (row["precision"], row["recall"]) == (0, 0)
@@ -159,9 +162,9 @@ def test_no_real_image_is_compared_with_itself(pixels: np.ndarray, tmp_path: Pat
 def test_there_are_at_most_as_many_real_images_as_images_of_a_method(pixels: np.ndarray, tmp_path: Path) -> None:
     config = batch_config(tmp_path, pixels, num_images=100)
     rows, facts = real_rows(config, Levels(256), tmp_path)
-    chosen = [1 + 2 * (number * 130 // 100) for number in range(100)]
-    even = features_of(pixels[::2])
-    assert rows["real"].items() >= scores_by_hand(Moments.of(even), even, features_of(pixels[chosen])).items()
+    chosen = held_out_indices(261, 100)
+    others = features_of(pixels[OTHERS])
+    assert rows["real"].items() >= scores_by_hand(Moments.of(others), others, features_of(pixels[chosen])).items()
     assert facts["real_images"] == 100
 
 
@@ -178,8 +181,8 @@ def test_a_reconstruction_differs_from_the_real_images_only_by_the_tokenizer(
     assert lossless.largest_batch == 7
     again, _ = real_rows(config, lossy, tmp_path / "lossy")
     assert again["real"] == rows["real"]
-    even, black_or_white = features_of(pixels[::2]), np.where(pixels[1::2] > 127, 255, 0).astype(np.uint8)
-    expected = scores_by_hand(Moments.of(even), even, features_of(black_or_white))
+    others, black_or_white = features_of(pixels[OTHERS]), np.where(pixels[HELD_OUT] > 127, 255, 0).astype(np.uint8)
+    expected = scores_by_hand(Moments.of(others), others, features_of(black_or_white))
     assert again["reconstruction"].items() >= expected.items()
     assert expected["frechet_distance"] != rows["real"]["frechet_distance"]
 

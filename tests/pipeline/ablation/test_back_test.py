@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -52,7 +54,7 @@ def test_a_curve_that_saturates_suddenly_misses_and_promises_nothing() -> None:
     assert test.missed.sizes == (100, 25_600)
     assert sentence("recall", test) == (
         "These data cannot tell what doubling the pairs from 102,400 brings to the recall: the smaller sizes "
-        "predict 0.984375 at 102,400 (0.984375 to 0.984375), and its runs have 0.971875, 0.012500 below. "
+        "predict 0.984375 at 102,400 (0.984375 to 0.984375), and its runs have 0.971875, 0.012500 below the interval. "
         "The last step, from 25,600 to 4 times as many, brought +0.0031."
     )
 
@@ -66,7 +68,7 @@ def test_the_token_match_of_the_digits_misses() -> None:
     assert "by +0.030, between +0.015 and +0.048" in sentence("token match", back_test(sizes[:-2], values[:-2]))
     assert sentence("token match", back_test(sizes, values)) == (
         "These data cannot tell what doubling the pairs from 40,000 brings to the token match: the smaller sizes "
-        "predict 0.4230 at 40,000 (0.3929 to 0.4574), and its runs have 0.3862, 0.0368 below. "
+        "predict 0.4230 at 40,000 (0.3929 to 0.4574), and its runs have 0.3862, 0.0067 below the interval. "
         "The last doubling, from 20,000, brought +0.0026."
     )
 
@@ -94,9 +96,9 @@ def test_a_law_that_the_smaller_sizes_do_not_have_is_withdrawn() -> None:
     test = back_test(SIX, values)
     assert test.missed is None
     assert sentence("recall", test) == (
-        "These data cannot tell what doubling the pairs from 40,000 brings to the recall: a law fits, but none of the "
-        "smaller sizes can check it (the 90 % interval from 20,000 on, -0.20 to +0.0025, contains zero). "
-        "The last doubling, from 20,000, brought -0.16."
+        "These data cannot tell what doubling the pairs from 40,000 brings to the recall: a law fits, but the "
+        "smaller sizes alone give none that could check it (the 90 % interval from 20,000 on, -0.20 to +0.0025, contains "
+        "zero). The last doubling, from 20,000, brought -0.16."
     )
 
 
@@ -126,3 +128,13 @@ def test_a_true_law_misses_as_often_as_its_interval_says() -> None:
         misses += back_test(sizes, 50 * sizes**-0.5 + 0.01 * errors).missed is not None
     low, high = stats.binom.interval(0.999, 100, 0.1)
     assert low <= misses <= high
+
+
+@pytest.mark.parametrize("place", [0, 4, 5])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_the_reason(place: int, value: float) -> None:
+    values = 1 + np.asarray(SIX, dtype=np.float64) ** -0.5
+    values[place] = value
+    text = sentence("recall", back_test(SIX, values))
+    assert "1 of 6 values are not finite" in text
+    assert ("The last doubling" in text) == (place == 0)

@@ -445,7 +445,7 @@ def test_a_damaged_cell_is_named(refuse: Refuse, ablation: Path, name: str, cont
 def test_a_grid_too_large_for_the_disk_is_refused(refuse: Refuse, tmp_path: Path, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 0, 10**6))
-    for message in ("2 unfinished cells need about ", "has 1.0 MB left"):
+    for message in ("2 unfinished cells need about ", "has 1 MB left"):
         refuse(message, tmp_path / "a")
 
 

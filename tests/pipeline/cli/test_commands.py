@@ -99,7 +99,7 @@ def test_shards_info_prints_totals_and_lineage(tokenleap: Command, pairs: Path) 
     assert lines["pairs"].endswith("40.0 pairs/s a worker")
     assert (lines["classes"], lines["pairs/class"]) == ("10", "6, held-out ones included")
     size = sum(path.stat().st_size for path in (pairs / "shards").iterdir())
-    assert lines["bytes"] == f"{size / 1e3:.1f} kB, {3 * 2 * 512:,} a pair"
+    assert lines["bytes"] == f"{size:,} ({size / 1e3:.1f} kB), {3 * 2 * 512:,} a pair"
     assert lines["rate"] == "40.0 pairs/s a worker, 0.000 device-hours"
     assert lines["codebook"] == "16 rows of 2"
     assert lines["teacher.guidance_scale"] == "1.5"

@@ -178,6 +178,20 @@ def test_a_time_without_a_decoders_time_has_no_parentheses() -> None:
     rows = [{**row, "decode_seconds_per_image": None} for row in ROWS]
     _, times = evaluation_tables(rows)
     assert times.rows[1] == ("student-1", "10.0×", "8.00", "4.0×", "1.00")
+    assert result_lines({"rows": rows})[-1].endswith("on cpu; without decoding.")
+
+
+def test_a_time_that_is_null_is_missing() -> None:
+    rows = [ROWS[0], {**ROWS[1], "seconds_per_image": {"1": None, "64": 0.001}}]
+    _, times = evaluation_tables(rows)
+    assert times.rows[1] == ("student-1", "–", "–", "4.0× (2.5×)", "1.00 (2.00)")
+
+
+@pytest.mark.parametrize(("peak", "unit", "shown"), [(1.25e9, "GB", 1.25), (8.5e8, "MB", 850.0)])
+def test_memory_is_drawn_in_its_unit(peak: float, unit: str, shown: float) -> None:
+    (axes,) = line_chart("peak_memory_bytes", [(0, peak - 1e8), (50, peak)]).axes
+    assert axes.get_ylabel().replace("\n", " ") == f"peak memory of a process ({unit})"
+    assert axes.lines[0].get_ydata()[-1] == pytest.approx(shown)
 
 
 def test_constant_columns_are_not_drawn_and_missing_values_are_left_out(finished: RunDir) -> None:

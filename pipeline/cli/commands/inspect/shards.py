@@ -90,7 +90,7 @@ def _facts(pairs: Location) -> dict[str, object]:
         "pairs": pairs_line(totals),
         "fingerprint": spec.fingerprint,
         **labels,
-        "bytes": f"{format_bytes(totals.num_bytes)}, {bytes_per_pair(spec):,} a pair",
+        "bytes": f"{totals.num_bytes:,} ({format_bytes(totals.num_bytes)}), {bytes_per_pair(spec):,} a pair",
         "rate": f"{totals.pairs_per_second:,.1f} pairs/s a worker, {totals.worker_seconds / 3600:,.3f} device-hours",
         "sequence": f"{spec.num_tokens} tokens in {len(spec.tokens_per_step)} AR steps",
         "codebook": f"{spec.vocab_size:,} rows of {spec.codebook_dim}",
