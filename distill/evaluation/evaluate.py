@@ -21,6 +21,7 @@ from distill.evaluation.partial_results import FOLDER, PartialResults
 from distill.evaluation.protocols import check_clip, check_evaluation, open_scorer
 from distill.evaluation.reference_rows import open_reference_rows
 from distill.evaluation.sample_grids import save_samples, shown_captions
+from distill.evaluation.scorer import AT_REAL_IMAGES, SCORES
 from distill.evaluation.teacher_images import TeacherImages
 from distill.sampling.methods import open_methods
 from distill.student.student import Student
@@ -84,6 +85,7 @@ def evaluate(
             "export": sha256_file(student_folder / "config.json"),
             "fingerprint": student.fingerprint,
             "first_teacher_image": teacher_images.view.first if teacher_images else None,
+            "scores": [*SCORES, AT_REAL_IMAGES],
             "torch": torch.__version__,
         }
         partial = PartialResults.open(out / FOLDER / Path(name).stem, identity)

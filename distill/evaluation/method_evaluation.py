@@ -7,9 +7,9 @@ Only features are kept of each batch, and as many images as the grids show.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 from distill.config import EvaluationConfig
 from distill.evaluation.feature_extractors.clip_score import ClipScore
 from distill.evaluation.partial_results import MethodResult, PartialResults, Scores
-from distill.evaluation.reference_rows import RECONSTRUCTION, RealImages, ReferenceRows, reconstructed
-from distill.evaluation.scorer import CLIP_SCORE, SCORES, Scorer, requested_classes
+from distill.evaluation.reference_rows import REAL, RECONSTRUCTION, RealImages, ReferenceRows, reconstructed
+from distill.evaluation.scorer import AT_REAL_IMAGES, CLIP_SCORE, SCORES, Scorer, requested_classes
 from distill.evaluation.timing import BATCH_SIZES, time_methods
 from distill.images import grid_size
 from distill.sampling.baselines import skip_n_fill
@@ -41,7 +41,7 @@ REUSED_METHODS = (TEACHER, TEACHER_FLOW)
 """Methods whose tokens other methods start with, or are compared with."""
 ROW_KEYS = (
     *("num_steps", "num_parameters", "fill", "token_match", "seconds_per_image", "decode_seconds_per_image"),
-    *(CLIP_SCORE, *(f"{score}_std" for score in (*SCORES, CLIP_SCORE))),
+    *(AT_REAL_IMAGES, CLIP_SCORE, *(f"{score}_std" for score in (*SCORES, CLIP_SCORE))),
 )
 """Keys that every row has; null if they do not apply."""
 
@@ -64,6 +64,17 @@ class Evaluation:
     report: Report
     should_stop: ShouldStop
     reference_rows: ReferenceRows = field(default_factory=ReferenceRows)
+
+    @cached_property
+    def real_scorer(self) -> Scorer:
+        """The scorer of the rows of real images.
+
+        Raises:
+            ValueError: the protocol has no scorer.
+        """
+        if self.scorer is None:
+            raise ValueError(f"the protocol {self.config.protocol} has no real images")
+        return self.reference_rows.scorer(self.scorer)
 
     @property
     def total(self) -> int:
@@ -118,18 +129,15 @@ def _reference_rows(evaluation: Evaluation) -> list[Row]:
     """The rows of real images; scores of finished rows are saved."""
     rows: list[Row] = []
     if evaluation.scorer:
-        scorer = cache(partial(evaluation.reference_rows.scorer, evaluation.scorer))
         for name, images in evaluation.reference_rows.images.items():
-            measure = partial(_score_real_images, evaluation, scorer, name, images, len(rows))
+            measure = partial(_score_real_images, evaluation, name, images, len(rows))
             rows.append(_row(name, evaluation.partial.scores(name, measure)))
     return rows
 
 
-def _score_real_images(
-    evaluation: Evaluation, open_scorer: Callable[[], Scorer], name: str, images: RealImages, num_done: int
-) -> Scores:
+def _score_real_images(evaluation: Evaluation, name: str, images: RealImages, num_done: int) -> Scores:
     """Score the images of one row batch by batch; `num_done` rows are done."""
-    scorer, tokenizer = open_scorer(), evaluation.methods.teacher.tokenizer
+    scorer, tokenizer = evaluation.real_scorer, evaluation.methods.teacher.tokenizer
     features, count = scorer.new_accumulator(), 0
     for images_BIHW in images.batches():
         if evaluation.should_stop():
@@ -139,7 +147,8 @@ def _score_real_images(
         # Contiguous as a tokenizer's images are: sums of another memory order round differently.
         batch_BIHW = images_BIHW.to(tokenizer.codebook_VC.device).contiguous()
         features.add(reconstructed(tokenizer, batch_BIHW) if name == RECONSTRUCTION else batch_BIHW)
-    return scorer.scores_of_features(features, images.labels)
+    scores = scorer.scores_of_features(features, images.labels)
+    return {**scores, AT_REAL_IMAGES: scores["frechet_distance"]}
 
 
 def _seconds(evaluation: Evaluation) -> dict[str, dict[str, float]]:
@@ -184,9 +193,12 @@ def evaluate_method(evaluation: Evaluation, method: Method, seed: int, tokens: M
         if shares_noise_with_teacher(method):
             target_BL = tokens_BL if method == TEACHER_FLOW else tokens[TEACHER_FLOW][span]
             num_matches += int((tokens_BL == target_BL).sum())
-    numbers = dict.fromkeys((*SCORES, CLIP_SCORE, "token_match"))
+    numbers = dict.fromkeys((*SCORES, AT_REAL_IMAGES, CLIP_SCORE, "token_match"))
     if scorer and features:
         numbers |= scorer.scores_of_features(features, requested_classes(texts, labels))
+        real = evaluation.reference_rows.images.get(REAL)
+        if real:
+            numbers[AT_REAL_IMAGES] = evaluation.real_scorer.frechet_distance_of_first(features, real.size)
     if clip_scores:
         numbers[CLIP_SCORE] = torch.cat(clip_scores).mean().item()
     if shares_noise_with_teacher(method):

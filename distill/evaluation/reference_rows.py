@@ -1,8 +1,8 @@
 """The rows of real images in an evaluation: as they are (`real`), and encoded and decoded (`reconstruction`).
 
 Even the distance of real images is above zero, because they are few; and the tokenizer adds to it before any model does.
-Of a reference with images, one half is compared with the other. The digits have a test set; their reconstruction is of
-the training digits, which are also what it is compared with.
+Both rows show the same images, and no image is compared with itself: of the digits, the test set is compared with the
+training set, and of other references one half with the other.
 """
 
 from __future__ import annotations
@@ -81,8 +81,6 @@ class ReferenceRows:
 def open_reference_rows(config: EvaluationConfig, tokenizer: Tokenizer) -> ReferenceRows:
     """The rows of real images of a protocol; of files only names, headers and a folder's first image are read.
 
-    In `adm` and `folder` both rows show the same images of the reference, and compare them with others of it.
-
     Raises:
         Refused: as `check_evaluation`.
     """
@@ -96,8 +94,7 @@ def open_reference_rows(config: EvaluationConfig, tokenizer: Tokenizer) -> Refer
         case "digits":
             split = load_digits_split()
             real = RealImages.of(split.test_images, split.test_labels)
-            training = RealImages.of(split.train_images, split.train_labels)
-            rows = ReferenceRows({REAL: real, RECONSTRUCTION: training}, f"the {training.size:,} training digits")
+            rows = ReferenceRows({REAL: real, RECONSTRUCTION: real}, f"the {len(split.train_images):,} training digits")
         case "adm":
             batch = ReferenceBatch.inspect(reference_path(config), inception.DIM)
             read = partial(batch.images, max_batch_size(shape))

@@ -31,6 +31,8 @@ SCORES = (
     "class_accuracy",
 )
 """Scores that need features; all but `teacher_distance` also need real images."""
+AT_REAL_IMAGES = "frechet_distance_at_real_images"
+"""The Frechet distance of a method's first images, as many as the row `real` has, compared as that row is."""
 CLIP_SCORE = "clip_score"
 """The score that needs captions and a CLIP, in any protocol."""
 DIGITS_BATCH_SIZE, INCEPTION_BATCH_SIZE = 500, 50
@@ -102,6 +104,10 @@ class Scorer:
         """An empty accumulator of what `scores_of_features` needs."""
         keep_pixels = self.points == "pixels" and self.real is not None
         return FeatureAccumulator(self.extractor, self.batch_size, rounded=self.rounded, keep_pixels=keep_pixels)
+
+    def frechet_distance_of_first(self, features: FeatureAccumulator, count: int) -> float:
+        """The Frechet distance of the first `count` images only: it falls as the number of images grows."""
+        return frechet_distance(self.reference, Moments.of(features.features_NF()[:count]))
 
     def scores(self, images: Tensor, classes: Tensor | None) -> dict[str, float | None]:
         """`scores_of_features` of images in [0, 1]."""

@@ -54,6 +54,7 @@ METHODS = {
 """What each method of an evaluation is; a name that ends with a hyphen is a prefix."""
 COLUMNS = {
     "frechet_distance": "to real images, in the features of the protocol; 0 is best",
+    "frechet_distance_at_real_images": "the same with only as many images as the row real has, compared as that row is",
     "teacher_distance": "the same to the teacher's own images; the excess over the teacher's value is distillation's",
     "inception_score": "how clear and how varied the classes are, at most the number of classes",
     "precision": "share of images that are near a real one",

@@ -13,7 +13,7 @@ from pipeline.report.metric_names import COLUMNS, describe_methods
 from pipeline.report.published_numbers import published_rows
 from pipeline.report.quality_vs_time import points, quality_against_time
 from pipeline.report.table import MISSING, Table, format_mean, format_number
-from pipeline.report.terminal_summary import describe_wall_time, teacher_distances
+from pipeline.report.terminal_summary import describe_wall_time, same_number_note, teacher_distances
 from pipeline.report.times import speedup_cell, time_cell, times_note
 from pipeline.report.training_charts import training_charts
 from pipeline.run_folder.results import (
@@ -33,6 +33,7 @@ from shards.storage.files import commit_bytes
 MAX_CAPTION_CHARACTERS = 200
 MEASURES = (
     ("frechet_distance", "Fréchet distance", 3),
+    ("frechet_distance_at_real_images", "with as many images as real", 3),
     ("teacher_distance", "distance to teacher", 4),
     ("inception_score", "inception score", 2),
     ("precision", "precision", 3),
@@ -195,12 +196,11 @@ def _scores(evaluation: Mapping[str, Any], by_method: Mapping[str, Row]) -> list
     if distances := teacher_distances(evaluation):
         title = f"Fréchet distance of one step to the teacher's own images; the teacher itself {distances[1]:.3f}"
         numbers.append((f"{distances[0]:.3f}", title))
-    distance, *others = (by_method.get(method, {}).get("frechet_distance") for method in ("student-1", "teacher", "real"))
+    distance, teacher = (by_method.get(method, {}).get("frechet_distance") for method in ("student-1", "teacher"))
     if distance is not None:
-        count = f"{evaluation['real_images']:,} " if "real_images" in evaluation else ""
-        names = ("teacher", f"{count}other real images")
-        beside = [f"{name} {value:.3f}" for name, value in zip(names, others, strict=True) if value is not None]
-        numbers.append((f"{distance:.3f}", "; ".join(["Fréchet distance of one step to real images", *beside])))
+        beside = [] if teacher is None else [f"teacher {teacher:.3f}"]
+        title = "; ".join(["Fréchet distance of one step to real images", *beside, *same_number_note(evaluation)])
+        numbers.append((f"{distance:.3f}", title))
     match = by_method["student-1"].get("token_match")
     if not numbers and match is not None:
         numbers.append((f"{match:.3f}", "token match, one step"))

@@ -128,12 +128,24 @@ def teacher_distances(evaluation: Mapping[str, Any]) -> tuple[float, float] | No
     return None if student is None or teacher is None else (student, teacher)
 
 
+def same_number_note(evaluation: Mapping[str, Any]) -> list[str]:
+    """The Frechet distances of one step, the teacher and real images with the same number of images, in a clause.
+
+    Empty if they were not measured.
+    """
+    distances = {row["method"]: row.get("frechet_distance_at_real_images") for row in evaluation["rows"]}
+    names = {"student-1": "one step", "teacher": "the teacher", "real": "real images"}
+    values = [f"{name} {distances[method]:.3f}" for method, name in names.items() if distances.get(method) is not None]
+    return [f"with {evaluation['real_images']:,} images: {', '.join(values)}"] if len(values) == len(names) else []
+
+
 def _notes(evaluation: Mapping[str, Any]) -> Iterator[str]:
     if (distances := teacher_distances(evaluation)) and "teacher_images" in evaluation:
         yield (
             f"Frechet distance to {evaluation['teacher_images']:,} of the teacher's own images: one step "
             f"{distances[0]:.3f}, the teacher itself {distances[1]:.3f}."
         )
+    yield from (f"Frechet distance to real images {clause}." for clause in same_number_note(evaluation))
     yield from reference_row_notes(evaluation)
     yield from filter(None, [times_note(evaluation["rows"], evaluation.get("device", "cpu"))])
 

@@ -9,6 +9,7 @@ from io import FileIO
 from itertools import pairwise
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from shards.core.errors import Failed
 from shards.dataset.manifest import View
@@ -17,8 +18,8 @@ from shards.dataset.reader import check_digest, framed_samples, pairs_in_place, 
 from shards.format.caption_members import sample_blocks, sample_rows
 from shards.format.content_rules import broken_rules, wrong_noise
 from shards.format.pairs import Pairs, label
-from shards.format.spec import Array
-from shards.format.tar_layout import BLOCK, Member, layout_of
+from shards.format.spec import Array, PairSpec
+from shards.format.tar_layout import BLOCK, Layout, Member, layout_of
 from shards.streaming.shard_source import ShardSource
 
 
@@ -29,8 +30,7 @@ class MappedShard:
     file: FileIO  # open, see `is_unchanged`
     state: tuple[int, int]  # size and modification time of the file when it was mapped
     start_B: Array  # offset of each sample in the file, int64
-    tokens_FN: Array  # uint8, a view: the N bytes of tokens of the sample that starts at offset F of the file
-    noise_FN: Array  # the same for noise; unused if it is regenerated
+    payload_FN: Array  # uint8, a view: the N bytes of tokens and noise of the sample that starts at offset F of the file
     noise_BLC: Array | None  # regenerated noise, float16, where only its checksum is stored
 
     def is_unchanged(self) -> bool:
@@ -52,6 +52,7 @@ class ShardWindow:
         self._view = view
         self._capacity = capacity
         self._layout = layout_of(view.spec)
+        self._payload = payload_of(self._layout, view.spec)
         self._shards: OrderedDict[int, MappedShard] = OrderedDict()
         self._checked: set[tuple[int, ...]] = set()
 
@@ -68,23 +69,28 @@ class ShardWindow:
         sorted_B = number_B[slots_B]
         bounds = [0, *(np.flatnonzero(sorted_B[1:] != sorted_B[:-1]) + 1).tolist(), count]
         shards = {number: self._shard(number) for number in sorted_B[bounds[:-1]].tolist()}
+        payload_BN = np.empty((count, self._payload.stop - self._payload.start), np.uint8)
         noise_BLC = np.empty((count, *spec.noise_shape), "<f2")
-        tokens_BL = np.empty((count, spec.num_tokens), token_dtype)
         for shard, (first, end) in zip(shards.values(), pairwise(bounds), strict=True):
             slot_B = slots_B[first:end]
             places_B = place_B[slot_B]
-            starts_B = shard.start_B[places_B]
-            tokens_BL[slot_B] = shard.tokens_FN[starts_B].view(token_dtype)
-            if shard.noise_BLC is None:
-                noise_BLC[slot_B] = shard.noise_FN[starts_B].view("<f2").reshape(-1, *noise_BLC.shape[1:])
-            else:
+            payload_BN[slot_B] = shard.payload_FN[shard.start_B[places_B]]
+            if shard.noise_BLC is not None:
                 noise_BLC[slot_B] = shard.noise_BLC[places_B]
         for number, shard in shards.items():
             if not shard.is_unchanged():
                 path = self._source.path(self._row(number))
                 raise Failed(f"{path}: it was written to while it was read; run the same command again")
+        tokens_BL = self._member(payload_BN, self._layout.tokens).view(token_dtype)
+        if spec.noise == "stored":
+            noise_BLC = self._member(payload_BN, self._layout.noise).view("<f2").reshape(noise_BLC.shape)
         # Each shard's labels were compared with this rule when it was checked.
         return Pairs(pair_index_B, noise_BLC, tokens_BL, label(pair_index_B, spec.num_classes))
+
+    def _member(self, payload_BN: Array, member: Member) -> Array:
+        """The bytes of one member of each sample, contiguous."""
+        first = member.data.start - self._payload.start
+        return np.ascontiguousarray(payload_BN[:, first : first + member.num_bytes])
 
     def _shard(self, number: int) -> MappedShard:
         """A shard, now the most recently used one."""
@@ -131,8 +137,7 @@ class ShardWindow:
             file=file,
             state=state[:2],
             start_B=blocks[:-1] * BLOCK,
-            tokens_FN=payload_view(data, self._layout.tokens),
-            noise_FN=payload_view(data, self._layout.noise),
+            payload_FN=sliding_window_view(data[self._payload.start :], self._payload.stop - self._payload.start),
             noise_BLC=noise_BLC,
         )
         if not is_checked:
@@ -145,9 +150,11 @@ class ShardWindow:
         return shard
 
 
-def payload_view(data: Array, member: Member) -> Array:
-    """A view (F, N) of a file's bytes: row F is the payload of a member in the sample that starts at offset F."""
-    return np.lib.stride_tricks.sliding_window_view(data[member.data.start :], member.num_bytes)
+def payload_of(layout: Layout, spec: PairSpec) -> slice:
+    """The bytes of a sample from the first to the last of its tokens and, if it is stored, its noise."""
+    members = [layout.tokens, *([layout.noise] if spec.noise == "stored" else [])]
+    ends = [member.data.start + member.num_bytes for member in members]
+    return slice(min(member.data.start for member in members), max(ends))
 
 
 def file_state(file: FileIO) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from distill.evaluation.image_metrics import Moments
 from distill.evaluation.method_evaluation import Evaluation, evaluate_methods
 from distill.evaluation.partial_results import PartialResults
 from distill.evaluation.sample_grids import comparison_rows, save_samples
-from distill.evaluation.scorer import SCORES
+from distill.evaluation.scorer import AT_REAL_IMAGES, SCORES
 from distill.images import save_images
 from distill.sampling.method_spec import (
     ONESTEP_STAR,
@@ -320,13 +320,19 @@ def test_the_protocol_samples_changes_only_the_scores(
     rows = evaluated(tmp_path, EvaluationConfig(protocol="samples", num_images=100))
     assert list(rows) == [method for method in result if method not in ("real", "reconstruction")]
     for method, row in rows.items():
-        assert row == {**result[method], **dict.fromkeys(SCORES)}
+        assert row == {**result[method], **dict.fromkeys((*SCORES, AT_REAL_IMAGES))}
     assert (
         *("frechet_distance", "teacher_distance", "inception_score"),
         *("precision", "recall", "class_accuracy"),
     ) == SCORES
     grids = {path.stem for path in (tmp_path / "samples").iterdir()}
     assert grids == {method.replace("*", "-star") for method in rows} | {"comparison"}
+
+
+def test_methods_with_fewer_images_than_real_ones_have_the_same_distance_at_real_images(result: Rows) -> None:
+    """100 images of each method, and 500 real ones."""
+    for method, row in result.items():
+        assert row["frechet_distance_at_real_images"] == row["frechet_distance"], method
 
 
 def test_batch_sizes_above_the_number_of_images_are_not_timed(evaluated: Callable[..., Rows], tmp_path: Path) -> None:

@@ -217,17 +217,25 @@ def test_reasons_for_missing_rows_are_recorded(pixels: np.ndarray, tmp_path: Pat
 
 
 @pytest.mark.quick
-def test_digits_are_scored_in_one_batch_as_ever(tmp_path: Path) -> None:
-    """The values of evaluations before rows of other protocols existed."""
+def test_unseen_digits_are_scored_as_they_are_and_reconstructed(tmp_path: Path) -> None:
     rows, facts = real_rows(EvaluationConfig(), load_teacher("digits").teacher.tokenizer, tmp_path)
     split, tokenizer = load_digits_split(), load_teacher("digits").teacher.tokenizer
     scorer = Scorer.digits(to_unit_range(split.train_images))
     with torch.inference_mode():
-        decoded = to_unit_range(tokenizer.decode(tokenizer.embed(tokenizer.encode(split.train_images))))
-    assert torch.equal(reconstructed(tokenizer, to_unit_range(split.train_images)), decoded)
+        decoded = to_unit_range(tokenizer.decode(tokenizer.embed(tokenizer.encode(split.test_images))))
+    assert torch.equal(reconstructed(tokenizer, to_unit_range(split.test_images)), decoded)
     assert rows["real"].items() >= scorer.scores(to_unit_range(split.test_images), split.test_labels).items()
-    assert rows["reconstruction"].items() >= scorer.scores(decoded, split.train_labels).items()
+    assert rows["reconstruction"].items() >= scorer.scores(decoded, split.test_labels).items()
     assert facts == {"real_images": 500, "real_against": "the 1,297 training digits"}
+
+
+@pytest.mark.quick
+def test_the_distance_of_the_first_images_is_that_of_their_features() -> None:
+    split = load_digits_split()
+    scorer = Scorer.digits(to_unit_range(split.train_images))
+    features = scorer.new_accumulator().add(to_unit_range(split.test_images))
+    few = scorer.scores(to_unit_range(split.test_images[:70]), None)
+    assert scorer.frechet_distance_of_first(features, 70) == pytest.approx(few["frechet_distance"], rel=1e-9)
 
 
 @pytest.mark.parametrize(

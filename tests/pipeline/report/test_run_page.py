@@ -147,19 +147,30 @@ def test_the_page_says_what_real_images_are_compared_with_and_why_rows_are_missi
 
 
 def test_the_distance_to_the_teacher_comes_before_the_distance_to_real_images(finished: RunDir) -> None:
-    real = {"method": "real", "frechet_distance": 0.75}
-    rows = [real, {**ROWS[0], "teacher_distance": 0.125}, {**ROWS[1], "teacher_distance": 1.5}]
+    at_real = "frechet_distance_at_real_images"
+    real = {"method": "real", "frechet_distance": 0.75, at_real: 0.75}
+    rows = [
+        real,
+        {**ROWS[0], "teacher_distance": 0.125, at_real: 1.5},
+        {**ROWS[1], "teacher_distance": 1.5, at_real: 4.0},
+    ]
     evaluation = {"protocol": "digits", "num_images": 2000, "seed": 0, "teacher_images": 20_000, "rows": rows}
+    evaluation |= {"real_images": 500, "real_against": "the training digits"}
     finished.evaluation.write_text(json.dumps(evaluation))
     results = read_results(finished)
     assert headlines(results)[2:] == [
         ("1.500", "Fréchet distance of one step to the teacher's own images; the teacher itself 0.125"),
-        ("3.500", "Fréchet distance of one step to real images; teacher 1.250; other real images 0.750"),
+        (
+            "3.500",
+            "Fréchet distance of one step to real images; teacher 1.250; "
+            "with 500 images: one step 4.000, the teacher 1.500, real images 0.750",
+        ),
         ("3 min 05 s", "for everything"),
     ]
-    assert result_lines(results.evaluation, ("teacher",))[2] == (
-        "Frechet distance to 20,000 of the teacher's own images: one step 1.500, the teacher itself 0.125."
-    )
+    assert result_lines(results.evaluation, ("teacher",))[2:4] == [
+        "Frechet distance to 20,000 of the teacher's own images: one step 1.500, the teacher itself 0.125.",
+        "Frechet distance to real images with 500 images: one step 4.000, the teacher 1.500, real images 0.750.",
+    ]
 
 
 def test_without_the_teachers_images_only_the_distance_to_real_images_is_a_headline(finished: RunDir) -> None:
