@@ -197,7 +197,7 @@ def evaluate_method(evaluation: Evaluation, method: Method, seed: int, tokens: M
     if scorer and features:
         numbers |= scorer.scores_of_features(features, requested_classes(texts, labels))
         real = evaluation.reference_rows.images.get(REAL)
-        if real:
+        if real and real.size <= num_images:
             numbers[AT_REAL_IMAGES] = evaluation.real_scorer.frechet_distance_of_first(features, real.size)
     if clip_scores:
         numbers[CLIP_SCORE] = torch.cat(clip_scores).mean().item()

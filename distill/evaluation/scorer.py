@@ -32,7 +32,8 @@ SCORES = (
 )
 """Scores that need features; all but `teacher_distance` also need real images."""
 AT_REAL_IMAGES = "frechet_distance_at_real_images"
-"""The Frechet distance of a method's first images, as many as the row `real` has, compared as that row is."""
+"""The Frechet distance of a method's first images, as many as the row `real` has, compared as that row is. None if the
+method has fewer images."""
 CLIP_SCORE = "clip_score"
 """The score that needs captions and a CLIP, in any protocol."""
 DIGITS_BATCH_SIZE, INCEPTION_BATCH_SIZE = 500, 50

@@ -2,7 +2,7 @@
 
 A law that missed, or that cannot be fitted without the largest size, is withdrawn: a reason takes its place. The check is
 strict: the interval is that of the curve, and the mean of the largest size scatters besides. So a true law misses more
-often than once in ten times (in simulations 11 % with six sizes, 31 % with ten), and is withdrawn without need.
+often than once in ten times (in simulations 13 of 100 with six sizes, 28 of 100 with ten), and is withdrawn without need.
 """
 
 from __future__ import annotations

@@ -57,9 +57,8 @@ def test_tensorboard_the_log_and_the_charts_agree_and_repeated_steps_appear_once
         assert [step for step, _ in shown] == [step for step, _ in logged]
         # TensorBoard stores float32.
         assert [value for _, value in shown] == pytest.approx([value for _, value in logged], rel=1e-6)
-        assert drawn.get(name, logged) == logged
-    # Constant columns have no chart.
-    assert {"loss", "token_loss", "heldout_token_loss", "images_per_second"} <= drawn.keys()
+        # Constant columns have no chart.
+        assert drawn.get(name) == (logged if len({value for _, value in logged}) > 1 else None)
 
 
 @one_family
